@@ -111,10 +111,10 @@ async def run_commands(link: RedisLink, *commands: Command) -> list[Any]:
 
 async def read_values(link: RedisLink, idx: str, fields: Sequence[bytes]) -> list[Any]:
     """Returns the values of fields of an index, None for missing ones. Raises IndexUnreachable."""
-    values = await read_fields(link, idx, fields)
-    if values is None:
-        raise unreachable_error(link)
-    return values
+    try:
+        return await read_fields(link, idx, fields)
+    except UnreadableError:
+        raise unreachable_error(link) from None
 
 
 async def read_entries(

@@ -43,10 +43,6 @@ ESTIMATE_MARGIN_TOKENS: Final = 4.0
 """Margin of an estimate: a share of the tokens, and the frame that templates put around
 messages.
 """
-_MAX_TUPLE: Final = 16
-"""The byte blocks of one token block in a tuple, which is smaller than a dict. An engine may report
-the same tokens for every prompt, and a tuple of all links is too slow to copy.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +155,7 @@ class LinkTable:
         self._max_links = max_links
         self._max_token_hashes = max_token_hashes
         self._links: OrderedDict[int, Link] = OrderedDict()
-        self._by_token_hash: dict[int, tuple[int, ...] | dict[int, None]] = {}  # a dict of many
+        self._by_token_hash: dict[int, int | dict[int, None]] = {}  # a dict of several
         self.token_hash_count = 0
         self.lowered_links = 0
         self.learned_prompts = 0
@@ -187,7 +183,8 @@ class LinkTable:
 
     def linked_blocks(self, token_hash: int) -> Collection[int]:
         """Returns the byte blocks that are linked to a token hash."""
-        return self._by_token_hash.get(token_hash, ())
+        known = self._by_token_hash.get(token_hash, ())
+        return (known,) if isinstance(known, int) else known
 
     def links_of(self, hashes: Sequence[int], block_size: int) -> PromptLinks | None:
         """Returns the links of a prompt whose blocks are all linked; else None."""
@@ -301,25 +298,17 @@ class LinkTable:
         self._release(link._chain)
 
     def _index(self, digest: int, token_hash: int) -> None:
-        if not token_hash:
-            return
-        known = self._by_token_hash.get(token_hash, ())
+        known = self._by_token_hash.get(token_hash)
         if isinstance(known, dict):
             known[digest] = None
-        elif len(known) < _MAX_TUPLE:
-            self._by_token_hash[token_hash] = (*known, digest)
-        else:
-            self._by_token_hash[token_hash] = dict.fromkeys((*known, digest))
+        elif token_hash:
+            self._by_token_hash[token_hash] = digest if known is None else {known: None, digest: None}
 
     def _unindex(self, digest: int, token_hash: int) -> None:
-        left = self._by_token_hash.get(token_hash, ())
-        if isinstance(left, dict):
-            left.pop(digest, None)
-        else:
-            left = tuple(one for one in left if one != digest)
-        if left:
-            self._by_token_hash[token_hash] = left
-        else:
+        known = self._by_token_hash.get(token_hash)
+        if isinstance(known, dict):
+            known.pop(digest, None)
+        if not isinstance(known, dict) or not known:
             self._by_token_hash.pop(token_hash, None)
 
 

@@ -40,13 +40,13 @@ from fairlead_gateway.supervisor.worker_handle import PreforkedWorkers, RoutedMe
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.snapshot import restore_counters
-from fairlead_kvstore.blockstore.changes import Change
 
 if TYPE_CHECKING:  # loaded only when an engine reports KV events
     from fairlead_gateway.prefix_map.links import PromptLinks
     from fairlead_gateway.supervisor.kv_index.event_reader import EventReader
     from fairlead_gateway.supervisor.kv_index.link_store import LinkStore
     from fairlead_gateway.supervisor.tenancy.access_service import AccessService
+    from fairlead_kvstore.indexer.indexer import ChangeSink
 
 _log = logging.getLogger("fairlead.gateway")
 _WARNINGS_SECONDS = 0.2
@@ -327,9 +327,7 @@ class Supervisor:
         self.kv_index.on_peer_dispatch(model_key, instance, tail, hashes)
         self.profiling.on_peer_dispatch(instance, hashes)
 
-    def _create_event_reader(
-        self, on_changes: Callable[[str, Sequence[Change]], None], on_restored: Callable[[str], None]
-    ) -> "EventReader":
+    def _create_event_reader(self, sink: "ChangeSink", on_restored: Callable[[str], None]) -> "EventReader":
         """Returns the reader of engines' KV events.
 
         Why: it is created for the first indexed model, since its modules take much memory.
@@ -338,7 +336,7 @@ class Supervisor:
         from fairlead_kvstore.reader.reader_context import ReaderRuntime
 
         return EventReader(
-            on_changes,
+            sink,
             on_restored,
             ReaderRuntime(asyncio.get_running_loop(), self.clock, random.random, self._limits),
             secret=self._index_secret,

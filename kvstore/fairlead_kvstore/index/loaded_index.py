@@ -44,7 +44,7 @@ from fairlead_kvstore.index.format import (
     decode_value,
     header_instance,
 )
-from fairlead_kvstore.index.recovery import GONE, read_instance
+from fairlead_kvstore.index.recovery import AWAY, GONE, read_instance
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -62,7 +62,7 @@ _UP_TO_TIER: Final = (1, 3, 7)
 
 
 MatchedBlocks: TypeAlias = tuple[int, int, int, int]
-"""Cached blocks from a chain's start: in the GPU, up to CPU, up to disk, and with a shared store."""
+"""Cached blocks from a chain's start: in the GPU, up to CPU, up to disk, with a shared store."""
 
 
 class KnownCompleteness(NamedTuple):
@@ -313,17 +313,15 @@ async def _load_instance(link: RedisLink, idx: str, instance: str, loaded: Loade
     UnreadableError if Redis is unreachable.
     """
     try:
-        found = await read_instance(link, idx, instance, epoch=loaded.epoch)
-        if found is not None:
-            _apply_parts(loaded, instance, *found, wall_offset)
-            return
+        header, columns = await read_instance(link, idx, instance, epoch=loaded.epoch)
+        _apply_parts(loaded, instance, header, columns, wall_offset)
     except (UnreadableError, SnapshotError) as error:
+        if error.reason == AWAY:
+            raise
         if error.reason != GONE:
             loaded.unreadable[instance] = error.message
             why = f"its snapshot cannot be read: {error.message}"
             loaded.apply([CompletenessChanged(instance, False, why, 0.0)])
-        return
-    raise _failure(_REDIS_AWAY)
 
 
 def _apply_parts(

@@ -3,7 +3,7 @@ each gateway that starts.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from itertools import count
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ _STEPS_PER_RENEWAL: Final = 16
 """Steps of a restore between two renewals of the lease: some 50 ms of its own."""
 _PARTS_PER_READ: Final = 10
 """The parts of one read; each has at most some 100 kB."""
-GONE: Final = "gone"
+AWAY, GONE = "away", "gone"
 _MAX_ATTEMPTS: Final = 3
 """Reads of an instance whose parts another process replaces meanwhile."""
 
@@ -67,9 +67,11 @@ class RecoveredIndex(msgspec.Struct):
 
 async def read_fields(
     link: RedisLink, idx: str, names: Sequence[bytes], extra_commands: Sequence[Command] = ()
-) -> list[Any] | None:
-    """Returns the values of fields, None for missing ones; None when Redis is unreachable or
-    refuses, or when an extra command returns 0.
+) -> list[Any]:
+    """Returns the values of fields, None for missing ones.
+
+    Raises UnreadableError with reason ``AWAY`` when Redis is unreachable or refuses, or when an
+    extra command returns 0.
 
     idx: the key of the hash.
     extra_commands: commands to run with every read.
@@ -78,32 +80,26 @@ async def read_fields(
     for start in range(0, len(names), _PARTS_PER_READ):
         replies = await link.run([("HMGET", idx, *names[start : start + _PARTS_PER_READ]), *extra_commands])
         if replies is None or not isinstance(replies[0], list) or 0 in replies[1:]:
-            return None
+            raise UnreadableError("Redis is away", reason=AWAY)
         found += replies[0]
     return found
 
 
 async def read_instance(
     link: RedisLink, idx: str, instance: str, extra_commands: Sequence[Command] = (), *, epoch: int | None = None
-) -> tuple[InstanceHeader, RowParts] | None:
+) -> tuple[InstanceHeader, RowParts]:
     """Returns the header of an instance and its columns by name of the part.
 
-    None when Redis is unreachable, or when an extra command returns 0.
-
-    Raises UnreadableError, with reason ``GONE`` if the instance was removed, or is of another epoch
-    than ``epoch``. Another process may replace parts after their names were read, so it is read
+    Raises UnreadableError as ``read_fields``, and with reason ``GONE`` if the instance was removed,
+    or is of another epoch than ``epoch``. Another process may replace parts after their names were read, so it is read
     several times.
     """
     for _ in range(_MAX_ATTEMPTS):
         values = await read_fields(link, idx, [header_field(instance)], extra_commands)
-        if values is None:
-            return None
         header = None if values[0] is None else decode_header(values[0])
         if header is None or epoch not in (None, header.epoch):
             raise UnreadableError("it was removed", reason=GONE)
         parts = await read_fields(link, idx, list(header.parts.values()), extra_commands)
-        if parts is None:
-            return None
         if None not in parts:
             return header, {name: decode_part(data) for name, data in zip(header.parts, parts, strict=True)}
     raise UnreadableError("a part is missing", reason="missing")
@@ -139,46 +135,37 @@ async def recover_index(
         return found
     for name in filter(None, map(header_instance, replies[0])):
         try:
-            read = await read_instance(link, idx, name, extra_commands)
-            if read is None:
-                return None
-            header, rows = read
+            header, rows = await read_instance(link, idx, name, extra_commands)
             table = None
             if header.position is not None:
-                table = await _restore_table(link, header.slice, rows, wall_offset, extra_commands)
-                if table is None:
-                    return None
+                table = await _restore_table(link, table_steps(header.slice, rows, wall_offset), extra_commands)
             found.instances[name] = InstanceCheckpoint(header.slice, {}, header.position, table)
         except (UnreadableError, SnapshotError) as error:
+            if error.reason == AWAY:
+                return None
             if error.reason != GONE:
                 found.unreadable[name] = error.message
     return found
 
 
 async def _restore_table(
-    link: RedisLink,
-    snapshot: InstanceSnapshot,
-    rows: RowParts,
-    wall_offset: float,
-    extra_commands: Sequence[Command],
-) -> BlockTable | None:
-    """Returns the table of a snapshot, made in short steps; None if the lease is lost. Raises
-    SnapshotError.
+    link: RedisLink, steps: Generator[None, None, BlockTable], extra_commands: Sequence[Command]
+) -> BlockTable:
+    """Returns the table that short steps make. Raises SnapshotError, and UnreadableError if the
+    lease is lost.
     """
-    steps = table_steps(snapshot, rows, wall_offset)
     for number in count(1):
         try:
             next(steps)
         except StopIteration as end:
-            table: BlockTable = end.value
-            return table
+            return end.value  # type: ignore[no-any-return]
         if not number % _STEPS_PER_TURN:
             await asyncio.sleep(0)
         if extra_commands and not number % _STEPS_PER_RENEWAL:
             replies = await link.run(extra_commands)
             if replies is None or 0 in replies:
-                return None
-    return None  # pragma: no cover - the loop has no end
+                raise UnreadableError("the lease is lost", reason=AWAY)
+    raise AssertionError  # pragma: no cover - the loop has no end
 
 
 def _fingerprint(data: Any) -> int | None:

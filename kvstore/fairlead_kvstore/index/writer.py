@@ -214,8 +214,11 @@ class IndexWriter:
     async def step(self) -> None:
         """Renews due leases and writes what waits or is due, of up to 64 models at a time."""
         await self._turns.wait()
-        self._start_turns()
-        await self._turns.wait()
+        if len(self._models) == 1:  # it needs no task, and so no running loop
+            await self._take_turn(*self._models.values())
+        else:
+            self._start_turns()
+            await self._turns.wait()
 
     def _start_turns(self) -> set[asyncio.Task[None]]:
         """Starts a turn of each model that is not in one, and returns these turns."""
@@ -292,10 +295,7 @@ class IndexWriter:
         kind, lease = reply[0], bytes(reply[1])
         if kind == b"held":
             self._stop_leading(state)
-        elif kind == b"led":
-            if state.pending is not None and bytes(reply[2]) == encode_position(state.epoch, state.pending.sequence):
-                state.on_acknowledged()
-        else:
+        elif kind == b"new":
             state.require_new_epoch()
             if state.is_active:
                 state.lease = lease
@@ -490,14 +490,14 @@ elseif kind ~= 'none' or not string.match(at, ':0$') then
   same = false
 end
 if lease and lease ~= mine and string.match(lease, '^%d+:(.*)$') ~= holder then
-  return {'held', lease, at}
+  return {'held', lease}
 end
 if mine ~= '' and again == '0' and same then
   redis.call('SET', own, mine, 'PX', px)
   redis.call('PEXPIRE', idx, ttl)
   redis.call('PEXPIRE', ev, ttl)
   if ARGV[9] ~= '' and redis.call('HGET', idx, 'meta') ~= ARGV[9] then redis.call('HSET', idx, 'meta', ARGV[9]) end
-  return {'led', mine, at}
+  return {'led', mine}
 end
 local before = tonumber(string.match(at, '^(%d+):') or '0') or 0
 if before > 9e15 then before = 0 end
@@ -505,7 +505,7 @@ local known = tonumber(string.match(mine, '^(%d+):') or '0') or 0
 local epoch = string.format('%.0f', math.max(before + 1, known + 1, tonumber(least)))
 lease = epoch .. ':' .. holder
 redis.call('SET', own, lease, 'PX', px)
-return {'new', lease, at}
+return {'new', lease}
 """
 """Takes, renews or asks for the lease.
 
@@ -513,7 +513,7 @@ holder, lease, px, ttl: holder, own lease or '', ms of a lease, ms that keys liv
 least, again: least new epoch, '1' for a new epoch in any case.
 further: two values that ``at`` may have, value of ``meta`` or ''.
 
-Reply: ('held' | 'led' | 'new', lease, at).
+Reply: ('held' | 'led' | 'new', lease).
 
 It deletes only what exists. After a deletion, a full Redis refuses none of a script's writes, and
 an indexer that cannot write would get the lease again.

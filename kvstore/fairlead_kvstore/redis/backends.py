@@ -201,15 +201,9 @@ def create_backend(address: RedisAddress, limits: Limits, client_name: str | Non
     part = {"socket_timeout": min(limits.redis_timeout_seconds, each), "socket_connect_timeout": each}
     if address.kind == CLUSTER:
         return _ClusterBackend(address, common | part, parser)
-    sentinel_options = {
-        "username": address.sentinel_username,
-        "password": address.sentinel_password,
-        "retry": Retry(NoBackoff(), 0),
-        "driver_info": None,
-        "protocol": 2,
-    }
+    own = {"client_name": None, "username": address.sentinel_username, "password": address.sentinel_password}
     sentinel_class: Any = Sentinel  # its constructor has no types
-    sentinels = sentinel_class(address.hosts, sentinel_kwargs={**part, **secure, **sentinel_options})
+    sentinels = sentinel_class(address.hosts, sentinel_kwargs=common | part | own)
     master = sentinels.master_for(address.service, db=address.database, parser_class=parser, **common)
     return _SentinelMaster(sentinels, address, master)
 

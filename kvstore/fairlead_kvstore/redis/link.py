@@ -31,7 +31,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
-from fairlead_kvstore.redis.address import CLUSTER, parse_redis_url
+from fairlead_kvstore.redis.address import parse_redis_url
 from fairlead_kvstore.redis.backends import Command, create_backend
 
 REDIS_SCAN_SECONDS: Final = 10.0
@@ -77,8 +77,6 @@ class RedisLink:
         self._random = random or Random()
         address = parse_redis_url(url)
         self.description = address.description
-        self.is_cluster = address.kind == CLUSTER
-        """True when models are on different servers; a command must not name keys of several."""
         self._server = create_backend(address, self._limits, name)
         self.state = LinkState(False, clock.now(), "not connected yet")
         self._left_at = float("-inf")

@@ -122,7 +122,7 @@ class _Link:
             return []
         _, script, _, own, *_ = command
         if script == writer.LEAD:
-            return [b"won", b"1:one", b""]
+            return [b"new", b"1:one"]
         if script == writer.BEGIN:
             self.begun.append(str(own))
         return [b"ok"]

@@ -15,11 +15,10 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet
 from fairlead.runtime.tasks import KeyedTasks
-from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore, ModelBlocks
 from fairlead_kvstore.index.format import secret_fingerprint
 from fairlead_kvstore.index.recovery import RecoveredIndex, recover_index
-from fairlead_kvstore.indexer.indexer import Indexer
+from fairlead_kvstore.indexer.indexer import ChangeSink, Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
@@ -33,7 +32,7 @@ _MAX_CONCURRENT_RECOVERIES: Final = 2
 class EventReader:
     """The blocks of indexed models, read from their engines.
 
-    - on_changes: called with each batch of changes, which the blocks already have.
+    - sink: takes each batch of changes, which the blocks already have.
     - on_restored: called when a model is read from what an indexer left.
     - link: of Redis, started and stopped by the caller; None without a Redis.
     - other_secret: models of which an indexer with another secret left an index.
@@ -41,7 +40,7 @@ class EventReader:
 
     def __init__(
         self,
-        on_changes: Callable[[str, Sequence[Change]], None],
+        sink: ChangeSink,
         on_restored: Callable[[str], None],
         runtime: ReaderRuntime,
         *,
@@ -49,14 +48,13 @@ class EventReader:
         environ: Mapping[str, str],
         link: RedisLink | None,
     ) -> None:
-        self._on_changes = on_changes
         self._on_restored = on_restored
         self._clock = runtime.clock
         self._link = link
         self._fingerprint = secret_fingerprint(secret)
         self._credentials = EngineCredentials(environ, runtime.clock.now)
         self._store = BlockStore(secret=secret, limits=runtime.limits)
-        self._indexer = Indexer(self._store, self, HttpEngineQuery(self._credentials), runtime, leased=True)
+        self._indexer = Indexer(self._store, sink, HttpEngineQuery(self._credentials), runtime, leased=True)
         self._models: set[str] = set()
         self._starts = KeyedTasks()
         self._free = asyncio.Semaphore(_MAX_CONCURRENT_RECOVERIES)
@@ -78,10 +76,6 @@ class EventReader:
     def blocks(self, model_key: str) -> ModelBlocks:
         """Returns the blocks of a model, as they are at any time."""
         return self._store.model(model_key)
-
-    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
-        """Passes changes of the store on."""
-        self._on_changes(model_key, changes)
 
     def warnings(self) -> list[str]:
         """Returns a text that names engines whose KV events are configured and do not arrive."""

@@ -51,6 +51,7 @@ from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 if TYPE_CHECKING:  # imported for the first indexed model
     from fairlead_gateway.supervisor.kv_index.event_reader import EventReader
     from fairlead_gateway.supervisor.kv_index.link_store import LinkStore
+    from fairlead_kvstore.indexer.indexer import ChangeSink
 
 TOKENIZE_RESPONSE_SECONDS: Final = 5.0
 """Limit: an engine's response with a prompt's tokens."""
@@ -69,8 +70,8 @@ class KvIndexService:
     """The KV-cache index of all models.
 
     - workers: returns the workers that serve.
-    - create_reader: called for the first indexed model, with two callbacks: on changes of a model,
-      and after it was restored.
+    - create_reader: called for the first indexed model, with this service, which takes changes, and
+      a callback after a model was restored.
     - create_store: called then too, with a callback for the links that another gateway learned.
       None without a Redis.
     - on_indexed: called with the models that are indexed from now on.
@@ -80,7 +81,7 @@ class KvIndexService:
         self,
         *,
         workers: Callable[[], Sequence[WorkerHandle]],
-        create_reader: "Callable[[Callable[[str, Sequence[Change]], None], Callable[[str], None]], EventReader]",
+        create_reader: "Callable[[ChangeSink, Callable[[str], None]], EventReader]",
         create_store: "Callable[[Callable[[str, PromptLinks], None]], LinkStore] | None",
         on_indexed: Callable[[Sequence[str]], None],
         tokenization: Tokenization,
@@ -162,7 +163,7 @@ class KvIndexService:
         )
         models = self.indexed_models
         if self._reader is None and self._task is not None and models:
-            self._reader = self._create_reader(self._on_changes, self._on_restored)
+            self._reader = self._create_reader(self, self._on_restored)
             if self._create_store is not None:
                 self._store = self._create_store(self._on_peer_links)
                 self._store.start()
@@ -301,7 +302,8 @@ class KvIndexService:
             model.translator.add_links(links)
             self._mark_changed(key)
 
-    def _on_changes(self, model_key: str, changes: Sequence[Change]) -> None:
+    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
+        """Takes changes of the blocks of a model from the reader, which already has them."""
         model = self._model_index(model_key)
         if model is not None:
             model.on_changes(changes)
@@ -314,14 +316,7 @@ class KvIndexService:
             self._mark_changed(model_key)
 
     def _learn_tokens(
-        self,
-        key: str,
-        row: Dispatch,
-        tokens: Sequence[int],
-        query: TokenizeQuery,
-        adapter: str | None,
-        *,
-        doubted: bool,
+        self, key: str, row: Dispatch, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, doubted: bool
     ) -> int | None:
         model = self._models.get(key)
         if model is None:

@@ -17,7 +17,7 @@ the engine does not find.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from fairlead.engines.lora_api import adapter_prefix
 from fairlead.errors import Unavailable
@@ -49,19 +49,12 @@ this machine wait until the engine has computed the prompt, perhaps after queued
 
 EnginePost = Callable[[Instance, bytes | None], Awaitable[bytes]]
 """Posts a body to an engine's `/tokenize`; None: gets `/v1/models`. Raises Unavailable."""
+LearnTokens = Callable[[Dispatch, Sequence[int], TokenizeQuery, str | None, bool], int | None]
+"""Links a prompt to its tokens, of an adapter if one is named, and returns the number of whole
+blocks; None if it cannot be linked yet.
 
-
-class LearnTokens(Protocol):
-    """A callback that links a prompt to its tokens."""
-
-    def __call__(
-        self, row: Dispatch, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, *, doubted: bool
-    ) -> int | None:
-        """Links the prompt to its tokens and returns the number of whole blocks; None if they
-        cannot be linked yet.
-
-        doubted: the tokens come from the local tokenizer; no engine has confirmed them yet.
-        """
+Last argument: the tokens come from the local tokenizer, and no engine has confirmed them yet.
+"""
 
 
 class TokenFetcher:
@@ -179,7 +172,7 @@ class TokenFetcher:
         blocks = None
         for pause in (0.0, *(_VERIFICATION_PAUSES_SECONDS if doubted else _PAUSES_SECONDS)):
             await self._pause(pause)
-            blocks = self._learn(row, tokens, query, adapter, doubted=doubted)
+            blocks = self._learn(row, tokens, query, adapter, doubted)
             if blocks is not None:
                 break
         if doubted and blocks != 0 and self._local_tokenizer is not None:

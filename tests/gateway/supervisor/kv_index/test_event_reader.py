@@ -42,13 +42,16 @@ class Reading:
         self.changes: list[Change] = []
         self.restored: list[str] = []
         self.reader = EventReader(
-            lambda _, found: self.changes.extend(found),
+            self,
             self.restored.append,
             ReaderRuntime(asyncio.get_running_loop(), SystemClock(), random.random, Limits()),
             secret=secret,
             environ={},
             link=link,
         )
+
+    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
+        self.changes.extend(changes)
 
 
 @asynccontextmanager

@@ -64,7 +64,7 @@ class Scene:
         return b'{"tokens": [7, 8]}'
 
     def learn(
-        self, row: Dispatch, tokens: Sequence[int], asked: TokenizeQuery, adapter: str | None, *, doubted: bool
+        self, row: Dispatch, tokens: Sequence[int], asked: TokenizeQuery, adapter: str | None, doubted: bool
     ) -> int | None:
         del row, asked, adapter
         if doubted and not self.true:
