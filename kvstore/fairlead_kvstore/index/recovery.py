@@ -91,8 +91,8 @@ async def read_instance(
     """Returns the header of an instance and its columns by name of the part.
 
     Raises UnreadableError as ``read_fields``, and with reason ``GONE`` if the instance was removed,
-    or is of another epoch than ``epoch``. Another process may replace parts after their names were read, so it is read
-    several times.
+    or is of another epoch than ``epoch``. It is read up to three times, since another process may
+    replace parts after their names were read.
     """
     for _ in range(_MAX_ATTEMPTS):
         values = await read_fields(link, idx, [header_field(instance)], extra_commands)

@@ -87,9 +87,9 @@ class RedisBackend:
                 for command in commands:
                     pipe.execute_command(*command)
                 replies = list(await pipe.execute(raise_on_error=False))
-        for reply in replies:
-            if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
-                raise reply  # an unreachable node of a cluster is not a refusal
+            for reply in replies:
+                if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
+                    raise reply  # an unreachable node of a cluster is not a refusal
         return replies
 
     async def max_memory(self) -> int:
