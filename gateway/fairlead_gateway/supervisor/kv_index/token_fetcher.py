@@ -50,7 +50,7 @@ this machine wait until the engine has computed the prompt, perhaps after queued
 EnginePost = Callable[[Instance, bytes | None], Awaitable[bytes]]
 """Posts a body to an engine's `/tokenize`; None: gets `/v1/models`. Raises Unavailable."""
 LearnTokens = Callable[[Dispatch, Sequence[int], TokenizeQuery, str | None, bool], int | None]
-"""Links a prompt to its tokens. Returns the number of whole blocks; None if it cannot be linked yet.
+"""Links a prompt to its tokens. Returns the number of whole blocks; None if it cannot link yet.
 
 Fourth argument: the adapter, if the prompt is for one.
 Last argument: the tokens come from the local tokenizer, and no engine has confirmed them yet.
