@@ -145,9 +145,6 @@ class _InstanceChanges:
     forget: ForgetScope = ForgetScope.NOTHING
     inflight: InflightBlocks = field(default_factory=InflightBlocks)
 
-    def has_pending(self) -> bool:
-        return bool(self.changed or self.removed or self.forget)
-
 
 class PrefixTranslator:
     """The translator from KV events to corrections, for one model. Times are monotonic seconds.
@@ -194,9 +191,8 @@ class PrefixTranslator:
             self._instances[instance].inflight.add(sent.hashes)
         if reports_end:
             sent.open_requests += 1
-            self._schedule_recheck(key, sent, now + PREFIX_MAP_INFLIGHT_SECONDS)
-        else:
-            self._schedule_recheck(key, sent, max(sent.recheck_at, now + PREFIX_MAP_PROVISIONAL_SECONDS))
+        provisional = max(sent.recheck_at, now + PREFIX_MAP_PROVISIONAL_SECONDS)
+        self._schedule_recheck(key, sent, now + PREFIX_MAP_INFLIGHT_SECONDS if reports_end else provisional)
         sent.linked_blocks = self.table.linked_count(hashes)
         if sent.linked_blocks:
             self.blocks.touch(instance, self.table.token_hashes_of(hashes[sent.linked_blocks - 1]), now)
@@ -332,7 +328,7 @@ class PrefixTranslator:
         for instance, pending in self._instances.items():
             if free <= 0:
                 break
-            if pending.has_pending():
+            if pending.changed or pending.removed or pending.forget:
                 changed, pending.changed = pending.changed, set()
                 while len(changed) > max(1, free):
                     pending.changed.add(changed.pop())

@@ -519,19 +519,26 @@ It deletes only what exists. After a deletion, a full Redis refuses none of a sc
 an indexer that cannot write would get the lease again.
 """
 
-BEGIN: Final = """
+_LEASED: Final = """
 local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
 if redis.call('GET', own) ~= ARGV[1] then return {'fenced'} end
+"""
+"""The start of each script that writes: the lease is compared first."""
+
+BEGIN: Final = (
+    _LEASED
+    + """
 redis.call('DEL', ev)
 redis.call('HSET', idx, 'at', ARGV[2], 'meta', ARGV[3])
 redis.call('PEXPIRE', idx, ARGV[4])
 return {'ok'}
 """
+)
 """(lease, at, meta, ms that keys live) → ('ok' | 'fenced')."""
 
-WRITE: Final = """
-local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
-if redis.call('GET', own) ~= ARGV[1] then return {'fenced'} end
+WRITE: Final = (
+    _LEASED
+    + """
 local at = redis.call('HGET', idx, 'at') or ''
 if at == ARGV[3] then return {'ok'} end
 if at ~= ARGV[2] then return {'moved', at} end
@@ -542,6 +549,7 @@ redis.call('PEXPIRE', own, ARGV[7])
 if redis.call('PTTL', ev) < 0 then redis.call('PEXPIRE', ev, ARGV[8]) end
 return {'ok'}
 """
+)
 """Writes an entry, unless it is written already.
 
 Arguments: lease, at before, at after, id of the entry, entry, oldest id to keep or '', ms of a
@@ -549,9 +557,9 @@ lease, ms that keys live.
 Reply: ('ok' | 'fenced') or ('moved', at).
 """
 
-KEEP: Final = """
-local own, idx, ev = KEYS[1], KEYS[2], KEYS[3]
-if redis.call('GET', own) ~= ARGV[1] then return {'fenced'} end
+KEEP: Final = (
+    _LEASED
+    + """
 local at = redis.call('HGET', idx, 'at') or ''
 if at ~= ARGV[2] then return {'moved', at} end
 local n = tonumber(ARGV[4])
@@ -560,6 +568,7 @@ for i = 5, 4 + n do redis.call('HDEL', idx, ARGV[i]) end
 redis.call('PEXPIRE', own, ARGV[3])
 return {'ok'}
 """
+)
 """Writes and deletes fields.
 
 Arguments: lease, at, ms of a lease, number of deleted fields, these fields, then field and value in

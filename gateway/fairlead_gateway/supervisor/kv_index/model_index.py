@@ -73,9 +73,9 @@ class DriftDetector:
     reported_tokens: int = 0
     quarantines: int = 0
     quarantined_until: float | None = None
+    reason: str = ""
     _agreements: int = 0
     _next_quarantine_seconds: float = FIRST_SECONDS
-    _reason: str = ""
 
     @property
     def is_quarantined(self) -> bool:
@@ -86,10 +86,6 @@ class DriftDetector:
     def ratio(self) -> float | None:
         """Predicted cached tokens per reported one; None while no token was reported."""
         return self.predicted_tokens / self.reported_tokens if self.reported_tokens else None
-
-    def reason(self) -> str:
-        """Returns why the instance is quarantined; empty if it is not."""
-        return self._reason if self.is_quarantined else ""
 
     def observe(self, outcome: CacheOutcome, now: float, *, is_late: bool = False) -> bool:
         """Compares one response; returns True if it starts a quarantine.
@@ -119,7 +115,7 @@ class DriftDetector:
         if max(self.overcredit, self.undercredit) <= DRIFT_LIMIT:
             return False
         is_over = self.overcredit > self.undercredit
-        self._reason = (
+        self.reason = (
             f"the index {'predicts what the engine does not find' if is_over else 'misses what the engine finds'}"
         )
         self.quarantines += 1
@@ -132,7 +128,7 @@ class DriftDetector:
         """Ends the quarantine if its time is over, and returns True if so."""
         if self.quarantined_until is None or now < self.quarantined_until:
             return False
-        self.quarantined_until = None
+        self.quarantined_until, self.reason = None, ""
         self.overcredit = self.undercredit = DRIFT_LIMIT / 2
         return True
 
@@ -287,7 +283,7 @@ class ModelIndex:
         if known is None:
             state, reason = IndexState.GUESSED, "its cache was never reported"
         elif drift.is_quarantined:
-            state, reason = IndexState.QUARANTINED, drift.reason()
+            state, reason = IndexState.QUARANTINED, drift.reason
         elif not known[0]:
             state, reason = IndexState.INCOMPLETE, known[1]
         else:
@@ -309,4 +305,4 @@ class ModelIndex:
 
     def quarantined(self) -> Mapping[str, str]:
         """Returns the instances whose index routing ignores at present, and why."""
-        return {instance: drift.reason() for instance, drift in self._drifts.items() if drift.is_quarantined}
+        return {instance: drift.reason for instance, drift in self._drifts.items() if drift.is_quarantined}

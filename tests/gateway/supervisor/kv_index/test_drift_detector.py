@@ -29,7 +29,7 @@ def test_five_ghosts_in_a_row_are_drift_and_five_misses_too() -> None:
 def _words(predicted: int, reported: int) -> str:
     drift = DriftDetector()
     drifted(drift, predicted, reported)
-    return drift.reason()
+    return drift.reason
 
 
 def test_a_bias_within_what_blocks_are_is_never_drift() -> None:
@@ -70,7 +70,7 @@ def test_each_quarantine_is_twice_as_long_until_the_index_is_sound() -> None:
     assert not drift.end_quarantine(FIRST_SECONDS - 1)
     assert drift.end_quarantine(FIRST_SECONDS)
     assert not drift.is_quarantined
-    assert drift.reason() == ""
+    assert drift.reason == ""
     now = FIRST_SECONDS
     assert drifted(drift, 1_000, 0, now) == 3  # on trial
     assert drift.quarantined_until == now + 2 * FIRST_SECONDS
