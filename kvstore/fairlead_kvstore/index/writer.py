@@ -337,7 +337,8 @@ class IndexWriter:
         trim = "" if entry.trim is None else f"{state.epoch}-{entry.trim}"
         after, name = encode_position(state.epoch, entry.sequence), f"{state.epoch}-{entry.sequence}"
         words = (after, name, entry.data, trim, self._lease_ms, self._expire_ms)
-        if not await self._write(state, WRITE, state.lease, state.position_value(), *words):
+        is_written = await self._write(state, WRITE, state.lease, state.position_value(), *words)
+        if not is_written or state.pending is not entry:  # too many changes may have come meanwhile
             return False
         state.on_acknowledged()
         return True
@@ -360,7 +361,7 @@ class IndexWriter:
             if state.needs_new_epoch or state.pending is not None:
                 break
         else:
-            if await self._finish_epoch(state, meta):
+            if await self._finish_epoch(state, meta) and not state.needs_new_epoch:
                 state.overflowed_at = None
                 return
         state.require_new_epoch()

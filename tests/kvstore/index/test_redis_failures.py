@@ -83,13 +83,14 @@ class Busy:
         self.world = world
         self.run = world.link.run
         self.busy = True
+        self.prompts = 2
         self.most = 0
         world.link.run = self.answer  # type: ignore[method-assign]
 
     async def answer(self, commands: Sequence[Any]) -> list[Any] | None:
         replies = await self.run(commands)
         if self.busy:
-            self.world.serve_prompts(2)
+            self.world.serve_prompts(self.prompts)
             self.world.indexer.read()
         self.most = max(self.most, self.world.writer._models[MODEL].waiting_blocks)
         return replies
@@ -137,6 +138,22 @@ async def test_slow_redis_costs_changes_and_later_a_new_epoch_but_no_other_model
         world.assert_index_matches()
         assert (world.writer.problems(), book.epochs) == ({}, epochs[0] + 1)
         assert other.epochs == epochs[1]
+
+
+async def test_changes_that_overflow_while_an_entry_is_written_are_no_defect(server: Valkey) -> None:
+    async with harness_with_redis(server.url, replace(LIMITS, index_pending_blocks=120)) as (world, _):
+        await world.write(10)
+        await world.settle()
+        busy = Busy(world)
+        busy.prompts = 60
+        await world.write(1)
+        assert world.writer.problems() == {MODEL: "Redis is too slow for its changes"}
+        assert world.writer.is_leader(MODEL)
+        busy.busy = False
+        world.clock.advance(INDEX_OVERFLOW_SECONDS)
+        await world.settle()
+        world.assert_index_matches()
+        assert (world.writer.problems(), world.indexer.ended) == ({}, 0)
 
 
 async def test_full_redis_is_reported_and_recovered(server: Valkey) -> None:
