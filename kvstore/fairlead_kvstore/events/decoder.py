@@ -2,9 +2,9 @@
 error.
 
 Usual batches are read by ``native/event_scanner.pyx`` where that is compiled. Every other payload
-comes here. At first only the boundaries of its events are read. Each event is decoded with its
-slice, of about ``kv_slice_bytes``, so that a large batch does not occupy the indexer. A newer
-engine's additions do no harm:
+comes here. A small valid one is decoded at once. Else only the boundaries of its events are read at
+first. Each event is decoded with its slice, of about ``kv_slice_bytes``, so that a large batch does
+not occupy the indexer. A newer engine's additions do no harm:
 
 - An event of an unknown kind is left out and counted (``unknown``).
 - An inconsistent stored event is left out and counted (``refused``): it costs a cache hit.
@@ -30,11 +30,13 @@ import xxhash
 from fairlead.limits import Limits
 from fairlead_kvstore.errors import MalformedEvents, OversizedEvents
 from fairlead_kvstore.events.payloads import (
+    ArrayBatch,
     CacheEvent,
     ClearedEvent,
     ClearedEventArray,
     EngineHash,
     EventBatch,
+    MapBatch,
     RawBatch,
     RemovedEvent,
     StoredEvent,
@@ -60,6 +62,9 @@ _CONTINUED: Final = 1 << 64
 """Makes a parent's hash differ from 0, which means none; only the lower 64 bits count."""
 _MAX_ANY_BYTES: Final = 16_384
 """Extra keys of one block, or a locality. Digests have 64 characters, and images few a block."""
+_SMALL_FRACTION: Final = 8
+"""A payload of at most one part of so many of a slice has blocks of about a slice at most."""
+_SMALL: Final[tuple[Any, ...]] = (msgspec.msgpack.Decoder(MapBatch), msgspec.msgpack.Decoder(ArrayBatch))
 _RAW: Final = msgspec.msgpack.Decoder(RawBatch)
 _MAP_EVENT: Final = msgspec.msgpack.Decoder(WireStored | WireRemoved | ClearedEvent)
 _ARRAY_EVENT: Final = msgspec.msgpack.Decoder(WireStoredArray | WireRemovedArray | ClearedEventArray)
@@ -89,6 +94,10 @@ def event_slices(payload: bytes, limits: Limits, start: int = 0) -> Iterator[tup
 
     start: the first event.
     """
+    small = _small_slice(payload, limits, start)
+    if small is not None:
+        yield small
+        return
     batch = _decode_batch(payload, limits)
     if len(payload) > limits.kv_slice_bytes:
         yield limits.kv_slice_bytes, EventBatch(batch.ts, ())  # reading the boundaries takes some ms
@@ -106,6 +115,34 @@ def event_slices(payload: bytes, limits: Limits, start: int = 0) -> Iterator[tup
                 yield cost, EventBatch(batch.ts, events, unknown, refused)
                 events, unknown, refused, cost = [], 0, 0, 0
     yield cost, EventBatch(batch.ts, events, unknown, refused)
+
+
+def _small_slice(payload: bytes, limits: Limits, start: int) -> tuple[int, EventBatch] | None:
+    """Returns the cost and the events of a small batch of which nothing is left out; None for any
+    other.
+    """
+    cost = len(payload)
+    if cost > min(limits.kv_slice_bytes // _SMALL_FRACTION, limits.kv_events_bytes, _MAX_ANY_BYTES):
+        return None
+    for decoder in _SMALL:
+        try:
+            batch: MapBatch | ArrayBatch = decoder.decode(payload)
+        except _UNREADABLE:
+            continue
+        is_valid = len(batch.events) <= limits.kv_events_in_batch
+        for event in batch.events:
+            cost += EVENT_BYTES
+            if isinstance(event, ClearedEvent):
+                continue
+            blocks = len(event.block_hashes)
+            cost += blocks * BLOCK_BYTES
+            if isinstance(event, RemovedEvent):
+                is_valid &= blocks <= limits.kv_event_blocks
+            else:
+                keys = blocks if event.extra_keys is None else len(event.extra_keys)
+                is_valid &= _is_consistent(blocks, len(event.token_ids), event.block_size, keys, limits)
+        return (cost, EventBatch(batch.ts, batch.events[start:])) if is_valid else None
+    return None
 
 
 def _decode_batch(payload: bytes, limits: Limits) -> RawBatch:
@@ -176,12 +213,8 @@ def _stored_parts(event: WireStored, cost: int, limits: Limits) -> Iterator[tupl
     """Yields the parts of a stored event. ``cost``: of one pass over its bytes, a slice at most."""
     blocks, tokens = _array_length(event.block_hashes), _array_length(event.token_ids)
     has_extras, size = bytes(memoryview(event.extra_keys)[:1]) not in (b"", _NIL), event.block_size
-    if (
-        not 0 <= blocks <= limits.kv_event_blocks
-        or not 0 < size <= limits.kv_event_block_tokens
-        or tokens != blocks * size
-        or (has_extras and _array_length(event.extra_keys) != blocks)
-    ):
+    keys = _array_length(event.extra_keys) if has_extras else blocks
+    if not _is_consistent(blocks, tokens, size, keys, limits):
         yield cost + EVENT_BYTES, _REFUSED
         return
     is_large = cost == limits.kv_slice_bytes  # each step takes as long as a slice
@@ -222,6 +255,12 @@ def _stored_parts(event: WireStored, cost: int, limits: Limits) -> Iterator[tupl
             return
         start, last = stop, hashes[stop - 1]
         parent = (last & _MASK if isinstance(last, int) else xxhash.xxh3_64_intdigest(last)) | _CONTINUED
+
+
+def _is_consistent(blocks: int, tokens: int, size: int, keys: int, limits: Limits) -> bool:
+    """Returns whether a stored event has tokens and extra keys for each block."""
+    is_bounded = 0 <= blocks <= limits.kv_event_blocks and 0 < size <= limits.kv_event_block_tokens
+    return is_bounded and tokens == blocks * size and keys == blocks
 
 
 def _removed_parts(event: WireRemoved, cost: int, limits: Limits) -> Iterator[tuple[int, Part]]:

@@ -65,6 +65,14 @@ class ClearedEvent(msgspec.Struct, tag="AllBlocksCleared", gc=False):
 CacheEvent = StoredEvent | RemovedEvent | ClearedEvent
 
 
+class StoredEventArray(StoredEvent, tag="BlockStored", array_like=True, gc=False):
+    """A stored event as an array: ``["BlockStored", block_hashes, parent, token_ids, …]``."""
+
+
+class RemovedEventArray(RemovedEvent, tag="BlockRemoved", array_like=True, gc=False):
+    """A removed event as an array: ``["BlockRemoved", block_hashes, medium, group_idx]``."""
+
+
 class ClearedEventArray(ClearedEvent, tag="AllBlocksCleared", array_like=True, gc=False):
     """A cleared event as an array: ``["AllBlocksCleared"]``."""
 
@@ -99,11 +107,27 @@ class WireRemoved(msgspec.Struct, tag="BlockRemoved", gc=False):
 
 
 class WireStoredArray(WireStored, tag="BlockStored", array_like=True, gc=False):
-    """The same as an array: ``["BlockStored", block_hashes, parent, token_ids, …]``."""
+    """The same as an array."""
 
 
 class WireRemovedArray(WireRemoved, tag="BlockRemoved", array_like=True, gc=False):
-    """The same as an array: ``["BlockRemoved", block_hashes, medium, group_idx]``."""
+    """The same as an array."""
+
+
+class MapBatch(msgspec.Struct, array_like=True, gc=False):
+    """A payload whose events are maps."""
+
+    ts: float
+    events: list[StoredEvent | RemovedEvent | ClearedEvent]
+    data_parallel_rank: int | None = None
+
+
+class ArrayBatch(msgspec.Struct, array_like=True, gc=False):
+    """A payload whose events are arrays."""
+
+    ts: float
+    events: list[StoredEventArray | RemovedEventArray | ClearedEventArray]
+    data_parallel_rank: int | None = None
 
 
 class RawBatch(msgspec.Struct, array_like=True, gc=False):
