@@ -160,7 +160,8 @@ class InstanceBlocks:
             elif self.is_asleep:
                 continue
             elif isinstance(event, RemovedEvent):
-                self._on_removed(event, tick, out)
+                keys = [value & _MASK if isinstance(value, int) else engine_hash(value) for value in event.block_hashes]
+                self._on_removed(event.group_idx, keys, storage_tier(event.medium, event.locality), tick, out)
             elif (item := self._run_to_add(event, tick, out)) is not None:
                 yield from self._add(item, now, out)
 
@@ -319,12 +320,10 @@ class InstanceBlocks:
 
     # --- removed --------------------------------------------------------------------------------------------------------
 
-    def _on_removed(self, event: RemovedEvent, tick: int, out: list[Change]) -> None:
-        if not self._is_counted_group(event.group_idx, None, learn=False):
+    def _on_removed(self, group: int | None, keys: list[int], tier: StorageTier, tick: int, out: list[Change]) -> None:
+        if not self._is_counted_group(group, None, learn=False):
             return
-        tier = storage_tier(event.medium, event.locality)
-        for value in event.block_hashes:
-            key = value & _MASK if isinstance(value, int) else engine_hash(value)
+        for key in keys:
             if tier is StorageTier.REMOTE:
                 row = self.blocks.by_handle.find(key)
                 if row and self.shared is not None:
@@ -405,7 +404,8 @@ class InstanceBlocks:
         tick, done = tick_of(now), 0
         for event in events:
             if len(event) == _REMOVED_PARTS:
-                self._remove_scanned(event, tick, out)
+                handles, group = event
+                self._on_removed(group, handle_list(handles), StorageTier.GPU, tick, out)
             elif not self._add_scanned(event, tick, out):
                 break
             done += 1
@@ -438,14 +438,6 @@ class InstanceBlocks:
         if new:
             open_hashes(BlocksStored, self.instance, tier, out).extend(new)
         return True
-
-    def _remove_scanned(self, event: ScannedEvent, tick: int, out: list[Change]) -> None:
-        handles, group = event
-        if not self._is_counted_group(group, None, learn=False):
-            return
-        for key in handle_list(handles):
-            if not self._remove_copy(key, StorageTier.GPU, tick, out):
-                self._orphans.note_removed(key, StorageTier.GPU)
 
     # --- helpers --------------------------------------------------------------------------------------------------------
 

@@ -95,9 +95,14 @@ class RedisMemoryBound:
             shared = self.max_memory // INDEX_MEMORY_STREAM_FRACTION
             stream_bytes = min(stream_bytes, shared // max(1, self._led_models()))
         self._writer.stream_bound.max_bytes = stream_bytes
-        if blocks != self._indexer.store.max_blocks:
+        store = self._indexer.store
+        if blocks != store.max_blocks:
             _LOG.info("this indexer keeps at most %d blocks", blocks)
-        await self._set_max_blocks(blocks)
+        while store.block_count > blocks:  # in steps that the writer can follow
+            store.set_max_blocks(max(blocks, store.block_count - _BLOCKS_PER_STEP), self._clock.now())
+            self._indexer.offer_evictions()
+            await asyncio.sleep(INDEX_FLUSH_SECONDS)
+        store.set_max_blocks(blocks, self._clock.now())
 
     def warnings(self) -> list[str]:
         """Returns texts that say why there is no bound, or that it is too low."""
@@ -111,12 +116,3 @@ class RedisMemoryBound:
                 "allows: give Redis more memory"
             ]
         return []
-
-    async def _set_max_blocks(self, max_blocks: int) -> None:
-        """Sets the bound of the block store. Lowers it in steps that the writer can follow."""
-        store = self._indexer.store
-        while store.block_count > max_blocks:
-            store.set_max_blocks(max(max_blocks, store.block_count - _BLOCKS_PER_STEP), self._clock.now())
-            self._indexer.offer_evictions()
-            await asyncio.sleep(INDEX_FLUSH_SECONDS)
-        store.set_max_blocks(max_blocks, self._clock.now())

@@ -15,7 +15,8 @@ Source: docs/decisions/0058.
 import sys
 from array import array
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 ScannedEvent = tuple[Any, ...]
 ScannedBatch = tuple[float, str | None, int, list[ScannedEvent]]
@@ -26,32 +27,16 @@ RowFind = Callable[[tuple[Any, ...], "array[int]", int, int], int]
 RowsEnter = Callable[[tuple[Any, ...], "array[int]", "array[int]", int, int, int, list[int]], tuple[int, int, int]]
 
 
-class _Loaded(NamedTuple):
-    """The compiled functions; each is None where it is not compiled."""
-
-    scan_events: EventScan | None = None
-    read_messages: MessageRead | None = None
-    add_run: RowAdd | None = None
-    find_row: RowFind | None = None
-    enter_rows: RowsEnter | None = None
-
-
-def _load() -> _Loaded:
-    """Returns what was compiled; nothing of it on a machine with the other order of bytes."""
-    if sys.byteorder != "little":
-        return _Loaded()
-    try:
+SCAN_EVENTS: EventScan | None = None
+READ_MESSAGES: MessageRead | None = None
+ADD_RUN: RowAdd | None = None
+FIND_ROW: RowFind | None = None
+ENTER_ROWS: RowsEnter | None = None
+if sys.byteorder == "little":  # nothing of it on a machine with the other order of bytes
+    with suppress(ImportError):
         from fairlead_kvstore.native.block_rows import add_run, enter_rows, find_row
         from fairlead_kvstore.native.event_scanner import scan_events
         from fairlead_kvstore.native.frame_reader import read_messages
-    except ImportError:
-        return _Loaded()
-    return _Loaded(scan_events, read_messages, add_run, find_row, enter_rows)
 
-
-_LOADED: Final = _load()
-SCAN_EVENTS: Final = _LOADED.scan_events
-READ_MESSAGES: Final = _LOADED.read_messages
-ADD_RUN: Final = _LOADED.add_run
-FIND_ROW: Final = _LOADED.find_row
-ENTER_ROWS: Final = _LOADED.enter_rows
+        SCAN_EVENTS, READ_MESSAGES = scan_events, read_messages
+        ADD_RUN, FIND_ROW, ENTER_ROWS = add_run, find_row, enter_rows

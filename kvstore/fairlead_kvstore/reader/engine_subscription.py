@@ -331,17 +331,12 @@ class EngineSubscription:
             cost = self._apply_slice(max_bytes)
         elif self._sequencer.is_draining:
             cost = self._apply_slice(self._slice_bytes, lambda: self._sequencer.on_drain(max_bytes))
-        if not self.is_busy:  # also where the batch was dropped
-            self._resume_reading()
+        if not self.is_busy:  # the sockets were not read while a batch was applied; also where it was dropped
+            for connection in (self._connection, self._replay_connection):
+                if connection is not None:
+                    connection.mark_ready()
         used = max(cost, before - self._sequencer.held_bytes)
         return used + MESSAGE_OVERHEAD_BYTES, self._is_open and (self.is_busy or self._sequencer.is_draining)
-
-    def _resume_reading(self) -> None:
-        """Schedules reads of the sockets, which were not read while a batch was applied."""
-        if self._connection is not None:
-            self._connection.mark_ready()
-        if self._replay_connection is not None:
-            self._replay_connection.mark_ready()
 
     # --- outcomes -------------------------------------------------------------------------------------------------------
 
