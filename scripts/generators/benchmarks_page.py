@@ -71,6 +71,7 @@ def benchmarks_page(root: Path) -> str:
         "limits": _limit_table,
         "shadow": _shadow_table,
         "knowledge": _knowledge_table,
+        "knowledge with processes": _knowledge_process_table,
         "tiers": _tier_table,
     }
     page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")
@@ -256,6 +257,20 @@ def _knowledge_table(results: Path) -> str:
             cells.append(index["verdict"])
         rows.append(f"| {name} | {cells[0]} | {cells[1]} | {cells[3]} | {cells[4]} | {cells[2]}, {cells[5]} |\n")
     return _table("| scenario | recomputed tokens | perfect | p90 TTFT | perfect | verdicts |", rows)
+
+
+def _knowledge_process_table(results: Path) -> str:
+    """Shows each scenario's ratios of real gateways."""
+    verdicts = {one["row"]: one for one in _load(results / "knowledge-processes.json")["verdicts"]}
+    rows = []
+    for name in dict.fromkeys(row.partition(":")[0] for row in verdicts):
+        cells = [
+            verdicts[f"{name}: {measure}: index ÷ no index"]
+            for measure in ("recomputed tokens", "p90 TTFT", "gateways' processor time")
+        ]
+        shown = " | ".join(f"{cell['ratio']:.2f} ({cell['low']:.2f}–{cell['high']:.2f})" for cell in cells)
+        rows.append(f"| {name} | {shown} |\n")
+    return _table("| scenario | recomputed tokens | p90 TTFT | processor time of gateways |", rows)
 
 
 def _tier_table(results: Path) -> str:

@@ -323,8 +323,8 @@ class ModelRouter:
         """Applies what the KV-cache index reports of an instance.
 
         - instance_id: empty for the store that all instances reach.
-        - forget: first drop what the index reported before (`told`), or all cached blocks (`all`)
-          but those of prompts in flight there, which it will compute; empty: nothing.
+        - forget: first drop what the index reported before (`told`), or all cached blocks (`all`).
+          The latter leaves prompts in flight there, which it will compute. Empty: drop nothing.
         - removed: blocks that are not cached.
         - cached: chains from the start of the prompt that are cached.
         - tier: both are about GPU memory (0), or CPU memory too (1), or the disk too (2).
