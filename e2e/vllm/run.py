@@ -10,6 +10,7 @@ processor cores, and no test run collects it. Exits 1 when a check did not hold.
   own.
 - ``nixl`` and ``mooncake``: prefill and decode on two engines.
 - ``hung``: local mode, and an engine whose core is stopped.
+- ``tiers``: KV in the CPU memory of the engines, its price and its worth.
 - ``adapters``: 200 LoRA adapters on three engines of eight slots, of which engines end.
 - ``cache-timing``: tenants who guess what another one has sent. Its results are a file of its own,
   bench/results/cache-timing.json.
@@ -45,7 +46,7 @@ from e2e.vllm.pods.pod_scenarios import (
     pod_stage,
 )
 from e2e.vllm.report import VllmReport
-from e2e.vllm.scenarios import cache_timing
+from e2e.vllm.scenarios import cache_timing, tiers
 from e2e.vllm.scenarios.adapters import Adapters
 from e2e.vllm.scenarios.api_surface import ApiSurface
 from e2e.vllm.scenarios.cache_timing import CacheTiming
@@ -54,7 +55,7 @@ from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios
 from e2e.vllm.scenarios.prefill_handoff import HandoffScenario
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("surface", *INDEXES, "nixl", "mooncake", "hung", "adapters")
+PARTS = ("surface", *INDEXES, tiers.NAME, "nixl", "mooncake", "hung", "adapters")
 POD_PARTS: dict[str, Callable[[PodStage, VllmReport], "Scenario"]] = {
     "pods-lifecycle": PodsLifecycle,
     "pods-hung": PodsHung,
@@ -95,6 +96,8 @@ def _scenario(part: str, stage: EngineStage, report: VllmReport) -> Scenario:
         return ApiSurface(stage, report)
     if part in INDEXES:
         return IndexScenarios(stage, report, part)
+    if part == tiers.NAME:
+        return tiers.Tiers(stage, report)
     if part == "hung":
         return HungCore(stage, report)
     if part == "adapters":
