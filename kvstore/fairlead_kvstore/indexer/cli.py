@@ -65,7 +65,7 @@ async def _run(options: argparse.Namespace, settings: IndexerSettings) -> None:
     service = IndexerService(source, redis, holder, secret, os.environ, runtime)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
-    await service.run(host, port, lambda line: print(line, flush=True))
+    await service.run(host, port, _print_line)
 
 
 def _redis_url(url: str | None) -> str:
@@ -92,3 +92,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="address of /healthz, /readyz and /metrics (default: a free loopback port)",
     )
     return parser.parse_args(arguments)
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)

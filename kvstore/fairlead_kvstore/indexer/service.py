@@ -92,6 +92,13 @@ def _gauges(members: Iterable[tuple[EngineMember, InstanceBlocks]]) -> Iterator[
     yield _family(GaugeMetricFamily, "lag_seconds", text, sorted(slowest.items()))
 
 
+def create_app(service: "IndexerService") -> web.Application:
+    """Returns the application with `/healthz`, `/readyz` and `/metrics`."""
+    app = web.Application(middlewares=[refuse_foreign_pages])
+    add_probes(app, service, lambda: ProbeResult(True, "the loop runs"), lambda: service.readiness())
+    return app
+
+
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _LAG_SECONDS: Final = 0.05
 _LAG_KEPT: Final = 1_200
@@ -163,9 +170,7 @@ class IndexerService(Collector):
         bounding: asyncio.Task[None] | None = None
         process_tuning.freeze_heap()
         process_tuning.relax_gc()  # events create hundreds of objects a millisecond, without reference cycles
-        app = web.Application(middlewares=[refuse_foreign_pages])
-        add_probes(app, self, lambda: ProbeResult(True, "the loop runs"), self.readiness)
-        async with serve(app, host, port) as address:
+        async with serve(create_app(self), host, port) as address:
             stopped = asyncio.ensure_future(self._stop.wait())
             try:
                 announce(f"ready http://{address}")
