@@ -194,7 +194,7 @@ class Tiers:
         began = 0.0
         async with openai_client(gateway.url) as client:
 
-            async def ask() -> None:
+            async def answer_some() -> None:
                 nonlocal cached, asked, began
                 for number, prompt in questions:
                     sent = time.monotonic()
@@ -209,7 +209,7 @@ class Tiers:
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(CLIENTS):
-                    group.create_task(ask())
+                    group.create_task(answer_some())
         seconds = time.monotonic() - began
         gateway.stop()
         return {
