@@ -25,8 +25,23 @@ from typing import Any, Final
 import httpx
 
 from e2e.vllm.client import openai_client
-from e2e.vllm.engine.engine_processes import BLOCK_TOKENS, EngineProcess, EngineStage, GatewayProcess, cpu_tier, fetch
-from e2e.vllm.observation.observed_engine import MODEL, EngineShape, TokenPrompt, tokens
+from e2e.vllm.engine.engine_processes import (
+    BLOCK_TOKENS,
+    EngineProcess,
+    EngineStage,
+    GatewayProcess,
+    cpu_tier,
+    fetch,
+    fleet_of,
+)
+from e2e.vllm.observation.observed_engine import (
+    MODEL,
+    EngineShape,
+    TokenPrompt,
+    run_concurrently,
+    send_prompt,
+    tokens,
+)
 from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead_testing.waiting import wait_until
 
@@ -194,22 +209,19 @@ class Tiers:
         began = 0.0
         async with openai_client(gateway.url) as client:
 
-            async def answer_some() -> None:
+            async def answer_some(_: int) -> None:
                 nonlocal cached, asked, began
                 for number, prompt in questions:
                     sent = time.monotonic()
                     if number == WARM_UP:
                         began = sent
-                    answer = await client.post("/v1/completions", json=prompt.body(MODEL))
-                    usage = answer.raise_for_status().json()["usage"]
+                    answer = await send_prompt(client, MODEL, prompt)
                     if number >= WARM_UP:
                         times.append(time.monotonic() - sent)
-                        asked += usage["prompt_tokens"] + usage["completion_tokens"]
-                        cached += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+                        asked += len(prompt.tokens) + len(answer.tokens)
+                        cached += answer.cached
 
-            async with asyncio.TaskGroup() as group:
-                for _ in range(CLIENTS):
-                    group.create_task(answer_some())
+            await run_concurrently(CLIENTS, answer_some)
         seconds = time.monotonic() - began
         gateway.stop()
         return {
@@ -235,8 +247,8 @@ def questions_to_databases() -> list[tuple[int, TokenPrompt]]:
 
 
 def _fleet(engines: Sequence[EngineProcess], preset: str) -> dict[str, Any]:
-    instances = [{"id": engine.name, "url": engine.url} for engine in engines]
-    return {"models": [{"name": MODEL, "routing": {"preset": preset}, "instances": instances}]}
+    model = fleet_of(MODEL, [(engine, "Serve") for engine in engines])
+    return {"models": [model | {"routing": {"preset": preset}}]}
 
 
 def _profile(gateway: GatewayProcess) -> dict[str, Any] | None:
