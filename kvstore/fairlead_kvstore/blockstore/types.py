@@ -21,11 +21,8 @@ class EngineSleep(msgspec.Struct, frozen=True, gc=False):
     is_asleep: bool
 
 
-FleetReport = EngineSleep
-"""Knowledge of an engine that its events do not contain."""
-
 EngineOutcome = (
-    EventBatch | BatchesLost | ProcessRestarted | StreamComplete | StreamSuspended | StreamResumed | FleetReport
+    EventBatch | BatchesLost | ProcessRestarted | StreamComplete | StreamSuspended | StreamResumed | EngineSleep
 )
 """All that changes an instance: a batch or a slice of one, and outcomes of the stream."""
 

@@ -12,8 +12,6 @@ KV_QUERY_SECONDS: Final = 3.0
 """Limit: an engine's reply about its event endpoints."""
 KV_QUERY_BYTES: Final = 4 * 1024 * 1024
 """Limit: an engine's reply about its event endpoints, in bytes."""
-KV_ADAPTER_POLL_SECONDS: Final = 30.0
-"""Limit: the time for which a gateway remembers whether a name is an adapter of an engine."""
 
 EVENT_SOURCES_PATH: Final = "/kv_event_sources"
 EngineQuery = Callable[[Instance, str], Awaitable[bytes]]

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from fairlead.errors import BadInput
-from fairlead_kvstore.blockstore.types import FleetReport
+from fairlead_kvstore.blockstore.types import EngineSleep
 from fairlead_kvstore.errors import MalformedEvents
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_frame, parse_replay_frame, replay_request
 from fairlead_kvstore.events.types import EventFrame, ProcessRestarted, StreamOutcome, StreamPosition
@@ -129,7 +129,7 @@ class EngineSubscription:
         """Whether a batch is applied in part, so that no further one may be read."""
         return self._application.is_busy
 
-    def on_reports(self, reports: Iterable[FleetReport]) -> None:
+    def on_reports(self, reports: Iterable[EngineSleep]) -> None:
         """Applies reports on the engine after the events that wait."""
         self._application.add(reports)
         self._apply_slice(self._slice_bytes)

@@ -23,7 +23,7 @@ from typing import Final
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.blockstore.types import FleetReport
+from fairlead_kvstore.blockstore.types import EngineSleep
 from fairlead_kvstore.errors import EventsError
 from fairlead_kvstore.events.decoder import BLOCK_BYTES, event_slices
 from fairlead_kvstore.events.types import (
@@ -79,7 +79,7 @@ class EventApplication:
         self._instance = instance
         self._limits = limits
         self._counts = Counter[str]() if counts is None else counts
-        self._waiting: deque[StreamOutcome | FleetReport] = deque()
+        self._waiting: deque[StreamOutcome | EngineSleep] = deque()
         self._steps: Iterator[int] | None = None
         self._found = AppliedEvents([])
         self._changes: list[Change] = []
@@ -90,7 +90,7 @@ class EventApplication:
         """Whether outcomes wait, or a part of a batch."""
         return self._steps is not None or bool(self._waiting)
 
-    def add(self, outcomes: Iterable[StreamOutcome | FleetReport]) -> None:
+    def add(self, outcomes: Iterable[StreamOutcome | EngineSleep]) -> None:
         """Adds outcomes behind those that wait."""
         for outcome in outcomes:
             self._waiting.append(outcome)
@@ -114,7 +114,7 @@ class EventApplication:
         self._changes.clear()
         return found
 
-    def _begin(self, outcome: StreamOutcome | FleetReport, now: float) -> Iterator[int] | None:
+    def _begin(self, outcome: StreamOutcome | EngineSleep, now: float) -> Iterator[int] | None:
         """Returns the steps of an outcome; None for a usual batch that is applied, with all of its
         effects.
         """
@@ -142,7 +142,7 @@ class EventApplication:
         self._steps, self.waiting_bytes = None, 0
         self._changes.clear()
 
-    def _outcome_steps(self, outcome: StreamOutcome | FleetReport, now: float) -> Iterator[int]:
+    def _outcome_steps(self, outcome: StreamOutcome | EngineSleep, now: float) -> Iterator[int]:
         if isinstance(outcome, DuplicateBatch):
             self._counts["duplicates"] += 1
         elif isinstance(outcome, SequenceGap):

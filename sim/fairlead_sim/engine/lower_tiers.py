@@ -76,7 +76,7 @@ class LowerTier:
         return new, gone
 
     def touch(self, keys: Sequence[int]) -> None:
-        """Notes the use of the blocks of a sequence that ends; the first counts as the latest."""
+        """Notes the use of the blocks that a sequence releases; the first counts as the latest."""
         held = self._keys
         for key in reversed(keys):
             if key in held:

@@ -120,8 +120,7 @@ def _compiled_copy() -> dict[str, str]:
 
     Why here: the supervisor would have to replace itself after its imports.
     """
-    environ = worker_environment(os.environ)
-    return {name: environ[name] for name in ("PYTHONPATH", "PYTHONSAFEPATH") if name in environ}
+    return dict(worker_environment(os.environ).items() - os.environ.items())
 
 
 def _engine_token(config: StackConfig) -> dict[str, str]:

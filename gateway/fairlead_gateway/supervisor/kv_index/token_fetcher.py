@@ -30,7 +30,6 @@ from fairlead_gateway.supervisor.kv_index.local_tokenizer import (
     LocalTokenizer,
 )
 from fairlead_gateway.supervisor.kv_index.tokenize_api import TokenizeQuery, adapter_names, parse_tokens, tokenize_query
-from fairlead_kvstore.reader.engine_info_client import KV_ADAPTER_POLL_SECONDS
 
 TOKENIZE_QUERIES_PER_SECOND: Final = 20.0
 """Limit: prompts of one model sent to its engines' /tokenize."""
@@ -38,6 +37,8 @@ TOKENIZE_QUERIES_PENDING: Final = 64
 """Limit: prompts of one model that wait for that; more are dropped."""
 TOKENIZE_REPEAT_SECONDS: Final = 5.0
 """Limit: until the same prompt may be sent again."""
+KV_ADAPTER_POLL_SECONDS: Final = 30.0
+"""Limit: the time for which a gateway remembers whether a name is an adapter of an engine."""
 
 _MAX_PENDING: Final = 4_096
 _LASTING_ERRORS: Final = frozenset(f"answered {status}" for status in (401, 403, 404, 405, 501))
