@@ -71,7 +71,7 @@ def benchmarks_page(root: Path) -> str:
         "limits": _limit_table,
         "shadow": _shadow_table,
         "knowledge": _knowledge_table,
-        "knowledge with processes": _knowledge_process_table,
+        "knowledge-processes": _knowledge_process_table,
         "tiers": _tier_table,
     }
     page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")

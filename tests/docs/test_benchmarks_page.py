@@ -34,6 +34,10 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
+def test_no_table_is_empty() -> None:
+    assert re.findall(r"<!-- Table: (.+)\. -->\n(?!\|)", PAGE) == []
+
+
 def test_outside_plant_figures() -> None:
     table = PAGE.partition("<!-- Table: outside plant. -->")[2].partition("<!-- End of the table. -->")[0]
     shown = {row[0]: row[1:] for row in map(cells, table.strip().splitlines()[2:])}
