@@ -6,6 +6,8 @@ down at exit what they imported.
 
 import asyncio
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,11 @@ async def test_an_idle_gateway_has_not_imported_unused_modules(tmp_path: Path, m
     helper, worker = [set((folder / str(pid)).read_text().split()) for pid in (gateway.process.pid, worker)]
     assert helper & (NOBODY | HELPER) == set()
     assert worker & (NOBODY | WORKER) == set()
+
+
+def test_reading_kv_events_does_not_import_the_client_of_redis() -> None:
+    code = "import sys, fairlead_gateway.supervisor.kv_index.event_reader as reader; assert 'redis' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 async def test_the_api_is_imported_once_by_concurrent_first_requests(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ each gateway that starts.
 import asyncio
 from collections.abc import Generator, Sequence
 from itertools import count
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -25,8 +25,10 @@ from fairlead_kvstore.index.format import (
     header_field,
     header_instance,
 )
-from fairlead_kvstore.redis.backends import Command
-from fairlead_kvstore.redis.link import RedisLink
+
+if TYPE_CHECKING:  # without Redis, its client is not loaded
+    from fairlead_kvstore.redis.backends import Command
+    from fairlead_kvstore.redis.link import RedisLink
 
 _STEPS_PER_TURN: Final = 2
 _STEPS_PER_RENEWAL: Final = 16
@@ -66,7 +68,7 @@ class RecoveredIndex(msgspec.Struct):
 
 
 async def read_fields(
-    link: RedisLink, idx: str, names: Sequence[bytes], extra_commands: Sequence[Command] = ()
+    link: "RedisLink", idx: str, names: Sequence[bytes], extra_commands: "Sequence[Command]" = ()
 ) -> list[Any]:
     """Returns the values of fields, None for missing ones.
 
@@ -86,7 +88,7 @@ async def read_fields(
 
 
 async def read_instance(
-    link: RedisLink, idx: str, instance: str, extra_commands: Sequence[Command] = (), *, epoch: int | None = None
+    link: "RedisLink", idx: str, instance: str, extra_commands: "Sequence[Command]" = (), *, epoch: int | None = None
 ) -> tuple[InstanceHeader, RowParts]:
     """Returns the header of an instance and its columns by name of the part.
 
@@ -106,10 +108,10 @@ async def read_instance(
 
 
 async def recover_index(
-    link: RedisLink,
+    link: "RedisLink",
     model_key: str,
     wall_offset: float,
-    extra_commands: Sequence[Command] = (),
+    extra_commands: "Sequence[Command]" = (),
     *,
     fingerprint: int | None = None,
 ) -> RecoveredIndex | None:
@@ -149,7 +151,7 @@ async def recover_index(
 
 
 async def _restore_table(
-    link: RedisLink, steps: Generator[None, None, BlockTable], extra_commands: Sequence[Command]
+    link: "RedisLink", steps: Generator[None, None, BlockTable], extra_commands: "Sequence[Command]"
 ) -> BlockTable:
     """Returns the table that short steps make. Raises SnapshotError, and UnreadableError if the
     lease is lost.

@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import BadInput
@@ -21,7 +21,9 @@ from fairlead_kvstore.index.recovery import RecoveredIndex, recover_index
 from fairlead_kvstore.indexer.indexer import ChangeSink, Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
-from fairlead_kvstore.redis.link import RedisLink
+
+if TYPE_CHECKING:  # without Redis, its client is not loaded
+    from fairlead_kvstore.redis.link import RedisLink
 
 _LOG: Final = logging.getLogger("fairlead.gateway")
 _CONNECT_SECONDS: Final = 3.0
@@ -46,7 +48,7 @@ class EventReader:
         *,
         secret: bytes,
         environ: Mapping[str, str],
-        link: RedisLink | None,
+        link: "RedisLink | None",
     ) -> None:
         self._on_restored = on_restored
         self._clock = runtime.clock
