@@ -39,6 +39,7 @@ class Tokenizer:
         single = [chr(value) for value in range(256)]
         self._pieces = [*CONTROL_TOKENS, *single, *letters, *(" " + word for word in letters)]
         self._ids = {piece: token for token, piece in enumerate(self._pieces) if token >= _FIRST_BYTE_TOKEN}
+        self._spaced_ids = {word: self._ids[" " + word] for word in letters}
         self._roles = {"system": self.system, "user": self.user, "assistant": self.assistant, "tool": self.tool}
         # The last 17,576 pieces are a space and three letters; a 16-bit number picks one of them.
         spaced = range(len(self._pieces) - 26**3, len(self._pieces))
@@ -52,6 +53,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of ``text``, without control tokens."""
+        if text.startswith(" "):
+            try:
+                return [self._spaced_ids[word] for word in text[1:].split(" ")]
+            except KeyError:  # not only words of up to three letters
+                pass
         bytewise = text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("latin-1")
         return list(map(self._ids.__getitem__, _PIECE_PATTERN.findall(bytewise)))
 

@@ -43,6 +43,11 @@ def test_a_shorter_draw_is_the_beginning_of_a_longer_one(first: int, more: int, 
     assert TOKENIZER.random_text(first + more, seed).startswith(TOKENIZER.random_text(first, seed))
 
 
+@given(st.text(" aby09é"))
+def test_text_has_the_same_tokens_behind_other_text(text: str) -> None:
+    assert TOKENIZER.encode(" " + text) == TOKENIZER.encode(". " + text)[1:]
+
+
 def test_different_seeds_draw_different_text() -> None:
     assert TOKENIZER.random_text(100, 1) != TOKENIZER.random_text(100, 2)
 
