@@ -27,6 +27,8 @@ COMPILED_MODULES = (
     "fairlead_gateway/admission/*.py",
     "fairlead_gateway/caller_key.py",
     "fairlead_gateway/http/*.py",
+    "fairlead_gateway/prefix_map/links.py",
+    "fairlead_gateway/prefix_map/translator.py",
     "fairlead_gateway/routing/**/*.py",
     "fairlead_gateway/telemetry/counters.py",
     "fairlead_gateway/telemetry/decision_log.py",

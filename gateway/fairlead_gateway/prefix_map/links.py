@@ -5,9 +5,6 @@ of one prompt, learned together, say how far its text reaches in tokens. A *link
 block to (depth, token hash): the last token block that lies wholly before the end of that byte
 block. The byte prefix is cached where that token block is.
 
-Redis has the links of a prompt as hashes and counts only: byte blocks and token blocks under the
-installation's secrets, eight bytes each. It never has text or tokens. All of it is validated.
-
 **A link starts as an estimate**, since only the end of a prompt is known in both. Chat templates
 add text, JSON encodes a character in one byte or six, and tokens have any length. The estimate is
 the prefix's share of the bytes, less a margin (`estimate_links`). It is checked against every
@@ -32,11 +29,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
-
-import msgspec
-
-from fairlead_kvstore.redis.codec import decode, encode
+from typing import Final
 
 ESTIMATE_MARGIN_SHARE: Final = 0.05
 ESTIMATE_MARGIN_TOKENS: Final = 4.0
@@ -73,46 +66,6 @@ def estimate_links(
     before = [tokens * (end / size) * (1.0 - ESTIMATE_MARGIN_SHARE) if size > 0 else 0.0 for end in ends]
     depths = [max(0, int(estimate - ESTIMATE_MARGIN_TOKENS)) // block_size for estimate in before]
     return PromptLinks(hashes, token_hashes, depths, block_size)
-
-
-class _StoredLinks(msgspec.Struct, frozen=True):
-    """The links of a prompt as stored; arrays are little-endian. `secret` identifies the
-    installation's secret.
-    """
-
-    secret: bytes
-    block_size: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-    hashes: bytes
-    owns: bytes
-    depths: bytes
-
-
-def encode_links(links: PromptLinks, *, secret: bytes) -> bytes:
-    """Returns the links of a prompt as bytes. `secret` is a fingerprint of the installation's
-    secret.
-    """
-    depths = [min(depth, len(links.token_hashes)) for depth in links.depths]
-    parts = array("Q", links.hashes), array("Q", links.token_hashes), array("I", depths)
-    return encode(_StoredLinks(secret, links.block_size, *(part.tobytes() for part in parts)))
-
-
-def decode_links(data: bytes, *, secret: bytes, max_bytes: int) -> PromptLinks | None:
-    """Returns the links of a prompt; None if they are damaged, too large, of another schema or
-    secret.
-    """
-    stored = decode(data, _StoredLinks) if len(data) <= max_bytes else None
-    if stored is None or stored.secret != secret:
-        return None
-    hashes, token_hashes, depths = array("Q"), array("Q"), array("I")
-    try:
-        hashes.frombytes(stored.hashes)
-        token_hashes.frombytes(stored.owns)
-        depths.frombytes(stored.depths)
-    except ValueError:
-        return None
-    if not hashes or len(depths) != len(hashes) or 0 in hashes:
-        return None
-    return PromptLinks(hashes, token_hashes, depths, stored.block_size)
 
 
 @dataclass(slots=True, eq=False)

@@ -31,7 +31,7 @@ expected too little of 91 prompts. The blocks of 90 were in flight.
 import heapq
 import math
 from array import array
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -73,19 +73,28 @@ _RESEND_LOOKUPS: Final = 4
 """Look-ups for one batch of blocks that are reported again, in `PREFIX_MAP_CORRECTIONS`."""
 
 
-class InflightBlocks(Counter[int]):
+class InflightBlocks:
     """A multiset of blocks: `block in inflight` is True for a block in flight."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[int, int] = {}
+
+    def __contains__(self, block: object) -> bool:
+        return block in self._prompts
 
     def add(self, blocks: Iterable[int]) -> None:
         """Adds the blocks of a prompt that was sent."""
-        self.update(blocks)
+        prompts = self._prompts
+        for block in blocks:
+            prompts[block] = prompts.get(block, 0) + 1
 
     def remove(self, blocks: Iterable[int]) -> None:
         """Removes the blocks of a prompt that has finished or was given up."""
+        prompts = self._prompts
         for block in blocks:
-            self[block] -= 1
-            if self[block] <= 0:
-                del self[block]
+            left = prompts.pop(block, 0) - 1
+            if left > 0:
+                prompts[block] = left
 
 
 class ReportedBlocks(Protocol):

@@ -8,6 +8,9 @@ One task reads what other gateways wrote and writes what was learned here, every
 models in one round trip. It pauses after each prompt that it learns, for four times as long, so
 that a flood takes a fifth of the process. After `_MAX_ROUNDS` pages of a model, it writes first.
 
+Redis has the links of a prompt as hashes and counts only: byte blocks and token blocks under the
+installation's secrets, eight bytes each. It never has text or tokens. All of it is validated.
+
 Links are hints: lost ones are learned again, and those that are read twice change nothing. Wrong
 ones cause drift, and then the model's stream is deleted.
 """
@@ -15,18 +18,21 @@ ones cause drift, and then the model's stream is deleted.
 import asyncio
 import logging
 import time
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import msgspec
 from redis.exceptions import ResponseError
 
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
-from fairlead_gateway.prefix_map.links import PromptLinks, decode_links, encode_links
+from fairlead_gateway.prefix_map.links import PromptLinks
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
+from fairlead_kvstore.redis.codec import decode, encode
 from fairlead_kvstore.redis.link import RedisLink
 
 PREFIX_MAP_STORES_PENDING: Final = 256
@@ -47,6 +53,46 @@ PAGE_ENTRIES: Final = 32
 _MAX_ROUNDS: Final = 64
 _PAUSE_FACTOR: Final = 4.0
 _STREAM_START: Final = b"0-0"
+
+
+class _StoredLinks(msgspec.Struct, frozen=True):
+    """The links of a prompt as stored; arrays are little-endian. `secret` identifies the
+    installation's secret.
+    """
+
+    secret: bytes
+    block_size: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    hashes: bytes
+    owns: bytes
+    depths: bytes
+
+
+def encode_links(links: PromptLinks, *, secret: bytes) -> bytes:
+    """Returns the links of a prompt as bytes. `secret` is a fingerprint of the installation's
+    secret.
+    """
+    depths = [min(depth, len(links.token_hashes)) for depth in links.depths]
+    parts = array("Q", links.hashes), array("Q", links.token_hashes), array("I", depths)
+    return encode(_StoredLinks(secret, links.block_size, *(part.tobytes() for part in parts)))
+
+
+def decode_links(data: bytes, *, secret: bytes, max_bytes: int) -> PromptLinks | None:
+    """Returns the links of a prompt; None if they are damaged, too large, of another schema or
+    secret.
+    """
+    stored = decode(data, _StoredLinks) if len(data) <= max_bytes else None
+    if stored is None or stored.secret != secret:
+        return None
+    hashes, token_hashes, depths = array("Q"), array("Q"), array("I")
+    try:
+        hashes.frombytes(stored.hashes)
+        token_hashes.frombytes(stored.owns)
+        depths.frombytes(stored.depths)
+    except ValueError:
+        return None
+    if not hashes or len(depths) != len(hashes) or 0 in hashes:
+        return None
+    return PromptLinks(hashes, token_hashes, depths, stored.block_size)
 
 
 @dataclass(slots=True)

@@ -18,8 +18,6 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.prefix_map.links import (
     LinkTable,
     PromptLinks,
-    decode_links,
-    encode_links,
     estimate_links,
 )
 from fairlead_gateway.supervisor.kv_index.link_store import (
@@ -27,6 +25,8 @@ from fairlead_gateway.supervisor.kv_index.link_store import (
     PREFIX_MAP_RETENTION_SECONDS,
     PREFIX_MAP_STORES_PENDING,
     LinkStore,
+    decode_links,
+    encode_links,
 )
 from fairlead_gateway.supervisor.peers.peer_messages import DATA_FIELD, GATEWAY_FIELD, secret_fingerprint
 from fairlead_kvstore.index import redis_keys
