@@ -34,11 +34,11 @@ them.
 
 import secrets
 from array import array
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from fairlead_kvstore.native import ADD_RUN, ENTER_ROWS, FIND_ROW
+from fairlead_kvstore.native import ADD_RUN, ENTER_ROWS, FIND_ROW, MOVE_ROWS, TOUCH_ROWS
 
 TICK_SECONDS: Final = 16.0
 _TICK_ZERO: Final = 1 << 24
@@ -259,46 +259,57 @@ class RowIndex:
         A segment that would need too large a directory gets more cells, too. Its hashes have many
         bits in common.
         """
-        cells, depth = self._segments[number], self._depths[number]
+        cells, depth, used = self._segments[number], self._depths[number], self._used_cells[number]
         needed = (self._used // _SEGMENT_CELLS).bit_length() + _SPARE_DEPTH
         if len(cells) < _SEGMENT_CELLS or depth >= needed:
             max_cells = _SEGMENT_CELLS if len(cells) < _SEGMENT_CELLS else len(cells) * 2 | 1
-            self._refill(number, min(max_cells, self._used_cells[number] * 3 | 1), filter(None, cells))
+            larger = _empty_cells(max(min(max_cells, used * 3 | 1), used * 3 // 2 | 1))
+            self._move(cells, larger, larger, 0)
+            self._segments[number] = larger
             return
         if depth + self._shift == _HASH_BITS:
             self._directory[:] = array("I", [number for number in self._directory for _ in range(2)])
             self._shift -= 1
         second, depth = len(self._segments), depth + 1
-        self._segments.append(cells)
-        self._used_cells.append(0)
         self._depths[number] = depth
         self._depths.append(depth)
         span = 1 << _HASH_BITS - self._shift - depth
-        first = next(row for row in cells if row)
-        start = ((self._keys[first] * HASH_FACTOR & _HASH_MASK) >> self._shift) // (2 * span) * 2 * span
+        row = next(row for row in cells if row)
+        start = ((self._keys[row] * HASH_FACTOR & _HASH_MASK) >> self._shift) // (2 * span) * 2 * span
         for entry in range(start + span, start + 2 * span):
             self._directory[entry] = second
-        bit, keys, rows = _HASH_BITS - depth, self._keys, (list[int](), list[int]())
+        size = max(_SEGMENT_CELLS, used * 3 // 2 | 1)
+        halves = _empty_cells(size), _empty_cells(size)
+        moved = self._move(cells, *halves, _HASH_BITS - depth)
+        self._segments[number] = halves[0]
+        self._segments.append(halves[1])
+        self._used_cells[number] = used - moved
+        self._used_cells.append(moved)
+
+    def _move(self, cells: "array[int]", first: "array[int]", second: "array[int]", bit: int) -> int:
+        """Enters the rows of a segment in empty cells: the second ones if this bit of the key's
+        hash is set. Returns how many these are.
+        """
+        if MOVE_ROWS is not None:
+            return MOVE_ROWS(cells, first, second, self._keys, HASH_FACTOR, bit)
+        keys, size, in_second = self._keys, len(first), 0
         for row in cells:
             if row:
-                rows[keys[row] * HASH_FACTOR >> bit & 1].append(row)
-        for segment, found in zip((number, second), rows, strict=True):
-            self._refill(segment, _SEGMENT_CELLS, found)
+                mixed = keys[row] * HASH_FACTOR
+                is_second = mixed >> bit & 1
+                target = second if is_second else first
+                at = (mixed >> _AT_BITS & _HASH_MASK) % size
+                while target[at]:
+                    at += 1
+                    if at == size:
+                        at = 0
+                target[at] = row
+                in_second += is_second
+        return in_second
 
-    def _refill(self, number: int, size: int, rows: Iterable[int]) -> None:
-        """Replaces a segment by one of ``size`` cells with these rows, if they leave room."""
-        keys, found = self._keys, list(rows)
-        size = max(size, len(found) * 3 // 2 | 1)
-        cells = array("I", bytes(4 * size))
-        for row in found:
-            at = (keys[row] * HASH_FACTOR >> _AT_BITS & _HASH_MASK) % size
-            while cells[at]:
-                at += 1
-                if at == size:
-                    at = 0
-            cells[at] = row
-        self._segments[number] = cells
-        self._used_cells[number] = len(found)
+
+def _empty_cells(size: int) -> "array[int]":
+    return array("I", bytes(4 * size))
 
 
 class BlockTable:
@@ -459,6 +470,9 @@ class BlockTable:
         later one. One call visits some thousand blocks.
         """
         find, ticks, parents = self.by_block_hash.find, self.ticks, self.parents
+        if TOUCH_ROWS is not None:
+            parts = self.by_block_hash.parts
+            return TOUCH_ROWS(parts, self.block_hashes, parents, ticks, HASH_FACTOR, block_hash, tick, _MAX_WALKED_ROWS)
         for _ in range(_MAX_WALKED_ROWS):
             row = find(block_hash)
             if not row or ticks[row] >= tick:

@@ -63,6 +63,7 @@ _MASK: Final = 0xFFFF_FFFF_FFFF_FFFF
 _SMOOTHING: Final = 0.05
 _TOO_MANY_SCANS: Final = "its events clear tiers or reload adapters too often"
 _BLOCK_BYTES: Final = 16
+_MAX_TOUCHED_ROWS: Final = 16_384  # for all events of a usual batch, less than a millisecond
 _CLEAR_BYTES: Final = 1_024  # a clear takes 0.1 ms: new tables are made
 _FOLLOW_UP_BYTES: Final = 8_192
 """The cost of one follow-up step, in bytes: some 2 ms."""
@@ -401,19 +402,21 @@ class InstanceBlocks:
             return 0
         if storage_tier(medium, None) is not StorageTier.GPU:
             return 0
-        tick, done = tick_of(now), 0
+        tick, done, max_depth = tick_of(now), 0, _MAX_TOUCHED_ROWS // max(1, len(events))
         for event in events:
             if len(event) == _REMOVED_PARTS:
                 handles, group = event
                 self._on_removed(group, handle_list(handles), StorageTier.GPU, tick, out)
-            elif not self._add_scanned(event, tick, out):
+            elif not self._add_scanned(event, tick, max_depth, out):
                 break
             done += 1
         return done
 
-    def _add_scanned(self, event: ScannedEvent, tick: int, out: list[Change]) -> bool:
-        """Adds the blocks of a stored event. Returns False, and changes nothing, for a block whose
-        parent is unknown or not yet marked as used, and for one that orphans follow.
+    def _add_scanned(self, event: ScannedEvent, tick: int, max_depth: int, out: list[Change]) -> bool:
+        """Adds the blocks of a stored event, and marks those before it as used. Returns False, and
+        changes nothing, for a block that orphans follow, and for one with an unknown parent.
+
+        Also for a parent that is not marked, with more than ``max_depth`` blocks before it.
         """
         parent, handles, tokens, block_size, has_extra_keys, group, kind = event
         blocks, orphans = self.blocks, self._orphans
@@ -423,7 +426,7 @@ class InstanceBlocks:
             start = (self._chain_root(None), -1)
         else:
             row = blocks.by_handle.find(parent)
-            if not row or blocks.ticks[row] < tick:
+            if not row or (blocks.ticks[row] < tick and blocks.depths[row] > max_depth):
                 return False
             start = (blocks.block_hashes[row], blocks.depths[row])
         if not self._is_counted_group(group, kind, learn=True):
@@ -437,6 +440,8 @@ class InstanceBlocks:
             run.add_from(done, blocks, (block_hash, start[1] + done), 0, False, new)
         if new:
             open_hashes(BlocksStored, self.instance, tier, out).extend(new)
+        if parent >= 0:
+            blocks.touch(start[0], tick)
         return True
 
     # --- helpers --------------------------------------------------------------------------------------------------------

@@ -27,3 +27,16 @@ def add_run(
     start: int,
     new: list[int],
 ) -> tuple[int, int, int, int, int]: ...
+def move_rows(
+    cells: array[int], first: array[int], second: array[int], keys: array[int], factor: int, bit: int
+) -> int: ...
+def touch_rows(
+    index: tuple[Any, ...],
+    keys: array[int],
+    parents: array[int],
+    ticks: array[int],
+    factor: int,
+    key: int,
+    tick: int,
+    max_rows: int,
+) -> int: ...

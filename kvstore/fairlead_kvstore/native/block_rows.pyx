@@ -83,6 +83,54 @@ def enter_rows(
     return row, entered, -1
 
 
+def move_rows(
+    array.array cells not None, array.array first not None, array.array second not None,
+    array.array keys not None, uint64_t factor, int bit,
+):
+    """Enters the rows of a segment in two others of one size, which have room for all of them: in
+    the second one if this bit of the key's hash is set. Returns how many these are.
+    """
+    cdef Py_ssize_t i, rows = 0, in_second = 0
+    cdef uint32_t row, at, size = <uint32_t>len(first)
+    cdef uint32_t *target
+    cdef uint128_t mixed
+    for i in range(len(cells)):
+        rows += cells.data.as_uints[i] != 0
+    if not 0 <= bit < 64 or len(second) != size or size <= rows:
+        raise ValueError("there is no room for the rows")
+    for i in range(len(cells)):
+        row = cells.data.as_uints[i]
+        if row:
+            mixed = <uint128_t>keys.data.as_ulonglongs[row] * factor
+            target = second.data.as_uints if mixed >> bit & 1 else first.data.as_uints
+            in_second += mixed >> bit & 1
+            at = <uint32_t>(<uint64_t>(mixed >> 40) % size)
+            while target[at]:
+                at = at + 1 if at + 1 < size else 0
+            target[at] = row
+    return in_second
+
+
+def touch_rows(
+    tuple index not None, array.array keys not None, array.array parents not None, array.array ticks not None,
+    uint64_t factor, uint64_t key, uint32_t tick, Py_ssize_t max_rows,
+):
+    """Gives a tick to the row of a key and to those before it, up to one that has it or a later
+    one. Returns the key from which to continue; 0 if that is all.
+
+    parents, ticks: the columns of the key before each row's, and of its tick.
+    """
+    cdef Py_ssize_t number
+    cdef uint32_t row, segment
+    for number in range(max_rows):
+        row = _seek(index, keys.data.as_ulonglongs, factor, key, &segment)[0]
+        if not row or ticks.data.as_uints[row] >= tick:
+            return 0
+        ticks.data.as_uints[row] = tick
+        key = parents.data.as_ulonglongs[row]
+    return key
+
+
 def add_run(
     tuple columns not None,
     tuple by_handle not None,

@@ -266,6 +266,8 @@ def _compiled(native_modules: dict[str, ModuleType], *, scan: bool = False) -> I
         patch.setattr(block_table, "ADD_RUN", rows.add_run)
         patch.setattr(block_table, "FIND_ROW", rows.find_row)
         patch.setattr(block_table, "ENTER_ROWS", rows.enter_rows)
+        patch.setattr(block_table, "MOVE_ROWS", rows.move_rows)
+        patch.setattr(block_table, "TOUCH_ROWS", rows.touch_rows)
         if scan:
             patch.setattr(event_application, "SCAN_EVENTS", native_modules["event_scanner"].scan_events)
         yield
@@ -372,6 +374,27 @@ def test_a_loaded_table_of_many_segments_grows_where_one_is_full(native_modules:
     assert len(table) == rows - 1
     with pytest.raises(ValueError, match="so many rows"):
         native_modules["block_rows"].enter_rows(table.by_handle.parts, table.handles, table.counts, 1, 0, rows + 1, [])
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2_047, 2_048, 4_999])
+def test_chains_are_marked_alike(native_modules: dict[str, ModuleType], depth: int) -> None:
+    handles = list(range(1, 5_001))
+    runs: list[Run] = [(0, handles, 1, StorageTier.GPU, 0), (0, handles[:100], 3, StorageTier.CPU, 0)]
+    expected, table = (_fill(runs, 64)[0] for _ in range(2))
+    block_hash = table.block_hashes[table.by_handle.find(handles[depth])]
+    left = expected.touch(block_hash, 2)
+    with _compiled(native_modules):
+        assert table.touch(block_hash, 2) == left
+    _assert_alike(table, expected)
+    assert (left > 0) is (depth > 2_147)
+
+
+def test_rows_without_room_are_refused(native_modules: dict[str, ModuleType]) -> None:
+    move, cells, keys = native_modules["block_rows"].move_rows, array("I", [1, 0, 2]), array("Q", [0, 5, 6])
+    for size, other, bit in ((2, 2, 0), (3, 4, 0), (3, 3, 64)):
+        first, second = (array("I", bytes(4 * number)) for number in (size, other))
+        with pytest.raises(ValueError, match="no room"):
+            move(cells, first, second, keys, 1, bit)
 
 
 def test_saturated_copies_are_left_to_python(native_modules: dict[str, ModuleType]) -> None:

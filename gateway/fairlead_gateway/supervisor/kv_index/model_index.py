@@ -137,7 +137,7 @@ class DriftDetector:
         self.overcredit = self.undercredit = 0.0
 
 
-INDEX_CENSUS_SECONDS: Final = 10.0
+INDEX_CENSUS_SECONDS: Final = 30.0
 """Limit: blocks that only one instance has are counted this often; more often where they are few.
 """
 INDEX_RECENT_SECONDS: Final = 300.0
@@ -150,9 +150,9 @@ PREFIX_MAP_JUDGE_SECONDS: Final = 0.5
 _RESET_SHARE = 0.5
 _MIN_CENSUS_SECONDS = 0.5
 _CENSUS_LOOKUPS = 262_144
-"""Look-ups of one census, some 50 ms. The next one goes on with other instances."""
-_MIN_CENSUS_ROWS, _MAX_CENSUS_ROWS = 256, 4_096
-"""The rows of an instance of which a census counts the blocks: all numbers within 2 to 6 %."""
+"""Look-ups of one census, 50 to 150 ms. The next one goes on with other instances."""
+_MIN_CENSUS_ROWS, _MAX_CENSUS_ROWS = 64, 4_096
+"""The rows of an instance of which a census counts the blocks: all numbers within 2 to 12 %."""
 
 
 class _Prediction(NamedTuple):

@@ -116,16 +116,16 @@ def test_block_counts_of_many_large_instances_are_taken_in_turn(monkeypatch: pyt
     counted: list[str] = []
 
     def count_unique(instance: str, used_since: float, max_rows: int) -> tuple[int, int, int]:
-        assert (used_since, max_rows) == (place.now - 300.0, 256)
+        assert (used_since, max_rows) == (place.now - 300.0, 64)
         counted.append(instance)
         return 300, 2, 1
 
     monkeypatch.setattr(place.blocks, "count_unique", count_unique, raising=False)
-    for _ in range(40):
-        place.now += 12.0
+    for _ in range(12):
+        place.now += 32.0
         before = len(counted)
         place.model.run_census(place.now)
-        assert 1 <= len(counted) - before <= 10, "some 50 ms at a time"
+        assert 1 <= len(counted) - before <= 21, "some 100 ms at a time"
         place.model.run_census(place.now + 0.1)
     assert len(counted) < 400
     assert set(names) < set(counted)
