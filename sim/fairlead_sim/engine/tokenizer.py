@@ -9,6 +9,7 @@ tokens. Text never yields control tokens; only the chat template writes them.
 import hashlib
 import re
 import struct
+import sys
 from collections.abc import Iterable, Mapping
 from itertools import product
 from string import ascii_lowercase
@@ -39,10 +40,12 @@ class Tokenizer:
         single = [chr(value) for value in range(256)]
         self._pieces = [*CONTROL_TOKENS, *single, *letters, *(" " + word for word in letters)]
         self._ids = {piece: token for token, piece in enumerate(self._pieces) if token >= _FIRST_BYTE_TOKEN}
-        self._spaced_ids = {word: self._ids[" " + word] for word in letters}
+        spaced = range(len(self._pieces) - 26**3, len(self._pieces))  # a space and three letters
+        self._ids_of_four_bytes = {
+            int.from_bytes(self._pieces[token].encode(), sys.byteorder): token for token in spaced
+        }
         self._roles = {"system": self.system, "user": self.user, "assistant": self.assistant, "tool": self.tool}
-        # The last 17,576 pieces are a space and three letters; a 16-bit number picks one of them.
-        spaced = range(len(self._pieces) - 26**3, len(self._pieces))
+        # A 16-bit number picks one of these.
         self._word_tokens = [spaced[value % len(spaced)] for value in range(65_536)]
         self._word_texts = [self._pieces[token] for token in self._word_tokens]
 
@@ -53,12 +56,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of ``text``, without control tokens."""
-        if text.startswith(" "):
+        data = text.encode("utf-8", "surrogatepass")
+        if data.startswith(b" ") and not len(data) % 4:
             try:
-                return [self._spaced_ids[word] for word in text[1:].split(" ")]
-            except KeyError:  # not only words of up to three letters
+                return list(map(self._ids_of_four_bytes.__getitem__, memoryview(data).cast("I")))
+            except KeyError:  # not only words of three letters
                 pass
-        bytewise = text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("latin-1")
+        bytewise = text if text.isascii() else data.decode("latin-1")
         return list(map(self._ids.__getitem__, _PIECE_PATTERN.findall(bytewise)))
 
     def decode(self, tokens: Iterable[int]) -> str:
