@@ -12,9 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-from redis.exceptions import ResponseError
 
-from fairlead.errors import first_line
 from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.index.connection import run_commands
 from fairlead_kvstore.blockstore.changes import (
@@ -29,7 +27,8 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier, is_shared_sto
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
-from fairlead_kvstore.index.loaded_index import INDEX_ENTRY_BYTES, parse_entries, read_command
+from fairlead_kvstore.index.loaded_index import read_entries
+from fairlead_kvstore.index.recovery import AWAY
 from fairlead_kvstore.redis.link import RedisLink
 
 _POLL_SECONDS: Final = 0.02
@@ -144,16 +143,16 @@ async def follow_changes(
     _print_notice(f"watching {model_key} from {position[0]}-{position[1]}; Ctrl-C ends it")
     shown = 0
     while count is None or shown < count:
-        replies = await link.run([read_command(model_key, *position)])
-        if replies is None:
+        try:
+            new_entries = await read_entries(link, model_key, *position)
+        except UnreadableError as error:
+            if error.reason != AWAY:
+                raise UnusableIndex(f"the stream of {model_key} cannot be read: {error.message}") from None
             _print_notice(
                 f"{link.describe()}; changes made meanwhile are shown after it is back, if Redis still has them"
             )
             await link.wait_connected()
             continue
-        if isinstance(replies[0], ResponseError):
-            raise UnusableIndex(f"the stream of {model_key} cannot be read: {first_line(replies[0])}")
-        new_entries = _read(replies[0], model_key)
         for epoch, sequence, data in new_entries:
             if epoch != position[0]:
                 _print_notice(f"epoch {epoch} begins: an indexer has rewritten everything")
@@ -178,21 +177,11 @@ async def _start_position(link: RedisLink, model_key: str) -> tuple[int, int]:
     return decode_position(value) or (0, 0)
 
 
-def _read(reply: Any, model_key: str) -> list[tuple[int, int, bytes]]:
-    try:
-        return parse_entries(reply)
-    except UnreadableError as error:
-        raise UnusableIndex(f"the stream of {model_key} cannot be read: {error.message}") from None
-
-
 def _batch(
     position: tuple[int, int],
     data: bytes,
     filter_: ChangeFilter,
 ) -> ChangeBatch | None:
-    if len(data) > INDEX_ENTRY_BYTES:
-        _print_notice(f"{position[0]}-{position[1]} cannot be read: it has {len(data)} bytes")
-        return None
     try:
         wall, changes = decode_entry_with_time(data, 0.0)
     except UnreadableError as error:

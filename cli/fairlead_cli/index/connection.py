@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,7 @@ from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.exit_codes import IndexUnreachable
 from fairlead_cli.local.run_directory import running_stacks
 from fairlead_cli.target import ClusterOptions, is_cluster_target
-from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.format import ENTRY_FIELD, decode_entry_with_time
-from fairlead_kvstore.index.loaded_index import INDEX_ENTRY_BYTES
-from fairlead_kvstore.index.recovery import read_fields
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -34,7 +29,6 @@ INDEX_TOKENS_BYTES: Final = 64 * 1024 * 1024
 """Limit: a file of token ids that `fairlead index match` reads."""
 
 _CLUSTER: Final = ClusterOptions()
-_ENTRY_BATCH: Final = 256
 _TOKEN_DECODER: Final = msgspec.json.Decoder(list[int])
 
 
@@ -107,37 +101,6 @@ async def run_commands(link: RedisLink, *commands: Command) -> list[Any]:
     if replies is None:
         raise unreachable_error(link)
     return replies
-
-
-async def read_values(link: RedisLink, idx: str, fields: Sequence[bytes]) -> list[Any]:
-    """Returns the values of fields of an index, None for missing ones. Raises IndexUnreachable."""
-    try:
-        return await read_fields(link, idx, fields)
-    except UnreadableError:
-        raise unreachable_error(link) from None
-
-
-async def read_entries(
-    link: RedisLink, model_key: str, epoch: int, since: int
-) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Yields (sequence, data) of the entries of an epoch after the sequence ``since``."""
-    _, _, ev = redis_keys.index_keys(model_key)
-    while True:
-        (batch,) = await run_commands(link, ("XRANGE", ev, f"{epoch}-{since + 1}", epoch, "COUNT", _ENTRY_BATCH))
-        batch = batch if isinstance(batch, list) else []
-        for name, values in batch:
-            since = int(bytes(name).partition(b"-")[2])
-            yield since, bytes(values.get(ENTRY_FIELD) or b"") if isinstance(values, dict) else b""
-        if len(batch) < _ENTRY_BATCH:
-            return
-
-
-def decode_changes(data: bytes, ahead: float) -> tuple[float, list[Change]]:
-    """Returns the Unix time and the changes of an entry; none of one that cannot be read."""
-    try:
-        return decode_entry_with_time(data, ahead) if len(data) <= INDEX_ENTRY_BYTES else (0.0, [])
-    except UnreadableError:
-        return 0.0, []
 
 
 async def list_models(link: RedisLink) -> list[str]:

@@ -72,13 +72,12 @@ def match_prompt(snapshot: IndexSnapshot, prompt: TokenPrompt, secret: bytes) ->
         size = snapshot.block_size(name)
         if size is not None and size not in chains:
             chains[size] = prompt.hashes(snapshot.model_key, size, secret)
-    depths = {size: index.match(chain) for size, chain in chains.items()}
     for name in snapshot.instances:
         size, known, note = snapshot.block_size(name), index.completeness(name), snapshot.note(name)
-        blocks = depths[size].get(name, (0, 0, 0, 0)) if size else (0, 0, 0, 0)
+        blocks = index.match(name, chains[size]) if size else (0, 0, 0, 0)
         reached = blocks[-1]
         tier = StorageTier(blocks.index(reached)) if reached else None
-        complete = known is not None and known.complete
+        complete = known is not None and known[0]
         tier_name = None if tier is None else tier.name.lower()
         url = note.url if note is not None else None
         if size and tier is StorageTier.REMOTE:

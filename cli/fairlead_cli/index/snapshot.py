@@ -14,7 +14,7 @@ from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.exit_codes import UnusableIndex
-from fairlead_cli.index.connection import read_values, run_commands
+from fairlead_cli.index.connection import run_commands, unreachable_error
 from fairlead_kvstore.blockstore.changes import InstanceCleared
 from fairlead_kvstore.blockstore.storage_tiers import is_shared_store, shared_store_id
 from fairlead_kvstore.errors import UnreadableError
@@ -31,15 +31,14 @@ from fairlead_kvstore.index.format import (
     decode_entry_with_time,
     decode_position,
     decode_value,
-    header_instance,
 )
-from fairlead_kvstore.index.loaded_index import LoadedIndex, load_index
+from fairlead_kvstore.index.loaded_index import LoadedIndex
+from fairlead_kvstore.index.recovery import AWAY
 from fairlead_kvstore.redis.link import RedisLink
 
 _MAX_ATTEMPTS: Final = 10
 _PAUSE_SECONDS: Final = 0.3
 """A new indexer writes everything first, and parts of an instance may be replaced during a read."""
-_HEADER_BATCH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +144,12 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock) -> IndexSnap
         ("XLEN", ev),
         ("XRANGE", ev, "-", "+", "COUNT", 1),
         ("XREVRANGE", ev, "+", "-", "COUNT", 1),
-        ("HKEYS", idx),
     )
     for reply in replies:
         if isinstance(reply, ResponseError):
             snapshot.problem = f"Redis refuses: {first_line(reply)}"
             return snapshot
-    (at, meta, notes), lease, lease_milliseconds, length, first, last, names = replies
+    (at, meta, notes), lease, lease_milliseconds, length, first, last = replies
     snapshot.at, snapshot.lease = decode_position(at), parse_lease(lease, lease_milliseconds)
     snapshot.meta = _decode_field(snapshot, "meta", meta, IndexMeta)
     snapshot.notes = _decode_field(snapshot, "notes", notes, InstanceStatuses)
@@ -159,28 +157,22 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock) -> IndexSnap
         snapshot.tail = StreamTail(int(length), _entry_id(first), _entry_id(last), _entry_time(last))
     except (UnreadableError, KeyError, TypeError, IndexError, ValueError) as error:
         snapshot.unreadable["the last entry"] = str(error)[:120]
-    await _headers(link, idx, snapshot, sorted(names))
+    loaded = LoadedIndex()
     try:
-        snapshot.loaded = loaded = await load_index(link, model_key, snapshot.ahead)
+        await loaded.load(link, model_key, snapshot.ahead)
+        snapshot.loaded = loaded
     except UnreadableError as error:
+        if error.reason == AWAY:
+            raise unreachable_error(link) from None
         snapshot.problem = error.message
-        return snapshot
+    is_known = [
+        name for name, header in loaded.headers.items() if snapshot.at is None or header.epoch == snapshot.at[0]
+    ]
+    snapshot.headers = {name: loaded.headers[name] for name in is_known}
     snapshot.unreadable |= loaded.unreadable
     if unix_now - (snapshot.last_written or 0.0) > Limits().kv_shared_seconds:  # nothing expires meanwhile
         loaded.apply([InstanceCleared(shared_store_id(model_key), 0, "no indexer writes")])
     return snapshot
-
-
-async def _headers(link: RedisLink, idx: str, snapshot: IndexSnapshot, names: list[bytes]) -> None:
-    """Adds the instances' headers of the present epoch to the snapshot. Raises IndexUnreachable."""
-    names_ = [name for name in names if header_instance(name) is not None]
-    for start in range(0, len(names_), _HEADER_BATCH):
-        batch = names_[start : start + _HEADER_BATCH]
-        for name, data in zip(batch, await read_values(link, idx, batch), strict=True):
-            instance = header_instance(name) or ""
-            header = _decode_field(snapshot, instance, data, InstanceHeader)
-            if header is not None and (snapshot.at is None or header.epoch == snapshot.at[0]):
-                snapshot.headers[instance] = header
 
 
 def parse_lease(data: Any, milliseconds: Any) -> WriterLease | None:

@@ -6,6 +6,7 @@ instance whose removal loses the least; a gateway's status also knows what was u
 ``since_written`` is the number of batches that were written since the instance was as a whole.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -17,7 +18,8 @@ from rich.text import Text
 from fairlead.units import format_duration
 from fairlead_cli.formatting import UNKNOWN, printable
 from fairlead_cli.index.snapshot import IndexSnapshot
-from fairlead_kvstore.index.loaded_index import BlockCounts
+from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
+from fairlead_kvstore.index.loaded_index import LoadedIndex
 
 _TABLE_HEADINGS = (
     "INSTANCE",
@@ -34,6 +36,18 @@ _TABLE_HEADINGS = (
     "LAG",
     "COMPLETE",
 )
+
+
+class BlockCounts(msgspec.Struct):
+    """Distinct blocks of one instance: by tier, in any tier, and those that no other instance has
+    in any tier.
+    """
+
+    gpu: int = 0
+    cpu: int = 0
+    disk: int = 0
+    blocks: int = 0
+    unique: int = 0
 
 
 class InstanceContents(msgspec.Struct, kw_only=True):
@@ -109,10 +123,21 @@ class IndexStats(msgspec.Struct, kw_only=True):
             contents.pod = names.get(contents.id.partition("/")[0])
 
 
+def count_blocks(index: LoadedIndex) -> tuple[dict[str, BlockCounts], int]:
+    """Returns the block counts of every known instance, and how many different blocks all have."""
+    blocks = {name: {own for own, _ in index.blocks_of(name)} for name in index.instances()}
+    owners, found = Counter(own for some in blocks.values() for own in some), dict[str, BlockCounts]()
+    for name, some in blocks.items():
+        tiers = Counter(tier for _, tier in index.blocks_of(name))
+        gpu, cpu, disk = (tiers[tier] for tier in INSTANCE_TIERS)
+        found[name] = BlockCounts(gpu, cpu, disk, len(some), sum(owners[own] == 1 for own in some))
+    return found, len(owners)
+
+
 def build_stats(snapshot: IndexSnapshot) -> IndexStats:
     """Returns the stats of one snapshot."""
     index = snapshot.loaded
-    counted = index.count_blocks() if index is not None else {}
+    counted, distinct = count_blocks(index) if index is not None else ({}, 0)
     ranks = _rank_removals(snapshot, counted)
     lease, at, written = snapshot.lease, snapshot.at, snapshot.last_written
     return IndexStats(
@@ -125,7 +150,7 @@ def build_stats(snapshot: IndexSnapshot) -> IndexStats:
         stale_seconds=None if lease is not None or written is None else max(0.0, snapshot.wall - written),
         trouble=snapshot.problem if index is None else "",
         unreadable=snapshot.unreadable,
-        blocks=index.count_distinct() if index is not None else 0,
+        blocks=distinct,
         hints=len(index.shared) if index is not None else 0,
         instances=[
             _instance_contents(snapshot, name, counted.get(name, BlockCounts()), ranks.get(name))
@@ -141,10 +166,10 @@ def _rank_removals(snapshot: IndexSnapshot, counted: Mapping[str, BlockCounts]) 
     complete, found = list[str](), dict[str, tuple[int | None, str]]()
     for name in sorted(counted):
         known = snapshot.index.completeness(name)
-        if known is not None and known.complete:
+        if known is not None and known[0]:
             complete.append(name)
         else:
-            found[name] = (None, f"unknown: {'nothing is known of it' if known is None else known.reason}")
+            found[name] = (None, f"unknown: {'nothing is known of it' if known is None else known[1]}")
     complete.sort(key=lambda name: (counted[name].unique, counted[name].blocks))
     return found | {name: (rank, _describe_loss(counted[name])) for rank, name in enumerate(complete, 1)}
 
@@ -175,9 +200,9 @@ def _instance_contents(
         id=name,
         url=note.url if note is not None else None,
         connected=note.connected if note is not None else None,
-        complete=known is not None and known.complete,
-        reason=known.reason if known is not None else snapshot.unreadable.get(name, "nothing is known of it"),
-        since_seconds=max(0.0, snapshot.now - known.since) if known is not None else None,
+        complete=known is not None and known[0],
+        reason=known[1] if known is not None else snapshot.unreadable.get(name, "nothing is known of it"),
+        since_seconds=max(0.0, snapshot.now - known[2]) if known is not None else None,
         epoch=slice_header.epoch if slice_header is not None else None,
         block_size=snapshot.block_size(name),
         blocks=counted.blocks,

@@ -20,7 +20,6 @@ stored and did not remove must be in the index. All other blocks are unknown.
 import asyncio
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import aclosing
 from typing import Final, Self
 
 import msgspec
@@ -28,12 +27,11 @@ import msgspec
 from fairlead.errors import BadInput, Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_cli.index.connection import decode_changes, read_entries, read_values, run_commands
+from fairlead_cli.index.connection import run_commands, unreachable_error
 from fairlead_cli.index.snapshot import IndexSnapshot, take_snapshot
-from fairlead_kvstore.blockstore.snapshot import table_steps
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
-from fairlead_kvstore.errors import EventsError, ProtocolError, SnapshotError, UnreadableError
+from fairlead_kvstore.errors import EventsError, ProtocolError, UnreadableError
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_replay_frame, replay_request
 from fairlead_kvstore.events.types import StreamOutcome
 from fairlead_kvstore.events.zmtp import message
@@ -42,12 +40,11 @@ from fairlead_kvstore.index.format import (
     META_FIELD,
     POSITION_FIELD,
     STATUSES_FIELD,
-    InstanceHeader,
-    decode_part,
     header_field,
     header_instance,
     is_part,
 )
+from fairlead_kvstore.index.recovery import AWAY
 from fairlead_kvstore.reader.event_application import apply_outcomes
 from fairlead_kvstore.reader.zmtp_connection import SocketAddress, new_stream, socket_address
 from fairlead_kvstore.redis.link import RedisLink
@@ -269,9 +266,6 @@ async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[s
     for name, header in snapshot.headers.items():
         needed.add(header_field(name))
         needed.update(header.parts.values())
-        problem = await _part_problem(link, idx, header)
-        if problem:
-            findings.setdefault(name, problem)
     parts = [field for field in present if is_part(field) and field not in needed]
     if parts:
         findings["parts"] = f"{len(parts)} that belong to nothing"
@@ -280,21 +274,6 @@ async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[s
         if instance is not None and field not in needed:
             findings.setdefault(instance, "what an earlier indexer left of it is still there")
     return findings
-
-
-async def _part_problem(link: RedisLink, idx: str, header: InstanceHeader) -> str:
-    values = await read_values(link, idx, list(header.parts.values()))
-    rows: dict[str, bytes] = {}
-    try:
-        for part, data in zip(header.parts, values, strict=True):
-            if data is None:
-                return f"part {part} is missing"
-            rows[part] = decode_part(data)
-        for _ in table_steps(header.slice, rows, header.slice.wall):
-            pass
-    except (UnreadableError, SnapshotError) as error:
-        return error.message
-    return ""
 
 
 async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock) -> str:
@@ -306,17 +285,12 @@ async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock) 
     before, later = snapshot.loaded, (await take_snapshot(link, snapshot.model_key, clock)).loaded
     if before is None or later is None or before.epoch != later.epoch or before.unreadable or later.unreadable:
         return ""
-    sequence = before.sequence
-    async with aclosing(read_entries(link, snapshot.model_key, before.epoch, sequence)) as entries:
-        async for number, data in entries:
-            if number > later.sequence:
-                break
-            if number != sequence + 1:
-                return f"after {before.epoch}-{sequence} comes {before.epoch}-{number}"
-            before.apply(decode_changes(data, snapshot.ahead)[1])
-            sequence = number
-    if sequence != later.sequence:
-        return f"it ends at {before.epoch}-{sequence}, the index is at {before.epoch}-{later.sequence}"
+    try:
+        await before.follow(link, snapshot.model_key, later.sequence, snapshot.ahead, end=later.sequence)
+    except UnreadableError as error:
+        if error.reason == AWAY:
+            raise unreachable_error(link) from None
+        return error.message
     differing = 0
     for name in {*before.instances(), *later.instances()}:
         differing += len(set(before.blocks_of(name)) ^ set(later.blocks_of(name)))
@@ -400,7 +374,7 @@ def _compare(
         missing &= differences[name][1]
     differences[name] = ghosts, missing
     known = snapshot.index.completeness(name)
-    complete = known is not None and known.complete
+    complete = known is not None and known[0]
     remark = "" if replay.whole else f"its replay begins at batch {replay.first}, what it cached before is unknown"
     if not replay.batches:
         remark = "it can replay nothing: it has published nothing yet"

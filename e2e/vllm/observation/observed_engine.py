@@ -51,7 +51,7 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
-from fairlead_kvstore.index.loaded_index import LoadedIndex, load_index, parse_entries, read_command
+from fairlead_kvstore.index.loaded_index import LoadedIndex, read_entries
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
@@ -201,8 +201,10 @@ class RedisIndex:
             if self._index is not None and follows:
                 follows = await self._apply_next(self._index, clock.wall() - now)
             else:
+                index = LoadedIndex()
                 with contextlib.suppress(UnreadableError):
-                    self._index = await load_index(self._link, MODEL_KEY, clock.wall() - now)
+                    await index.load(self._link, MODEL_KEY, clock.wall() - now)
+                    self._index = index
                     self._heard += 1
                     follows = True
             await asyncio.sleep(_POLL_SECONDS)
@@ -210,13 +212,12 @@ class RedisIndex:
     async def _apply_next(self, index: LoadedIndex, wall_offset: float) -> bool:
         """Applies the next entries of the stream. Returns False if the index must be loaded."""
         _, idx, _ = redis_keys.index_keys(MODEL_KEY)
-        read = read_command(MODEL_KEY, index.epoch, index.sequence)
-        replies = await self._link.run([read, ("HGET", idx, POSITION_FIELD)])
-        at = None if replies is None else decode_position(replies[1])
-        if replies is None or at is None:
+        replies = await self._link.run([("HGET", idx, POSITION_FIELD)])
+        at = None if replies is None else decode_position(replies[0])
+        if at is None:
             return False
         try:
-            for epoch, sequence, data in parse_entries(replies[0]):
+            for epoch, sequence, data in await read_entries(self._link, MODEL_KEY, index.epoch, index.sequence):
                 if (epoch, sequence) != (index.epoch, index.sequence + 1):
                     return False
                 wall, changes = decode_entry_with_time(data, wall_offset)
@@ -226,7 +227,7 @@ class RedisIndex:
                 self.arrivals += stored_blocks(changes)
         except UnreadableError:
             return False
-        return at == (index.epoch, index.sequence)
+        return at[0] == index.epoch and at[1] <= index.sequence
 
 
 def stored_blocks(changes: Sequence[Change]) -> list[float]:
@@ -238,7 +239,7 @@ def stored_blocks(changes: Sequence[Change]) -> list[float]:
 
 def blocks(mirror: LoadedIndex | None, instance: str, chain: Sequence[int], tier: StorageTier) -> int:
     """Returns how many blocks of a chain the instance has cached, up to a tier."""
-    return 0 if mirror is None else mirror.match(chain).get(instance, (0, 0, 0, 0))[tier]
+    return 0 if mirror is None else mirror.match(instance, chain)[tier]
 
 
 def content(mirror: LoadedIndex | None, instance: str, tier: StorageTier) -> set[int]:
@@ -250,7 +251,7 @@ def content(mirror: LoadedIndex | None, instance: str, tier: StorageTier) -> set
 def completeness(mirror: LoadedIndex | None, instance: str) -> tuple[bool, str]:
     """Returns whether the index claims to be complete for the instance, and its reason if not."""
     known = None if mirror is None else mirror.completeness(instance)
-    return (known.complete, known.reason) if known is not None else (False, "nothing is known")
+    return known[:2] if known is not None else (False, "nothing is known")
 
 
 def _source_of(source: EventSource) -> Mapping[str, Any]:
@@ -698,7 +699,7 @@ def matched_tokens(chain: Sequence[int], held: Callable[[int], bool]) -> int:
 
 
 def _cached_blocks(mirror: LoadedIndex, own: int, instance: str) -> bool:
-    return bool(mirror.tiers(instance, own) & 1 << StorageTier.GPU)
+    return mirror.match(instance, [own])[StorageTier.GPU] == 1
 
 
 def _differs(numbers: Numbers) -> bool:

@@ -4,8 +4,8 @@ columns of rows.
 Why: replays reach back some thousand batches only, and an engine that has run for a day is full of
 older blocks. So a new indexer cannot rebuild its state from them. A snapshot holds the rows as
 columns of bytes in row order, and the few other values. Rows keep their number, so an unchanged
-part of the table (4,096 rows) has the same bytes and is not written again. Readers of blocks need
-block hashes and copies; these are apart from the columns that only an indexer needs.
+part of the table (4,096 rows) has the same bytes and is not written again. Block hashes and copies
+are apart from the columns that change with each use.
 
     0.m<part>     block hashes (8 bytes each), then counts (4)                  12 B a row
     0.h<part>     handles (8), parents (8), ticks (4), depths (4), adapters (2)  26 B a row
@@ -35,25 +35,13 @@ _REPLICA_COLUMNS: Final = ("block_hashes", "counts")
 _INDEXER_COLUMNS: Final = ("handles", "parents", "ticks", "depths", "adapters")
 _COLUMNS_BY_LETTER: Final = (("m", _REPLICA_COLUMNS), ("h", _INDEXER_COLUMNS))
 _MAX_ROWS: Final = 1 << 26
+_MAX_TICK: Final = (1 << 32) - 1
+MAX_WALL: Final = 1e11
+"""Seconds from which on a time is no time; it may be infinite in a damaged value."""
 _IS_BIG_ENDIAN: Final = sys.byteorder == "big"
 
 RowParts = dict[str, bytes]
 """Columns of rows by the name of their part."""
-
-
-def decode_replica_part(data: bytes) -> "tuple[array[int], array[int]]":
-    """Returns the block hashes and counts of one part. Raises SnapshotError when ``data`` is not
-    such a part.
-    """
-    found = _columns(data, _REPLICA_COLUMNS)
-    return found[0], found[1]
-
-
-def decode_ticks(data: bytes) -> "array[int]":
-    """Returns the ``ticks`` column (``BlockTable``) of an indexer's part. Raises SnapshotError when
-    ``data`` is not such a part.
-    """
-    return _columns(data, _INDEXER_COLUMNS)[_INDEXER_COLUMNS.index("ticks")]
 
 
 def table_steps(snapshot: InstanceSnapshot, data: RowParts, wall: float) -> Generator[None, None, BlockTable]:
@@ -67,6 +55,8 @@ def table_steps(snapshot: InstanceSnapshot, data: RowParts, wall: float) -> Gene
     """
     if len(snapshot.tables) != 1:
         raise SnapshotError(f"the snapshot has {len(snapshot.tables)} tables", reason="rows")
+    if not abs(snapshot.wall) < MAX_WALL:
+        raise SnapshotError("the snapshot has no valid time", reason="wall")
     rows, adapters = snapshot.tables[0].rows, len(snapshot.adapters.loads)
     shift = round((snapshot.wall - wall) / TICK_SECONDS)
     if not 0 < rows <= _MAX_ROWS:
@@ -79,7 +69,7 @@ def table_steps(snapshot: InstanceSnapshot, data: RowParts, wall: float) -> Gene
                 raise SnapshotError(f"part {letter}{part} of the table is missing", reason="missing")
             for name, column in zip(names, _columns(part_data, names), strict=True):
                 if shift and name == "ticks":
-                    column = array(column.typecode, [max(0, tick + shift) for tick in column])
+                    column = array(column.typecode, [min(max(0, tick + shift), _MAX_TICK) for tick in column])
                 if name == "adapters" and max(column, default=0) > adapters:
                     raise SnapshotError("the table refers to an adapter that has no name", reason="adapters")
                 columns[name] += column

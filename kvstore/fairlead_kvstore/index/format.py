@@ -35,6 +35,9 @@ from fairlead_kvstore.blockstore.types import InstanceSnapshot
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.events.types import StreamPosition
 
+INDEX_ENTRY_BYTES: Final = 8 * 1024 * 1024
+"""Limit: an entry of the stream of changes; a longer one is damaged."""
+
 SCHEMA: Final = b"\x01"
 POSITION_FIELD: Final = b"at"
 META_FIELD: Final = b"meta"
@@ -226,6 +229,8 @@ def _encode_change(change: Change, numbers: dict[str, int], wall_offset: float) 
 
 def decode_entry_with_time(data: bytes, wall_offset: float) -> tuple[float, list[Change]]:
     """Returns when an entry was written (Unix seconds), and its changes. Raises UnreadableError."""
+    if len(data) > INDEX_ENTRY_BYTES:
+        raise UnreadableError(f"an entry of {len(data)} bytes is too large", reason="bytes")
     _check_schema(data)
     try:
         entry = _ENTRY.decode(memoryview(data)[1:])

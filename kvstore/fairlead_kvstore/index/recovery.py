@@ -1,5 +1,5 @@
-"""Reads the state of a model that an indexer left in Redis, from which the next one continues, and
-each gateway that starts.
+"""Reads the state of a model that an indexer left in Redis, from which the next one continues, each
+gateway that starts, and `fairlead index`.
 """
 
 import asyncio
@@ -58,17 +58,19 @@ class InstanceCheckpoint(msgspec.Struct):
 class RecoveredIndex(msgspec.Struct):
     """The recovered state of a model.
 
+    headers: of all instances whose header could be read.
     unreadable: instances to be learned again, and why.
     has_other_secret: it was written with another secret, and was not read.
     """
 
     instances: dict[str, InstanceCheckpoint] = {}
+    headers: dict[str, InstanceHeader] = {}
     unreadable: dict[str, str] = {}
     has_other_secret: bool = False
 
 
-async def read_fields(
-    link: "RedisLink", idx: str, names: Sequence[bytes], extra_commands: "Sequence[Command]" = ()
+async def _read_fields(
+    link: "RedisLink", idx: str, names: Sequence[bytes], extra_commands: "Sequence[Command]"
 ) -> list[Any]:
     """Returns the values of fields, None for missing ones.
 
@@ -87,23 +89,23 @@ async def read_fields(
     return found
 
 
-async def read_instance(
-    link: "RedisLink", idx: str, instance: str, extra_commands: "Sequence[Command]" = (), *, epoch: int | None = None
-) -> tuple[InstanceHeader, RowParts]:
-    """Returns the header of an instance and its columns by name of the part.
+async def _read_rows(
+    link: "RedisLink", idx: str, instance: str, headers: dict[str, InstanceHeader], extra_commands: "Sequence[Command]"
+) -> RowParts:
+    """Returns the columns of an instance by name of the part; puts its header in ``headers``.
 
-    Raises UnreadableError as ``read_fields``, and with reason ``GONE`` if the instance was removed,
-    or is of another epoch than ``epoch``. It is read up to three times, since another process may
-    replace parts after their names were read.
+    Raises UnreadableError as ``_read_fields``, and with reason ``GONE`` if the instance was
+    removed. It is read up to three times, since another process may replace parts after their names
+    were read.
     """
     for _ in range(_MAX_ATTEMPTS):
-        values = await read_fields(link, idx, [header_field(instance)], extra_commands)
-        header = None if values[0] is None else decode_header(values[0])
-        if header is None or epoch not in (None, header.epoch):
+        (data,) = await _read_fields(link, idx, [header_field(instance)], extra_commands)
+        if data is None:
             raise UnreadableError("it was removed", reason=GONE)
-        parts = await read_fields(link, idx, list(header.parts.values()), extra_commands)
+        header = headers[instance] = decode_header(data)
+        parts = await _read_fields(link, idx, list(header.parts.values()), extra_commands)
         if None not in parts:
-            return header, {name: decode_part(data) for name, data in zip(header.parts, parts, strict=True)}
+            return {name: decode_part(part) for name, part in zip(header.parts, parts, strict=True)}
     raise UnreadableError("a part is missing", reason="missing")
 
 
@@ -137,10 +139,9 @@ async def recover_index(
         return found
     for name in filter(None, map(header_instance, replies[0])):
         try:
-            header, rows = await read_instance(link, idx, name, extra_commands)
-            table = None
-            if header.position is not None:
-                table = await _restore_table(link, table_steps(header.slice, rows, wall_offset), extra_commands)
+            rows = await _read_rows(link, idx, name, found.headers, extra_commands)
+            header = found.headers[name]
+            table = await _restore_table(link, table_steps(header.slice, rows, wall_offset), extra_commands)
             found.instances[name] = InstanceCheckpoint(header.slice, {}, header.position, table)
         except (UnreadableError, SnapshotError) as error:
             if error.reason == AWAY:

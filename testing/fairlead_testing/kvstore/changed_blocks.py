@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fairlead_kvstore.blockstore.storage_tiers import is_shared_store
-from fairlead_kvstore.index.loaded_index import LoadedIndex
+from fairlead_kvstore.index.loaded_index import LoadedIndex, MatchedBlocks
 
 
 class ChangedBlocks(LoadedIndex):
@@ -17,9 +17,12 @@ class ChangedBlocks(LoadedIndex):
         self._block_size = block_size
         self.used: dict[str, list[int]] = {}
 
-    def instances(self) -> tuple[str, ...]:
-        """Returns all known instances, without shared stores."""
-        return tuple(name for name in super().instances() if not is_shared_store(name))
+    def tiers(self, instance: str, block_hash: int) -> int:
+        """Returns where an instance, or the shared store, has a block: a bit for each tier, 1 for
+        the GPU; 0: nowhere.
+        """
+        blocks = self.shared if is_shared_store(instance) else self._blocks.get(instance, {})
+        return blocks.get(block_hash, 0) & 7
 
     def block_size(self, instance: str) -> int | None:
         """Returns the block size of all instances."""
@@ -28,3 +31,13 @@ class ChangedBlocks(LoadedIndex):
     def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
         """Notes the blocks as used."""
         self.used.setdefault(instance, []).extend(hashes)
+
+
+def match_all(index: LoadedIndex, hashes: Sequence[int]) -> dict[str, MatchedBlocks]:
+    """Returns the instances that have a chain's first block, and their depths; the deepest in the
+    GPU come first.
+    """
+    found = {name: index.match(name, hashes) for name in index.instances()}
+    return dict(
+        sorted(((name, found[name]) for name in found if found[name][-1]), key=lambda item: item[1], reverse=True)
+    )

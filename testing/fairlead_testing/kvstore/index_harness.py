@@ -218,8 +218,8 @@ class IndexHarness:
         for name in store_content(self.indexer.store):
             state, known = instance_state(self.indexer.store, name), index.completeness(name)
             assert known is not None
-            assert (known.complete, known.reason) == (state.complete, state.reason)
-            assert math.isclose(known.since, state.since, abs_tol=0.01)
+            assert known[:2] == (state.complete, state.reason)
+            assert math.isclose(known[2], state.since, abs_tol=0.01)
         assert not self.reader.problem(MODEL)
 
     async def wait_redis_lost(self) -> None:

@@ -9,7 +9,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.loaded_index import LoadedIndex, load_index
+from fairlead_kvstore.index.loaded_index import LoadedIndex
 
 _PAUSE_SECONDS: Final = 0.02
 
@@ -49,8 +49,10 @@ class IndexReader:
         """Loads the index of each model."""
         for key in self._models:
             now = self._clock.now()
+            index = LoadedIndex()
             try:
-                self._models[key] = await load_index(self._link, key, self._clock.wall() - now)
+                await index.load(self._link, key, self._clock.wall() - now)
+                self._models[key] = index
                 self._problems[key] = ""
             except UnreadableError as error:
                 self._problems[key] = error.message

@@ -156,7 +156,7 @@ class IndexerHarness:
         size = self.engines[name].engine.block_size if name in self.engines else 4
         chain = block_hashes(chain_root(MODEL), list(tokens), size)
         cached = cached_depths(self.store, name, chain)[StorageTier.GPU]
-        assert self.sink.index(MODEL).match(chain).get(name, (0,))[0] == cached
+        assert self.sink.index(MODEL).match(name, chain)[0] == cached
         return cached
 
     def is_exact(self, name: str) -> bool:

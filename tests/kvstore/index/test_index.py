@@ -17,6 +17,7 @@ from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.block_store import instance_state
+from fairlead_testing.kvstore.changed_blocks import match_all
 from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
     INDEX_KEY,
@@ -222,7 +223,7 @@ def lacks_knowledge(world: IndexHarness, number: int) -> bool:
     """Returns whether a gateway would not know any instance with all of a prompt."""
     mirror = world.reader.index(MODEL)
     assert mirror is not None
-    matches = mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK))
+    matches = match_all(mirror, block_hashes(chain_root(MODEL), prompt(number), BLOCK))
     return not any(blocks[0] == PROMPT_BLOCKS for blocks in matches.values())
 
 
@@ -298,7 +299,7 @@ async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
         assert mirror is not None
         known = mirror.completeness(AWAY)
         assert known is not None
-        assert not known.complete, "what is said of it meanwhile is said to be uncertain"
+        assert not known[0], "what is said of it meanwhile is said to be uncertain"
         world.engines[AWAY].serve_prompt(prompt(200))
         world.engines[AWAY].publish()
         world.indexer.reconnect(AWAY)
@@ -307,7 +308,7 @@ async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
         assert mirror is not None
         assert len(list(mirror.blocks_of(AWAY))) == PROMPT_BLOCKS, "what it holds now, and nothing of before"
         assert not any(
-            AWAY in mirror.match(block_hashes(chain_root(MODEL), prompt(number), BLOCK)) for number in range(61)
+            mirror.match(AWAY, block_hashes(chain_root(MODEL), prompt(number), BLOCK))[-1] for number in range(61)
         )
         assert not lacks_knowledge(world, 100)
         world.assert_index_matches()

@@ -4,19 +4,21 @@ from collections.abc import Sequence
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_table import BlockTable
 from fairlead_kvstore.blockstore.changes import Change
-from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier, shared_store_id
+from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost
-from fairlead_kvstore.index.loaded_index import BlockCounts, KnownCompleteness, LoadedIndex
+from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, instance_state
+from fairlead_testing.kvstore.changed_blocks import ChangedBlocks, match_all
 
 MODEL = "default/tiny"
 NAMES = ("a", "b", "c", "d")
@@ -48,13 +50,20 @@ def expected(truth: BlockStore, path: Sequence[int]) -> dict[str, tuple[int, ...
     return lengths
 
 
+def table_of(*block_hashes: int) -> BlockTable:
+    table = BlockTable()
+    for own in block_hashes:
+        table.add_at(table.by_handle.seek(own), own, own, 0, 0, 0, 1, 0)
+    return table
+
+
 class AgainstTruth(RuleBasedStateMachine):
     """Random events at four instances; the index receives the changes only."""
 
     def __init__(self) -> None:
         super().__init__()
         self.truth = BlockStore(limits=Limits(kv_blocks_per_instance=40, kv_shared_seconds=100.0))
-        self.mirror = LoadedIndex()
+        self.mirror = ChangedBlocks()
         self.now = 0.0
         for name in NAMES:
             self.take(self.truth.attach(name, MODEL, 0.0))
@@ -110,7 +119,7 @@ class AgainstTruth(RuleBasedStateMachine):
     @invariant()
     def they_agree(self) -> None:
         for path in ("aaaaaa", "ababab", "bbabab", "b", "abbbbb"):
-            mine = self.mirror.match(chain(path))
+            mine = match_all(self.mirror, chain(path))
             others = expected(self.truth, chain(path))
             assert {name: mine.get(name) for name in others} == others
             assert all(name in others for name in mine)
@@ -134,7 +143,7 @@ class AgainstTruth(RuleBasedStateMachine):
                 assert known is None
             else:
                 state = instance_state(self.truth, name)
-                assert known == KnownCompleteness(state.complete, state.reason, state.since)
+                assert known == (state.complete, state.reason, state.since)
 
 
 AgainstTruth.TestCase.settings = settings(stateful_step_count=40)
@@ -148,11 +157,11 @@ def test_match_returns_the_longest_run_of_each_instance_deepest_first() -> None:
         [changes.BlocksStored("a", StorageTier.GPU, path[:4]), changes.BlocksStored("b", StorageTier.GPU, path)]
     )
     mirror.apply([changes.BlocksStored("c", StorageTier.GPU, path[1:])])  # it lacks the first
-    assert list(mirror.match(path).items()) == [("b", (10, 10, 10, 10)), ("a", (4, 4, 4, 4))]
+    assert list(match_all(mirror, path).items()) == [("b", (10, 10, 10, 10)), ("a", (4, 4, 4, 4))]
     mirror.apply([changes.BlocksRemoved("b", StorageTier.GPU, [path[2]])])  # a hole in the middle
-    assert list(mirror.match(path).items()) == [("a", (4, 4, 4, 4)), ("b", (2, 2, 2, 2))]
-    assert mirror.match([]) == {}
-    assert mirror.match([99]) == {}
+    assert list(match_all(mirror, path).items()) == [("a", (4, 4, 4, 4)), ("b", (2, 2, 2, 2))]
+    assert match_all(mirror, []) == {}
+    assert match_all(mirror, [99]) == {}
 
 
 def test_slower_tiers_extend_faster_ones_and_the_shared_store_comes_last() -> None:
@@ -168,11 +177,18 @@ def test_slower_tiers_extend_faster_ones_and_the_shared_store_comes_last() -> No
     )
     mirror.apply([changes.BlocksStored(SHARED, StorageTier.GPU, path[2:8])], 1_000.0)
     mirror.apply([changes.BlocksStored("y", StorageTier.GPU, path[7:9])])
-    assert list(mirror.match(path).items()) == [("a", (2, 5, 6, 8)), ("y", (2, 2, 2, 9)), ("x", (2, 2, 2, 8))]
+    assert list(match_all(mirror, path).items()) == [("a", (2, 5, 6, 8)), ("y", (2, 2, 2, 9)), ("x", (2, 2, 2, 8))]
     assert (mirror.used_at(SHARED, path[2]), mirror.used_at("a", path[7])) == (1_000.0, None)
     mirror.apply([changes.BlocksRemoved(SHARED, StorageTier.GPU, path[6:8])])
-    assert (SHARED in mirror.instances(), mirror.count_distinct()) == (False, 8)
-    assert {name: blocks[StorageTier.REMOTE] for name, blocks in mirror.match(path).items()} == {"a": 6, "x": 6, "y": 6}
+    assert (
+        SHARED in mirror.instances(),
+        len({own for name in mirror.instances() for own, _ in mirror.blocks_of(name)}),
+    ) == (False, 8)
+    assert {name: blocks[StorageTier.REMOTE] for name, blocks in match_all(mirror, path).items()} == {
+        "a": 6,
+        "x": 6,
+        "y": 6,
+    }
 
 
 def test_rows_of_a_snapshot_can_be_loaded() -> None:
@@ -181,9 +197,8 @@ def test_rows_of_a_snapshot_can_be_loaded() -> None:
     for medium in ("GPU", "CPU"):
         apply_batch(truth, "a", EventBatch(0.0, [stored("abab", 0, medium), stored("aab", 0, medium)]), 0.0)
     apply_batch(truth, "a", EventBatch(0.0, [RemovedEvent([handles("abab")[-1]], "GPU")]), 0.0)
-    blocks = truth._instances["a"].blocks
-    mirror.load_rows("a", blocks.block_hashes, blocks.counts, [1_000.0] * len(blocks.counts))
-    assert mirror.match(chain("abab")) == {"a": (3, 4, 4, 4)}
+    mirror.add_table("a", truth.instance("a").blocks, 1_000.0)
+    assert match_all(mirror, chain("abab")) == {"a": (3, 4, 4, 4)}
     assert mirror.used_at("a", chain("abab")[0]) == 1_000.0
     mirror.apply([changes.BlocksStored("a", StorageTier.GPU, chain("abab")[:1])], 2_000.5)
     assert mirror.used_at("a", chain("abab")[0]) == 2_000.5
@@ -196,22 +211,22 @@ def test_detached_instance_is_dropped_at_once() -> None:
     index = LoadedIndex()
     stored_by_a = changes.BlocksStored("a", StorageTier.GPU, [1, 2])
     index.apply([stored_by_a, changes.CompletenessChanged("a", True, "", 0.0)])
-    assert list(index.match([1, 2])) == ["a"]
+    assert list(match_all(index, [1, 2])) == ["a"]
     index.apply([changes.InstanceCleared("a", 2, "gone")])
-    assert (index.match([1, 2]), index.instances()) == ({}, ("a",))
+    assert (match_all(index, [1, 2]), index.instances()) == ({}, ("a",))
     index.apply([stored_by_a, changes.InstanceDetached("a")])
-    assert (index.match([1, 2]), index.instances()) == ({}, ())
+    assert (match_all(index, [1, 2]), index.instances()) == ({}, ())
 
 
 def test_blocks_above_the_limit_are_not_credited() -> None:
     index = LoadedIndex(max_blocks=3)
     index.apply([changes.BlocksStored("a", StorageTier.GPU, [1, 2, 3, 4, 5])])
-    index.load_rows("b", [1, 9], [1, 1], [0.0, 0.0])
-    assert index.match([1, 2, 3, 4]) == {"a": (3, 3, 3, 3)}
+    index.add_table("b", table_of(1, 9), 0.0)
+    assert match_all(index, [1, 2, 3, 4]) == {"a": (3, 3, 3, 3)}
     index.apply([changes.BlocksRemoved("a", StorageTier.GPU, [3])])
-    index.load_rows("b", [1, 9], [1, 1], [0.0, 0.0])
-    assert index.count_distinct() == 2
-    assert index.match([1]) == {"a": (1, 1, 1, 1), "b": (1, 1, 1, 1)}
+    index.add_table("b", table_of(1, 9), 0.0)
+    assert len({own for name in index.instances() for own, _ in index.blocks_of(name)}) == 2
+    assert match_all(index, [1]) == {"a": (1, 1, 1, 1), "b": (1, 1, 1, 1)}
 
 
 def test_instances_above_the_limit_are_not_credited() -> None:
@@ -219,48 +234,7 @@ def test_instances_above_the_limit_are_not_credited() -> None:
     names = [f"e{number}" for number in range(1_000)]
     index.apply([changes.BlocksStored(name, StorageTier.GPU, [number + 1]) for number, name in enumerate(names)])
     index.apply([changes.CompletenessChanged(name, True, "", 0.0) for name in names])
-    index.load_rows("another", [1, 2], [1, 1], [0.0, 0.0])
+    index.add_table("another", table_of(1, 2), 0.0)
     assert index.instances() == ("e0", "e1")
     index.apply([changes.InstanceDetached("e0"), changes.BlocksStored("later", StorageTier.GPU, [7])])
-    assert index.tiers("later", 7) == 1
-
-
-def test_block_in_two_tiers_counts_once_and_empty_instances_are_listed() -> None:
-    index = LoadedIndex()
-    index.apply(
-        [
-            changes.BlocksStored("a", StorageTier.GPU, [1, 2, 3]),
-            changes.BlocksStored("a", StorageTier.CPU, [2]),
-            changes.BlocksStored("b", StorageTier.DISK, [3]),
-        ]
-    )
-    index.apply([changes.CompletenessChanged("c", False, "no KV event was read yet", 0.0)])
-    assert index.count_blocks() == {
-        "a": BlockCounts(gpu=3, cpu=1, disk=0, blocks=3, unique=2),
-        "b": BlockCounts(gpu=0, cpu=0, disk=1, blocks=1, unique=0),
-        "c": BlockCounts(),
-    }
-    assert index.count_distinct() == 3
-
-
-@pytest.mark.property
-@given(
-    st.lists(
-        st.tuples(st.sampled_from("abcd"), st.sampled_from(INSTANCE_TIERS), st.sets(st.integers(1, 30), min_size=1)),
-        max_size=12,
-    )
-)
-def test_counts_equal_a_naive_count(reported: list[tuple[str, StorageTier, set[int]]]) -> None:
-    index = LoadedIndex()
-    held: dict[str, set[tuple[int, StorageTier]]] = {}
-    for name, tier, blocks in reported:
-        index.apply([changes.BlocksStored(name, tier, sorted(blocks))])
-        held.setdefault(name, set()).update((own, tier) for own in blocks)
-    counts = index.count_blocks()
-    assert set(counts) == set(held)
-    for name, content in held.items():
-        assert set(index.blocks_of(name)) == content
-        mine = {own for own, _ in content}
-        others = {own for other, there in held.items() if other != name for own, _ in there}
-        tiers = [sum(1 for _, tier in content if tier is wanted) for wanted in INSTANCE_TIERS]
-        assert counts[name] == BlockCounts(*tiers, blocks=len(mine), unique=len(mine - others))
+    assert list(index.blocks_of("later")) == [(7, StorageTier.GPU)]

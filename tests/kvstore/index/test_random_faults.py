@@ -256,11 +256,11 @@ class Faults(RuleBasedStateMachine):
         for name, held in truth.items():
             state, known = instance_state(leader.store, name), index.completeness(name)
             assert known is not None
-            if "cannot be read" in known.reason:  # it was poisoned, and has not changed since
+            if "cannot be read" in known[1]:  # it was poisoned, and has not changed since
                 assert content[name] <= held
             else:
                 assert content[name] == held
-                assert (known.complete, known.reason) == (state.complete, state.reason)
+                assert known[:2] == (state.complete, state.reason)
             there = len(self.engines[name]._cached)
             assert len(held) <= there, "ghosts"
             assert len(held) == there or not state.complete, "lost"

@@ -299,7 +299,7 @@ async def test_unreadable_part_or_header_is_not_credited_and_retried(server: Val
                     assert held <= truth[name], "no ghosts"
                     known = mirror.completeness(name)
                     assert known is not None
-                    assert held == truth[name] or "cannot be read" in known.reason
+                    assert held == truth[name] or "cannot be read" in known[1]
                 await redis.hset(INDEX_KEY, field, good[field])
                 world.clock.advance(61.0)
                 await late.step()
@@ -324,6 +324,26 @@ async def test_header_that_names_one_field_many_times_is_not_followed(server: Va
         recovered = await recover_index(world.link, MODEL, 0.0)
         assert recovered is not None
         assert recovered.unreadable == {field[2:].decode(): "two parts have the same field"}
+
+
+@pytest.mark.parametrize("wall", [float("nan"), float("inf"), -1e12, 9e10])
+async def test_snapshot_with_an_impossible_time_stops_neither_reader_nor_takeover(server: Valkey, wall: float) -> None:
+    async with harness_with_redis(server.url) as (world, redis):
+        await world.write(20)
+        await world.settle()
+        field = min(name for name in await redis.hkeys(INDEX_KEY) if name.startswith(b"i:"))
+        header = decode_value(await redis.hget(INDEX_KEY, field), InstanceHeader)
+        header.slice.wall = wall
+        await redis.hset(INDEX_KEY, field, encode_value(header))
+        late = IndexReader(world.link, world.clock)
+        late.set_models([MODEL])
+        await late.step()
+        assert ("unreadable" in late.problem(MODEL)) == (wall != 9e10)
+        await redis.delete(LEASE_KEY)
+        world.indexer, world.writer = world.add_indexer("two")
+        await world.settle()
+        assert world.writer.problems() == {}
+        world.assert_index_matches()
 
 
 async def test_field_whose_instance_is_no_text_stops_neither_reader_nor_writer(server: Valkey) -> None:

@@ -25,6 +25,7 @@ from fairlead_kvstore.indexer.service import IndexerService
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
+from fairlead_testing.kvstore.changed_blocks import match_all
 from fairlead_testing.kvstore.index_reader import IndexReader
 from fairlead_testing.kvstore.indexer_harness import IndexerProcess, indexer_process
 from fairlead_testing.redis.valkey import Valkey
@@ -63,13 +64,13 @@ def cached_blocks(feed: IndexReader, tokens: Sequence[int] = PROMPT) -> dict[str
     """Returns cached blocks of a prompt by instance."""
     mirror = feed.index(MODEL)
     chain = block_hashes(chain_root(MODEL), list(tokens), 16)
-    return {} if mirror is None else {name: blocks[0] for name, blocks in mirror.match(chain).items()}
+    return {} if mirror is None else {name: blocks[0] for name, blocks in match_all(mirror, chain).items()}
 
 
 def complete(feed: IndexReader, instance: str) -> bool:
     mirror = feed.index(MODEL)
     known = None if mirror is None else mirror.completeness(instance)
-    return known is not None and known.complete
+    return known is not None and known[0]
 
 
 async def complete_prompt(engine: EngineProcess, tokens: Sequence[int]) -> None:
