@@ -130,7 +130,7 @@ def index_match(
         check_secret(snapshot, secret)
         answer = match_prompt(snapshot, TokenPrompt(token_ids, adapter, salt), secret)
         print(format_document(answer, output) if is_document(output) else terminal_text(render_match(answer)))
-        if snapshot.lease is None:
+        if snapshot.leader is None:
             since = (
                 ""
                 if snapshot.last_written is None

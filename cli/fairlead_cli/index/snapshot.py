@@ -21,15 +21,10 @@ from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
     ENTRY_FIELD,
-    META_FIELD,
-    POSITION_FIELD,
     STATUSES_FIELD,
-    IndexMeta,
-    InstanceHeader,
     InstanceStatus,
     InstanceStatuses,
     decode_entry_with_time,
-    decode_position,
     decode_value,
 )
 from fairlead_kvstore.index.loaded_index import LoadedIndex
@@ -41,64 +36,50 @@ _PAUSE_SECONDS: Final = 0.3
 """A new indexer writes everything first, and parts of an instance may be replaced during a read."""
 
 
-@dataclass(frozen=True, slots=True)
-class WriterLease:
-    """The lease of the indexer that may write. ``seconds``: the time that remains."""
-
-    epoch: int
-    holder: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class StreamTail:
-    """The stream of changes: its length, first and last ``(epoch, sequence)``, and the time of the
-    last entry (Unix).
-    """
-
-    entries: int = 0
-    first: tuple[int, int] | None = None
-    last: tuple[int, int] | None = None
-    wall: float | None = None
-
-
 @dataclass(slots=True)
 class IndexSnapshot:
     """The index at one moment.
 
     wall, now: Unix time, and monotonic time. ``ahead``: Unix time minus monotonic time.
 
-    loaded: None when the index cannot be loaded; ``problem`` says why.
+    leader: the indexer that may write, for ``lease_seconds`` more; None without one.
+
+    entries, entry_wall: the length of the stream of changes, and Unix time of the last entry.
+
+    problem: why the index cannot be used; ``content`` then has what could be read.
     """
 
     model_key: str
     wall: float
     now: float
     ahead: float
-    at: tuple[int, int] | None = None
-    meta: IndexMeta | None = None
-    lease: WriterLease | None = None
-    tail: StreamTail = field(default_factory=StreamTail)
+    content: LoadedIndex = field(default_factory=LoadedIndex)
+    leader: str | None = None
+    lease_seconds: float | None = None
+    entries: int = 0
+    entry_wall: float | None = None
     notes: InstanceStatuses | None = None
-    headers: dict[str, InstanceHeader] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    loaded: LoadedIndex | None = None
     problem: str = ""
+
+    @property
+    def loaded(self) -> LoadedIndex | None:
+        """The loaded index; None when it cannot be used."""
+        return None if self.problem else self.content
 
     @property
     def index(self) -> LoadedIndex:
         """The loaded index. Raises UnusableIndex when it cannot be loaded."""
-        if self.loaded is None:
+        if self.problem:
             hint = "gateways read engines themselves; the leading indexer rewrites the index if needed"
             raise UnusableIndex(f"the index of {self.model_key} cannot be read: {self.problem}", hint=hint)
-        return self.loaded
+        return self.content
 
     @property
     def instances(self) -> list[str]:
         """Ids of all instances in the index, notes or headers, sorted; no shared store."""
         noted = self.notes.instances if self.notes is not None else {}
         loaded = self.loaded.instances() if self.loaded is not None else ()
-        names = {*loaded, *noted, *self.headers, *self.unreadable}
+        names = {*loaded, *noted, *self.content.headers, *self.content.unreadable}
         return sorted(name for name in names if not is_shared_store(name))
 
     def note(self, instance: str) -> InstanceStatus | None:
@@ -107,15 +88,15 @@ class IndexSnapshot:
 
     def block_size(self, instance: str) -> int | None:
         """Returns the tokens of one block of an instance; None while unknown."""
-        note, header = self.note(instance), self.headers.get(instance)
+        note, header = self.note(instance), self.content.headers.get(instance)
         noted = None if note is None else note.block_size
         return noted or (None if header is None else header.slice.block_size)
 
     @property
     def last_written(self) -> float | None:
         """Unix time of the last write; None while unknown."""
-        sources = (self.notes, self.meta)
-        times = [self.tail.wall, *(source.wall for source in sources if source is not None)]
+        sources = (self.notes, self.content.meta)
+        times = [self.entry_wall, *(source.wall for source in sources if source is not None)]
         return max((source for source in times if source is not None), default=None)
 
 
@@ -126,7 +107,7 @@ async def take_snapshot(link: RedisLink, model_key: str, clock: Clock) -> IndexS
     """
     for attempt in range(_MAX_ATTEMPTS):
         snapshot = await _read_once(link, model_key, clock)
-        if snapshot.loaded is not None or snapshot.lease is None or attempt == _MAX_ATTEMPTS - 1:
+        if not snapshot.problem or snapshot.leader is None or attempt == _MAX_ATTEMPTS - 1:
             break
         await asyncio.sleep(_PAUSE_SECONDS)
     return snapshot
@@ -138,69 +119,43 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock) -> IndexSnap
     lease_key, idx, ev = redis_keys.index_keys(model_key)
     replies = await run_commands(
         link,
-        ("HMGET", idx, POSITION_FIELD, META_FIELD, STATUSES_FIELD),
+        ("HGET", idx, STATUSES_FIELD),
         ("GET", lease_key),
         ("PTTL", lease_key),
         ("XLEN", ev),
-        ("XRANGE", ev, "-", "+", "COUNT", 1),
         ("XREVRANGE", ev, "+", "-", "COUNT", 1),
     )
     for reply in replies:
         if isinstance(reply, ResponseError):
             snapshot.problem = f"Redis refuses: {first_line(reply)}"
             return snapshot
-    (at, meta, notes), lease, lease_milliseconds, length, first, last = replies
-    snapshot.at, snapshot.lease = decode_position(at), parse_lease(lease, lease_milliseconds)
-    snapshot.meta = _decode_field(snapshot, "meta", meta, IndexMeta)
-    snapshot.notes = _decode_field(snapshot, "notes", notes, InstanceStatuses)
+    notes, lease, lease_milliseconds, snapshot.entries, last = replies
+    snapshot.leader = parse_holder(lease)
+    if snapshot.leader is not None:
+        snapshot.lease_seconds = max(0, lease_milliseconds) / 1e3
     try:
-        snapshot.tail = StreamTail(int(length), _entry_id(first), _entry_id(last), _entry_time(last))
-    except (UnreadableError, KeyError, TypeError, IndexError, ValueError) as error:
-        snapshot.unreadable["the last entry"] = str(error)[:120]
-    loaded = LoadedIndex()
-    try:
-        await loaded.load(link, model_key, snapshot.ahead)
-        snapshot.loaded = loaded
+        await snapshot.content.load(link, model_key, snapshot.ahead)
     except UnreadableError as error:
         if error.reason == AWAY:
             raise unreachable_error(link) from None
         snapshot.problem = error.message
-    is_known = [
-        name for name, header in loaded.headers.items() if snapshot.at is None or header.epoch == snapshot.at[0]
-    ]
-    snapshot.headers = {name: loaded.headers[name] for name in is_known}
-    snapshot.unreadable |= loaded.unreadable
+    unreadable = snapshot.content.unreadable
+    try:
+        snapshot.notes = None if notes is None else decode_value(notes, InstanceStatuses)
+    except UnreadableError as error:
+        unreadable["notes"] = error.message
+    try:
+        snapshot.entry_wall = decode_entry_with_time(last[0][1][ENTRY_FIELD], 0.0)[0] if last else None
+    except (UnreadableError, KeyError, TypeError, IndexError) as error:
+        unreadable["the last entry"] = str(error)[:120]
     if unix_now - (snapshot.last_written or 0.0) > Limits().kv_shared_seconds:  # nothing expires meanwhile
-        loaded.apply([InstanceCleared(shared_store_id(model_key), 0, "no indexer writes")])
+        snapshot.content.apply([InstanceCleared(shared_store_id(model_key), 0, "no indexer writes")])
     return snapshot
 
 
-def parse_lease(data: Any, milliseconds: Any) -> WriterLease | None:
-    """Returns the lease by its value in Redis and remaining milliseconds; None if invalid."""
-    if not isinstance(data, bytes) or not isinstance(milliseconds, int):
-        return None
-    epoch, colon, holder = data.partition(b":")
+def parse_holder(lease: Any) -> str | None:
+    """Returns the indexer that has a lease, by its value in Redis; None if that is invalid."""
+    epoch, colon, holder = lease.partition(b":") if isinstance(lease, bytes) else (b"", b"", b"")
     if not colon or not epoch.isdigit() or len(epoch) > 20:
         return None
-    return WriterLease(int(epoch), holder.decode("utf-8", "replace")[:256], max(0, milliseconds) / 1e3)
-
-
-def _decode_field(snapshot: IndexSnapshot, name: str, data: Any, type_: type[Any]) -> Any:
-    if data is None:
-        return None
-    try:
-        return decode_value(data, type_)
-    except UnreadableError as error:
-        snapshot.unreadable[name] = error.message
-        return None
-
-
-def _entry_time(reply: Any) -> float | None:
-    return decode_entry_with_time(reply[0][1][ENTRY_FIELD], 0.0)[0] if reply else None
-
-
-def _entry_id(reply: Any) -> tuple[int, int] | None:
-    if not reply:
-        return None
-    epoch, _, sequence = bytes(reply[0][0]).partition(b"-")
-    return int(epoch), int(sequence)
+    return str(holder.decode("utf-8", "replace")[:256])

@@ -139,17 +139,17 @@ def build_stats(snapshot: IndexSnapshot) -> IndexStats:
     index = snapshot.loaded
     counted, distinct = count_blocks(index) if index is not None else ({}, 0)
     ranks = _rank_removals(snapshot, counted)
-    lease, at, written = snapshot.lease, snapshot.at, snapshot.last_written
+    at, written = snapshot.content.at, snapshot.last_written
     return IndexStats(
         model=snapshot.model_key,
-        leader=lease.holder if lease is not None else None,
-        lease_seconds=lease.seconds if lease is not None else None,
+        leader=snapshot.leader,
+        lease_seconds=snapshot.lease_seconds,
         epoch=at[0] if at is not None else None,
         sequence=at[1] if at is not None else None,
-        stream_entries=snapshot.tail.entries,
-        stale_seconds=None if lease is not None or written is None else max(0.0, snapshot.wall - written),
-        trouble=snapshot.problem if index is None else "",
-        unreadable=snapshot.unreadable,
+        stream_entries=snapshot.entries,
+        stale_seconds=None if snapshot.leader is not None or written is None else max(0.0, snapshot.wall - written),
+        trouble=snapshot.problem,
+        unreadable=snapshot.content.unreadable,
         blocks=distinct,
         hints=len(index.shared) if index is not None else 0,
         instances=[
@@ -185,7 +185,7 @@ def _describe_loss(counted: BlockCounts) -> str:
 def _instance_contents(
     snapshot: IndexSnapshot, name: str, counted: BlockCounts, rank: tuple[int | None, str] | None
 ) -> InstanceContents:
-    note, header = snapshot.note(name), snapshot.headers.get(name)
+    note, header = snapshot.note(name), snapshot.content.headers.get(name)
     known = snapshot.loaded.completeness(name) if snapshot.loaded is not None else None
     slice_header = header.slice if header is not None else None
     evicted = (
@@ -195,13 +195,13 @@ def _instance_contents(
         if slice_header is not None
         else None
     )
-    sequence = snapshot.at[1] if snapshot.at is not None else None
+    sequence = snapshot.content.at[1] if snapshot.content.at is not None else None
     return InstanceContents(
         id=name,
         url=note.url if note is not None else None,
         connected=note.connected if note is not None else None,
         complete=known is not None and known[0],
-        reason=known[1] if known is not None else snapshot.unreadable.get(name, "nothing is known of it"),
+        reason=known[1] if known is not None else snapshot.content.unreadable.get(name, "nothing is known of it"),
         since_seconds=max(0.0, snapshot.now - known[2]) if known is not None else None,
         epoch=slice_header.epoch if slice_header is not None else None,
         block_size=snapshot.block_size(name),

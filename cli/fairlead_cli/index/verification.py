@@ -258,12 +258,12 @@ async def _check_consistency(link: RedisLink, snapshot: IndexSnapshot) -> dict[s
 
     By instance or field; `parts` for parts that no header names.
     """
-    findings = dict(snapshot.unreadable)
+    findings = dict(snapshot.content.unreadable)
     _, idx, _ = redis_keys.index_keys(snapshot.model_key)
     (names,) = await run_commands(link, ("HKEYS", idx))
     present: list[bytes] = list(names) if isinstance(names, list) else []
     needed = {POSITION_FIELD, META_FIELD, STATUSES_FIELD}
-    for name, header in snapshot.headers.items():
+    for name, header in snapshot.content.headers.items():
         needed.add(header_field(name))
         needed.update(header.parts.values())
     parts = [field for field in present if is_part(field) and field not in needed]

@@ -62,12 +62,15 @@ class LoadedIndex:
 
     Blocks beyond ``max_blocks`` and more instances than a fleet may have are left out.
 
-    headers: of all instances, also of earlier epochs.
-    unreadable: instances whose blocks could not be read, and why.
+    at, meta: the position and the epoch in Redis, also of an index that cannot be loaded.
+    headers: of all instances of the epoch.
+    unreadable: instances whose blocks could not be read and other damaged values, and why.
     shared: the blocks that the model's shared store probably has, which no instance has.
     """
 
     def __init__(self, *, max_blocks: int = _LIMITS.kv_blocks, max_instances: int = _LIMITS.instances) -> None:
+        self.at: tuple[int, int] | None = None
+        self.meta: IndexMeta | None = None
         self.epoch = self.sequence = 0
         self.headers: dict[str, InstanceHeader] = {}
         self.unreadable: dict[str, str] = {}
@@ -170,27 +173,29 @@ class LoadedIndex:
         found = await recover_index(link, model_key, wall_offset)
         if replies is None or found is None:
             raise _failure("Redis is away", AWAY)
-        self.headers, self.unreadable = found.headers, found.unreadable
         (at_data, meta_data), oldest = replies
-        at = decode_position(at_data)
-        if at is None or not isinstance(meta_data, bytes):
-            raise _failure("Redis has no index")
+        at = self.at = decode_position(at_data)
+        others = {name for name, header in found.headers.items() if at is not None and header.epoch != at[0]}
+        self.headers = {name: header for name, header in found.headers.items() if name not in others}
+        self.unreadable = {name: why for name, why in found.unreadable.items() if name not in others}
         try:
-            meta = decode_value(meta_data, IndexMeta)
+            self.meta = None if meta_data is None else decode_value(meta_data, IndexMeta)
         except UnreadableError as error:
-            raise _failure(f"the index in Redis cannot be read: {error.message}") from None
-        if meta.epoch != at[0]:
+            self.unreadable["meta"] = error.message
+        if at is None or meta_data is None:
+            raise _failure("Redis has no index")
+        if self.meta is None:
+            raise _failure(f"the index in Redis cannot be read: {self.unreadable['meta']}")
+        if self.meta.epoch != at[0]:
             raise _failure("the index in Redis has two epochs")
-        if not meta.ready:
-            raise _failure(f"{meta.holder} is writing the index")
+        if not self.meta.ready:
+            raise _failure(f"{self.meta.holder} is writing the index")
         self.epoch, self.sequence = at[0], _sequence_before_stream(oldest, at)
-        of_other_epochs = {name for name, header in found.headers.items() if header.epoch != self.epoch}
-        self.unreadable = {name: why for name, why in found.unreadable.items() if name not in of_other_epochs}
         for name, why in sorted(self.unreadable.items()):
             self.apply([CompletenessChanged(name, False, f"its snapshot cannot be read: {why}", 0.0)])
         for name, checkpoint in sorted(found.instances.items()):
             snapshot = checkpoint.slice
-            if name not in of_other_epochs and checkpoint.table is not None:
+            if name not in others and checkpoint.table is not None:
                 shift = TICK_SECONDS * round((snapshot.wall - wall_offset) / TICK_SECONDS)
                 self.add_table(name, checkpoint.table, snapshot.wall - shift)
                 since = snapshot.since + snapshot.wall - wall_offset
