@@ -62,7 +62,7 @@ from fairlead_kvstore.index.format import (
     header_field,
 )
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex, recover_index
-from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, ModelWriteState, StreamBound
+from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, ModelWriteState
 from fairlead_kvstore.redis.link import RedisLink
 
 INDEX_FLUSH_SECONDS: Final = 0.02
@@ -127,6 +127,7 @@ class IndexWriter:
     holder: a name that no other process ever has.
     instance_statuses: called about once a second for each led model.
     fingerprint: of the secret of block hashes (``secret_fingerprint``), written with the statuses.
+    max_stream_bytes: the bound of the stream of each led model.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class IndexWriter:
         self._lease_ms = int(limits.index_lease_seconds * 1000)
         self._expire_ms = int(INDEX_EXPIRE_SECONDS * 1000)
         self._models: dict[str, ModelWriteState] = {}
-        self.stream_bound = StreamBound(INDEX_STREAM_BYTES)
+        self.max_stream_bytes = INDEX_STREAM_BYTES
         self._offered = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._turns = KeyedTasks()
@@ -167,7 +168,7 @@ class IndexWriter:
         for key in wanted:
             redis_keys.index_keys(key)
             if key not in self._models:
-                self._models[key] = ModelWriteState(key, self._limits, self.stream_bound)
+                self._models[key] = ModelWriteState(key, self._limits)
         for key in self._models.keys() - set(wanted):
             state = self._models.pop(key)
             if state.is_active:
@@ -214,11 +215,8 @@ class IndexWriter:
     async def step(self) -> None:
         """Renews due leases and writes what waits or is due, of up to 64 models at a time."""
         await self._turns.wait()
-        if len(self._models) == 1:  # it needs no task, and so no running loop
-            await self._take_turn(*self._models.values())
-        else:
-            self._start_turns()
-            await self._turns.wait()
+        self._start_turns()
+        await self._turns.wait()
 
     def _start_turns(self) -> set[asyncio.Task[None]]:
         """Starts a turn of each model that is not in one, and returns these turns."""
@@ -382,7 +380,7 @@ class IndexWriter:
 
     async def _write_due(self, state: ModelWriteState) -> None:
         fields, state.obsolete_fields = state.obsolete_fields, []
-        name = state.next_due_item()
+        name = state.next_due_item(self.max_stream_bytes)
         if not await self._write_fields(state, {}, fields) or (name and not await self._write_item(state, name)):
             state.require_new_epoch()
 

@@ -11,7 +11,6 @@ A snapshot of an instance is *due* in four cases:
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import xxhash
@@ -26,13 +25,6 @@ INDEX_STREAM_BYTES: Final = 64 * 1024 * 1024
 _MIN_CHANGED_BLOCKS: Final = 4_096
 MAX_CHANGES_PER_ENTRY: Final = 8_192
 """The changes of one entry, at most: some 5 ms to encode."""
-
-
-@dataclass(slots=True)
-class StreamBound:
-    """The bound of the stream of each led model, in bytes. All states of a writer share it."""
-
-    max_bytes: int
 
 
 class WrittenItem:
@@ -68,10 +60,9 @@ class PendingEntry:
 class ModelWriteState:
     """The writer's state of one model. ``lease`` is empty while another indexer may lead."""
 
-    def __init__(self, model_key: str, limits: Limits, stream_bound: StreamBound | None = None) -> None:
+    def __init__(self, model_key: str, limits: Limits) -> None:
         self.model_key = model_key
         self._limits = limits
-        self._stream_bound = stream_bound or StreamBound(INDEX_STREAM_BYTES)
         self.is_active = False  # the indexer reads this model
         self.lease = b""
         self.epoch = 0
@@ -223,8 +214,11 @@ class ModelWriteState:
         """Returns the lowest sequence of any snapshot. Entries up to it may be deleted."""
         return min((item.sequence for item in self.items.values()), default=self.sequence)
 
-    def next_due_item(self) -> str | None:
-        """Returns the instance whose snapshot is due; None without one."""
+    def next_due_item(self, max_stream_bytes: int) -> str | None:
+        """Returns the instance whose snapshot is due; None without one.
+
+        max_stream_bytes: the stream is cut at half of it.
+        """
         limits = self._limits
         for name, item in self.items.items():
             if not item.written:
@@ -234,7 +228,7 @@ class ModelWriteState:
             if item.is_partial and item.batches:
                 return name
         long = len(self._stream) > limits.index_stream_entries // 2
-        if (long or self._stream_bytes > self._stream_bound.max_bytes // 2) and self.items:
+        if (long or self._stream_bytes > max_stream_bytes // 2) and self.items:
             oldest = min(self.items, key=lambda name: self.items[name].sequence)
             return oldest if self.items[oldest].sequence < self.sequence else None  # the next entry cuts the stream
         return None

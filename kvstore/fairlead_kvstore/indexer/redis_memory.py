@@ -80,21 +80,17 @@ class RedisMemoryBound:
 
     async def read_once(self) -> None:
         """Reads ``maxmemory`` and applies it. Keeps the last bound while Redis is unreachable."""
-        try:
-            found = await self._link.max_memory()
-        except ResponseError as error:
-            self.max_memory, self.problem = None, first_line(error)
-        else:
-            if found is None:
-                return
-            self.max_memory, self.problem = found, ""
+        found = await self._link.max_memory()
+        if found is None:
+            return
+        self.max_memory, self.problem = (None, first_line(found)) if isinstance(found, ResponseError) else (found, "")
         limits = self._limits
         blocks, stream_bytes = limits.kv_blocks, INDEX_STREAM_BYTES
         if self.max_memory:
             blocks = min(blocks, max(_MIN_BLOCKS, self.max_memory // INDEX_MEMORY_BYTES_PER_BLOCK))
             shared = self.max_memory // INDEX_MEMORY_STREAM_FRACTION
             stream_bytes = min(stream_bytes, shared // max(1, self._led_models()))
-        self._writer.stream_bound.max_bytes = stream_bytes
+        self._writer.max_stream_bytes = stream_bytes
         store = self._indexer.store
         if blocks != store.max_blocks:
             _LOG.info("this indexer keeps at most %d blocks", blocks)

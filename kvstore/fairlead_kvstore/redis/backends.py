@@ -92,13 +92,15 @@ class RedisBackend:
                     raise reply  # an unreachable node of a cluster is not a refusal
         return replies
 
-    async def max_memory(self) -> int:
-        """Returns ``maxmemory`` in bytes, 0 without one; of a cluster, the smallest one.
-
-        Raises ResponseError when the user may not read it.
+    async def max_memory(self) -> int | ResponseError:
+        """Returns ``maxmemory`` in bytes, 0 without one; of a cluster, the smallest one. If the user
+        may not read it, returns the ResponseError.
         """
-        with self._described_errors():
-            pages = await self._redis.execute_command("INFO", "memory", **self._to_masters)
+        try:
+            with self._described_errors():
+                pages = await self._redis.execute_command("INFO", "memory", **self._to_masters)
+        except ResponseError as error:
+            return error
         # The reply of a single master is its page; several come by node.
         is_one = not isinstance(pages, dict) or "maxmemory" in pages
         return min(filter(None, map(_max_memory, [pages] if is_one else pages.values())), default=0)

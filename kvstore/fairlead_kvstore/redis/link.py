@@ -18,11 +18,11 @@ to the new master, but only for new connections.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
@@ -39,6 +39,7 @@ REDIS_SCAN_SECONDS: Final = 10.0
 REDIS_STALE_SECONDS: Final = 60.0
 """Limit: data from Redis is stale this long after Redis went away, then dropped."""
 
+T = TypeVar("T")
 FIRST_PAUSE_SECONDS: Final = 0.1
 READ_ONLY_SECONDS: Final = 10.0
 """A read-only server is left at most so often: it may be one for good, and can be read."""
@@ -114,66 +115,52 @@ class RedisLink:
         """Returns as soon as the connection is lost; call it while the link is connected."""
         await self._lost_event.wait()
 
-    async def max_memory(self) -> int | None:
-        """Returns Redis' ``maxmemory`` in bytes, 0 without one; None when Redis is unreachable.
+    async def max_memory(self) -> int | ResponseError | None:
+        """Returns Redis' ``maxmemory`` in bytes, 0 without one; None when Redis is unreachable. If
+        Redis refuses, returns the ResponseError.
 
-        Of a cluster, it is the smallest of all masters. Raises ResponseError when Redis refuses.
+        Of a cluster, it is the smallest of all masters.
         """
-        if not self.state.connected:
-            return None
-        try:
-            async with asyncio.timeout(self._limits.redis_connect_seconds):
-                return await self._server.max_memory()
-        except ResponseError:
-            raise
-        except (RedisError, OSError, TimeoutError) as error:
-            self._on_lost(_describe_error(error))
-            return None
+        return await self._exchange(self._server.max_memory, self._limits.redis_connect_seconds)
 
     async def run(self, commands: Sequence[Command]) -> list[Any] | None:
         """Returns the replies in order; None when Redis is unreachable. A refused command's reply
         is its ResponseError.
-        """
-        if not self.state.connected:
-            return None
-        try:
-            async with asyncio.timeout(self._limits.redis_connect_seconds):
-                replies = await self._server.run(commands)
-        except (RedisError, OSError, TimeoutError) as error:
-            self._on_lost(_describe_error(error))
-            return None
-        for reply in replies:
-            if isinstance(reply, ReadOnlyError):
-                self._leave_read_only()
-                break
-        return replies
 
-    def _leave_read_only(self) -> None:
-        """Connects again, since the server may have been demoted, unless it was left just now."""
-        if self._clock.now() - self._left_at >= READ_ONLY_SECONDS:
+        Connects again if the server is read-only, since it may have been demoted, unless it was
+        left just now.
+        """
+        replies = await self._exchange(lambda: self._server.run(commands), self._limits.redis_connect_seconds)
+        is_read_only = any(isinstance(reply, ReadOnlyError) for reply in replies or ())
+        if is_read_only and self._clock.now() - self._left_at >= READ_ONLY_SECONDS:
             self._left_at = self._clock.now()
             self._on_lost("the server is read-only")
+        return replies
 
     async def scan_keys(self, pattern: str, max_keys: int) -> set[bytes] | None:
         """Returns at most ``max_keys`` matching keys; None when Redis is unreachable.
 
         Redis reads every key for this, so it is for operators' tools only.
         """
-        if not self.state.connected:
-            return None
         found: set[bytes] = set()
         names = self._server.scan_keys(pattern)
+        while len(found) < max_keys:
+            name = await self._exchange(lambda: anext(names, b""), REDIS_SCAN_SECONDS)
+            if not name:
+                return None if name is None else found
+            found.add(name)
+        return found
+
+    async def _exchange(self, query: Callable[[], Awaitable[T]], seconds: float) -> T | None:
+        """Returns the reply to a query; None when Redis is unreachable."""
+        if not self.state.connected:
+            return None
         try:
-            while len(found) < max_keys:
-                async with asyncio.timeout(REDIS_SCAN_SECONDS):
-                    name = await anext(names, None)
-                if name is None:
-                    break
-                found.add(name)
+            async with asyncio.timeout(seconds):
+                return await query()
         except (RedisError, OSError, TimeoutError) as error:
             self._on_lost(_describe_error(error))
             return None
-        return found
 
     async def _maintain(self) -> None:
         failures = 0

@@ -156,7 +156,7 @@ class Faults(RuleBasedStateMachine):
         indexer, writer = self.pairs[which]
         for _ in range(steps):
             indexer.read()
-            done(writer.step())
+            done(writer._take_turn(writer._models[MODEL]))
 
     @rule(which=st.integers(0, 1))
     def an_indexer_reads_only(self, which: int) -> None:
@@ -243,7 +243,7 @@ class Faults(RuleBasedStateMachine):
             self.clock.advance(25.0)
             for indexer, writer in self.pairs:
                 indexer.read()
-                done(writer.step())
+                done(writer._take_turn(writer._models[MODEL]))
             done(self.feed.step())
         leaders = [indexer for indexer, writer in self.pairs if writer.is_leader(MODEL)]
         assert len(leaders) == 1, [writer.problems() for _, writer in self.pairs]

@@ -19,7 +19,7 @@ from fairlead_kvstore.blockstore.changes import (
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
 from fairlead_kvstore.blockstore.types import TableSnapshot
 from fairlead_kvstore.index.format import decode_entry_with_time, decode_header, encode_entry
-from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, MAX_CHANGES_PER_ENTRY, ModelWriteState, StreamBound
+from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES, MAX_CHANGES_PER_ENTRY, ModelWriteState
 
 LIMITS = Limits()
 
@@ -33,8 +33,8 @@ def write_entry(state: ModelWriteState, instance: str, size: int) -> int | None:
     return trim
 
 
-def led_state(bound: StreamBound) -> ModelWriteState:
-    state = ModelWriteState("default/tiny", LIMITS, bound)
+def led_state() -> ModelWriteState:
+    state = ModelWriteState("default/tiny", LIMITS)
     state.begin_epoch(1)
     for instance in ("a", "b"):
         state.record_parts(instance, {}, 0)
@@ -42,32 +42,30 @@ def led_state(bound: StreamBound) -> ModelWriteState:
 
 
 def test_stream_of_a_small_redis_is_cut_at_its_share() -> None:
-    bound = StreamBound(INDEX_STREAM_BYTES)
-    state = led_state(bound)
+    state = led_state()
     write_entry(state, "a", 600)
-    assert state.next_due_item() is None
-    bound.max_bytes = 1_000
+    assert state.next_due_item(INDEX_STREAM_BYTES) is None
     for _ in range(2):
-        due = state.next_due_item()
+        due = state.next_due_item(1_000)
         assert due is not None
         state.record_parts(due, {}, 0)
-    assert state.next_due_item() is None
+    assert state.next_due_item(1_000) is None
     assert write_entry(state, "a", 100) == 2
-    assert state.next_due_item() is None
+    assert state.next_due_item(1_000) is None
 
 
 def test_long_stream_of_an_idle_model_is_not_stored_again_and_again() -> None:
-    state = led_state(StreamBound(1_000))
+    state = led_state()
     write_entry(state, "a", 5_000)
     stored: list[str] = []
-    while (due := state.next_due_item()) is not None and len(stored) < 9:
+    while (due := state.next_due_item(1_000)) is not None and len(stored) < 9:
         stored.append(due)
         state.record_parts(due, {}, 0)
     assert sorted(stored) == ["a", "b"]
 
 
 def test_very_many_small_changes_of_one_batch_are_written_in_several_entries() -> None:
-    state, count = led_state(StreamBound(1_000_000)), 3 * MAX_CHANGES_PER_ENTRY
+    state, count = led_state(), 3 * MAX_CHANGES_PER_ENTRY
     offered: list[Change] = [BlocksStored("a", StorageTier.GPU, [number]) for number in range(count)]
     state.offer(offered, 1, 0.0)
     assert state.waiting_entries == 4

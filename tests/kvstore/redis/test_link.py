@@ -44,8 +44,9 @@ async def test_memory_of_redis_is_read_and_a_refusal_loses_no_connection(server:
         await link.run([("CONFIG", "SET", "maxmemory", "64mb")])
         assert await link.max_memory() == 64 * 1024 * 1024
         await link.run([("ACL", "SETUSER", "default", "-info")])
-        with pytest.raises(ResponseError, match="no permissions"):
-            await link.max_memory()
+        refusal = await link.max_memory()
+        assert isinstance(refusal, ResponseError)
+        assert "no permissions" in str(refusal)
         assert link.state.connected
         await link.run([("ACL", "SETUSER", "default", "+info")])
         server.kill()
