@@ -15,7 +15,7 @@ from fairlead.units import format_duration
 from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.formatting import UNKNOWN, align_columns
 from fairlead_cli.index.snapshot import IndexSnapshot
-from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_kvstore.index.format import secret_fingerprint
 
@@ -49,9 +49,7 @@ class TokenPrompt(msgspec.Struct, frozen=True):
     def hashes(self, model_key: str, block_size: int, secret: bytes) -> list[int]:
         """Returns the prompt's chain of block hashes. Raises BadInput for an invalid token id."""
         start = chain_root(model_key, self.adapter, secret=secret)
-        count = len(self.tokens) // block_size
-        extras = None if self.salt is None else block_extras(count, block_size, salt=self.salt)
-        return block_hashes(start, self.tokens, block_size, extras)
+        return block_hashes(start, self.tokens, block_size, None if self.salt is None else {0: [self.salt]})
 
 
 def check_secret(snapshot: IndexSnapshot, secret: bytes) -> None:

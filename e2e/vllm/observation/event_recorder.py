@@ -132,7 +132,7 @@ class EventRecorder:
         for one in reversed(line):
             block = self._blocks[one]
             extras = [key for key in block.extras if key != block.adapter]
-            own = block_hashes(own, block.tokens, len(block.tokens), [extras or None])[0]
+            own = block_hashes(own, block.tokens, len(block.tokens), {0: extras})[0]
             known[one] = own
         return own
 

@@ -44,7 +44,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_gateway.prefix_map.translator import InflightBlocks
-from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
@@ -279,7 +279,7 @@ class TokenPrompt:
 
     def chain(self, model_key: str, size: int, secret: bytes) -> list[int]:
         """Its whole blocks as the index names them."""
-        extras = block_extras(len(self.tokens) // size, size, salt=self.salt)
+        extras = None if self.salt is None else {0: [self.salt]}
         return block_hashes(chain_root(model_key, self.adapter, secret=secret), self.tokens, size, extras)
 
     def body(self, model: str) -> dict[str, Any]:

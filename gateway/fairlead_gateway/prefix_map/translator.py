@@ -267,9 +267,7 @@ class PrefixTranslator:
     def clear(self) -> None:
         """Drops all links, because they are wrong, and withdraws the corrections made with them."""
         self.table.clear()
-        for instance in self._reporting():
-            pending = self._instances[instance]
-            pending.forget = pending.forget or ForgetScope.CORRECTED
+        self._resend(set(self._reporting()))
 
     # --- changes of the index
 
@@ -512,5 +510,4 @@ class PrefixTranslator:
 
 
 def _token_hashes(root: int, tokens: Sequence[int], block_size: int, salt: str | None) -> list[int]:
-    extras = block_hash.block_extras(len(tokens) // block_size, block_size, salt=salt) if salt is not None else None
-    return block_hash.block_hashes(root, tokens, block_size, extras)
+    return block_hash.block_hashes(root, tokens, block_size, {0: [salt]} if salt is not None else None)

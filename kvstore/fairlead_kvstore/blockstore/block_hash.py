@@ -18,8 +18,8 @@ therefore names a block by its content:
 
 They are hashed as the engine reports them, in its order, without the adapter's name, which is in
 the root. A gateway that has token ids, salt and images computes the same chain with
-``block_hashes`` and ``block_extras``, without knowledge of the engine. Blocks that differ only in
-what an engine does not report share a hash. SGLang 0.5.9 reports no extra keys, so salted prompts
+``block_hashes``, without knowledge of the engine. Blocks that differ only in what an engine does
+not report share a hash. SGLang 0.5.9 reports no extra keys, so salted prompts
 must not be looked up there.
 
 An adapter's *name* may be loaded again from another path. The chain stays the same on purpose,
@@ -35,7 +35,7 @@ process only.
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -107,40 +107,18 @@ def extra_key_bytes(extras: list[ExtraKeys | None] | None, adapter: str | None) 
 
 
 def block_hashes(
-    start: int, tokens: Sequence[int], block_size: int, extras: Sequence[ExtraKeys | None] | None = None
+    start: int, tokens: Sequence[int], block_size: int, extras: Mapping[int, ExtraKeys] | None = None
 ) -> list[int]:
     """Returns the hashes of a prompt's whole blocks, in order.
 
     start: the root of the chain, or the hash of the block before the first.
+    extras: the extra keys of a block by its number; those of the first one end with the salt.
     """
     data, width, block_hash = token_bytes(tokens), block_size * TOKEN_BYTES, start
     found = []
     for index in range(len(tokens) // block_size):
         block_hash = xxhash.xxh3_64_intdigest(data[index * width : (index + 1) * width], block_hash)
-        if extras is not None and (keys := extras[index]):
+        if extras is not None and (keys := extras.get(index)):
             block_hash = hash_with_extras(block_hash, extra_bytes(keys))
         found.append(block_hash)
-    return found
-
-
-def block_extras(
-    blocks: int, block_size: int, *, salt: str | None = None, images: Iterable[tuple[str, int, int]] = ()
-) -> list[ExtraKeys | None]:
-    """Returns the extra keys that an engine reports for a prompt.
-
-    images: (identifier, first token, tokens), in order. An image appears on every block that it
-    touches, with its distance from the block's start; the salt appears on the first block.
-    """
-    image_list = list(images)
-    found: list[ExtraKeys | None] = []
-    for index in range(blocks):
-        start = index * block_size
-        keys: ExtraKeys = [
-            [name, first - start]
-            for name, first, length in image_list
-            if first < start + block_size and first + length > start
-        ]
-        if salt is not None and not index:
-            keys.append(salt)
-        found.append(keys or None)
     return found

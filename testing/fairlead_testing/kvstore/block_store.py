@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fairlead.limits import Limits
-from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_hash import ExtraKeys, block_hashes, chain_root
 from fairlead_kvstore.blockstore.block_table import BlockTable
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.snapshot import RowParts, table_steps
@@ -21,6 +21,29 @@ MODEL: Final = "default/tiny"
 TOKENS: Final = list(range(100, 112))
 BLOCK_HASHES: Final = block_hashes(chain_root(MODEL), TOKENS, 2)
 """Six blocks of two tokens."""
+
+
+def block_extras(
+    blocks: int, block_size: int, *, salt: str | None = None, images: Sequence[tuple[str, int, int]] = ()
+) -> dict[int, ExtraKeys]:
+    """Returns the extra keys that an engine reports for a prompt, by the number of the block.
+
+    images: (identifier, first token, tokens), in order. An image appears on every block that it
+    touches, with its distance from the block's start; the salt appears on the first block.
+    """
+    found: dict[int, ExtraKeys] = {}
+    for index in range(blocks):
+        start = index * block_size
+        keys: ExtraKeys = [
+            [name, first - start]
+            for name, first, length in images
+            if first < start + block_size and first + length > start
+        ]
+        if salt is not None and not index:
+            keys.append(salt)
+        if keys:
+            found[index] = keys
+    return found
 
 
 def stored_event(first: int, last: int, *, base: int = 1000, **more: Any) -> StoredEvent:

@@ -388,7 +388,7 @@ def test_a_prompt_of_an_adapter_or_with_a_salt_is_linked_to_its_own_blocks_only(
     place, prompt = Place("a", blocks=ChangedBlocks(block_size=BLOCK)), prompt_of(1)
     chains = {kind: [xxhash.xxh3_64_intdigest(repr((kind, key)).encode()) for key in prompt.hashes] for kind in KINDS}
     for adapter, salt in (served, *KINDS):
-        extras = block_hash.block_extras(len(prompt.tokens) // BLOCK, BLOCK, salt=salt)
+        extras = {0: [salt]} if salt is not None else None
         root = block_hash.chain_root(KEY, adapter, secret=SECRET)
         if (adapter, salt) == served:
             place.report(

@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fairlead.limits import Limits
-from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, CompletenessChanged, InstanceCleared
 from fairlead_kvstore.blockstore.snapshot import RowParts
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
@@ -26,7 +26,13 @@ from fairlead_kvstore.blockstore.types import EngineSleep, InstanceSnapshot
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import EventFrame, StreamOutcome, StreamPosition
 from fairlead_kvstore.reader.event_application import apply_outcomes
-from fairlead_testing.kvstore.block_store import cached_depths, cached_tokens, instance_state, restore_snapshot
+from fairlead_testing.kvstore.block_store import (
+    block_extras,
+    cached_depths,
+    cached_tokens,
+    instance_state,
+    restore_snapshot,
+)
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 
 NIGHTLY = settings().max_examples > 1_000

@@ -4,7 +4,6 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead_kvstore.blockstore.block_hash import (
-    block_extras,
     block_hashes,
     chain_root,
     engine_hash,
@@ -12,7 +11,7 @@ from fairlead_kvstore.blockstore.block_hash import (
     hash_with_extras,
     token_bytes,
 )
-from fairlead_testing.kvstore.block_store import cached_tokens
+from fairlead_testing.kvstore.block_store import block_extras, cached_tokens
 
 START = chain_root("default/tiny")
 
@@ -21,7 +20,7 @@ def test_block_hashes_are_stable_across_machines_and_releases() -> None:
     """Redis contains hashes that one release writes and the next reads."""
     assert START == 9992791669714652236
     assert block_hashes(START, [1, 2, 3, 4_294_967_295], 2) == [15545567489756096267, 2549065674650195159]
-    assert block_hashes(START, [1, 2], 2, [["salt"]]) == [1403607802017451528]
+    assert block_hashes(START, [1, 2], 2, {0: ["salt"]}) == [1403607802017451528]
 
 
 def test_chain_continues_from_its_last_block_and_skips_partial_blocks() -> None:
@@ -47,7 +46,7 @@ def test_block_hash_depends_on_all_earlier_tokens() -> None:
 
 def test_image_keys_are_on_touched_blocks_and_salt_on_the_first() -> None:
     extras = block_extras(4, 4, salt="acme", images=[("red", 3, 6), ("blue", 9, 2)])
-    assert extras == [[["red", 3], "acme"], [["red", -1]], [["red", -5], ["blue", 1]], None]
+    assert extras == {0: [["red", 3], "acme"], 1: [["red", -1]], 2: [["red", -5], ["blue", 1]]}
     assert hash_with_extras(7, extra_bytes(["acme"])) != hash_with_extras(7, extra_bytes([["acme", 0]])) != 7
 
 

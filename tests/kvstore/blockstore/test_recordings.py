@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from fairlead_kvstore.blockstore import changes
-from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.blockstore.types import EngineSleep
@@ -17,6 +17,7 @@ from fairlead_kvstore.events.types import AcceptBatch, EventFrame, ProcessRestar
 from fairlead_kvstore.reader.event_application import apply_outcomes
 from fairlead_testing.kvstore.block_store import (
     apply_batch,
+    block_extras,
     cached_depths,
     cached_tokens,
     decode_events,
@@ -93,7 +94,10 @@ def test_engine_hashes_and_block_hashes_are_equal_together(name: str, chains: in
                 start = chain_root(MODEL, event.lora_name)
             if start is None:
                 continue
-            extras = [[key for key in keys or [] if key != event.lora_name] or None for keys in event.extra_keys or []]
+            extras = {
+                number: [key for key in keys or [] if key != event.lora_name]
+                for number, keys in enumerate(event.extra_keys or [])
+            }
             chain = block_hashes(start, event.token_ids, event.block_size, extras)
             for value, own in zip(event.block_hashes, chain, strict=True):
                 assert own_of.setdefault((event.lora_id, value), own) == own

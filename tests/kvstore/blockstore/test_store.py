@@ -4,7 +4,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_kvstore.blockstore import changes
-from fairlead_kvstore.blockstore.block_hash import block_extras, block_hashes, chain_root
+from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.block_table import time_of
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
@@ -17,6 +17,7 @@ from fairlead_testing.kvstore.block_store import (
     TOKENS,
     SingleInstanceStore,
     apply_batch,
+    block_extras,
     change_summary,
     instance_state,
     removed_event,
