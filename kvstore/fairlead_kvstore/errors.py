@@ -15,36 +15,30 @@ error contains a token, a salt or a hash.
 from fairlead.errors import FairleadError
 
 
-class UnreadableError(FairleadError):
+class _ReasonedError(FairleadError):
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class UnreadableError(_ReasonedError):
     """Raised when a value in Redis is damaged (``shape``, ``bytes``) or has another layout
     (``schema``).
     """
 
-    def __init__(self, message: str, *, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
-
-class SnapshotError(FairleadError):
+class SnapshotError(_ReasonedError):
     """Raised when an instance's snapshot is inconsistent; its blocks are then learned from events
     again.
     """
-
-    def __init__(self, message: str, *, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class ProtocolError(FairleadError):
     """Raised when a peer does not speak ZMTP 3, or sends a message above a limit."""
 
 
-class EventsError(FairleadError):
+class EventsError(_ReasonedError):
     """Raised when a frame or a payload of an engine's KV events cannot be used."""
-
-    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.reason = reason
 
 
 class OversizedEvents(EventsError):

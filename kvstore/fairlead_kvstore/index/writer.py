@@ -42,7 +42,7 @@ import msgspec
 from redis.exceptions import ResponseError
 from xxhash import xxh3_64_intdigest
 
-from fairlead.errors import first_line
+from fairlead.errors import BadInput, first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import KeyedTasks, cancel_and_wait
@@ -162,14 +162,16 @@ class IndexWriter:
 
     def set_models(self, model_keys: Iterable[str]) -> None:
         """Sets the models to lead if no other indexer does. Others are dropped, and their leases
-        expire. Raises BadInput for an invalid name.
+        expire. One whose name no key can have is logged and left out.
         """
-        wanted = list(model_keys)
-        for key in wanted:
-            redis_keys.index_keys(key)
-            if key not in self._models:
+        wanted = set(model_keys)
+        for key in sorted(wanted - self._models.keys()):
+            try:
+                redis_keys.index_keys(key)
                 self._models[key] = ModelWriteState(key, self._limits)
-        for key in self._models.keys() - set(wanted):
+            except BadInput as error:
+                _LOG.warning("cannot index model %r: %s", key, error.message)
+        for key in self._models.keys() - wanted:
             state = self._models.pop(key)
             if state.is_active:
                 self._owner.stop_model(key)

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from fairlead.errors import FairleadError, SettingsError
 from fairlead.fleet import cli_options
@@ -27,7 +28,6 @@ from fairlead.settings import IndexerSettings, read_settings, unknown_variables
 from fairlead_kvstore.blockstore import block_table
 from fairlead_kvstore.indexer.service import IndexerService
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
-from fairlead_kvstore.redis.address import parse_redis_url
 
 _LOG = logging.getLogger("fairlead.indexer")
 
@@ -65,7 +65,7 @@ async def _run(options: argparse.Namespace, settings: IndexerSettings) -> None:
     service = IndexerService(source, redis, holder, secret, os.environ, runtime)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
-    await service.run(host, port, _print_line)
+    await service.run(host, port, partial(print, flush=True))
 
 
 def _redis_url(url: str | None) -> str:
@@ -75,7 +75,6 @@ def _redis_url(url: str | None) -> str:
             field="--redis",
             hint="use the gateways' URL, or set FAIRLEAD_REDIS_URL; a gateway without Redis reads events itself",
         )
-    parse_redis_url(url)
     return url
 
 
@@ -92,7 +91,3 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="address of /healthz, /readyz and /metrics (default: a free loopback port)",
     )
     return parser.parse_args(arguments)
-
-
-def _print_line(line: str) -> None:
-    print(line, flush=True)

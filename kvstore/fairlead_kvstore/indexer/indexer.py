@@ -19,6 +19,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -29,7 +30,7 @@ from fairlead.errors import BadInput, Unavailable
 from fairlead.fleet.endpoint_resolver import EndpointResolver
 from fairlead.fleet.model import Fleet, Instance
 from fairlead.fleet.model import InstanceState as FleetState
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.storage_tiers import is_shared_store, shared_store_id
@@ -160,7 +161,6 @@ class Indexer:
         self._models: set[str] | None = set() if leased else None
         self._checkpoints: Mapping[str, InstanceCheckpoint] = {}
         self._members: dict[str, EngineMember] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._query_slots = NamespaceSlots(_MAX_CONCURRENT_QUERIES)
         self._closed = False
         self._context = ReaderContext(runtime, store, self._on_applied)
@@ -235,9 +235,8 @@ class Indexer:
         self._closed = True
         self._expiry_timer.clear()
         self._eviction_timer.clear()
-        for task in tuple(self._tasks):
-            await cancel_and_wait(task)
         for member in self._members.values():
+            await cancel_and_wait(member.discovery)
             if member.subscription is not None:
                 member.subscription.close()
 
@@ -340,18 +339,14 @@ class Indexer:
 
     async def _query_endpoints(self, member: EngineMember) -> EventEndpoints:
         """Returns an engine's endpoints by its answer. Raises Unavailable and BadInput."""
-        slot = await self._query_slots.wait(member.instance.namespace)
-        try:
-            answer = await self._query(member.instance, EVENT_SOURCES_PATH)
-        finally:
-            slot.release()
+        query = partial(self._query, member.instance, EVENT_SOURCES_PATH)
+        answer = await self._query_slots.run(member.instance.namespace, query)
         address = await self._permitted_address(member.instance)
         return endpoints_from_answer(answer, member.instance, address)  # the instance may be another by now
 
     def _start_discovery(self, member: EngineMember) -> None:
-        task = member.discovery = asyncio.ensure_future(self._discover_endpoints(member))
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
+        work = partial(self._discover_endpoints, member)
+        member.discovery = asyncio.ensure_future(run_despite_defects(work, _LOG, "queries to an engine"))
 
     async def _discover_endpoints(self, member: EngineMember) -> None:
         """Queries the engine for its endpoints, and again whenever it is disconnected.
@@ -428,8 +423,3 @@ class Indexer:
         has_more = self.store.expire(self._clock.now())
         self._expiry_timer.set(0.0 if has_more else KV_EXPIRE_SECONDS, self._expire_shared_blocks)
         self.offer_evictions()
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _LOG.error("a query to an engine failed", exc_info=error)

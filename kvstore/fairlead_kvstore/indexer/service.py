@@ -17,7 +17,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fairlead.engines.credentials import EngineCredentials
-from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet, FleetSource
 from fairlead.runtime import process_tuning
 from fairlead.runtime.aiohttp_server import ProbeResult, add_probes, refuse_foreign_pages, serve
@@ -246,19 +245,4 @@ class IndexerService(Collector):
             self._fleet = fleet
             self._credentials.update_fleet(fleet)
             self.indexer.update_fleet(fleet)
-            self._writer.set_models(_indexable_models(fleet))
-
-
-def _indexable_models(fleet: Fleet) -> list[str]:
-    """Returns the models with a valid Redis key; logs the others with each fleet."""
-    from fairlead_kvstore.index import redis_keys
-
-    found = []
-    for key in fleet.models:
-        try:
-            redis_keys.decisions(key)
-        except BadInput as error:
-            _LOG.warning("cannot index model %r: %s", key, error.message)
-        else:
-            found.append(key)
-    return found
+            self._writer.set_models(fleet.models)

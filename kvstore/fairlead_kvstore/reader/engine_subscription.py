@@ -315,7 +315,7 @@ class EngineSubscription:
         self._replay_timer.clear()
         if self._replay_slot is not None:
             slot, self._replay_slot = self._replay_slot, None
-            slot.release()
+            self._context.replay_slots.release(slot)
         if self._replay_connection is not None:
             self._replay_connection.close()
             self._replay_connection = None

@@ -2,22 +2,18 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class NamespaceSlot:
     """A granted or queued permission to work for an engine of a namespace."""
 
-    def __init__(
-        self, on_granted: Callable[[], None], on_release: "Callable[[NamespaceSlot], None]", namespace: str
-    ) -> None:
+    def __init__(self, on_granted: Callable[[], None], namespace: str) -> None:
         self.on_granted = on_granted
         self.namespace = namespace
-        self._on_release = on_release
-
-    def release(self) -> None:
-        """Releases the slot, granted or queued; call it once."""
-        self._on_release(self)
 
 
 class NamespaceSlots:
@@ -35,23 +31,23 @@ class NamespaceSlots:
 
     def acquire(self, on_granted: Callable[[], None], namespace: str) -> NamespaceSlot:
         """Returns a slot. ``on_granted`` is called with its turn, perhaps before this returns."""
-        slot = NamespaceSlot(on_granted, self._release, namespace)
+        slot = NamespaceSlot(on_granted, namespace)
         self._queues.setdefault(namespace, deque()).append(slot)
         self._grant_next()
         return slot
 
-    async def wait(self, namespace: str) -> NamespaceSlot:
-        """Returns a slot when it is granted."""
+    async def run(self, namespace: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Returns the result of some work, which begins when a slot is granted."""
         granted = asyncio.Event()
         slot = self.acquire(granted.set, namespace)
         try:
             await granted.wait()
-        except BaseException:
-            slot.release()
-            raise
-        return slot
+            return await work()
+        finally:
+            self.release(slot)
 
-    def _release(self, slot: NamespaceSlot) -> None:
+    def release(self, slot: NamespaceSlot) -> None:
+        """Releases a slot, granted or queued; call it once."""
         self._granted.discard(slot)
         queue = self._queues.get(slot.namespace)
         if queue is not None and slot in queue:

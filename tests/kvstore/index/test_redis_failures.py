@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.errors import BadInput
 from fairlead_kvstore.index.format import InstanceHeader, decode_value, encode_value
 from fairlead_kvstore.index.recovery import recover_index
 from fairlead_kvstore.index.writer import INDEX_OVERFLOW_SECONDS
@@ -382,8 +383,10 @@ async def test_unreadable_entry_ends_a_load_until_the_next_epoch(server: Valkey,
         world.assert_index_matches()
 
 
-async def test_invalid_model_name_is_refused(server: Valkey) -> None:
+async def test_invalid_model_name_is_refused(server: Valkey, caplog: pytest.LogCaptureFixture) -> None:
     async with harness_with_redis(server.url) as (world, _):
-        for call in (world.writer.set_models, world.reader.set_models):
-            with pytest.raises(Exception, match="not a model key"):
-                call(["no-namespace"])
+        with pytest.raises(BadInput, match="not a model key"):
+            world.reader.set_models(["no-namespace"])
+        world.writer.set_models(["no-namespace", MODEL])
+        assert list(world.writer.overflows()) == [MODEL]
+        assert "'no-namespace' is not a model key" in caplog.text

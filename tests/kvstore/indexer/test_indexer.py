@@ -356,9 +356,9 @@ def test_slots_for_replays_go_to_the_waiting_namespaces_in_turn() -> None:
     other = slots.acquire(lambda: granted.append("other"), "team")
     assert granted == ["first"]
     for slot in (first, held[0], other):
-        slot.release()
-    held[2].release()
-    held[1].release()
+        slots.release(slot)
+    slots.release(held[2])
+    slots.release(held[1])
     assert (granted, slots._queues) == (["first", "a", "other", "b"], {})
 
 

@@ -70,12 +70,9 @@ class EventDiscovery:
             pause = min(EVENT_SEARCH_SECONDS, pause * 2.0)
 
     async def _publishes(self, instance: Instance) -> bool:
-        slot = await self._slots.wait(instance.namespace)
+        query = partial(self._query, instance, EVENT_SOURCES_PATH)
         try:
-            endpoints_from_answer(await self._query(instance, EVENT_SOURCES_PATH), instance)
+            endpoints_from_answer(await self._slots.run(instance.namespace, query), instance)
         except FairleadError:
             return False
-        else:
-            return True
-        finally:
-            slot.release()
+        return True
