@@ -5,7 +5,10 @@ import re
 import textwrap
 from pathlib import Path
 
-_PACKAGES = ("kvstore/fairlead_kvstore/index", "kvstore/fairlead_kvstore/redis", "gateway/fairlead_gateway")
+_PACKAGES = (
+    *("kvstore/fairlead_kvstore/index", "kvstore/fairlead_kvstore/redis", "gateway/fairlead_gateway"),
+    "cli/fairlead_cli/index",
+)
 _IN_LUA = re.compile(r"redis\.p?call\('([A-Z]+)'")
 _BY_METHOD = {"scan_iter": "SCAN"}
 _KNOWN = re.compile(

@@ -15,6 +15,7 @@ import msgspec
 
 from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.index.connection import run_commands
+from fairlead_cli.index.loaded_index import read_entries
 from fairlead_kvstore.blockstore.changes import (
     BlocksRemoved,
     BlocksStored,
@@ -27,7 +28,6 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier, is_shared_sto
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
-from fairlead_kvstore.index.loaded_index import read_entries
 from fairlead_kvstore.index.recovery import AWAY
 from fairlead_kvstore.redis.link import RedisLink
 

@@ -15,6 +15,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.exit_codes import UnusableIndex
 from fairlead_cli.index.connection import run_commands, unreachable_error
+from fairlead_cli.index.loaded_index import LoadedIndex
 from fairlead_kvstore.blockstore.changes import InstanceCleared
 from fairlead_kvstore.blockstore.storage_tiers import is_shared_store, shared_store_id
 from fairlead_kvstore.errors import UnreadableError
@@ -27,7 +28,6 @@ from fairlead_kvstore.index.format import (
     decode_entry_with_time,
     decode_value,
 )
-from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.index.recovery import AWAY
 from fairlead_kvstore.redis.link import RedisLink
 

@@ -17,9 +17,9 @@ from rich.text import Text
 
 from fairlead.units import format_duration
 from fairlead_cli.formatting import UNKNOWN, printable
+from fairlead_cli.index.loaded_index import LoadedIndex
 from fairlead_cli.index.snapshot import IndexSnapshot
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS
-from fairlead_kvstore.index.loaded_index import LoadedIndex
 
 _TABLE_HEADINGS = (
     "INSTANCE",

@@ -43,6 +43,7 @@ from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_cli.index.loaded_index import LoadedIndex, read_entries
 from fairlead_gateway.prefix_map.translator import InflightBlocks
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
@@ -51,7 +52,6 @@ from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
-from fairlead_kvstore.index.loaded_index import LoadedIndex, read_entries
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.reader_context import ReaderRuntime

@@ -93,8 +93,8 @@ class RedisBackend:
         return replies
 
     async def max_memory(self) -> int | ResponseError:
-        """Returns ``maxmemory`` in bytes, 0 without one; of a cluster, the smallest one. If the user
-        may not read it, returns the ResponseError.
+        """Returns ``maxmemory`` in bytes, 0 without one; of a cluster, the smallest one. It is the
+        ResponseError if the user may not read it.
         """
         try:
             with self._described_errors():

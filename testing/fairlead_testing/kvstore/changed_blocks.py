@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from fairlead_cli.index.loaded_index import LoadedIndex, MatchedBlocks
 from fairlead_kvstore.blockstore.storage_tiers import is_shared_store
-from fairlead_kvstore.index.loaded_index import LoadedIndex, MatchedBlocks
 
 
 class ChangedBlocks(LoadedIndex):

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, ManualClock
+from fairlead_cli.index.loaded_index import LoadedIndex
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier, is_shared_store, shared_store_id
 from fairlead_kvstore.blockstore.store import BlockStore
@@ -22,7 +23,6 @@ from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import StreamOutcome, StreamPosition
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import secret_fingerprint
-from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.indexer.indexer import ChangeSink

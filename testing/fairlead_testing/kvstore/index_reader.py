@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_cli.index.loaded_index import LoadedIndex
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.loaded_index import LoadedIndex
 
 _PAUSE_SECONDS: Final = 0.02
 

@@ -18,12 +18,12 @@ from fairlead.errors import Unavailable
 from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_cli.index.loaded_index import LoadedIndex
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.types import EventFrame
-from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_testing.kvstore.block_store import InstanceState, cached_depths, instance_state

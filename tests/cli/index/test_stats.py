@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from rich.console import Console
 
+from fairlead_cli.index.loaded_index import LoadedIndex
 from fairlead_cli.index.stats import BlockCounts, IndexStats, InstanceContents, count_blocks, render_stats
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTier
-from fairlead_kvstore.index.loaded_index import LoadedIndex
 
 
 def contents(**changed: object) -> InstanceContents:

@@ -9,11 +9,11 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.index.loaded_index import LoadedIndex
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksStored, CompletenessChanged
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index import redis_keys
-from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.block_store import instance_state

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fairlead.limits import Limits
+from fairlead_cli.index.loaded_index import LoadedIndex
 from fairlead_kvstore.blockstore import changes
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.block_table import BlockTable
@@ -16,7 +17,6 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.payloads import CacheEvent, ClearedEvent, EventBatch, RemovedEvent, StoredEvent
 from fairlead_kvstore.events.types import BatchesLost
-from fairlead_kvstore.index.loaded_index import LoadedIndex
 from fairlead_testing.kvstore.block_store import apply_batch, cached_depths, instance_state
 from fairlead_testing.kvstore.changed_blocks import ChangedBlocks, match_all
 
