@@ -18,9 +18,8 @@ stored and did not remove must be in the index. All other blocks are unknown.
 """
 
 import asyncio
-import socket
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Self
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
 
 import msgspec
 
@@ -33,7 +32,7 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import EventsError, ProtocolError, UnreadableError
 from fairlead_kvstore.events.stream_sequencer import EventSequencer, parse_replay_frame, replay_request
-from fairlead_kvstore.events.types import StreamOutcome
+from fairlead_kvstore.events.types import EventFrame
 from fairlead_kvstore.events.zmtp import message
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import (
@@ -46,7 +45,7 @@ from fairlead_kvstore.index.format import (
 )
 from fairlead_kvstore.index.recovery import AWAY
 from fairlead_kvstore.reader.event_application import apply_outcomes
-from fairlead_kvstore.reader.zmtp_connection import SocketAddress, new_stream, socket_address
+from fairlead_kvstore.reader.zmtp_connection import open_connection, socket_address
 from fairlead_kvstore.redis.link import RedisLink
 
 INDEX_ENGINE_SECONDS: Final = 30.0
@@ -69,24 +68,23 @@ class ReplayedContent(msgspec.Struct, frozen=True):
     batches: int
 
 
-def replay_engine(
+async def replay_engine(
     endpoint: str, instance: str, model_key: str, secret: bytes, clock: Clock, limits: Limits
 ) -> ReplayedContent:
-    """Requests a replay and returns the blocks by it. Raises Unavailable.
-
-    The call blocks for up to `INDEX_ENGINE_SECONDS`, so call it in a thread.
-    """
+    """Requests a replay and returns the blocks by it. Raises Unavailable."""
     truth, stream = BlockStore(secret=secret, limits=limits), EventSequencer(replayable=True, limits=limits)
     truth.attach(instance, model_key, clock.now())
-
-    def apply(outcomes: Iterable[StreamOutcome]) -> None:
-        apply_outcomes(truth, instance, outcomes, clock.now(), limits)
-
-    apply(stream.on_connected())
+    outcomes, first, batches = stream.on_connected(), None, 0
     try:
-        with _Connection(endpoint, clock, limits) as connection:
-            connection.request_replay()
-            first, batches = _follow_replay(connection, stream, apply)
+        async with asyncio.timeout(INDEX_ENGINE_SECONDS):
+            async for frame in _replayed_frames(endpoint, limits):
+                outcomes += stream.on_replayed_frame(frame)
+                apply_outcomes(truth, instance, outcomes, clock.now(), limits)
+                outcomes = []
+                if frame is not None:
+                    first, batches = frame.number if first is None else first, batches + 1
+    except TimeoutError:
+        raise Unavailable(f"{endpoint} did not send its replay in time") from None
     except (OSError, BadInput, ProtocolError, UnicodeError) as error:
         raise Unavailable(f"{endpoint} cannot be queried: {error}") from None
     except EventsError as error:
@@ -95,84 +93,29 @@ def replay_engine(
     return ReplayedContent(frozenset(truth.content(instance)), is_complete, first, batches)
 
 
-class _Connection:
-    """A connection to a replay endpoint, whose calls block. Raises OSError, ProtocolError, and
-    Unavailable when the engine sends too much or too long.
+async def _replayed_frames(endpoint: str, limits: Limits) -> AsyncIterator[EventFrame | None]:
+    """Yields the batches of an engine's replay, and None at its end. Raises OSError, ProtocolError,
+    EventsError, and Unavailable when the engine sends too much.
     """
-
-    def __init__(self, endpoint: str, clock: Clock, limits: Limits) -> None:
-        self.endpoint = endpoint
-        self._clock = clock
-        self._until = clock.now() + INDEX_ENGINE_SECONDS
-        self._stream = new_stream("DEALER", limits)
-        self._socket = _connect(socket_address(endpoint))
-        self._received = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def request_replay(self) -> None:
-        """Requests all batches, after the handshake."""
-        while not self._stream.is_up:
-            if self._stream.next_message() is None:
-                self._exchange()
-        self._stream.outgoing += message(replay_request(0))
-
-    def next_message(self) -> list[bytes]:
-        """Returns the parts of the next message."""
-        while not (parts := self._stream.next_message()):
-            if parts is None:
-                self._exchange()
-        return parts
-
-    def _exchange(self) -> None:
-        """Sends what is to be sent, and takes some bytes of the engine."""
-        left = self._until - self._clock.now()
-        if left <= 0 or self._received > INDEX_ENGINE_BYTES:
-            raise Unavailable(f"{self.endpoint} does not end its replay ({self._received} bytes)")
-        self._socket.settimeout(left)
-        self._socket.sendall(self._stream.outgoing)
-        self._stream.outgoing.clear()
-        try:
-            data = self._socket.recv(_READ_BYTES)
-        except TimeoutError:
-            return
-        if not data:
-            raise ConnectionResetError("the engine closed the connection")
-        self._received += len(data)
-        self._stream.feed(data)
-
-
-def _connect(address: SocketAddress) -> socket.socket:
-    if isinstance(address, tuple):
-        return socket.create_connection(address, INDEX_ENGINE_SECONDS)
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.settimeout(INDEX_ENGINE_SECONDS)
-        connection.connect(address)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _follow_replay(
-    connection: _Connection, stream: EventSequencer, apply: Callable[[Iterable[StreamOutcome]], None]
-) -> tuple[int | None, int]:
-    """Applies a replay; returns the first batch's number, None without any, and the count of
-    batches.
-    """
-    first: int | None = None
-    batches = 0
-    while (frame := parse_replay_frame(connection.next_message())) is not None:
-        apply(stream.on_replayed_frame(frame))
-        first = frame.number if first is None else first
-        batches += 1
-    apply(stream.on_replayed_frame(None))
-    return first, batches
+    connection, stream = await open_connection(socket_address(endpoint), "DEALER", limits)
+    loop, received = asyncio.get_running_loop(), 0
+    stream.outgoing += message(replay_request(0))
+    with connection:
+        while received <= INDEX_ENGINE_BYTES:
+            while (parts := stream.next_message()) is not None:
+                if parts:
+                    yield (frame := parse_replay_frame(parts))
+                    if frame is None:
+                        return
+            await loop.sock_sendall(connection, bytes(stream.outgoing))
+            stream.outgoing.clear()
+            await asyncio.sleep(0)  # the next call returns at once if there are bytes
+            data = await loop.sock_recv(connection, _READ_BYTES)
+            if not data:
+                raise ConnectionResetError("the engine closed the connection")
+            received += len(data)
+            stream.feed(data)
+    raise Unavailable(f"{endpoint} does not end its replay ({received} bytes)")
 
 
 _MAX_ATTEMPTS: Final = 4
@@ -344,9 +287,7 @@ async def _replay_engines(
             return "its engine has no replay endpoint, or is not known yet"
         async with limit:
             try:
-                return await asyncio.to_thread(
-                    replay_engine, note.replay, name, snapshot.model_key, secret, clock, limits
-                )
+                return await replay_engine(note.replay, name, snapshot.model_key, secret, clock, limits)
             except Unavailable as error:
                 return error.message
 
