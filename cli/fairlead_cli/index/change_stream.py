@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fairlead_cli.exit_codes import UnusableIndex
+from fairlead_cli.exit_codes import IndexUnreachable, UnusableIndex
 from fairlead_cli.index.connection import run_commands
 from fairlead_cli.index.loaded_index import read_entries
 from fairlead_kvstore.blockstore.changes import (
@@ -28,7 +28,6 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier, is_shared_sto
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
-from fairlead_kvstore.index.recovery import AWAY
 from fairlead_kvstore.redis.link import RedisLink
 
 _POLL_SECONDS: Final = 0.02
@@ -146,8 +145,8 @@ async def follow_changes(
         try:
             new_entries = await read_entries(link, model_key, *position)
         except UnreadableError as error:
-            if error.reason != AWAY:
-                raise UnusableIndex(f"the stream of {model_key} cannot be read: {error.message}") from None
+            raise UnusableIndex(f"the stream of {model_key} cannot be read: {error.message}") from None
+        except IndexUnreachable:
             _print_notice(
                 f"{link.describe()}; changes made meanwhile are shown after it is back, if Redis still has them"
             )

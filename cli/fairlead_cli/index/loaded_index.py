@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 
 from fairlead.errors import first_line
 from fairlead.limits import Limits
+from fairlead_cli.index.connection import run_commands, unreachable_error
 from fairlead_kvstore.blockstore.block_table import MAX_COPIES, TICK_SECONDS, TIER_SHIFT, BlockTable, time_of
 from fairlead_kvstore.blockstore.changes import (
     BlocksRemoved,
@@ -41,7 +42,7 @@ from fairlead_kvstore.index.format import (
     decode_position,
     decode_value,
 )
-from fairlead_kvstore.index.recovery import AWAY, recover_index
+from fairlead_kvstore.index.recovery import recover_index
 from fairlead_kvstore.redis.link import RedisLink
 
 _ENTRIES_PER_READ: Final = 256
@@ -161,19 +162,20 @@ class LoadedIndex:
     # --- Redis ------------------------------------------------------------------------------------------------------------
 
     async def load(self, link: RedisLink, model_key: str, wall_offset: float) -> None:
-        """Loads a model's current index. Raises UnreadableError if that fails, with reason ``AWAY``
-        if Redis is unreachable.
+        """Loads a model's current index. Raises UnreadableError and IndexUnreachable.
 
         wall_offset: Unix time minus monotonic time.
         """
         _, idx, ev = redis_keys.index_keys(model_key)
-        replies = await link.run([("HMGET", idx, POSITION_FIELD, META_FIELD), ("XRANGE", ev, "-", "+", "COUNT", 1)])
-        if replies is not None and isinstance(replies[0], ResponseError):
+        values, oldest = await run_commands(
+            link, ("HMGET", idx, POSITION_FIELD, META_FIELD), ("XRANGE", ev, "-", "+", "COUNT", 1)
+        )
+        if isinstance(values, ResponseError):
             raise _failure("the index in Redis has a wrong type")
         found = await recover_index(link, model_key, wall_offset)
-        if replies is None or found is None:
-            raise _failure("Redis is away", AWAY)
-        (at_data, meta_data), oldest = replies
+        if found is None:
+            raise unreachable_error(link)
+        at_data, meta_data = values
         at = self.at = decode_position(at_data)
         others = {name for name, header in found.headers.items() if at is not None and header.epoch != at[0]}
         self.headers = {name: header for name, header in found.headers.items() if name not in others}
@@ -220,7 +222,7 @@ class LoadedIndex:
                     self.apply(changes, wall)
                     self.sequence = sequence
             except UnreadableError as error:
-                if error.reason in (AWAY, _LOAD):
+                if error.reason == _LOAD:
                     raise
                 where = f"{self.epoch}-{self.sequence + 1}"
                 raise _failure(f"entry {where} cannot be read: {error.message}") from None
@@ -248,8 +250,8 @@ class LoadedIndex:
             blocks[block_hash] = max(value >> _TIER_BITS, used) << _TIER_BITS | value & _ALL_TIERS | bits
 
 
-def _failure(why: str, reason: str = _LOAD) -> UnreadableError:
-    return UnreadableError(why, reason=reason)
+def _failure(why: str) -> UnreadableError:
+    return UnreadableError(why, reason=_LOAD)
 
 
 def _sequence_before_stream(oldest: Any, at: tuple[int, int]) -> int:
@@ -263,17 +265,15 @@ def _sequence_before_stream(oldest: Any, at: tuple[int, int]) -> int:
 
 async def read_entries(link: RedisLink, model_key: str, epoch: int, sequence: int) -> list[tuple[int, int, bytes]]:
     """Returns epoch, sequence and bytes of the next entries of the stream of changes, without
-    waiting. Raises UnreadableError, with reason ``AWAY`` if Redis is unreachable.
+    waiting. Raises UnreadableError and IndexUnreachable.
     """
     _, _, ev = redis_keys.index_keys(model_key)
-    replies = await link.run([("XREAD", "COUNT", _ENTRIES_PER_READ, "STREAMS", ev, f"{epoch}-{sequence}")])
-    if replies is None:
-        raise _failure("Redis is away", AWAY)
-    if isinstance(replies[0], ResponseError):
-        raise UnreadableError(first_line(replies[0]), reason="shape")
+    (reply,) = await run_commands(link, ("XREAD", "COUNT", _ENTRIES_PER_READ, "STREAMS", ev, f"{epoch}-{sequence}"))
+    if isinstance(reply, ResponseError):
+        raise UnreadableError(first_line(reply), reason="shape")
     found = []
     try:
-        for name, values in replies[0][0][1] if replies[0] else ():
+        for name, values in reply[0][1] if reply else ():
             entry_epoch, _, number = bytes(name).partition(b"-")
             found.append((int(entry_epoch), int(number), bytes(values[ENTRY_FIELD])))
     except (TypeError, ValueError, KeyError, IndexError):

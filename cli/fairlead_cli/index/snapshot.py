@@ -14,7 +14,7 @@ from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_cli.exit_codes import UnusableIndex
-from fairlead_cli.index.connection import run_commands, unreachable_error
+from fairlead_cli.index.connection import run_commands
 from fairlead_cli.index.loaded_index import LoadedIndex
 from fairlead_kvstore.blockstore.changes import InstanceCleared
 from fairlead_kvstore.blockstore.storage_tiers import is_shared_store, shared_store_id
@@ -28,7 +28,6 @@ from fairlead_kvstore.index.format import (
     decode_entry_with_time,
     decode_value,
 )
-from fairlead_kvstore.index.recovery import AWAY
 from fairlead_kvstore.redis.link import RedisLink
 
 _MAX_ATTEMPTS: Final = 10
@@ -136,8 +135,6 @@ async def _read_once(link: RedisLink, model_key: str, clock: Clock) -> IndexSnap
     try:
         await snapshot.content.load(link, model_key, snapshot.ahead)
     except UnreadableError as error:
-        if error.reason == AWAY:
-            raise unreachable_error(link) from None
         snapshot.problem = error.message
     unreadable = snapshot.content.unreadable
     try:

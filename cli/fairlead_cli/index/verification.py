@@ -26,7 +26,7 @@ import msgspec
 from fairlead.errors import BadInput, Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
-from fairlead_cli.index.connection import run_commands, unreachable_error
+from fairlead_cli.index.connection import run_commands
 from fairlead_cli.index.snapshot import IndexSnapshot, take_snapshot
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
@@ -43,7 +43,6 @@ from fairlead_kvstore.index.format import (
     header_instance,
     is_part,
 )
-from fairlead_kvstore.index.recovery import AWAY
 from fairlead_kvstore.reader.event_application import apply_outcomes
 from fairlead_kvstore.reader.zmtp_connection import open_connection, socket_address
 from fairlead_kvstore.redis.link import RedisLink
@@ -231,8 +230,6 @@ async def _check_stream(link: RedisLink, snapshot: IndexSnapshot, clock: Clock) 
     try:
         await before.follow(link, snapshot.model_key, later.sequence, snapshot.ahead, end=later.sequence)
     except UnreadableError as error:
-        if error.reason == AWAY:
-            raise unreachable_error(link) from None
         return error.message
     differing = 0
     for name in {*before.instances(), *later.instances()}:

@@ -43,6 +43,7 @@ from fairlead.fleet.model import Fleet, Instance, Model
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_cli.exit_codes import IndexUnreachable
 from fairlead_cli.index.loaded_index import LoadedIndex, read_entries
 from fairlead_gateway.prefix_map.translator import InflightBlocks
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
@@ -202,7 +203,7 @@ class RedisIndex:
                 follows = await self._apply_next(self._index, clock.wall() - now)
             else:
                 index = LoadedIndex()
-                with contextlib.suppress(UnreadableError):
+                with contextlib.suppress(UnreadableError, IndexUnreachable):
                     await index.load(self._link, MODEL_KEY, clock.wall() - now)
                     self._index = index
                     self._heard += 1
@@ -225,7 +226,7 @@ class RedisIndex:
                 index.sequence = sequence
                 self._heard += len(changes)
                 self.arrivals += stored_blocks(changes)
-        except UnreadableError:
+        except (UnreadableError, IndexUnreachable):
             return False
         return at[0] == index.epoch and at[1] <= index.sequence
 

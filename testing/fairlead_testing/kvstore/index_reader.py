@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
+from fairlead_cli.exit_codes import IndexUnreachable
 from fairlead_cli.index.loaded_index import LoadedIndex
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
@@ -56,6 +57,8 @@ class IndexReader:
                 self._problems[key] = ""
             except UnreadableError as error:
                 self._problems[key] = error.message
+            except IndexUnreachable:
+                self._problems[key] = "Redis is away"
 
     def start(self) -> None:
         """Starts to load the indexes, in a task of the running loop."""

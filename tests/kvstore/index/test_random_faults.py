@@ -63,6 +63,9 @@ class Link:
         self.away = False
         self.lose = 0
 
+    def describe(self) -> str:
+        return "away"
+
     async def run(self, commands: Sequence[Command]) -> list[Any] | None:
         if self.away:
             return None
