@@ -67,28 +67,24 @@ def match_prompt(snapshot: IndexSnapshot, prompt: TokenPrompt, secret: bytes) ->
     index, chains = snapshot.index, dict[int, list[int]]()
     answer = MatchResult(snapshot.model_key, len(prompt.tokens), [])
     for name in snapshot.instances:
-        size = snapshot.block_size(name)
-        if size is not None and size not in chains:
+        size, known, note = snapshot.block_size(name) or 0, index.completeness(name), snapshot.note(name)
+        if size and size not in chains:
             chains[size] = prompt.hashes(snapshot.model_key, size, secret)
-    for name in snapshot.instances:
-        size, known, note = snapshot.block_size(name), index.completeness(name), snapshot.note(name)
-        blocks = index.match(name, chains[size]) if size else (0, 0, 0, 0)
+        chain = chains.get(size, [])
+        blocks = index.match(name, chain)
         reached = blocks[-1]
         tier = StorageTier(blocks.index(reached)) if reached else None
-        complete = known is not None and known[0]
+        if tier is StorageTier.REMOTE:
+            place, needed = shared_store_id(snapshot.model_key), chain[blocks[StorageTier.DISK] : reached]
+        else:
+            place, needed = name, chain[:reached][-1:]
+        times = [index.used_at(place, own) for own in needed]
+        used_at = min((time for time in times if time is not None), default=None)
+        age = None if not used_at else round(max(0.0, snapshot.wall - used_at), 1)
         tier_name = None if tier is None else tier.name.lower()
         url = note.url if note is not None else None
-        if size and tier is StorageTier.REMOTE:
-            shared = shared_store_id(snapshot.model_key)
-            times = [index.used_at(shared, own) for own in chains[size][blocks[StorageTier.DISK] : reached]]
-            used_at = min((time for time in times if time is not None), default=None)
-        elif size and tier is not None:
-            used_at = index.used_at(name, chains[size][reached - 1])
-        else:
-            used_at = None
-        age = None if not used_at else max(0.0, snapshot.wall - used_at)
-        age = None if age is None else round(age, 1)
-        answer.instances.append(InstanceMatch(name, url, reached * (size or 0), tier_name, age, complete))
+        complete = known is not None and known[0]
+        answer.instances.append(InstanceMatch(name, url, reached * size, tier_name, age, complete))
     answer.instances.sort(key=lambda match: (-match.matched_tokens, match.id))
     return answer
 

@@ -188,13 +188,8 @@ def _instance_contents(
     note, header = snapshot.note(name), snapshot.content.headers.get(name)
     known = snapshot.loaded.completeness(name) if snapshot.loaded is not None else None
     slice_header = header.slice if header is not None else None
-    evicted = (
-        note.evicted_age_seconds
-        if note is not None
-        else slice_header.evicted_age_seconds
-        if slice_header is not None
-        else None
-    )
+    source = note if note is not None else slice_header
+    evicted = source.evicted_age_seconds if source is not None else None
     sequence = snapshot.content.at[1] if snapshot.content.at is not None else None
     return InstanceContents(
         id=name,

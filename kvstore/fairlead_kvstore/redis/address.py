@@ -15,7 +15,7 @@ where it is not one of the system's.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -50,6 +50,7 @@ class RedisAddress:
     description: text without user and password.
     hosts: (name, port) of sentinels or nodes; empty for one server, whose ``url`` the client reads.
     service: the name by which sentinels know the master.
+    options: those of the URL, after its question mark.
     """
 
     kind: str
@@ -61,9 +62,7 @@ class RedisAddress:
     username: str | None = None
     password: str | None = None
     tls: bool = False
-    ca_file: str | None = None
-    sentinel_username: str | None = None
-    sentinel_password: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_redis_url(url: str) -> RedisAddress:
@@ -96,9 +95,7 @@ def parse_redis_url(url: str) -> RedisAddress:
         (unquote(name) or None) if at else None,
         unquote(password) if colon else None,
         scheme.startswith("rediss"),
-        options.get("ssl_ca_certs"),
-        options.get("sentinel_username"),
-        options.get("sentinel_password"),
+        options,
     )
 
 

@@ -196,14 +196,15 @@ def create_backend(address: RedisAddress, limits: Limits, client_name: str | Non
             hint = "write it as redis://host:port/0 or unix:///path"
             raise BadInput(str(error), field="redis", hint=hint) from None
     secure: dict[str, Any] = {"ssl": True} if address.tls else {}
-    if address.ca_file is not None:
-        secure["ssl_ca_certs"] = address.ca_file
+    if "ssl_ca_certs" in address.options:
+        secure["ssl_ca_certs"] = address.options["ssl_ca_certs"]
     common |= {**secure, "username": address.username, "password": address.password}
     each = max(_SHORTEST_SECONDS, limits.redis_connect_seconds / (len(address.hosts) + 1))
     part = {"socket_timeout": min(limits.redis_timeout_seconds, each), "socket_connect_timeout": each}
     if address.kind == CLUSTER:
         return _ClusterBackend(address, common | part, parser)
-    own = {"client_name": None, "username": address.sentinel_username, "password": address.sentinel_password}
+    user, password = (address.options.get(name) for name in ("sentinel_username", "sentinel_password"))
+    own = {"client_name": None, "username": user, "password": password}
     sentinel_class: Any = Sentinel  # its constructor has no types
     sentinels = sentinel_class(address.hosts, sentinel_kwargs=common | part | own)
     master = sentinels.master_for(address.service, db=address.database, parser_class=parser, **common)

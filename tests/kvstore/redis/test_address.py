@@ -25,8 +25,8 @@ def test_sentinel_url_has_a_service_and_two_users() -> None:
     )
     assert address.hosts == (("a.example.com", 5000), ("fd00::1", 26379), ("b", 26379))
     assert (address.kind, address.service, address.database, address.tls) == ("sentinel", "main", 2, True)
-    assert (address.username, address.password, address.sentinel_username) == ("app", "p@ss", None)
-    assert (address.sentinel_password, address.ca_file) == ("other", "/ca")
+    assert (address.username, address.password) == ("app", "p@ss")
+    assert address.options == {"sentinel_password": "other", "ssl_ca_certs": "/ca"}
     assert address.description == "main by sentinels a.example.com:5000,[fd00::1]:26379,b:26379"
 
 
