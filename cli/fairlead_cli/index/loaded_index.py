@@ -215,7 +215,8 @@ class LoadedIndex:
                 entries = await read_entries(link, model_key, self.epoch, self.sequence)
                 for epoch, sequence, data in entries:
                     if (epoch, sequence) != (self.epoch, self.sequence + 1):
-                        raise _failure(f"after {self.epoch}-{self.sequence} comes {epoch}-{sequence}: a gap")
+                        text = f"after {self.epoch}-{self.sequence} comes {epoch}-{sequence}"
+                        raise _failure(f"the stream of changes has a gap: {text}")
                     if end is not None and sequence > end:
                         return
                     wall, changes = decode_entry_with_time(data, wall_offset)

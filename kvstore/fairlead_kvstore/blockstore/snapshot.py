@@ -31,9 +31,10 @@ from fairlead_kvstore.errors import SnapshotError
 
 ROWS_PER_PART: Final = 4_096
 """Rows of one part."""
-_REPLICA_COLUMNS: Final = ("block_hashes", "counts")
-_INDEXER_COLUMNS: Final = ("handles", "parents", "ticks", "depths", "adapters")
-_COLUMNS_BY_LETTER: Final = (("m", _REPLICA_COLUMNS), ("h", _INDEXER_COLUMNS))
+_COLUMNS_BY_LETTER: Final = (
+    ("m", ("block_hashes", "counts")),
+    ("h", ("handles", "parents", "ticks", "depths", "adapters")),
+)
 _MAX_ROWS: Final = 1 << 26
 _MAX_TICK: Final = (1 << 32) - 1
 MAX_WALL: Final = 1e11
@@ -61,7 +62,7 @@ def table_steps(snapshot: InstanceSnapshot, data: RowParts, wall: float) -> Gene
     shift = round((snapshot.wall - wall) / TICK_SECONDS)
     if not 0 < rows <= _MAX_ROWS:
         raise SnapshotError(f"the table has {rows} rows", reason="rows")
-    columns = {name: array(COLUMNS[name]) for name in (*_REPLICA_COLUMNS, *_INDEXER_COLUMNS)}
+    columns = {name: array(code) for name, code in COLUMNS.items()}
     for part in range(-(-rows // ROWS_PER_PART)):
         for letter, names in _COLUMNS_BY_LETTER:
             part_data = data.get(f"0.{letter}{part}")

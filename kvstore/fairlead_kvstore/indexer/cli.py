@@ -59,23 +59,19 @@ async def _run(options: argparse.Namespace, settings: IndexerSettings) -> None:
         limits=limits,
         report=lambda error: _LOG.warning("the last fleet stays in use: %s", error),
     )
-    redis = _redis_url(options.redis or settings.redis_url)
+    redis = options.redis or settings.redis_url
+    if redis is None:
+        raise SettingsError(
+            "--redis: an indexer needs a Redis to write to",
+            field="--redis",
+            hint="use the gateways' URL, or set FAIRLEAD_REDIS_URL; a gateway without Redis reads events itself",
+        )
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     secret, runtime = (settings.hash_secret or "").encode(), ReaderRuntime(loop, clock, random.random, limits)
     service = IndexerService(source, redis, holder, secret, os.environ, runtime)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
     await service.run(host, port, partial(print, flush=True))
-
-
-def _redis_url(url: str | None) -> str:
-    if url is None:
-        raise SettingsError(
-            "--redis: an indexer needs a Redis to write to",
-            field="--redis",
-            hint="use the gateways' URL, or set FAIRLEAD_REDIS_URL; a gateway without Redis reads events itself",
-        )
-    return url
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
