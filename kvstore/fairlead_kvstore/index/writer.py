@@ -140,7 +140,6 @@ class IndexWriter:
         instance_statuses: Callable[[str], Mapping[str, InstanceStatus]],
         fingerprint: int = 0,
         limits: Limits = _LIMITS,
-        note_seconds: float = INDEX_NOTE_SECONDS,
     ) -> None:
         self._link = link
         self._instance_statuses = instance_statuses
@@ -149,7 +148,6 @@ class IndexWriter:
         self._clock = clock
         self.holder = holder
         self._limits = limits
-        self._note_seconds = note_seconds
         self._salt = xxh3_64_intdigest(holder.encode()) % _SALTS
         self._lease_ms = int(limits.index_lease_seconds * 1000)
         self._expire_ms = int(INDEX_EXPIRE_SECONDS * 1000)
@@ -388,7 +386,7 @@ class IndexWriter:
 
     async def _write_statuses(self, state: ModelWriteState) -> None:
         """Writes the statuses of the instances if they have changed."""
-        state.statuses_at = self._clock.now() + self._note_seconds
+        state.statuses_at = self._clock.now() + INDEX_NOTE_SECONDS
         statuses = dict(self._instance_statuses(state.model_key))
         if state.written_statuses != (state.epoch, statuses):
             data = encode_value(InstanceStatuses(state.epoch, self._clock.wall(), self._fingerprint, statuses))

@@ -90,7 +90,6 @@ class IndexScene:
             instance_statuses=self.statuses,
             fingerprint=secret_fingerprint(b""),
             limits=LIMITS,
-            note_seconds=0.0,
         )
         self.writer.set_models([MODEL])
         self.indexer.sink = self.writer
@@ -113,8 +112,8 @@ class IndexScene:
     async def write(self) -> None:
         """Reads all engines and writes all changes."""
         self.indexer.read()
-        await self.writer.step()
-        await self.writer.step()
+        await self._step()
+        await self._step()
 
     async def prompt(self, name: str, *prompts: list[int], adapter: str | None = None, salt: str | None = None) -> None:
         """Serves prompts and writes the changes."""
@@ -125,6 +124,10 @@ class IndexScene:
     async def write_changes(self, *changes: Change) -> None:
         """Writes changes that no engine reported."""
         self.writer.offer(MODEL, changes)
+        await self._step()
+
+    async def _step(self) -> None:
+        self.writer._models[MODEL].statuses_at = 0.0  # they are due only once a second
         await self.writer.step()
 
     async def run_command(self, verb: Callable[..., int], **more: Any) -> int:
