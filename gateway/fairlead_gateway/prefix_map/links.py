@@ -7,15 +7,16 @@ block. The byte prefix is cached where that token block is.
 
 **A link starts as an estimate**, since only the end of a prompt is known in both. Chat templates
 add text, JSON encodes a character in one byte or six, and tokens have any length. The estimate is
-the prefix's share of the bytes, less a margin (`estimate_links`). It is checked against every
-prompt learned later. Two prompts that begin with the same bytes have the same tokens there, so
-their chains must agree at its depth. If they do not, the link is lowered to their common prefix. A
-link is never raised, so it moves at most `depth` times. For each pair of prompts seen:
+the prefix's share of the bytes (`estimate_links`). It is checked against every prompt learned
+later. Two prompts that begin with the same bytes have the same tokens there, so their chains must
+agree at its depth. If they do not, the link is lowered to their common prefix. A link is never
+raised, so it moves at most `depth` times. For each pair of prompts seen:
 
     link(b).depth ≤ common prefix, in blocks, of the token chains of any two prompts through b
 
-A link that is too shallow predicts a little less than is cached. One that is too deep expects
-tokens that another continuation does not have, and loses a hit until that continuation is learned.
+A link that is too shallow counts as cached where the end of its text was evicted: engines evict the
+end of a prompt first. One that is too deep expects tokens that another continuation does not have,
+and loses a hit until that continuation is learned. So an estimate has no margin to either side.
 Token ids as a prompt need no estimate.
 
 **Memory.** Links of one prompt share an array of token hashes. A longer prompt that continues a
@@ -29,13 +30,6 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
-
-ESTIMATE_MARGIN_SHARE: Final = 0.05
-ESTIMATE_MARGIN_TOKENS: Final = 4.0
-"""Margin of an estimate: a share of the tokens, and the frame that templates put around
-messages.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +51,12 @@ class PromptLinks:
 def estimate_links(
     hashes: Sequence[int], ends: Sequence[int], token_hashes: Sequence[int], *, size: int, tokens: int, block_size: int
 ) -> PromptLinks:
-    """Returns the links of a prompt as if its tokens were spread evenly over its bytes, less a
-    margin.
+    """Returns the links of a prompt as if its tokens were spread evenly over its bytes.
 
     - ends: where `hashes` end in its `size` bytes.
     - tokens: the number of tokens, of which `token_hashes` are the whole blocks.
     """
-    before = [tokens * (end / size) * (1.0 - ESTIMATE_MARGIN_SHARE) if size > 0 else 0.0 for end in ends]
-    depths = [max(0, int(estimate - ESTIMATE_MARGIN_TOKENS)) // block_size for estimate in before]
+    depths = [tokens * end // (size * block_size) if size > 0 else 0 for end in ends]
     return PromptLinks(hashes, token_hashes, depths, block_size)
 
 

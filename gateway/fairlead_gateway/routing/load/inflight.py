@@ -465,6 +465,8 @@ class Endpoint:
     - full_step_seconds: prefill time of a full step.
     - cache_bit: bits of all that the instance can use of a prompt, in prefix matches.
     - index_bit: the bits for what the KV-cache index reports; 0 if it reports nothing.
+    - is_full: prompts that gateways sent there fill its KV memory. Of GPU memory, only what they
+      left counts then, also where the index still reports other blocks.
     - gpu_bit, cpu_bit, local_bit: bits of what is in GPU memory; or also in CPU memory; or also on
       its disk. ``cache_bit`` adds the store that all engines reach.
     - has_slow_tiers: whether a match may lie in slower memory than the GPU's.
@@ -478,6 +480,7 @@ class Endpoint:
         "has_slow_tiers",
         "id",
         "index_bit",
+        "is_full",
         "kv_tokens",
         "load",
         "local_bit",
@@ -499,14 +502,15 @@ class Endpoint:
         self.full_step_seconds: float = profile.prefill_time(profile.step_tokens)
         self.load = load
         self.cache_bit = self.index_bit = self.gpu_bit = self.cpu_bit = self.local_bit = 0
-        self.has_slow_tiers = False
+        self.has_slow_tiers = self.is_full = False
 
     def set_bits(self, own: int, gpu: int, cpu: int, disk: int, store: int) -> bool:
         """Sets the bits of what was sent to the instance, and of what the index reports by tier.
 
         Returns whether they changed.
         """
-        self.gpu_bit = own | gpu
+        # What leaves the GPU's memory goes to slower memory, where there is any.
+        self.gpu_bit = own if self.is_full and gpu and not cpu | disk else own | gpu
         self.cpu_bit = self.gpu_bit | cpu
         self.index_bit = gpu | cpu | disk
         before, self.local_bit = self.local_bit, self.cpu_bit | disk

@@ -1,7 +1,12 @@
 """The router's view of what is cached where: from its own dispatches and from the KV-cache index.
 
 Each ready instance has one bit for prompts dispatched to it, and one for what the index reports. A
-block with either bit should be cached there.
+block with either bit should be cached there. The first counts alone while prompts that were
+dispatched fill the instance's memory.
+
+Why: then each further prompt evicts what the index still reports, often before a prompt that was
+sent for it can begin. An engine reports that a step and a tenth of a second later. Sessions of
+agents would stay where they evict each other, while other engines have room.
 
 The approximate prefix index: which instance probably has which prefix cached.
 
@@ -411,6 +416,8 @@ _UNLIMITED_BYTES: Final = 1 << 60
 suffix of a tier: what is in GPU memory, or also in CPU memory, or also on disk. They have no
 capacity, since engines report evictions.
 """
+_FULL_SHARE: Final = 0.9
+"""The share of its memory from which an instance counts as full. Estimated sizes are that wrong."""
 SHARED_STORE: Final = ""
 """The instance that stands for the store that all instances reach."""
 CachedTokens = Callable[[RouteRequest], Mapping[str, float] | None]
@@ -565,9 +572,11 @@ class CacheView:
     def add(self, endpoint: Endpoint, chain: PrefixChain, capacity: int) -> None:
         """Adds the blocks of a dispatched prompt.
 
-        capacity: size of the instance's cache, in bytes of prompt text.
+        capacity: size of the instance's cache as the fleet states it, in bytes of prompt text.
         """
+        capacity = self._shown_capacity(endpoint, capacity)
         self._index.add(endpoint.id, chain.hashes, chain.ends, capacity=capacity)
+        self._update_full(endpoint, capacity)
 
     def remove(self, endpoint: Endpoint, chain: PrefixChain, size: int) -> None:
         """Removes the blocks of a prompt after its first `size` bytes, because it moved to another
@@ -580,7 +589,22 @@ class CacheView:
 
     def reserve(self, endpoint: Endpoint, size: int, capacity: int) -> None:
         """Counts `size` bytes of generated text, which evicts older blocks from the cache."""
+        capacity = self._shown_capacity(endpoint, capacity)
         self._index.reserve(endpoint.id, size, capacity=capacity)
+        self._update_full(endpoint, capacity)
+
+    def _shown_capacity(self, endpoint: Endpoint, capacity: int) -> int:
+        """Returns a capacity that is not less than what the index reports in GPU memory."""
+        return (
+            max(capacity, self._index.cached_bytes(endpoint.id + _TIER_SUFFIXES[0])) if endpoint.index_bit else capacity
+        )
+
+    def _update_full(self, endpoint: Endpoint, capacity: int) -> None:
+        if endpoint.index_bit:
+            was_full = endpoint.is_full
+            endpoint.is_full = self._index.cached_bytes(endpoint.id) >= _FULL_SHARE * capacity
+            if endpoint.is_full != was_full and self._update_bits(endpoint):
+                self.set_endpoints(self._endpoint_by_id)
 
     def apply_correction(
         self,
@@ -600,6 +624,8 @@ class CacheView:
                 mirror.remove_instance(instance + suffix)
             if forget == "all":
                 mirror.remove_instance(instance)
+            if endpoint is not None:
+                endpoint.is_full = False  # until the next dispatch
         if removed and forget != "all":
             mirror.remove(indexed, removed)
             if tier == 0:

@@ -11,7 +11,7 @@ the index, and *expected*, by all that was known. There are two cumulative sums,
 
 In the second sum, `reported` is at most the part of the prompt that the index knows. A sum beyond
 `DRIFT_LIMIT` is drift. Single errors and a bias within `ALLOWED_BIAS` decay to nothing: blocks are
-up to an eighth of a prompt, and links are careful estimates. A prompt that is wholly wrong adds
+up to an eighth of a prompt, and links are estimates. A prompt that is wholly wrong adds
 0.8, so six in a row are drift. An engine that never reports is unknown, never zero.
 
 An instance may report the removal of a prompt's blocks about when the prompt is sent there. Then
