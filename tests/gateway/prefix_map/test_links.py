@@ -152,7 +152,7 @@ def test_a_plain_prompt_is_linked_nearly_as_deep_as_it_is() -> None:
 
 
 def test_an_estimate_is_neither_deeper_nor_shallower_than_evenly_spread_tokens() -> None:
-    """Engines evict the end of a prompt first, so text beyond a shallow link would count as cached."""
+    """Engines evict the end of a prompt first: text beyond a shallow link would count as cached."""
     ends, owns = range(50, 1_001, 50), list(range(1, 251))
     links = estimate_links(ends, ends, owns, size=1_000, tokens=1_000, block_size=4)
     assert list(links.depths) == [end // 4 for end in ends]
