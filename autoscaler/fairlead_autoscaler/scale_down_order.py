@@ -2,7 +2,7 @@
 
 Replicas that are not ready come first, the youngest of them before the others. Those that every
 gateway has ejected come next. The other ready replicas follow by the number of blocks that only
-they have cached and that recent prompts used (`index_unique_used_blocks`, docs/decisions/0027).
+they have cached and that recent prompts used (`index_unique_used_blocks`, docs/decisions/0028).
 Among equals, the one with the least work in flight comes first, and then the youngest.
 
 If the index has no number for any replica of a pool, only work in flight decides. If it has none

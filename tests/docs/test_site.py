@@ -100,6 +100,13 @@ def test_the_selector_lists_the_version_and_the_root_leads_to_it(site: Path) -> 
     assert "url=9.8/" in (site / "index.html").read_text()
 
 
+def test_a_former_address_leads_to_the_present_page(site: Path) -> None:
+    former = site / "9.8" / "decisions" / "0039-between-serving-and-ended.html"
+    assert parsed(former).links == ["0039-sleep-tier.html"]
+    assert (former.parent / "0039-sleep-tier.html").is_file()
+    assert 'content="0; url=0039-sleep-tier.html"' in former.read_text()
+
+
 def test_a_file_outside_of_docs_that_a_page_links_to_is_part_of_the_site(site: Path) -> None:
     chart = site / "9.8" / "source" / "charts" / "fairlead" / "index.html"
     assert "autoscaler.enabled" in chart.read_text()
