@@ -131,20 +131,6 @@ def test_every_former_address_leads_to_a_page() -> None:
     assert set(redirects.values()) <= pages
 
 
-def test_every_path_of_the_repository_that_is_named_exists() -> None:
-    tops = [
-        path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("out", ".venv", "build", "dist")
-    ]
-    inside = re.compile(rf"(?:{'|'.join(map(re.escape, tops))})/[\w./-]*\w")
-    missing = [
-        f"{named(page)}: {span}"
-        for page in PAGES
-        for span in SPAN.findall(FENCE.sub("", text_of(page)))
-        if inside.fullmatch(span) and not (ROOT / span).exists() and not (page.parent / span).exists()
-    ]
-    assert missing == []
-
-
 # --- commands -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 cost.
 
 - `collector/`: observations from the metrics of all gateways.
-- `core/`: the pure scaling core; `presets/`: other controllers for comparison.
+- `core/`: the pure scaling core.
 - `mix/`: the cheapest mix of accelerators.
 - `enforcer`, `scale_down_order`: the model's policy, and the replicas to remove first.
 - `control_loop`: one tick of all models; `history/`: their records, and replays.

@@ -25,6 +25,12 @@ PACKAGES = ("fairlead", *(f"{name}/fairlead_{name}" for name in COMPONENTS))
 SUPPORT = ("e2e", "bench", "scripts", "testing")
 TOP_LEVEL = ("fairlead", *COMPONENTS, *SUPPORT, "tests", "docs", "charts", "crds", "examples")
 
+ROOTS = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"out", ".venv", "build", "dist", ".git"}
+NOTES = "bench/notes/"
+OF_THEIR_TIME = ("CHANGELOG.md", "docs/contributing/style.md")
+"""Pages that may name modules that are gone: history, and examples of names."""
+SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+
 MAX_LINES = 800
 MAX_FUNCTION_LINES = 70
 MANY_PARAMETERS = 6
@@ -165,8 +171,8 @@ def import_circles() -> Iterator[Finding]:
 
 
 def references() -> Iterator[Finding]:
-    """Yields names in docstrings that nothing in the repository has."""
-    tails = {tail for path in _files() for tail in _tails(path.relative_to(ROOT).as_posix())}
+    """Yields names in docstrings, package maps and pages that nothing in the repository has."""
+    tails = path_tails()
     for source in reviewed():
         documented = [
             ("module", source.docstring),
@@ -176,6 +182,14 @@ def references() -> Iterator[Finding]:
             for span in re.findall(r"``([^`\n]+)``", docstring):
                 if not _resolves(span, tails):
                     yield source.path, f"``{span}`` (docstring of {name})"
+        if source.path.endswith("/__init__.py"):
+            for span in SPAN.findall(source.docstring):
+                if not _map_resolves(span, source, tails):
+                    yield source.path, f"`{span}` (package map)"
+    for page in pages():
+        for span in _page_spans(page):
+            if not page_resolves(span, page, tails):
+                yield page, f"`{span}`"
 
 
 def test_names() -> Iterator[Finding]:
@@ -215,6 +229,13 @@ def exceptions() -> dict[str, dict[str, int]]:
     """Returns how many findings are excused, by rule and key."""
     recorded: dict[str, dict[str, int]] = json.loads(EXCEPTIONS.read_text()) if EXCEPTIONS.exists() else {}
     return {rule: recorded.get(rule, {}) for rule in RULES}
+
+
+@cache
+def pages() -> list[str]:
+    """Returns the Markdown files of the repository."""
+    paths = (path.relative_to(ROOT).as_posix() for path in (*_files(), *(ROOT / ".github").rglob("*.md")))
+    return sorted(path for path in paths if path.endswith(".md"))
 
 
 def banned_words(heading: str) -> frozenset[str]:
@@ -319,9 +340,11 @@ def _files() -> Iterator[Path]:
     yield from (path for path in ROOT.iterdir() if path.is_file())
 
 
-def _tails(path: str) -> Iterator[str]:
-    parts = path.split("/")
-    return ("/".join(parts[start:]) for start in range(len(parts)))
+@cache
+def path_tails() -> frozenset[str]:
+    """Returns all paths of the repository, from each of their folders on."""
+    parts = (path.relative_to(ROOT).parts for path in _files())
+    return frozenset("/".join(path[start:]) for path in parts for start in range(len(path)))
 
 
 @cache
@@ -338,7 +361,7 @@ def _modules() -> dict[str, Source]:
     return {_module(source.path): source for source in reviewed()}
 
 
-def _resolves(span: str, tails: set[str]) -> bool:
+def _resolves(span: str, tails: frozenset[str]) -> bool:
     if re.fullmatch(r"\w[\w./-]*\.(py|md|ya?ml|toml|sh)", span):
         return span in tails
     if re.fullmatch(r"[\w./-]+", span) and "/" in span and span.split("/")[0] in TOP_LEVEL:
@@ -346,6 +369,41 @@ def _resolves(span: str, tails: set[str]) -> bool:
     if re.fullmatch(r"fairlead(_\w+)?(\.\w+)+", span) and span != "fairlead.io":
         return _is_defined(span)
     return not re.fullmatch(r"[A-Z]\w*[a-z]\w*[A-Z]\w*", span) or span in _known_words()
+
+
+def _map_resolves(span: str, source: Source, tails: frozenset[str]) -> bool:
+    """Returns whether a package map names a module below it, or a word of its ``__init__``."""
+    name = re.sub(r"/$|\.p(?:y|yx|xd)$", "", span)
+    folder = ROOT / source.path.removesuffix("/__init__.py")
+    below = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*")]
+    if name in below or any(path.endswith(f"/{name}") for path in below):
+        return True
+    if re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        return bool(re.search(rf"\b{name}\b", source.text.replace(f"`{span}`", "")))
+    return _resolves(span, tails)
+
+
+def _page_spans(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return SPAN.findall(re.sub(r"^```[^\n]*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def page_resolves(span: str, page: str, tails: frozenset[str]) -> bool:
+    """Returns whether a path, module or package that a page names exists.
+
+    Paths begin at the root or at the page's folder; a file's name alone stands for any such file.
+    """
+    path = span.partition("::")[0].rstrip("/")
+    if not re.fullmatch(r"[\w./-]+", path):
+        return True
+    if "/" not in path or path.split("/")[0] not in ROOTS:
+        if page in OF_THEIR_TIME or page.startswith(NOTES):
+            return True
+        if re.fullmatch(r"fairlead_\w+(\.\w+)+", path) and not path.endswith(".py"):
+            return _is_defined(path)
+        if not path.endswith(".py") and not re.fullmatch(r"[a-z_]+(/[a-z_]+)+/", span):
+            return True
+    return (ROOT / path).exists() or (ROOT / page).parent.joinpath(path).exists() or ("/" not in path and path in tails)
 
 
 def _is_defined(dotted: str) -> bool:

@@ -1,7 +1,7 @@
 """The repository keeps its rules of layout and naming; exceptions may only become fewer."""
 
 import pytest
-from repository_rules import RULES, banned_words, exceptions, findings, strongly_connected
+from repository_rules import RULES, banned_words, exceptions, findings, page_resolves, path_tails, strongly_connected
 
 SHRINK = "run `.venv/bin/python tests/repository/repository_rules.py --shrink` and commit exceptions.json"
 
@@ -23,6 +23,23 @@ def test_no_exception_outlives_its_need(rule: str) -> None:
 def test_circle_is_found_and_a_chain_is_none() -> None:
     graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
     assert sorted(map(sorted, strongly_connected(graph))) == [["a"], ["b", "c"], ["d"]]
+
+
+@pytest.mark.parametrize("span", ["tests/repository/", "gateway/fairlead_gateway/no.py", "routing/router.py", "no.py"])
+def test_path_of_a_page_begins_at_the_root_or_at_the_page(span: str) -> None:
+    assert page_resolves(span, "README.md", path_tails()) == (span == "tests/repository/")
+    assert page_resolves("router.py", "README.md", path_tails())
+    assert page_resolves("fairlead_gateway/routing/router.py", "gateway/README.md", path_tails())
+
+
+@pytest.mark.parametrize("span", ["make lint", "namespace/name", "fairlead_gateway_requests_total", "dist/", "a.b"])
+def test_other_words_of_a_page_are_no_paths(span: str) -> None:
+    assert page_resolves(span, "README.md", path_tails())
+
+
+def test_module_of_a_page_is_defined() -> None:
+    assert page_resolves("fairlead_gateway.routing", "README.md", path_tails())
+    assert not page_resolves("fairlead_gateway.teleport", "README.md", path_tails())
 
 
 def test_glossary_bans_names_and_words() -> None:

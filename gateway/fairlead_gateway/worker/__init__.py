@@ -1,4 +1,4 @@
-"""A worker process: serves requests, from receipt to record. See `docs/architecture.md`.
+"""A worker process: serves requests, from receipt to record. See `docs/concepts/architecture.md`.
 
 - `worker`, `services`: the process and its parts; `server`: its public port.
 - `proxy`: one request from start to end; `request_context` is its state.
