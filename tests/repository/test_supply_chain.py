@@ -175,9 +175,9 @@ def test_updates_of_actions_images_and_modules_are_proposed() -> None:
     assert folders["gomod"] == {named(path.parent) for path in modules}
 
 
-@pytest.mark.parametrize("page", ["SECURITY.md", "docs/reference/threat-model.md"])
+@pytest.mark.parametrize("page", ["security-promises.md", "threat-model.md"])
 def test_every_test_that_a_security_page_names_exists(page: str) -> None:
-    rows = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("| ")]
+    rows = [line for line in (ROOT / "docs" / "reference" / page).read_text().splitlines() if line.startswith("| ")]
     paths = [span for row in rows for span in SPAN.findall(row.rstrip("| ").rpartition(" | ")[2])]
     paths = [path for path in paths if "/" in path]
     assert len(paths) >= 20
@@ -200,7 +200,8 @@ def test_every_test_that_the_attacks_page_names_exists() -> None:
 
 
 def test_every_promise_of_the_security_page_names_a_test_file() -> None:
-    table = (ROOT / "SECURITY.md").read_text().partition("|---|---|---|\n")[2].partition("\n\n")[0]
+    page = (ROOT / "docs" / "reference" / "security-promises.md").read_text()
+    table = page.partition("|---|---|---|\n")[2].partition("\n\n")[0]
     rows = [line.strip("| ").rpartition(" | ")[2] for line in table.splitlines()]
     assert len(rows) >= 25
     assert [row for row in rows if not re.search(r"`tests/[\w./-]+/test_\w+\.py`", row)] == []

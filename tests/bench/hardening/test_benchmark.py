@@ -9,7 +9,7 @@ from fairlead_bench.results import ResultRow, load_goals
 
 GOALS = load_goals("hardening")
 MISSED = [hardening._TURN]
-"""SECURITY.md states by how much."""
+"""The threat model states by how much."""
 COUNTS = (hardening._FLOOD, hardening._ENDPOINTS, hardening._POISON, hardening._DESCRIPTORS)
 
 
