@@ -52,8 +52,6 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 FAIRLEAD = re.compile(r"(?:\.venv/bin/|kubectl )?fairlead(?: |$)")
 MODULE = re.compile(r"(?:\.venv/bin/)?(?:python3? -m (fairlead_\w+(?:\.\w+)?)|(fairlead-gateway))\b(.*)")
-EARLIER = {"--json"}
-"""Options of earlier releases, which the changelog names."""
 FOREIGN = {
     "--require-hashes",
     "--universal",
@@ -251,7 +249,7 @@ def every_option() -> set[str]:
 
 
 def test_every_option_that_is_named_anywhere_exists() -> None:
-    known = every_option() | FOREIGN | EARLIER
+    known = every_option() | FOREIGN
     unknown = [
         f"{named(page)}: {option}"
         for page in PAGES

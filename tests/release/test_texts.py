@@ -44,6 +44,13 @@ def test_the_changelog_has_notes_for_this_release() -> None:
     assert re.findall(r"\]\((?!https?://)", notes) == []
 
 
+def test_an_entry_of_the_changelog_has_at_most_two_sentences() -> None:
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)", "X", (ROOT / "CHANGELOG.md").read_text())
+    entries = re.findall(r"^- (.*(?:\n  .*)*)", text, re.MULTILINE)
+    assert len(entries) > 50
+    assert [entry for entry in entries if len(re.split(r"\.\s+(?=[A-Z\[])", entry)) > 2] == []
+
+
 def test_the_changelog_keeps_the_form_of_keep_a_changelog() -> None:
     headings = re.findall(r"^(#{1,3}) (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == ("#", "Changelog")
