@@ -399,7 +399,7 @@ def page_resolves(span: str, page: str, tails: frozenset[str]) -> bool:
     if "/" not in path or path.split("/")[0] not in ROOTS:
         if page in OF_THEIR_TIME or page.startswith(NOTES):
             return True
-        if re.fullmatch(r"fairlead_\w+(\.\w+)+", path) and not path.endswith(".py"):
+        if re.fullmatch(r"fairlead_\w+(\.\w+)+|fairlead(\.\w+){2,}", path) and not path.endswith(".py"):
             return _is_defined(path)
         if not path.endswith(".py") and not re.fullmatch(r"[a-z_]+(/[a-z_]+)+/", span):
             return True
