@@ -11,9 +11,10 @@ CLUSTER ?=
 # `make test FAST=1`: tests of pure code, without processes, clusters and property tests.
 FAST ?=
 PURE_TESTS := $(addprefix tests/,autoscaler/collector autoscaler/core sim/autoscalers cli/explain cli/rollouts cli/scaling \
-  fairlead/api fairlead/engines fairlead/fleet fairlead/manifests gateway/admission gateway/prefix_map gateway/routing \
-  gateway/telemetry kvstore/analysis kvstore/blockstore kvstore/events operator/render operator/status repository sim/engine \
-  sim/generation sim/workload)
+  fairlead/api fairlead/engines fairlead/fleet fairlead/manifests gateway/routing \
+  kvstore/blockstore kvstore/events operator/render operator/status repository sim/engine \
+  sim/generation sim/workload) \
+  $(wildcard $(addprefix tests/gateway/,admission/test_*.py kv_index/test_*.py telemetry/test_*.py))
 # `make test CHANGED=1`: the tests that uncommitted changes can reach; CHANGED=REVISION: those since a commit.
 CHANGED ?=
 REACHED = $(shell $(RUN) tests/repository/changed_tests.py $(filter-out 1,$(CHANGED)))

@@ -107,7 +107,7 @@ def builtin_profiles() -> dict[str, EngineProfile]:
     was fitted to vLLM 0.26 with random weights of Llama 3.1 8B's sizes on an H100, without
     torch.compile (`bench/results/gpu.json`). `h200-llama8b-fitted` is the same with the memory
     bandwidth of an H200: its reads take 3.35/4.8 of the time. The others are rooflines of data
-    sheets (`fairlead/roofline.py`).
+    sheets (`cli/fairlead_cli/catalog/roofline.py`).
     """
     known = (
         EngineProfile("h100-llama8b-fitted", 2.47e-5, 7.0e-10, 6.5e-4, 5.9e-3, 0.0, 3.8e-8, 0.0, 451_840, 256, 8_192),

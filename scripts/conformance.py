@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.runtime.event_loop import loop_factory
-from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
+from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, get_request, post_request
 from scripts.wire_tap import WireTap

@@ -383,7 +383,7 @@ def test_every_error_code_is_documented_and_every_documented_code_exists() -> No
 
 def test_engine_faults_and_stream_end_codes_are_documented() -> None:
     from fairlead_gateway.errors import GatewayDraining
-    from fairlead_gateway.worker.proxy.relay import _STREAM_ERROR_TEXTS
+    from fairlead_gateway.proxy.relay import _STREAM_ERROR_TEXTS
 
     faults = {text for text in first_texts("UpstreamError", "AttemptFailure") if re.fullmatch(r"[a-z-]+", text)}
     assert faults - column("errors.md", "Faults of engines") == set()

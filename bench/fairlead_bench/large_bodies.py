@@ -23,10 +23,10 @@ from fairlead.runtime.event_loop import loop_factory
 from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.worker.api_keys import GatewaySecrets
-from fairlead_gateway.worker.proxy.gateway import Gateway
+from fairlead_gateway.proxy.gateway import Gateway
+from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
+from fairlead_gateway.tenants.worker.tenant_policy import VisibleModels
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_gateway.worker.tenancy.tenant_policy import VisibleModels
 
 CHAT_PATH, COMPLETION_PATH = "/v1/chat/completions", "/v1/completions"
 IDLE = "nothing"

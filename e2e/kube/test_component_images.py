@@ -10,7 +10,7 @@ pytestmark = pytest.mark.lane("engines", position=20)
 
 def test_the_gateway_of_the_image_is_the_compiled_one(installed: HelmRelease) -> None:
     code = (
-        "from fairlead.runtime.compiled_build import is_compiled; from fairlead_gateway.worker.proxy import forwarder; "
+        "from fairlead.runtime.compiled_build import is_compiled; from fairlead_gateway.proxy import forwarder; "
         "print(is_compiled(forwarder.__file__))"
     )
     assert installed.here.python(f"deployment/{GATEWAY}", code).strip() == "True"

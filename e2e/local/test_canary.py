@@ -22,7 +22,7 @@ import redis
 
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Model
-from fairlead_gateway.worker.api_keys import key_digest
+from fairlead_gateway.tenants.worker.api_keys import key_digest
 from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
 from fairlead_testing.engines.scripted import (
     EngineCall,

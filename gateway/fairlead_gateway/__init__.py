@@ -1,1 +1,9 @@
-"""The gateway: OpenAI-compatible, routes by prefix and load."""
+"""The gateway: OpenAI-compatible, routes by prefix and load.
+
+- `supervisor`, `worker`: the two processes; `ipc`: their messages.
+- `http`, `openai`, `proxy`, `routing`, `upstream`: the path of a request through a worker.
+- `telemetry`, `native`, `errors`, `caller_key`: used everywhere.
+
+Every other folder is a feature: its pure core, its parts of the two processes in `worker` and
+`supervisor`, and its own messages.
+"""

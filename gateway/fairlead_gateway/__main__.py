@@ -26,12 +26,12 @@ from fairlead_gateway.supervisor.worker_handle import PreforkedWorkers
 if TYPE_CHECKING:
     from fairlead.fleet.model import FleetSource
     from fairlead.runtime.clock import Clock
+    from fairlead_gateway.bearer_tokens.supervisor.key_service import IssuerKeyService
     from fairlead_gateway.http.sockets import TlsCertificate
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
     from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
-    from fairlead_gateway.supervisor.tenancy.access_service import AccessSources, TenantSource
-    from fairlead_gateway.supervisor.tenancy.tenant_watch import RevocationWatch
-    from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService
+    from fairlead_gateway.tenants.supervisor.access_service import AccessSources, TenantSource
+    from fairlead_gateway.tenants.supervisor.tenant_watch import RevocationWatch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,9 +86,9 @@ def _run(
         from fairlead.engines.credentials import EngineCredentials
         from fairlead.runtime import nonblocking_log, process_tuning
         from fairlead.runtime.clock import SystemClock
+        from fairlead_gateway.kv_index.supervisor.local_tokenizer import parse_token_source
         from fairlead_gateway.supervisor import scale_from_zero
         from fairlead_gateway.supervisor.config import GatewayConfig
-        from fairlead_gateway.supervisor.kv_index.local_tokenizer import parse_token_source
         from fairlead_gateway.supervisor.supervisor import Supervisor
 
         process_tuning.deny_inspection()  # the workers run as the same user, and parse what clients send
@@ -139,7 +139,7 @@ def _validate_worker_settings(settings: GatewaySettings) -> None:
 
     memory_pressure.memory_share_reader(settings.memory_limit)
     if _observability_settings(settings) != _observability_settings(GatewaySettings()):
-        from fairlead_gateway.worker.observability.settings import parse_observability_settings
+        from fairlead_gateway.telemetry.worker.settings import parse_observability_settings
 
         parse_observability_settings(settings)
 
@@ -327,8 +327,8 @@ def _access_sources(
             field="FAIRLEAD_KEY_PEPPER",
             hint="set it to the secret under which the digests were made",
         )
-    from fairlead_gateway.supervisor.tenancy.access_service import AccessSources
-    from fairlead_gateway.supervisor.tenancy.tenant_file import KeyFile, RevocationFile
+    from fairlead_gateway.tenants.supervisor.access_service import AccessSources
+    from fairlead_gateway.tenants.supervisor.tenant_file import KeyFile, RevocationFile
 
     key_parser = None if parser is None else parser.parse_keys
     return AccessSources(
@@ -347,7 +347,7 @@ def _revocation_watch(options: argparse.Namespace, clock: "Clock", limits: Limit
     import random
 
     from fairlead.runtime.clock import Pacing
-    from fairlead_gateway.supervisor.tenancy.tenant_watch import open_revocation_watch
+    from fairlead_gateway.tenants.supervisor.tenant_watch import open_revocation_watch
 
     return open_revocation_watch(os.environ, options.kube_revoked, Pacing(clock, random.random), limits)
 
@@ -363,7 +363,7 @@ def _token_issuers(path: str | None, clock: "Clock", limits: Limits) -> "IssuerK
         return None
     import importlib.util
 
-    from fairlead_gateway.supervisor.token_issuers.key_service import IssuerKeyService
+    from fairlead_gateway.bearer_tokens.supervisor.key_service import IssuerKeyService
 
     if importlib.util.find_spec("cryptography") is None:
         raise SettingsError(
@@ -379,7 +379,7 @@ def _tenant_sources(
 ) -> "list[TenantSource]":
     sources: list[TenantSource] = []
     if options.tenants is not None:
-        from fairlead_gateway.supervisor.tenancy.tenant_file import TenantFile
+        from fairlead_gateway.tenants.supervisor.tenant_file import TenantFile
 
         parse = None if parser is None else parser.parse_tenants
         sources += [TenantFile(Path(file), limits, parse) for file in options.tenants]
@@ -388,7 +388,7 @@ def _tenant_sources(
         import random
 
         from fairlead.runtime.clock import Pacing
-        from fairlead_gateway.supervisor.tenancy.tenant_watch import open_tenant_watch
+        from fairlead_gateway.tenants.supervisor.tenant_watch import open_tenant_watch
 
         sources.append(open_tenant_watch(os.environ, Pacing(clock, random.random), limits))
     return sources

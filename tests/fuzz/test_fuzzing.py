@@ -38,7 +38,7 @@ def _test_module(path: str) -> ModuleType:
 def corpora() -> Iterator[tuple[str, str, bytes]]:
     """(target, name, bytes) of what other tests send."""
     wire = _test_module("http/test_hostile_bytes.py")
-    bodies = _test_module("worker/openai/test_hostile_bodies.py")
+    bodies = _test_module("openai/test_hostile_bodies.py")
     for table in (wire.MALFORMED, wire.LEGAL):
         yield from (("head", name, data) for name, data in table.items())
     yield from (("splice", name, body) for name, (body, _) in bodies.BAD.items())

@@ -43,11 +43,11 @@ NOBODY = {
     ),
     *("multiprocessing", "statistics", "difflib", "http.client", "urllib.request"),
     *(
-        "fairlead_gateway.worker.observability.observers",
-        "fairlead_gateway.worker.observability.otlp_exporter",
+        "fairlead_gateway.telemetry.worker.observers",
+        "fairlead_gateway.telemetry.worker.otlp_exporter",
         "fairlead_kvstore.redis.link",
-        "fairlead_gateway.supervisor.token_issuers",
-        "fairlead_gateway.worker.bearer_tokens",
+        "fairlead_gateway.bearer_tokens.supervisor",
+        "fairlead_gateway.bearer_tokens.worker",
     ),
 }
 """With the default features, neither process imports these, in traffic, probes or scrapes."""
@@ -72,9 +72,9 @@ HELPER = {
         "fairlead.manifests",
     ),
     *(
-        "fairlead_gateway.worker.proxy.gateway",
-        "fairlead_gateway.worker.proxy.forwarder",
-        "fairlead_gateway.worker.upstream.connection",
+        "fairlead_gateway.proxy.gateway",
+        "fairlead_gateway.proxy.forwarder",
+        "fairlead_gateway.upstream.connection",
         "fairlead_gateway.supervisor.management.api",
     ),
 }
@@ -104,7 +104,7 @@ async def test_an_idle_gateway_has_not_imported_unused_modules(tmp_path: Path, m
 
 
 def test_reading_kv_events_does_not_import_the_client_of_redis() -> None:
-    code = "import sys, fairlead_gateway.supervisor.kv_index.event_reader as reader; assert 'redis' not in sys.modules"
+    code = "import sys, fairlead_gateway.kv_index.supervisor.event_reader as reader; assert 'redis' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

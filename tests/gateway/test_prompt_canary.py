@@ -15,8 +15,8 @@ from fairlead import management_api as api
 from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead_cli.explain.command import render_decision
-from fairlead_gateway.worker.observability.observers import RequestObservers
-from fairlead_gateway.worker.observability.settings import ObservabilitySettings
+from fairlead_gateway.telemetry.worker.observers import RequestObservers
+from fairlead_gateway.telemetry.worker.settings import ObservabilitySettings
 from fairlead_testing.engines.scripted import (
     EngineCall,
     Script,

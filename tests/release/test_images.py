@@ -53,7 +53,7 @@ def test_no_image_carries_what_only_development_needs() -> None:
 STARTED = {
     "gateway": (
         "fairlead_gateway.__main__",
-        "fairlead_gateway.supervisor.kv_index.event_reader",
+        "fairlead_gateway.kv_index.supervisor.event_reader",
         "fairlead.fleet.kubernetes.options",
     ),
     "kvstore": (

@@ -8,8 +8,8 @@ def reached_from(*names: str) -> set[str]:
 
 
 def test_imports_of_imports_are_reached() -> None:
-    reached = reached_from("gateway/fairlead_gateway/quota/exchange.py")
-    assert {"tests/gateway/quota/test_window.py", "tests/gateway/quota/test_exactness.py"} <= reached
+    reached = reached_from("gateway/fairlead_gateway/limits/exchange.py")
+    assert {"tests/gateway/limits/test_window.py", "tests/gateway/limits/test_exactness.py"} <= reached
     assert "tests/autoscaler/local/test_target.py" not in reached
 
 

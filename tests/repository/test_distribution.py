@@ -18,7 +18,7 @@ from repository_rules import ROOT
 from fairlead import __version__
 from fairlead.distribution import DISTRIBUTION, EXTRAS, WHEEL
 from fairlead_cli.app import VERBS
-from fairlead_gateway.supervisor.tokenizer import process
+from fairlead_gateway.kv_index.tokenizer import process
 from scripts.generators.image_locks import IMAGES, group_requirements
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -28,7 +28,7 @@ COMMANDS = ("up", "chat", "demo", "lint", "status", "local status")
 STARTED_BY_UP = (
     "fairlead_gateway.__main__",
     "fairlead_gateway.worker.__main__",
-    "fairlead_gateway.worker.body_check.process",
+    "fairlead_gateway.body_check.process",
     "fairlead_kvstore.__main__",
     "fairlead_autoscaler.__main__",
     "fairlead_sim.__main__",
@@ -37,7 +37,7 @@ COMPONENTS = {
     "autoscaler": ("fairlead_autoscaler.__main__",),
     "gateway": (
         *STARTED_BY_UP[:3],
-        "fairlead_gateway.supervisor.tokenizer.process",
+        "fairlead_gateway.kv_index.tokenizer.process",
     ),
     "kvstore": ("fairlead_kvstore.__main__",),
     "operator": ("fairlead_operator.__main__", "fairlead_downloader.__main__"),

@@ -30,12 +30,12 @@ from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import BadRequest, InvalidApiKey
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.openai.request import parse_request
 from fairlead_gateway.routing import prefix_chain
 from fairlead_gateway.supervisor.management.access.access_guard import AccessGuard
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
-from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_gateway.worker.openai.request import parse_request
-from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
+from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
+from fairlead_gateway.tenants.worker.tenant_policy import TenantPolicies
 from fairlead_kvstore.events.decoder import event_slices
 from fairlead_operator.render import render_model
 from fairlead_testing.engines.scripted import ScriptedEngine, scripted_engine

@@ -51,8 +51,8 @@ from fairlead_gateway.admission.request_queue import (
     has_credit,
     waits_behind,
 )
+from fairlead_gateway.peers.peer_messages import PeerBatch
 from fairlead_gateway.routing import PrefixChain, RouteRequest
-from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import QUEUED, FleetOptions, FleetSimulation

@@ -21,7 +21,7 @@ from fairlead.fleet.model import Model, SloTargets
 from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_bench.results import Goals, ResultRow
 from fairlead_gateway.routing import ModelRouter, RouteRequest
-from fairlead_gateway.worker.tenancy.tenant_policy import scope_of
+from fairlead_gateway.tenants.worker.tenant_policy import scope_of
 from fairlead_sim.fleet.simulation import FleetOptions
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, RoutingOptions, instances_of, simulate
 from fairlead_sim.workload.trace_prompts import trace_chain

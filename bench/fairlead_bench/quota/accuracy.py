@@ -47,11 +47,11 @@ from fairlead.runtime.clock import Clock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates
-from fairlead_gateway.quota.exchange import Exchange, ExchangeReply
-from fairlead_gateway.quota.store import QuotaStore
-from fairlead_gateway.supervisor.quota.quota_service import QuotaService
-from fairlead_gateway.worker.quota.limit_gate import LimitGate
-from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
+from fairlead_gateway.limits.exchange import Exchange, ExchangeReply
+from fairlead_gateway.limits.store import QuotaStore
+from fairlead_gateway.limits.supervisor.quota_service import QuotaService
+from fairlead_gateway.limits.worker.limit_gate import LimitGate
+from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.simulated.event_loop import SimulatedLoop

@@ -28,9 +28,9 @@ from fairlead_bench.results import ResultRow, load_goals, parse_options, write_r
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.worker.model_selection import request_parser
-from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
-from fairlead_gateway.worker.tenancy.tenant_policy import ModelVisibility, TenantPolicies
+from fairlead_gateway.proxy import model_selection
+from fairlead_gateway.proxy.model_selection import ModelRequestParser
+from fairlead_gateway.tenants.worker.tenant_policy import ModelVisibility, TenantPolicies
 
 NAME = "routes"
 _PATH: Final = "/v1/chat/completions"
@@ -154,4 +154,4 @@ def run_cost_benchmark(
 if __name__ == "__main__":
     process_tuning.relax_gc()  # as a worker
     seed = int(sys.argv[1]) if sys.argv[1:] else 1
-    print(json.dumps({"costs": measure(seed), "is_compiled": is_compiled(request_parser.__file__)}))
+    print(json.dumps({"costs": measure(seed), "is_compiled": is_compiled(model_selection.__file__)}))

@@ -33,14 +33,14 @@ from fairlead_bench.results import ResultRow, load_goals
 from fairlead_bench.routes.request_cost import BATCH, NamedRequests, run_cost_benchmark
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
+from fairlead_gateway.proxy.gateway import Gateway
+from fairlead_gateway.proxy.model_selection import ModelRequestParser
+from fairlead_gateway.routes.worker import shadow_traffic
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
-from fairlead_gateway.worker.api_keys import GatewaySecrets
-from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
-from fairlead_gateway.worker.proxy.gateway import Gateway
+from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
+from fairlead_gateway.tenants.worker.tenant_policy import TenantPolicies
 from fairlead_gateway.worker.request_context import EngineAddress, RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
-from fairlead_gateway.worker.shadow import shadow_traffic
-from fairlead_gateway.worker.tenancy.tenant_policy import TenantPolicies
 
 NAME: Final = "shadow"
 _BATCHES: Final = 200

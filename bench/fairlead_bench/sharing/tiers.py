@@ -24,10 +24,10 @@ from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import SloTargets
-from fairlead.roofline import GIB, AcceleratorFigures, ModelCost, roofline_profile
 from fairlead_bench.judging_seeds import judging_seeds_of
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 from fairlead_bench.sharing.knowledge import compare
+from fairlead_cli.catalog.roofline import GIB, AcceleratorFigures, ModelCost, roofline_profile
 from fairlead_sim.engine.lower_tiers import TierOptions, with_load_prices
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation

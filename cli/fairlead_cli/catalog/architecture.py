@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from fairlead.errors import BadInput
-from fairlead.roofline import ModelCost
 from fairlead_cli.catalog.entry import CatalogEntry, ModelConfig
+from fairlead_cli.catalog.roofline import ModelCost
 
 KV_VALUE_BYTES: Final = 2
 """Bytes of a value in the KV cache: engines keep it in the model's 16-bit type by default."""

@@ -12,7 +12,6 @@ from fairlead import units
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.errors import BadInput
-from fairlead.roofline import AcceleratorFigures, accelerator_figures, roofline_profile
 from fairlead_cli.catalog.architecture import count_parameters, model_cost, read_config_entry, weight_bytes
 from fairlead_cli.catalog.entry import ENGINES, IMAGES, CatalogEntry, find_entry, read_entries
 from fairlead_cli.catalog.memory_plan import (
@@ -26,6 +25,7 @@ from fairlead_cli.catalog.memory_plan import (
     gib,
     known_device,
 )
+from fairlead_cli.catalog.roofline import AcceleratorFigures, accelerator_figures, roofline_profile
 from fairlead_cli.exit_codes import OK, PROBLEM, report_failure
 from fairlead_cli.formatting import UNKNOWN, align_columns
 from fairlead_cli.output import OutputFlag, format_document, is_document

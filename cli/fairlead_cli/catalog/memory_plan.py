@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from fairlead.errors import BadInput
-from fairlead.roofline import GIB, AcceleratorFigures
 from fairlead_cli.catalog.architecture import is_valid_split, kv_bytes_per_device, weight_bytes
 from fairlead_cli.catalog.entry import CatalogEntry, ModelConfig
+from fairlead_cli.catalog.roofline import GIB, AcceleratorFigures
 
 MEMORY_SHARE: Final = 0.92
 """The share of a device's memory that an engine takes: vLLM's default."""

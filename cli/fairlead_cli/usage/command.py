@@ -15,8 +15,6 @@ from fairlead.errors import BadInput, plain_text
 from fairlead.management_api import UsageOut
 from fairlead.runtime.clock import SystemClock
 from fairlead.units import format_duration, format_exact_usd, format_usd
-from fairlead.usage import focus
-from fairlead.usage.focus import format_csv
 from fairlead.usage.ledger_reader import (
     USAGE_QUERY_DAYS,
     LedgerContent,
@@ -34,6 +32,8 @@ from fairlead_cli.formatting import UNKNOWN, align_columns, format_count, format
 from fairlead_cli.management.client import open_endpoints
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, KubeconfigFlag
+from fairlead_cli.usage import focus
+from fairlead_cli.usage.focus import format_csv
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_cli.exit_codes import IndexUnreachable
 from fairlead_cli.index.loaded_index import LoadedIndex, read_entries
-from fairlead_gateway.prefix_map.translator import InflightBlocks
+from fairlead_gateway.kv_index.translator import InflightBlocks
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier

@@ -31,7 +31,7 @@ from e2e.vllm.report import Numbers, VllmReport, require, spread
 from fairlead.tenants.model import CacheSharing
 from fairlead_bench.fairness.cache_timing import area_under_curve
 from fairlead_bench.results import ResultRow, load_goals, write_results
-from fairlead_gateway.worker.api_keys import key_digest
+from fairlead_gateway.tenants.worker.api_keys import key_digest
 
 NAME: Final = "cache-timing"
 PROBES: Final = 1_000

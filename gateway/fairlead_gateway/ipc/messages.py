@@ -25,8 +25,8 @@ import msgspec
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.prefix_map.cache_correction import CacheCorrection
-from fairlead_gateway.quota.exchange import GrantUpdate, Need, Row
+from fairlead_gateway.kv_index.cache_correction import CacheCorrection
+from fairlead_gateway.limits.exchange import GrantUpdate, Need, Row
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 
 JWKS_UNKNOWN_KEY_SECONDS: Final = 10.0

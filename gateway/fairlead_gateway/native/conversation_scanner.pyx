@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
 """Finds the first message of a user that is written as most clients do.
 
-It does the same as `usual_end` of `worker.model_selection.conversation`, for every text.
+It does the same as `usual_end` of `routes.worker.route_choice`, for every text.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE

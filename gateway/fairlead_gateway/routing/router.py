@@ -9,7 +9,7 @@ Session affinity: the instance that served a conversation last is a candidate fo
 
 That instance is one more candidate for `session_pin_seconds`, and the first of candidates of equal
 cost. A busy instance is left like any other, and nothing is assumed about its cache. Gateways share
-their sessions (`supervisor.peers`). Beyond a limit, the oldest sessions are dropped.
+their sessions (`peers.supervisor`). Beyond a limit, the oldest sessions are dropped.
 
 Why: that instance mostly has the start of the prompt cached. A client may write the same turns in
 other bytes (another serializer, a field that moved). Then no prefix matches, and hashing sends the

@@ -1,8 +1,11 @@
 """The supervisor: the parent process of the workers. It does what is slow or happens once.
 
-`supervisor` starts and stops everything. `worker_handle` and `worker_pool` run the
-workers. `background_services` are `metrics_scraper`,
-`decision_stream` and `peers`. `kv_index` follows what instances have cached, with the help of
-`tokenizer`. `profiling` learns how fast instances are. `scale_from_zero` sends hints to the
-autoscaler. `management` serves metrics, probes, the API and the status page.
+- `supervisor`: starts and stops everything; `config`: what it starts with.
+- `worker_handle`, `worker_pool`: run the workers.
+- `background_services`: `metrics_scraper`, `decision_stream`, and those of features.
+- `scale_from_zero`: hints to the autoscaler.
+- `management`: metrics, probes, the API and the status page.
+- `file_parsing`: a process that parses the files of fleet, keys and tenants.
+
+Each feature has its part of the supervisor in its own folder.
 """

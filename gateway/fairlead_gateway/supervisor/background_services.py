@@ -14,20 +14,20 @@ from fairlead_gateway.adapters.metric_series import AdapterSeries
 from fairlead_gateway.ipc.messages import QuotaReport, WorkerReport
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
-from fairlead_gateway.supervisor.usage.usage_service import METRIC_TENANTS
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.recorder import METRIC_ADAPTERS
+from fairlead_gateway.usage.supervisor import METRIC_TENANTS
 
 if TYPE_CHECKING:  # without Redis, its client is not loaded; without a ledger, nor is what keeps it
     from fairlead.engine_profile import EngineProfile
     from fairlead.management_api import LimitOut
     from fairlead.usage.ledger_reader import LedgerContent
+    from fairlead_gateway.limits.budget_watch import BudgetState
+    from fairlead_gateway.limits.supervisor.quota_service import QuotaService, QuotaWorker
+    from fairlead_gateway.peers.supervisor.peer_sync import GatewayWorkers, PeerSync
+    from fairlead_gateway.profiles.profile_estimator import LearnedProfile
     from fairlead_gateway.supervisor.decision_stream import DecisionStream
-    from fairlead_gateway.supervisor.peers.peer_sync import GatewayWorkers, PeerSync
-    from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
-    from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
-    from fairlead_gateway.supervisor.quota.quota_service import QuotaService, QuotaWorker
-    from fairlead_gateway.supervisor.usage.usage_service import UsageService
+    from fairlead_gateway.usage.supervisor import UsageService
     from fairlead_kvstore.redis.link import RedisLink
 
 
@@ -86,8 +86,8 @@ class BackgroundServices:
         self.decision_stream: DecisionStream | None = None
         self.peers: PeerSync | None = None
         if membership is not None:
+            from fairlead_gateway.peers.supervisor import peer_sync
             from fairlead_gateway.supervisor import decision_stream
-            from fairlead_gateway.supervisor.peers import peer_sync
             from fairlead_kvstore.redis import link as links
 
             name = membership.gateway_id
@@ -107,7 +107,7 @@ class BackgroundServices:
         self.quota.set_tenants(tenants)
 
     def _create_quota(self) -> "QuotaService":
-        from fairlead_gateway.supervisor.quota.quota_service import QuotaService, create_limit_store
+        from fairlead_gateway.limits.supervisor.quota_service import QuotaService, create_limit_store
 
         store, sharing = create_limit_store(self.redis_link, self._clock), self._limit_sharing
         quota = QuotaService(
@@ -128,7 +128,7 @@ class BackgroundServices:
     def _limit_warnings(self) -> list[str]:
         if self.quota is None:
             return []
-        from fairlead_gateway.supervisor.quota.quota_service import unpriced_budgets
+        from fairlead_gateway.limits.supervisor.quota_service import unpriced_budgets
 
         return self.quota.warnings() + unpriced_budgets(self._limited_tenants, self._fleet().models)
 
@@ -149,7 +149,7 @@ class BackgroundServices:
 
         Why here: without a ledger, its modules are not loaded.
         """
-        from fairlead_gateway.supervisor.usage.usage_service import EngineReadings, UsageService
+        from fairlead_gateway.usage.supervisor import EngineReadings, UsageService
 
         def profile(instance: str) -> "EngineProfile | None":
             learned = learned_profile(instance)

@@ -10,12 +10,12 @@ from fairlead.audit import AuditLog
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import FleetSource
 from fairlead_gateway.http.sockets import TlsCertificate
-from fairlead_gateway.supervisor.kv_index.local_tokenizer import TokenSource
+from fairlead_gateway.kv_index.supervisor.local_tokenizer import TokenSource
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 
 if TYPE_CHECKING:
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
-    from fairlead_gateway.supervisor.tenancy.access_service import AccessSources
+    from fairlead_gateway.tenants.supervisor.access_service import AccessSources
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,31 +21,31 @@ from fairlead.runtime import nonblocking_log, process_tuning
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.file_watcher import FileWatcher
 from fairlead.runtime.tasks import cancel_and_wait, first_failure
+from fairlead_gateway.audit.supervisor import AuditService, manage_token_watchers
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.messages import LoggedDecision, QuotaReport
+from fairlead_gateway.kv_index.supervisor.index_service import KvIndexService
+from fairlead_gateway.kv_index.supervisor.local_tokenizer import Tokenization, TokenSource
+from fairlead_gateway.kv_index.tokenizer.client import TokenizerClient
+from fairlead_gateway.profiles.supervisor import ProfilingService
 from fairlead_gateway.supervisor import worker_handle as reports
-from fairlead_gateway.supervisor.audit.audit_service import AuditService, manage_token_watchers
 from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
 from fairlead_gateway.supervisor.config import GatewayConfig
-from fairlead_gateway.supervisor.kv_index.index_service import KvIndexService
-from fairlead_gateway.supervisor.kv_index.local_tokenizer import Tokenization, TokenSource
 from fairlead_gateway.supervisor.management import GatewayStatus, TenantsSnapshot
 from fairlead_gateway.supervisor.management.server import ManagementServer
-from fairlead_gateway.supervisor.profiling.profiling_service import ProfilingService
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
-from fairlead_gateway.supervisor.tokenizer.client import TokenizerClient
 from fairlead_gateway.supervisor.worker_handle import PreforkedWorkers, RoutedMessage, WorkerHandle
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.snapshot import restore_counters
 
 if TYPE_CHECKING:  # loaded only when an engine reports KV events
-    from fairlead_gateway.prefix_map.links import PromptLinks
-    from fairlead_gateway.supervisor.kv_index.event_reader import EventReader
-    from fairlead_gateway.supervisor.kv_index.link_store import LinkStore
-    from fairlead_gateway.supervisor.tenancy.access_service import AccessService
+    from fairlead_gateway.kv_index.links import PromptLinks
+    from fairlead_gateway.kv_index.supervisor.event_reader import EventReader
+    from fairlead_gateway.kv_index.supervisor.link_store import LinkStore
+    from fairlead_gateway.tenants.supervisor.access_service import AccessService
     from fairlead_kvstore.indexer.indexer import ChangeSink
 
 _log = logging.getLogger("fairlead.gateway")
@@ -222,7 +222,7 @@ class Supervisor:
     def _create_access(self, config: GatewayConfig) -> "AccessService | None":
         if config.access is None:
             return None
-        from fairlead_gateway.supervisor.tenancy.access_service import AccessService
+        from fairlead_gateway.tenants.supervisor.access_service import AccessService
 
         update, wall = (lambda tenants: self.background.update_tenants(tenants)), self.clock.wall
         return AccessService(config.access, self.workers.broadcast, wall, update, self.audit.on_access)
@@ -332,7 +332,7 @@ class Supervisor:
 
         Why: it is created for the first indexed model, since its modules take much memory.
         """
-        from fairlead_gateway.supervisor.kv_index.event_reader import EventReader
+        from fairlead_gateway.kv_index.supervisor.event_reader import EventReader
         from fairlead_kvstore.reader.reader_context import ReaderRuntime
 
         return EventReader(
@@ -349,7 +349,7 @@ class Supervisor:
 
         Only gateways with the same secret compute the same hashes and can use each other's entries.
         """
-        from fairlead_gateway.supervisor.kv_index.link_store import LinkStore
+        from fairlead_gateway.kv_index.supervisor.link_store import LinkStore
 
         config, link = self._config, self.background.redis_link
         assert link is not None

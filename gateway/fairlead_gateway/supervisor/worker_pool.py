@@ -34,8 +34,8 @@ from fairlead.units import format_duration
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, encode_message
 from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, SHARED_SLOTS, WORKER_QUERY_SECONDS
+from fairlead_gateway.peers.peer_messages import PeerLoadRow
 from fairlead_gateway.routing.load import shared_memory
-from fairlead_gateway.supervisor.peers.peer_messages import PeerLoadRow
 from fairlead_gateway.supervisor.worker_handle import (
     ROWS_PER_WORKER,
     WORKER_FROZEN_SECONDS,

@@ -17,8 +17,8 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import SloTargets
-from fairlead.routes.target_choice import RouteDecision
-from fairlead_gateway.telemetry.handoff_record import HandoffRecord
+from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
+from fairlead_gateway.routes.target_choice import RouteDecision
 
 ENGINE_REFUSED: Final = "engine-refused"
 

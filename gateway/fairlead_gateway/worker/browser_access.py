@@ -25,7 +25,7 @@ from fairlead.settings import GatewaySettings
 from fairlead_gateway.errors import ForeignPage, UnsupportedBodyType
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.worker.proxy.local_routes import READINESS_PATH, local_headers
+from fairlead_gateway.proxy.local_routes import READINESS_PATH, local_headers
 
 ANY_ORIGIN: Final = "*"
 NO_ORIGIN: Final = "none"

@@ -8,7 +8,7 @@ the supervisor can order the events of all workers.
 Use of requests:
 
 - Tokens are the engine's. Where it reported none, they are estimated: those of the prompt by its
-  caller's earlier ones, those of the answer by `quota.amounts`.
+  caller's earlier ones, those of the answer by `limits.worker.amounts`.
 - A request that failed by its engine or the gateway used nothing: its tokens are 0.
 - A client that disconnects has used its prompt and what was computed by then. So has a request that
   takes too long, or that its engine refuses after the first token.
@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fairlead_gateway.disaggregation.handoff_record import OK
 from fairlead_gateway.ipc.channel import MessageSender
 from fairlead_gateway.ipc.decision_json import stream_entry
 from fairlead_gateway.ipc.messages import (
@@ -39,18 +40,17 @@ from fairlead_gateway.ipc.messages import (
     UsageRow,
     WorkerReport,
 )
+from fairlead_gateway.limits.worker.tenant_limits import QuotaLink
+from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.openai.schemas import ChatRequest, CompletionRequest
+from fairlead_gateway.resilience.poison_requests import QUARANTINED_FINGERPRINTS
 from fairlead_gateway.routing import InstanceLoad, RouteRequest
 from fairlead_gateway.routing.load.inflight import InflightRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.router import DispatchHooks
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
-from fairlead_gateway.telemetry.handoff_record import OK
-from fairlead_gateway.worker.openai.body_parser import ModelRequest
-from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest
-from fairlead_gateway.worker.quota.tenant_limits import QuotaLink
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.resilience.poison_requests import QUARANTINED_FINGERPRINTS
 
 TIMING_ROWS: Final = 16_384
 """Limit: request timings that a worker buffers for the supervisor, which fits profiles."""

@@ -25,17 +25,17 @@ from fairlead_gateway.adapters.placement import (
 )
 from fairlead_gateway.admission.admission_policy import AdmissionRequest, Admitted
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
+from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
+from fairlead_gateway.disaggregation.worker.kv_connectors import Handoff
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
+from fairlead_gateway.limits.worker.limit_plan import LeasedLimit, Reservation
+from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.resilience.worker.retry import AttemptFailure, StallTimeout
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
-from fairlead_gateway.telemetry.handoff_record import HandoffRecord
-from fairlead_gateway.worker.disaggregation.kv_connectors import Handoff
-from fairlead_gateway.worker.observability.trace_record import TraceRecord
-from fairlead_gateway.worker.openai.body_parser import ModelRequest
-from fairlead_gateway.worker.quota.limit_plan import LeasedLimit, Reservation
-from fairlead_gateway.worker.resilience.retry import AttemptFailure, StallTimeout
-from fairlead_gateway.worker.tenancy.tenant_policy import NO_TENANT, TenantPolicy
-from fairlead_gateway.worker.upstream.usage import Usage
+from fairlead_gateway.telemetry.worker.trace_record import TraceRecord
+from fairlead_gateway.tenants.worker.tenant_policy import NO_TENANT, TenantPolicy
+from fairlead_gateway.upstream.usage import Usage
 
 _MAX_ADDRESSES: Final = 4_096
 

@@ -32,6 +32,8 @@ from fairlead.errors import FairleadError
 from fairlead.fleet.model import Fleet
 from fairlead.settings import GatewaySettings
 from fairlead_gateway.caller_key import Caller
+from fairlead_gateway.disaggregation.handoff_record import BYPASSED, HandoffRecord
+from fairlead_gateway.disaggregation.worker import kv_connectors
 from fairlead_gateway.errors import BadRequest, GatewayError, Overloaded, UnknownPath
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
@@ -47,29 +49,27 @@ from fairlead_gateway.ipc.messages import (
     TokenIssuer,
     TokenIssuerUpdate,
 )
+from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
+from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.openai.request import BODY_TYPES
+from fairlead_gateway.peers.worker import PeerUpdateApplier, apply_corrections
+from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
-from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.telemetry.snapshot import snapshot_of
+from fairlead_gateway.tenants.worker.api_keys import AccessReporter, ApiKeys, GatewaySecrets
 from fairlead_gateway.worker import memory_pressure
-from fairlead_gateway.worker.api_keys import AccessReporter, ApiKeys, GatewaySecrets
 from fairlead_gateway.worker.browser_access import parse_browser_access
-from fairlead_gateway.worker.disaggregation import kv_connectors
 from fairlead_gateway.worker.journal import Journal, Reporters
-from fairlead_gateway.worker.openai.body_parser import ModelRequest
-from fairlead_gateway.worker.openai.request import BODY_TYPES
-from fairlead_gateway.worker.peer_updates import PeerUpdateApplier, apply_corrections
-from fairlead_gateway.worker.proxy.gateway import Gateway
-from fairlead_gateway.worker.quota.quota_reporter import QuotaReporter
 from fairlead_gateway.worker.request_context import AdapterUse, RequestIds
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 if TYPE_CHECKING:
-    from fairlead_gateway.worker.observability.observers import RequestObservers
+    from fairlead_gateway.telemetry.worker.observers import RequestObservers
 
 _PREVIEW_ID: Final = "asked"
 _PARSE_SHARE: Final = 0.5
@@ -425,7 +425,7 @@ class WorkerServices:
                 pass
 
     def _accept_tokens(self, keys: ApiKeys, reporter: AccessReporter, issuers: list[TokenIssuer]) -> None:
-        from fairlead_gateway.worker.bearer_tokens.token_callers import TokenCallers
+        from fairlead_gateway.bearer_tokens.worker.token_callers import TokenCallers
 
         keys.tokens = TokenCallers(keys.tenants, self._runtime.clock.wall, reporter.report_unknown_key)
         keys.tokens.update_issuers(issuers)
@@ -501,8 +501,8 @@ def _create_observers(
 ) -> "RequestObservers | None":
     if settings.access_log is None and settings.trace_endpoint is None:
         return None
-    from fairlead_gateway.worker.observability.observers import create_observers
-    from fairlead_gateway.worker.observability.settings import parse_observability_settings
+    from fairlead_gateway.telemetry.worker.observers import create_observers
+    from fairlead_gateway.telemetry.worker.settings import parse_observability_settings
 
     return create_observers(
         parse_observability_settings(settings),

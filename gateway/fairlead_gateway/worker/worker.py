@@ -15,8 +15,8 @@ from fairlead.settings import GatewaySettings
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import Channel
+from fairlead_gateway.proxy import forwarder
 from fairlead_gateway.worker.memory_pressure import IdleRelease
-from fairlead_gateway.worker.proxy import forwarder
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_gateway.worker.services import WorkerServices

@@ -31,8 +31,17 @@ import xxhash
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead_gateway.ipc.messages import PREFIX_MAP_CORRECTION_SECONDS
-from fairlead_gateway.prefix_map.links import estimate_links
-from fairlead_gateway.prefix_map.translator import PrefixTranslator
+from fairlead_gateway.kv_index.links import estimate_links
+from fairlead_gateway.kv_index.translator import PrefixTranslator
+from fairlead_gateway.peers.peer_messages import PeerBatch, PeerLoad, PeerLoadRow, SentPrompt
+from fairlead_gateway.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox
+from fairlead_gateway.peers.peer_state import PeerState
+from fairlead_gateway.peers.supervisor.hot_prefix_lease import (
+    HOT_PREFIX_LEASE_SECONDS,
+    HOT_PREFIX_POLL_SECONDS,
+    HOT_PREFIXES,
+)
+from fairlead_gateway.peers.supervisor.peer_exchange import DISPATCH_RETENTION_SECONDS
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, table_bytes
@@ -40,15 +49,6 @@ from fairlead_gateway.routing.prefix.cache_view import SHARED_STORE
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends, shared_bytes
 from fairlead_gateway.routing.router import DispatchHooks
-from fairlead_gateway.supervisor.peers.hot_prefix_lease import (
-    HOT_PREFIX_LEASE_SECONDS,
-    HOT_PREFIX_POLL_SECONDS,
-    HOT_PREFIXES,
-)
-from fairlead_gateway.supervisor.peers.peer_exchange import DISPATCH_RETENTION_SECONDS
-from fairlead_gateway.supervisor.peers.peer_messages import PeerBatch, PeerLoad, PeerLoadRow, SentPrompt
-from fairlead_gateway.supervisor.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox
-from fairlead_gateway.supervisor.peers.peer_state import PeerState
 from fairlead_kvstore.blockstore import changes as index_changes
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_sim.engine.block_pool import BlockEvicted, BlocksStored, CacheCleared, KvEvent

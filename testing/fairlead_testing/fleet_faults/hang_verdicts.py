@@ -27,7 +27,7 @@ from typing import Final
 from fairlead.fleet.hung_engines import EjectionReport, hung_verdict
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import CallerKey
-from fairlead_gateway.worker.resilience.outlier_detection import FaultSource, OutlierDetector, is_hang_cause
+from fairlead_gateway.resilience.outlier_detection import FaultSource, OutlierDetector, is_hang_cause
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence
 from fairlead_sim.engine.sequence import SequenceState

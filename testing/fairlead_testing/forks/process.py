@@ -54,20 +54,25 @@ class Program:
     has_copy: bool = True
 
 
-_GATEWAY = "fairlead_gateway.supervisor"
+_GATEWAY = "fairlead_gateway"
+_SUPERVISOR = f"{_GATEWAY}.supervisor"
 _CLI = "fairlead_cli"
 PROGRAMS: Mapping[str, Program] = {
     "fairlead_sim": Program(("fairlead_sim.__main__", "uvloop")),
     "fairlead_gateway": Program(
         (
-            *("fairlead_gateway.__main__", f"{_GATEWAY}.supervisor", f"{_GATEWAY}.decision_stream"),
-            *(f"{_GATEWAY}.file_parsing.client", f"{_GATEWAY}.peers.peer_sync", f"{_GATEWAY}.usage.usage_service"),
-            *(f"{_GATEWAY}.management.api", f"{_GATEWAY}.tenancy.access_service"),
+            *(f"{_GATEWAY}.__main__", f"{_SUPERVISOR}.supervisor", f"{_SUPERVISOR}.decision_stream"),
+            *(
+                f"{_SUPERVISOR}.file_parsing.client",
+                f"{_GATEWAY}.peers.supervisor.peer_sync",
+                f"{_GATEWAY}.usage.supervisor",
+            ),
+            *(f"{_SUPERVISOR}.management.api", f"{_GATEWAY}.tenants.supervisor.access_service"),
         ),
-        ("fairlead_gateway.worker.__main__", f"{_GATEWAY}.file_parsing.process"),
+        ("fairlead_gateway.worker.__main__", f"{_SUPERVISOR}.file_parsing.process"),
     ),
     "fairlead_gateway.worker.__main__": Program(("fairlead_gateway.worker.__main__", "uvloop")),
-    f"{_GATEWAY}.file_parsing.process": Program((f"{_GATEWAY}.file_parsing.process",)),
+    f"{_SUPERVISOR}.file_parsing.process": Program((f"{_SUPERVISOR}.file_parsing.process",)),
     "fairlead_kvstore": Program(("fairlead_kvstore.__main__", "fairlead_kvstore.indexer.cli", "uvloop")),
     "fairlead_autoscaler": Program(("fairlead_autoscaler.__main__", "uvloop")),
     "fairlead_operator": Program(("fairlead_operator.__main__", "fairlead_operator.manager", "uvloop")),

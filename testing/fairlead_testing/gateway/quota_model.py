@@ -9,11 +9,11 @@ import random
 from dataclasses import dataclass, field
 
 from fairlead.tenants.model import Limit
-from fairlead_gateway.quota.exchange import CLOSED, EXHAUSTED, Exchange, ExchangeReply, GrantUpdate, Row
-from fairlead_gateway.quota.exchange import Need as HolderNeed
-from fairlead_gateway.quota.ledger import LeaseTimes, TenantLedger
-from fairlead_gateway.quota.store import QuotaStore
-from fairlead_gateway.worker.quota.limit_plan import LeasedLimit, Slice
+from fairlead_gateway.limits.exchange import CLOSED, EXHAUSTED, Exchange, ExchangeReply, GrantUpdate, Row
+from fairlead_gateway.limits.exchange import Need as HolderNeed
+from fairlead_gateway.limits.ledger import LeaseTimes, TenantLedger
+from fairlead_gateway.limits.store import QuotaStore
+from fairlead_gateway.limits.worker.limit_plan import LeasedLimit, Slice
 
 TENANT = "acme"
 TIMES = LeaseTimes(lease_ms=5_000, fold_ms=30_000)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fairlead_gateway.worker.upstream.connection import ResponseSink, UpstreamError
+from fairlead_gateway.upstream.connection import ResponseSink, UpstreamError
 
 
 class RecordingSink(ResponseSink):

@@ -24,13 +24,13 @@ from fairlead.runtime.event_loop import close_server
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc.messages import PreviewRoute, TimingEvent, UsageRow, WorkerReport
+from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry import RequestOutcome
-from fairlead_gateway.worker.api_keys import ApiKeys, GatewaySecrets
+from fairlead_gateway.telemetry.worker.observers import RequestObservers
+from fairlead_gateway.tenants.worker.api_keys import ApiKeys, GatewaySecrets
 from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.memory_pressure import MemoryShare
-from fairlead_gateway.worker.observability.observers import RequestObservers
-from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.services import RoutePreviewer
 from fairlead_testing.engines.scripted import Script, ScriptedEngine, SilentEngine, scripted_engine

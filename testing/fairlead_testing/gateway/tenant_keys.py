@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from fairlead.tenants.model import ApiKey, Limit, Tenant
-from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
+from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
 
 TABLE_TENANTS, TABLE_KEYS = 10_000, 5
 """Tenants of a large installation, and keys of each."""

@@ -10,7 +10,6 @@ import pytest
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.errors import BadInput
-from fairlead.roofline import accelerator_figures, roofline_profile
 from fairlead_cli.app import build_app
 from fairlead_cli.catalog.architecture import (
     MAX_CONFIG_BYTES,
@@ -25,6 +24,7 @@ from fairlead_cli.catalog.architecture import (
 )
 from fairlead_cli.catalog.entry import CatalogEntry, Quantization, find_entry, read_entries
 from fairlead_cli.catalog.memory_plan import known_device
+from fairlead_cli.catalog.roofline import accelerator_figures, roofline_profile
 
 PUBLISHED_BILLIONS = {
     "qwen3-8b": 8.2,

@@ -13,9 +13,9 @@ from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeployment
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead.manifests.lint import lint_engine_arguments
-from fairlead.roofline import accelerator_figures
 from fairlead_cli.app import build_app
 from fairlead_cli.catalog.entry import IMAGES, read_entries
+from fairlead_cli.catalog.roofline import accelerator_figures
 from fairlead_operator.render import render_model
 from fairlead_testing.kube.render_cases import default_context
 from fairlead_testing.yaml_documents import load_document, load_documents

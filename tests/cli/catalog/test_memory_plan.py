@@ -5,7 +5,6 @@ import re
 import pytest
 
 from fairlead.errors import BadInput
-from fairlead.roofline import GIB, accelerator_figures
 from fairlead_cli.catalog.entry import read_entries
 from fairlead_cli.catalog.memory_plan import (
     Device,
@@ -15,6 +14,7 @@ from fairlead_cli.catalog.memory_plan import (
     known_device,
     plan_memory,
 )
+from fairlead_cli.catalog.roofline import GIB, accelerator_figures
 
 
 def request_for(

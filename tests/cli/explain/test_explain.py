@@ -9,12 +9,12 @@ import pytest
 from fairlead import management_api as api
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.management_api import ShadowOut
-from fairlead.routes.target_choice import RouteDecision
 from fairlead_cli.app import build_app
 from fairlead_cli.explain.command import render_comparison, render_decision
+from fairlead_gateway.disaggregation.handoff_record import HandoffRecord, PrefillAttempt
+from fairlead_gateway.routes.target_choice import RouteDecision
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord
-from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import change_outcome, make_outcome

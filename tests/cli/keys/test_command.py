@@ -24,7 +24,7 @@ from fairlead_cli.keys.key_entries import (
     revoke_key,
     rotate_key,
 )
-from fairlead_gateway.worker import api_keys
+from fairlead_gateway.tenants.worker import api_keys
 from fairlead_testing.cli.command_line import run_command_line
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.yaml_documents import load_documents

@@ -11,11 +11,11 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead.management_api import UsageOut
-from fairlead.usage import focus
 from fairlead.usage.ledger_files import REPLICAS, USAGE, LedgerFile, ledger_id
 from fairlead.usage.record import UsageRecord
 from fairlead.usage.replica_log import ReplicaLine, ReplicaView
 from fairlead_cli.app import build_app
+from fairlead_cli.usage import focus
 from fairlead_cli.usage.command import format_rows, to_content
 
 DAY = "2026-11-24"

@@ -23,7 +23,7 @@ from fairlead.manifests.loader import load_manifests
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.local.stack.component_commands import LOCAL_PEPPER
 from fairlead_cli.manifest_lint import lint_paths
-from fairlead_gateway.worker.api_keys import key_digest
+from fairlead_gateway.tenants.worker.api_keys import key_digest
 from fairlead_operator.render import render_model
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.render_cases import default_context

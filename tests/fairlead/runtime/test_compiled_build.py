@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from fairlead.runtime import compiled_build
-from fairlead_gateway.worker.proxy import forwarder
+from fairlead_gateway.proxy import forwarder
 from fairlead_sim import compiled as compiled_sim
 from scripts import compile as script
 

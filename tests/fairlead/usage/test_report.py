@@ -8,12 +8,12 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.errors import BadInput
-from fairlead.usage.engine_time import decode_microseconds, prefill_microseconds
-from fairlead.usage.focus import COLUMNS, cost_rows, format_csv, usage_rows
 from fairlead.usage.ledger_reader import LedgerContent
 from fairlead.usage.record import UsageRecord, UsageTable, UsageTotals
 from fairlead.usage.replica_log import ReplicaSpan, ReplicaView
 from fairlead.usage.report import cost_report, group_usage, parse_dimensions
+from fairlead_cli.usage.focus import COLUMNS, cost_rows, format_csv, usage_rows
+from fairlead_gateway.usage.engine_time import decode_microseconds, prefill_microseconds
 
 NOON = 20_781 * 86_400 + 43_200
 DAY = "2026-11-24"

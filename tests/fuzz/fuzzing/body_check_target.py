@@ -16,14 +16,14 @@ from fuzzing.splice_target import WORDS as BODY_WORDS
 from fuzzing.target import Target, refused
 
 from fairlead.limits import Limits
+from fairlead_gateway.body_check.messages import BodyQuery
+from fairlead_gateway.body_check.process import reply_of
+from fairlead_gateway.body_check.worker.client import BodyChecker
 from fairlead_gateway.errors import BadRequest, GatewayError
 from fairlead_gateway.ipc.child_process import LENGTH_BYTES, ChildProcess, Reply, encode_frame, serve
+from fairlead_gateway.openai.body_parser import ModelRequest, parse_body
+from fairlead_gateway.openai.request import BODY_TYPES, bind_by_name, build_route_request
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
-from fairlead_gateway.worker.body_check.client import BodyChecker
-from fairlead_gateway.worker.body_check.process import reply_of
-from fairlead_gateway.worker.body_check.protocol import BodyQuery
-from fairlead_gateway.worker.openai.body_parser import ModelRequest, parse_body
-from fairlead_gateway.worker.openai.request import BODY_TYPES, bind_by_name, build_route_request
 
 LIMITS = Limits(name_bytes=200, json_depth=12, json_values=200, json_containers=60, stop_bytes=60)
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/chat/completions")

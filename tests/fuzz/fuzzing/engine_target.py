@@ -12,8 +12,8 @@ from typing import Any
 from fuzzing.target import Target
 
 from fairlead.engines.vllm import Vllm
-from fairlead_gateway.worker.disaggregation.kv_connectors import nixl_decode_fields, parse_mooncake_engine_id
-from fairlead_gateway.worker.upstream.usage import parse_in_band_error
+from fairlead_gateway.disaggregation.worker.kv_connectors import nixl_decode_fields, parse_mooncake_engine_id
+from fairlead_gateway.upstream.usage import parse_in_band_error
 
 _VLLM = Vllm()
 _SAMPLE = re.compile(rb"(vllm:[a-z_]+)(\{.*| .*)? ([^ ]+)")

@@ -18,8 +18,8 @@ from fuzzing.target import CANARY, Target, cuttings, refused
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.request_parser import RequestHead, RequestParser, SharedTemplates
-from fairlead_gateway.worker.openai.request import is_passthrough_path, parse_passthrough_request, total_timeout
-from fairlead_gateway.worker.upstream.request_encoder import encode_request, request_prefix
+from fairlead_gateway.openai.request import is_passthrough_path, parse_passthrough_request, total_timeout
+from fairlead_gateway.upstream.request_encoder import encode_request, request_prefix
 
 LIMITS = Limits()
 TIGHT = Limits(

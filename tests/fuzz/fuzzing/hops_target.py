@@ -12,14 +12,14 @@ from fuzzing.target import Target, refused
 
 from fairlead_gateway.errors import BadRequest, GatewayLoop
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.worker.upstream.request_encoder import (
+from fairlead_gateway.upstream.request_encoder import (
     HOP_HEADER,
     check_hops,
     create_hop_id,
     encode_request,
     request_prefix,
 )
-from fairlead_gateway.worker.upstream.request_encoder import HOPS as MAX_HOPS
+from fairlead_gateway.upstream.request_encoder import HOPS as MAX_HOPS
 
 OWN = create_hop_id(b"this gateway")
 _HEX = frozenset(b"0123456789abcdef")

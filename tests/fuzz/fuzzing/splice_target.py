@@ -18,22 +18,22 @@ from fuzzing.target import CANARY, Target, refused
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
+from fairlead_gateway.disaggregation.worker.kv_connectors import ineligible_reason, nixl_prefill_fields, prefill_body
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
-from fairlead_gateway.worker.disaggregation.kv_connectors import ineligible_reason, nixl_prefill_fields, prefill_body
-from fairlead_gateway.worker.openai.body_parser import ModelRequest
-from fairlead_gateway.worker.openai.field_policy import REMOVED_FIELDS, remove_fields
-from fairlead_gateway.worker.openai.json_edit import set_members
-from fairlead_gateway.worker.openai.request import (
+from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.openai.field_policy import REMOVED_FIELDS, remove_fields
+from fairlead_gateway.openai.json_edit import set_members
+from fairlead_gateway.openai.request import (
     BODY_TYPES,
     build_route_request,
     can_resume,
     parse_passthrough_request,
     parse_request,
 )
-from fairlead_gateway.worker.openai.schemas import ChatRequest, CompletionRequest, GenerationFields
-from fairlead_gateway.worker.proxy.continuation import SentText, resume_body
+from fairlead_gateway.openai.schemas import ChatRequest, CompletionRequest, GenerationFields
+from fairlead_gateway.proxy.continuation import SentText, resume_body
+from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 
 LIMITS = Limits()
 PARAMS = b'{"do_remote_prefill":true,"remote_host":"a"}'

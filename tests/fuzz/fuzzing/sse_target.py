@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 from fuzzing.target import Target, cuttings
 
-from fairlead_gateway.worker.proxy.continuation import SentText, splice_events, total_usage
-from fairlead_gateway.worker.upstream.response_schemas import StreamEvent
-from fairlead_gateway.worker.upstream.sse import SseScanner, filter_first_chunks
+from fairlead_gateway.proxy.continuation import SentText, splice_events, total_usage
+from fairlead_gateway.upstream.response_schemas import StreamEvent
+from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
 
 LIMIT = 1 << 20
 _LINES = re.compile(rb"\r\n|\n|\r")

@@ -4,7 +4,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.http.listener import INSTANCE_DESCRIPTORS, max_connections
-from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
+from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import scripted_engine, silent, well_behaved
 from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send

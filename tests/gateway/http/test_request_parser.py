@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from fairlead.limits import Limits
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.request_parser import RARE_FIELDS, RequestHead, RequestParser, SharedTemplates, parse_head
-from fairlead_gateway.worker.openai.request import TIMEOUT_HEADER
-from fairlead_gateway.worker.upstream.request_encoder import HOP_HEADER
+from fairlead_gateway.openai.request import TIMEOUT_HEADER
+from fairlead_gateway.upstream.request_encoder import HOP_HEADER
 
 LIMITS = Limits()
 Requests = list[tuple[str, str, bytes]]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.worker.openai.json_edit import splice
+from fairlead_gateway.openai.json_edit import splice
 
 
 @pytest.mark.property

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from fairlead.limits import Limits
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.ipc.messages import CHAT_SAMPLE, PromptSample
+from fairlead_gateway.openai.body_parser import ScanBounds, parse_body, parse_scanned_chat
+from fairlead_gateway.openai.request import bind_by_name, build_route_request, can_resume
+from fairlead_gateway.openai.schemas import ChatRequest, CommonFields
+from fairlead_gateway.openai.validation import decode_body
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.journal import PromptSampleBuffer
-from fairlead_gateway.worker.openai.body_parser import ScanBounds, parse_body, parse_scanned_chat
-from fairlead_gateway.worker.openai.request import bind_by_name, build_route_request, can_resume
-from fairlead_gateway.worker.openai.schemas import ChatRequest, CommonFields
-from fairlead_gateway.worker.openai.validation import decode_body
 from fairlead_testing.gateway.running_gateway import fleet_of
 
 LIMITS = replace(Limits(), max_tokens=1_000)

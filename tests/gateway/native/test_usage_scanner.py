@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.worker.upstream.response_schemas import PLAIN_RESPONSE_DECODER
-from fairlead_gateway.worker.upstream.usage import Usage, read_usage, scanned_usage
+from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER
+from fairlead_gateway.upstream.usage import Usage, read_usage, scanned_usage
 
 USAGE = {"prompt_tokens": 512, "completion_tokens": 128, "total_tokens": 640}
 RESPONSE = {

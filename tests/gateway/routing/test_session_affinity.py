@@ -7,9 +7,9 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Instance, Model, SloTargets
 from fairlead.limits import Limits
+from fairlead_gateway.openai.request import session_hash
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.router import SESSION_PIN_SECONDS, SessionAffinity
-from fairlead_gateway.worker.openai.request import session_hash
 from fairlead_testing.engines.scripted import well_behaved
 from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import post_request, send

@@ -25,11 +25,11 @@ from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.decision_json import PublishedDecision, logged_decision, stream_entry
 from fairlead_gateway.ipc.messages import LoggedDecision
+from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.supervisor.background_services import BackgroundServices, PeerMembership
 from fairlead_gateway.supervisor.management import GatewayStatus, create_management_app
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
-from fairlead_gateway.worker.proxy.gateway import Gateway
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.codec import decode
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved

@@ -4,7 +4,7 @@ import random
 from collections import OrderedDict
 
 from fairlead.decision import Decision, DecisionText
-from fairlead.routes.target_choice import RouteDecision
+from fairlead_gateway.routes.target_choice import RouteDecision
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_testing.gateway.decision_view import append_decision
 from fairlead_testing.gateway.running_gateway import make_outcome

@@ -11,7 +11,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.http import connection as listen
-from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
+from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import EngineCall, responds, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import GOOD, RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request

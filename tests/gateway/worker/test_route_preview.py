@@ -10,8 +10,8 @@ from fairlead.fleet.model import InstanceState, RoutingPreset
 from fairlead.tenants.model import ApiKey, Tenant
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import BadRequest, NoReadyInstance, NotPermitted, Overloaded, UnknownModel, UnknownPath
-from fairlead_gateway.worker.api_keys import ApiKeys, key_digest
-from fairlead_gateway.worker.model_selection.request_parser import ModelRequestParser
+from fairlead_gateway.proxy.model_selection import ModelRequestParser
+from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import scripted_engine, well_behaved
 from fairlead_testing.gateway.gateway_process import process_before
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway

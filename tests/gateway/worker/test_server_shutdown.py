@@ -12,7 +12,7 @@ import pytest
 
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.http.sockets import ListenAddress
-from fairlead_gateway.worker.proxy.gateway import Gateway
+from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.worker.server import IDLE_SECONDS, PublicServer
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine
 from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway

@@ -5,7 +5,7 @@ prompt. A long key hides that two prompts share anything. So the last requests f
 prefix that more than 2/n of them share (n instances) is *hot*, and the key reaches one level
 deeper. It cools when its share falls below 1/n.
 
-If several gateways share a Redis, one of them counts for all (`supervisor.peers.hot_prefix_lease`).
+If several gateways share a Redis, one of them counts for all (`peers.supervisor.hot_prefix_lease`).
 Its table, with an epoch, then replaces the local count; equal epochs give equal keys. If the table
 is lost, the last one is used until the local window is full, so that keys do not all change at
 once.

@@ -18,7 +18,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.tenants.documents import TenantDocument
 from fairlead_gateway.ipc.child_process import ChildProcess
-from fairlead_gateway.supervisor.file_parsing.protocol import FLEET, KEYS, LIMITS, TENANTS, FileQuery, FileReply
+from fairlead_gateway.supervisor.file_parsing.messages import FLEET, KEYS, LIMITS, TENANTS, FileQuery, FileReply
 
 COMMAND: Final = (sys.executable, "-m", "fairlead_gateway.supervisor.file_parsing.process")
 _MAX_SECONDS: Final = 60.0  # for one file; the largest takes ten

@@ -13,8 +13,8 @@ from fairlead.limits import Limits
 from fairlead.manifests.yaml_nodes import decode_file
 from fairlead.runtime import process_tuning
 from fairlead_gateway.ipc.child_process import serve_parent
-from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
-from fairlead_gateway.supervisor.file_parsing.protocol import FLEET, TENANTS, FileQuery, FileReply
+from fairlead_gateway.supervisor.file_parsing.messages import FLEET, TENANTS, FileQuery, FileReply
+from fairlead_gateway.tenants.supervisor.key_list import parse_key_file
 
 
 def parse(query: FileQuery) -> FileReply:
@@ -25,7 +25,7 @@ def parse(query: FileQuery) -> FileReply:
         if query.subject == FLEET:
             return FileReply(fleet=parse_fleet_file(text, file=query.file, limits=limits))
         if query.subject == TENANTS:
-            from fairlead_gateway.supervisor.file_parsing.tenant_list import parse_tenant_file
+            from fairlead_gateway.tenants.supervisor.tenant_list import parse_tenant_file
 
             return FileReply(tenants=parse_tenant_file(text, file=query.file, limits=limits))
         return FileReply(names_by_digest=dict(parse_key_file(text, file=query.file, limits=limits)))

@@ -10,8 +10,8 @@ from fairlead.fleet import model as fleet
 from fairlead.fleet.file import profile_fields
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.profiles.profile_estimator import LearnedProfile
 from fairlead_gateway.supervisor.management.view import GatewayStatus
-from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
 from fairlead_gateway.telemetry.status_types import InstanceIndexStatus, ModelIndexStatus
 
 _SHORT_DIGEST: Final = 12

@@ -15,14 +15,14 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.messages import LoggedDecision
-from fairlead_gateway.supervisor.profiling.profile_estimator import LearnedProfile
+from fairlead_gateway.profiles.profile_estimator import LearnedProfile
 from fairlead_gateway.telemetry import LoadView, MetricsRecorder
 from fairlead_gateway.telemetry.status_types import IndexStatus
 
 if TYPE_CHECKING:  # only gateways with a ledger or with limits load their modules
     from fairlead.management_api import LimitOut
     from fairlead.usage.ledger_reader import LedgerContent
-    from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
+    from fairlead_gateway.limits.budget_watch import BudgetState
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from fairlead.fleet.client_names import NameHistory
 from fairlead.kube.resources import Manifest
-from fairlead_gateway.worker.openai.model_names import public_model_names, resolve_model
+from fairlead_gateway.openai.model_names import public_model_names, resolve_model
 from fairlead_testing.kube.operator_harness import build, model, named
 
 

@@ -12,7 +12,7 @@ from fairlead.errors import ManifestError, Unavailable
 from fairlead.fleet.file import parse_fleet_file
 from fairlead.limits import Limits
 from fairlead_gateway.supervisor.file_parsing.client import FileParser
-from fairlead_gateway.supervisor.file_parsing.key_list import parse_key_file
+from fairlead_gateway.tenants.supervisor.key_list import parse_key_file
 
 EXAMPLE = """
 models:

@@ -28,12 +28,12 @@ from fairlead.tenants.model import Tenant
 from fairlead.usage.ledger_reader import LedgerContent
 from fairlead_gateway.ipc.decision_json import logged_decision
 from fairlead_gateway.ipc.messages import LoggedDecision
+from fairlead_gateway.limits.budget_watch import BudgetState
+from fairlead_gateway.proxy.gateway import DECISION_LOG
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.view import GatewayStatus, TenantsSnapshot
-from fairlead_gateway.supervisor.quota.budget_watch import BudgetState
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
-from fairlead_gateway.worker.proxy.gateway import DECISION_LOG
 from fairlead_testing.gateway.decision_view import append_decision
 from fairlead_testing.gateway.running_gateway import make_outcome
 

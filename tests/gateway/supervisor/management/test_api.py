@@ -14,9 +14,9 @@ from fairlead.decision import Decision, DecisionText
 from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet, Model
 from fairlead.routes.model import FailureKind, Fallback, Route, RouteRule, RouteTarget, Shadow
-from fairlead.routes.target_choice import RouteDecision
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector import metrics_parser
+from fairlead_gateway.routes.target_choice import RouteDecision
 from fairlead_gateway.supervisor.management import GatewayView, create_management_app
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_operator.canary.observer import GatewayStats

@@ -10,7 +10,7 @@ from fairlead.audit.reader import AuditQuery
 from fairlead.errors import ManifestError
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.supervisor.audit.audit_service import AuditService, manage_token_watchers, token_changes
+from fairlead_gateway.audit.supervisor import AuditService, manage_token_watchers, token_changes
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 from fairlead_gateway.supervisor.management.access.token_file import parse_token_file

@@ -1,0 +1,147 @@
+"""The messages of the checking process.
+
+The body follows the query as it is, without a length of its own.
+
+The bound that the bytes of a body set to the tokens of its prompt, for strict limits. Pure.
+"""
+
+import re
+from dataclasses import asdict, replace
+from typing import Final, NamedTuple
+
+import msgspec
+
+from fairlead.limits import Limits
+from fairlead_gateway.openai.schemas import (
+    MEMBERS_DECODER,
+)
+
+_NULL: Final = msgspec.Raw(b"null")
+_MEDIA: Final = re.compile(rb'"(?:input_|prompt_)?(?:image|audio|video|file)[a-z_]*"[ \t\r\n]*:')
+"""A key of a part of a message that is not text."""
+_ESCAPED_KEY: Final = re.compile(rb'"[^"\\]*\\u[^"]*"[ \t\r\n]*:')
+"""A key with an escaped letter, which could be one of `_MEDIA`."""
+_OUTSIDE_INPUT: Final = ("previous_response_id", "conversation", "prompt", "mcp_servers", "container")
+"""Fields of passed-on requests that name input which is not in the body."""
+_MEDIA_TYPE: Final = re.compile(
+    rb'"type"[ \t\r\n]*:[ \t\r\n]*"(?:(?:input_)?(?:image|audio|video|file)[a-z_]*|document|item_reference)"'
+)
+"""A part of a passed-on request whose tokens have no bound in its bytes."""
+_OWN_TOOLS: Final = ("function", "custom")
+_DECODE_ERRORS: Final = (msgspec.MsgspecError, RecursionError)
+
+
+class UnboundedField(NamedTuple):
+    """A field of a passed-on request with tokens that its bytes do not bound."""
+
+    name: str
+    reason: str
+
+
+class TextBounds(NamedTuple):
+    """Causes of tokens that the bytes of a body do not bound.
+
+    has_media: the body may have parts that are not text.
+    unbounded: the first such field; None if there is none, or if the gateway reads the prompt.
+    """
+
+    has_media: bool
+    unbounded: UnboundedField | None
+
+
+def text_bounds(body: bytes, *, is_passed_on: bool) -> TextBounds:
+    """Returns the causes of tokens that the bytes of a valid body do not bound.
+
+    is_passed_on: the gateway does not read its prompt. Otherwise `unbounded` is None.
+    """
+    has_media = _MEDIA.search(body) is not None or (b"\\u" in body and _ESCAPED_KEY.search(body) is not None)
+    return TextBounds(has_media, _unbounded_field(body) if is_passed_on and body else None)
+
+
+def _unbounded_field(body: bytes) -> UnboundedField | None:
+    """Returns the first field of a passed-on body with unbounded tokens; None if all are bounded.
+
+    A field that cannot be read counts as unbounded. So does a tool that a server runs, since its
+    results enter the prompt, and the model starts again.
+    """
+    members = MEMBERS_DECODER.decode(body)
+    for name in _OUTSIDE_INPUT:
+        if bytes(members.get(name, _NULL)) != b"null":
+            return UnboundedField(name, "names input outside of the request")
+    try:
+        tools = msgspec.json.decode(members.get("tools", _NULL), type=list[dict[str, msgspec.Raw]] | None) or []
+    except _DECODE_ERRORS:
+        return UnboundedField("tools", "cannot be read")
+    for tool in tools:
+        if "input_schema" not in tool and bytes(tool.get("type", _NULL)).strip(b'"').decode() not in _OWN_TOOLS:
+            return UnboundedField("tools", "holds a tool that a server runs")
+    name = "input" if "input" in members else "messages"
+    try:
+        text = msgspec.json.encode(msgspec.json.decode(body))  # without escapes
+    except _DECODE_ERRORS:
+        return UnboundedField(name, "is in a body with a number that cannot be read")
+    return None if _MEDIA_TYPE.search(text) is None else UnboundedField(name, "holds parts that are not text")
+
+
+class BodyQuery(msgspec.Struct, array_like=True):
+    """A query: is this body valid?
+
+    - kind: the name of the request type, as in `BODY_DECODERS`.
+    - body_bytes: the size of the body that follows.
+    - wants_bounds: the reply says what its bytes do not bound, for which all of it is searched.
+    """
+
+    kind: str
+    body_bytes: int
+    wants_bounds: bool
+
+
+class BodyProblem(msgspec.Struct, array_like=True):
+    """The problem of a body: the parts of a `BadRequest`.
+
+    repairs: as in `BadRequest`.
+    """
+
+    message: str
+    param: str | None
+    code: str
+    hint: str | None
+    repairs: dict[str, bytes] = {}
+
+
+class BodyReply(msgspec.Struct, array_like=True):
+    """The reply to a query.
+
+    - problem: None if the body is valid.
+    - fields: the checked fields as JSON. Of fields whose value the gateway does not use, only the
+      presence is left.
+    - members: the names of all top-level fields. A value is left of those only that `field_policy`
+      reads, and only a short one.
+    - cache_variant, bounds, repeated_bytes, prompts: as in `ModelRequest`.
+    - prompt_start, prompt_end: where the JSON text of the prompt lies in the body; both 0 for
+      requests without a prompt that the gateway reads.
+    - context: where the other texts lie that engines put into the prompt.
+    """
+
+    problem: BodyProblem | None = None
+    fields: bytes = b""
+    members: dict[str, bytes] = {}
+    prompt_start: int = 0
+    prompt_end: int = 0
+    cache_variant: bytes = b""
+    bounds: TextBounds | None = None
+    context: list[tuple[int, int]] = []
+    repeated_bytes: int = 0
+    prompts: int = 1
+
+
+def encode_limits(limits: Limits) -> str:
+    """Returns the limits that are not the default ones, as JSON for the command line."""
+    defaults = asdict(Limits())
+    changed = {name: value for name, value in asdict(limits).items() if value != defaults[name]}
+    return msgspec.json.encode(changed).decode()
+
+
+def decode_limits(text: str) -> Limits:
+    """Returns the limits that `encode_limits` has written."""
+    return replace(Limits(), **msgspec.json.decode(text))

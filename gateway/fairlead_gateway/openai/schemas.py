@@ -1,0 +1,368 @@
+"""The fields of request bodies that Fairlead reads or checks, with their types and decoders.
+
+Why a module of its own: mypyc cannot compile structs, and the modules that use them are compiled.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from fairlead_gateway.openai.json_edit import contains_any
+
+OptionalText = str | None
+OptionalNumber = float | None
+OptionalInt = int | None
+TokenId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
+PromptInput = str | list[str | TokenId | list[TokenId]]
+
+
+class StreamOptions(Struct):
+    """`stream_options`."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class RepetitionDetection(Struct):
+    """`repetition_detection` of vLLM."""
+
+    max_pattern_size: OptionalNumber = None
+
+
+class MessagePart(Struct):
+    """One part of a message's content."""
+
+    type: OptionalText = None
+    text: OptionalText = None
+
+
+class ToolCallFunction(Struct):
+    """The function of a tool call."""
+
+    name: OptionalText = None
+    arguments: str | dict[str, Raw] | None = None
+
+
+class ToolFunction(Struct):
+    """The definition of a tool."""
+
+    name: str
+
+
+class Tool(Struct):
+    """A tool that the model may call."""
+
+    type: OptionalText = None
+    function: ToolFunction | None = None
+
+
+class ToolKind(Struct):
+    """The type of a tool; those of providers have one of their own."""
+
+    type: OptionalText = None
+
+
+class ToolCall(Struct):
+    """A call that the model made in an earlier message."""
+
+    id: OptionalText = None
+    type: OptionalText = None
+    function: ToolCallFunction | None = None
+
+
+class Message(Struct):
+    """One message of a conversation."""
+
+    role: str
+    content: str | list[str | MessagePart] | None = None
+    name: OptionalText = None
+    tool_call_id: OptionalText = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class SpecialPart(Struct, gc=False):
+    """The fields of a part of a message that `field_policy` judges."""
+
+    uuid: Raw | UnsetType = UNSET
+    image_embeds: Raw | UnsetType = UNSET
+    audio_embeds: Raw | UnsetType = UNSET
+    video_embeds: Raw | UnsetType = UNSET
+
+
+class PartMessage(Struct, gc=False):
+    """A message, or an item of `/v1/responses`, of which only such fields are read."""
+
+    content: str | list[str | SpecialPart] | None = None
+
+
+class UrlPart(Struct, gc=False):
+    """The fields of a part of a message that name images, videos and audio."""
+
+    image_url: Raw | UnsetType = UNSET
+    video_url: Raw | UnsetType = UNSET
+    audio_url: Raw | UnsetType = UNSET
+    source: Raw | UnsetType = UNSET
+
+
+class UrlMessage(Struct, gc=False):
+    """A message, or an item of `/v1/responses`, of which only such fields are read."""
+
+    content: str | list[str | UrlPart] | None = None
+
+
+class UrlObject(Struct, gc=False):
+    """The name of an image, a video or audio; in `/v1/responses` it is the text alone."""
+
+    url: OptionalText = None
+
+
+class PlainPart(Struct, forbid_unknown_fields=True, gc=False):
+    """A part of a message's content that is only text."""
+
+    type: OptionalText = None
+    text: OptionalText = None
+
+
+class PlainFunction(Struct, forbid_unknown_fields=True, gc=False):
+    """The function of a tool call, with known fields only."""
+
+    name: OptionalText = None
+    arguments: OptionalText = None
+
+
+class PlainToolCall(Struct, forbid_unknown_fields=True, gc=False):
+    """A tool call with known fields only."""
+
+    id: OptionalText = None
+    type: OptionalText = None
+    index: OptionalInt = None
+    function: PlainFunction | None = None
+
+
+class PlainMessage(Struct, forbid_unknown_fields=True, gc=False):
+    """A message with known fields only: a valid `Message` whose depth is bounded."""
+
+    role: str
+    content: str | list[PlainPart] | None = None
+    name: OptionalText = None
+    tool_call_id: OptionalText = None
+    tool_calls: list[PlainToolCall] | None = None
+    reasoning_content: OptionalText = None
+    refusal: OptionalText = None
+    function_call: None = None
+    audio: None = None
+
+
+class CommonFields(Struct, kw_only=True):
+    """Fields of every request for a model.
+
+    is_listed: the body has no other fields than those of the class.
+    """
+
+    model: str
+    user: OptionalText = None
+    session_id: OptionalText = None
+    cache_salt: OptionalText = None
+    encoding_format: OptionalText = None
+
+    is_listed: ClassVar[bool] = False
+
+
+class GenerationFields(CommonFields, kw_only=True):
+    """Fields of every request that generates."""
+
+    stream: bool | None = None
+    max_tokens: OptionalInt = None
+    temperature: OptionalNumber = None
+    top_p: OptionalNumber = None
+    min_p: OptionalNumber = None
+    frequency_penalty: OptionalNumber = None
+    presence_penalty: OptionalNumber = None
+    repetition_penalty: OptionalNumber = None
+    n: OptionalInt = None
+    top_k: OptionalInt = None
+    min_tokens: OptionalInt = None
+    seed: OptionalInt = None
+    prompt_logprobs: OptionalInt = None
+    stream_options: Raw | UnsetType = UNSET
+    stop: Raw | UnsetType = UNSET
+    logit_bias: Raw | UnsetType = UNSET
+    response_format: Raw | UnsetType = UNSET
+    structured_outputs: Raw | UnsetType = UNSET
+
+
+class ChatRequest(GenerationFields, kw_only=True, gc=False):
+    """`POST /v1/chat/completions`. Most chats set none of the fields from `n` to `tools`."""
+
+    max_completion_tokens: OptionalInt = None
+    top_logprobs: OptionalInt = None
+    tools: Raw | UnsetType = UNSET
+    messages: Raw
+    logprobs: bool | None = None
+    tool_choice: str | dict[str, Raw] | None = None
+
+
+class CompletionRequest(GenerationFields, kw_only=True):
+    """`POST /v1/completions`."""
+
+    prompt: Raw
+    suffix: OptionalText = None
+    echo: bool | None = None
+    best_of: OptionalInt = None
+    logprobs: OptionalInt = None
+
+
+class EmbeddingRequest(CommonFields, kw_only=True):
+    """`POST /v1/embeddings`."""
+
+    input: Raw
+    dimensions: OptionalInt = None
+
+
+class GenericRequest(CommonFields, kw_only=True):
+    """A request whose other fields are neither read nor changed.
+
+    Only what has crashed engines, or occupied them for all, is bounded: counts, stop strings, and
+    the number of conversations, documents and other inputs.
+    """
+
+    stream: bool | None = None
+    n: OptionalInt = None
+    best_of: OptionalInt = None
+    max_tokens: OptionalInt = None
+    max_completion_tokens: OptionalInt = None
+    max_output_tokens: OptionalInt = None
+    top_logprobs: OptionalInt = None
+    stop: Raw | UnsetType = UNSET
+    stop_sequences: Raw | UnsetType = UNSET
+    messages: Raw | UnsetType = UNSET
+    input: Raw | UnsetType = UNSET
+    documents: Raw | UnsetType = UNSET
+    items: Raw | UnsetType = UNSET
+    queries: Raw | UnsetType = UNSET
+    data: Raw | UnsetType = UNSET
+    text_1: Raw | UnsetType = UNSET
+    text_2: Raw | UnsetType = UNSET
+    data_1: Raw | UnsetType = UNSET
+    data_2: Raw | UnsetType = UNSET
+
+
+class ListedChatRequest(ChatRequest, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """A chat with frequent, harmless fields only; none of them may be in `field_policy`.
+
+    Why: the decoder finds any other field at no cost. Only then are the names of all fields read.
+    """
+
+    is_listed: ClassVar[bool] = True
+
+    add_generation_prompt: Raw | UnsetType = UNSET
+    continue_final_message: Raw | UnsetType = UNSET
+    function_call: Raw | UnsetType = UNSET
+    functions: Raw | UnsetType = UNSET
+    ignore_eos: Raw | UnsetType = UNSET
+    include_reasoning: Raw | UnsetType = UNSET
+    include_stop_str_in_output: Raw | UnsetType = UNSET
+    metadata: Raw | UnsetType = UNSET
+    modalities: Raw | UnsetType = UNSET
+    parallel_tool_calls: Raw | UnsetType = UNSET
+    prompt_cache_key: Raw | UnsetType = UNSET
+    reasoning_effort: Raw | UnsetType = UNSET
+    return_token_ids: Raw | UnsetType = UNSET
+    safety_identifier: Raw | UnsetType = UNSET
+    service_tier: Raw | UnsetType = UNSET
+    skip_special_tokens: Raw | UnsetType = UNSET
+    store: Raw | UnsetType = UNSET
+    verbosity: Raw | UnsetType = UNSET
+
+
+class ListedCompletionRequest(CompletionRequest, kw_only=True, forbid_unknown_fields=True):
+    """A completion with frequent, harmless fields only; see `ListedChatRequest`."""
+
+    is_listed: ClassVar[bool] = True
+
+    add_special_tokens: Raw | UnsetType = UNSET
+    ignore_eos: Raw | UnsetType = UNSET
+    include_stop_str_in_output: Raw | UnsetType = UNSET
+    return_token_ids: Raw | UnsetType = UNSET
+    skip_special_tokens: Raw | UnsetType = UNSET
+    use_beam_search: Raw | UnsetType = UNSET
+
+
+class ListedEmbeddingRequest(EmbeddingRequest, kw_only=True, forbid_unknown_fields=True):
+    """Embeddings with frequent, harmless fields only; see `ListedChatRequest`."""
+
+    is_listed: ClassVar[bool] = True
+
+    add_special_tokens: Raw | UnsetType = UNSET
+    truncate_prompt_tokens: Raw | UnsetType = UNSET
+
+
+LISTED_KINDS: dict[type[CommonFields], type[CommonFields]] = {
+    ChatRequest: ListedChatRequest,
+    CompletionRequest: ListedCompletionRequest,
+    EmbeddingRequest: ListedEmbeddingRequest,
+}
+
+PLAIN_MESSAGES_DEPTH = 6
+"""Levels of a body whose messages are all `PlainMessage`; other fields may have more."""
+
+BODY_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest, EmbeddingRequest, GenericRequest)
+}
+LISTED_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(listed) for kind, listed in LISTED_KINDS.items()
+}
+MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
+ITEMS_DECODER = msgspec.json.Decoder(list[Raw])
+URLS_DECODER = msgspec.json.Decoder(list[UrlMessage | list[UrlMessage] | str])
+URL_DECODER = msgspec.json.Decoder(UrlObject | str | None)
+PARTS_DECODER = msgspec.json.Decoder(list[PartMessage | list[PartMessage] | str])
+MESSAGES_DECODER = msgspec.json.Decoder(list[Message])
+PLAIN_MESSAGES_DECODER = msgspec.json.Decoder(list[PlainMessage])
+STREAM_OPTIONS_DECODER = msgspec.json.Decoder(StreamOptions | None)
+PROMPT_INPUT_DECODER = msgspec.json.Decoder(PromptInput)
+STOP_DECODER = msgspec.json.Decoder(str | list[str] | None)
+LOGIT_BIAS_DECODER = msgspec.json.Decoder(dict[str, float] | None)
+NUMBER_DECODER = msgspec.json.Decoder(float | None)
+REPETITION_DECODER = msgspec.json.Decoder(RepetitionDetection | None)
+TOOL_KINDS_DECODER = msgspec.json.Decoder(list[ToolKind] | None)
+TOOLS_DECODER = msgspec.json.Decoder(list[Tool] | None)
+
+
+_SCALARS = {OptionalInt: int, OptionalNumber: float, bool | None: bool}
+SCALAR_FIELDS: dict[type[CommonFields], dict[str, type]] = {
+    kind: {field.name: _SCALARS[field.type] for field in msgspec.structs.fields(kind) if field.type in _SCALARS}
+    for kind in BODY_DECODERS
+}
+"""The fields of each kind that are numbers or truth values, by name."""
+LAX_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind, strict=False) for kind in (int, float, bool)
+}
+
+_MAX_DECODED_BYTES = 1 << 20
+_DISABLED_VALUES = (b"null", b"false")
+_ABSENT_MEMBER = Raw(b"null")
+
+
+def has_value(raw: Raw | UnsetType) -> bool:
+    """Whether a field was set; `null` is no value."""
+    return raw is not UNSET and bytes(raw) != b"null"
+
+
+def is_any_enabled(quoted_names: Iterable[bytes], body: bytes) -> bool:
+    """Whether a body that was parsed before has one of the fields with a value.
+
+    `null` and `false` are no values here.
+
+    quoted_names: searched for first, since most bodies hold none of them. In a body over 1 MiB, a
+        name anywhere counts: decoding that body would stall the other requests.
+    """
+    if len(body) > _MAX_DECODED_BYTES:
+        return contains_any(body, quoted_names)
+    present = [name for name in quoted_names if name in body]
+    if not present:
+        return False
+    members = MEMBERS_DECODER.decode(body)
+    return any(bytes(members.get(name[1:-1].decode(), _ABSENT_MEMBER)) not in _DISABLED_VALUES for name in present)

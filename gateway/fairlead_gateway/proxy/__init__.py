@@ -1,0 +1,10 @@
+"""Forwards requests to engines and relays their responses.
+
+- `gateway`: receives all requests, and builds the parts below.
+- `local_routes`: paths without an engine, with `context_lengths` of models.
+- `model_selection`: parses a request and finds its model.
+- `fast_path`: a request without waits, in callbacks; `forwarder`: every other one, in a task.
+- `attempt`: one try at one instance, and whether it failed.
+- `relay`: the response to the client; `continuation`: the rest of a stream that broke.
+- `request_recorder`: metrics, decision log and observers.
+"""

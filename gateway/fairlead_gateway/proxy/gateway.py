@@ -1,0 +1,640 @@
+"""The data plane of one worker: serves requests, from receipt to record.
+
+`http` receives a request, `openai` parses it, `admission` admits and routes it. `proxy` forwards it
+and relays the response; `request_recorder` records the outcome.
+
+All parts between a worker's requests and the engines, built in order.
+
+From the outside in: credentials and connections; routers and outlier detection; admission; attempts
+and their records; relay, stream resumption and forwarder.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from fairlead.fleet.model import Fleet
+from fairlead.runtime import nonblocking_log
+from fairlead.runtime.loop_lag import LoopLag
+from fairlead_gateway.adapters.worker.adapter_loader import AdapterLoader
+from fairlead_gateway.admission.worker.admission_queue import AdmissionController
+from fairlead_gateway.body_check.worker.caller_limit import LargeBodyQueue
+from fairlead_gateway.body_check.worker.client import BodyChecker
+from fairlead_gateway.caller_key import Caller, caller_key
+from fairlead_gateway.disaggregation.worker.prefill_coordinator import PrefillCoordinator
+from fairlead_gateway.errors import GatewayDraining, GatewayError
+from fairlead_gateway.http.listener import (
+    COUNTED_BYTES,
+    HttpRequest,
+    Listener,
+    ResponseWriter,
+    connection_warnings,
+    max_connections,
+)
+from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.limits.worker.limit_gate import LimitGate
+from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.openai.request import BODY_TYPES, PASSTHROUGH_METHODS, is_passthrough_path
+from fairlead_gateway.proxy.attempt import Attempt, Dispatcher
+from fairlead_gateway.proxy.context_lengths import ContextLengths
+from fairlead_gateway.proxy.fast_path import FastPath, FastPathExchange, RequestLifecycle
+from fairlead_gateway.proxy.forwarder import Forwarder
+from fairlead_gateway.proxy.local_routes import (
+    DRAINING,
+    NO_FLEET_YET,
+    NO_KEYS_YET,
+    READINESS_PATH,
+    LocalRoutes,
+    check_body,
+    check_counted_path,
+    check_method,
+    is_local_path,
+    local_headers,
+    log_internal_error,
+    send_error,
+    unknown_path,
+)
+from fairlead_gateway.proxy.model_selection import ModelRequestParser
+from fairlead_gateway.proxy.relay import RelayedStream, ResponseRelay, end_incomplete
+from fairlead_gateway.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
+from fairlead_gateway.resilience.outlier_detection import OutlierDetector
+from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
+from fairlead_gateway.resilience.worker.ejection_prober import EjectionProber
+from fairlead_gateway.resilience.worker.engine_progress import EngineProgress
+from fairlead_gateway.resilience.worker.failure_attribution import FailureAttribution
+from fairlead_gateway.resilience.worker.retry import RetryBudget
+from fairlead_gateway.routes.worker.fallbacks import FallbackRequest, Fallbacks, fallback_header
+from fairlead_gateway.routes.worker.shadow_traffic import ShadowTraffic
+from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.telemetry import UNKNOWN, MetricsRecorder
+from fairlead_gateway.telemetry.counters import ABANDONED
+from fairlead_gateway.telemetry.decision_log import DecisionLog
+from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
+from fairlead_gateway.tenants.worker.tenant_policy import ModelVisibility, TenantPolicies
+from fairlead_gateway.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.upstream.request_encoder import check_hops, create_hop_id
+from fairlead_gateway.worker.browser_access import BrowserAccess
+from fairlead_gateway.worker.journal import Reporters
+from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
+from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.router_registry import RouterRegistry
+from fairlead_gateway.worker.runtime import WorkerRuntime
+
+DECISION_LOG: Final = 4_096
+"""Limit: decisions kept in memory by a worker."""
+
+if TYPE_CHECKING:
+    from fairlead_gateway.telemetry.worker.observers import RequestObservers
+
+
+class ForwardingStack:
+    """The parts that carry requests to engines; a new fleet updates all of them."""
+
+    def __init__(
+        self,
+        lifecycle: RequestLifecycle,
+        runtime: WorkerRuntime,
+        secrets: GatewaySecrets,
+        recorder: RequestRecorder,
+        reporters: Reporters,
+    ) -> None:
+        secret = secrets.hash_secret
+        limits, telemetry, sharing = runtime.limits, recorder.telemetry, reporters.sharing_journal
+        draw = random.Random(f"{runtime.clock.wall()}").random
+        outlier_detector, retry_budget = OutlierDetector(limits, draw), RetryBudget(limits)
+        self._now = runtime.now
+        self.credentials = secrets.credentials
+        pool = self.pool = ConnectionPool(limits, runtime.loop, secrets.credentials, runtime.response_memory)
+        self.routers = RouterRegistry(
+            secret=secret, limits=limits, outlier_detector=outlier_detector, reporters=reporters
+        )
+        serving = self.routers.serving
+        self.poison_guard = PoisonRequestGuard(
+            secret,
+            limits,
+            report_crash=sharing.on_crash if sharing is not None else None,
+            report_cleared=sharing.on_cleared if sharing is not None else None,
+        )
+        self.failures = FailureAttribution(
+            runtime,
+            outlier_detector,
+            ready_instances=serving.ready_instances,
+            telemetry=telemetry,
+            retry_budget=retry_budget,
+            fingerprint=self.poison_guard.fingerprint,
+        )
+        hop_id = create_hop_id(secret)
+        self.engine_progress = self.failures.progress = EngineProgress(runtime, pool, hop_id)
+        self.context_lengths = ContextLengths(runtime, pool, hop_id, lambda: self.routers.fleet)
+        self.ejection_prober = EjectionProber(runtime, self.failures, pool, lambda: self.routers.fleet, hop_id)
+        self.prefill_coordinator = PrefillCoordinator(
+            runtime, routers=self.routers, pool=pool, telemetry=telemetry, poison_guard=self.poison_guard, random=draw
+        )
+        self.admission = AdmissionController(
+            runtime,
+            routers=self.routers,
+            telemetry=telemetry,
+            has_api_keys=secrets.api_keys is not None,
+            on_needs_instance=reporters.on_needs_instance,
+        )
+        self.limit_gate = recorder.limit_gate = LimitGate(runtime, serving, reporters.limits, recorder.record_refusal)
+        self._dispatcher = Dispatcher(
+            runtime,
+            routers=serving,
+            admission=self.admission,
+            failures=self.failures,
+            poison_guard=self.poison_guard,
+            recorder=recorder,
+            journal=reporters.journal,
+        )
+        self.adapter_loader = self._dispatcher.adapter_loader = AdapterLoader(runtime, serving, telemetry, pool, hop_id)
+        self.relay = ResponseRelay(
+            lifecycle, self._dispatcher, pool=pool, retry_budget=retry_budget, limit_gate=self.limit_gate
+        )
+        self.forwarder = Forwarder(
+            self._dispatcher,
+            pool=pool,
+            prefill_coordinator=self.prefill_coordinator,
+            retry_budget=retry_budget,
+            relay=self.relay,
+            limit_gate=self.limit_gate,
+        )
+        self.fast_path = FastPath(lifecycle, self._dispatcher, forwarder=self.forwarder, relay=self.relay, pool=pool)
+
+    def create_fallbacks(self, visible_models: ModelVisibility) -> Fallbacks:
+        """Returns the fallbacks of routes, which the forwarder uses too."""
+        fallbacks = Fallbacks(
+            self.routers.serving,
+            self.failures.outlier_detector,
+            self._dispatcher.recorder.telemetry,
+            visible_models,
+            self.limit_gate,
+        )
+        self.forwarder.fallbacks = fallbacks
+        self.failures.has_fallback = lambda timeout: fallbacks.can_leave(timeout, self._now())
+        return fallbacks
+
+    def create_shadow_traffic(
+        self, parser: ModelRequestParser, is_short_of_memory: Callable[[], bool]
+    ) -> ShadowTraffic:
+        """Returns the copies of requests for shadows of routes, which the recorder starts."""
+        copies = ShadowTraffic(self._dispatcher, self.routers, self.pool, parser, is_short_of_memory)
+        self._dispatcher.recorder.copies = copies
+        return copies
+
+    def update_fleet(self, fleet: Fleet) -> None:
+        """Replaces the fleet; requests in flight stay where they are."""
+        self.routers.update_fleet(fleet, self._now())
+        self.adapter_loader.update_fleet(fleet)
+        self.credentials.update_fleet(fleet)
+        self.prefill_coordinator.update_fleet(fleet)
+        self.pool.retain(self.routers.addresses())
+        self.admission.update_fleet(fleet)
+
+    def close(self) -> None:
+        """Cancels probes, loads and concurrent prefills, and closes idle connections."""
+        self.ejection_prober.close()
+        self.engine_progress.close()
+        self.context_lengths.close()
+        self.adapter_loader.close()
+        self.limit_gate.close()
+        self.prefill_coordinator.concurrent_prefills.close()
+        self.pool.close()
+
+
+_BODY_TYPES: Final = BODY_TYPES
+_MIN_CHECKED_BYTES: Final = 256 * 1024
+_INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
+_log = logging.getLogger("fairlead.gateway")
+
+
+class Gateway(RequestLifecycle):
+    """The handler of requests in one worker process.
+
+    create_request_id: returns a new id that clients cannot guess.
+    memory_share: reads the used share of memory; None if no limit is known.
+    warnings: returns texts about degraded parts of the rest of the process.
+
+    Why 7 parameters: each is a part of the worker with its own lifecycle.
+    """
+
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        secrets: GatewaySecrets,
+        *,
+        create_request_id: Callable[[], str],
+        memory_share: MemoryShare | None = None,
+        observers: "RequestObservers | None" = None,
+        reporters: Reporters | None = None,
+        warnings: Callable[[], list[str]] = list,
+    ) -> None:
+        self.runtime = runtime
+        self._now, self._warnings = runtime.now, warnings
+        reporters = reporters or Reporters()
+        limits = runtime.limits
+        self.loop_lag = LoopLag(max_samples=3_000)  # one minute; every reading sorts them
+        self.telemetry = MetricsRecorder(runtime.clock, self.loop_lag)
+        journal = reporters.journal
+        self.decisions = DecisionLog(DECISION_LOG)
+        if journal is not None and journal.publishes_decisions:
+            self.decisions.on_record = journal.on_decision
+        self._observers = observers
+        self._tracer = observers.tracer if observers is not None else None
+        if observers is not None:
+            observers.attach_counters(self.telemetry)
+        on_finished = list(observers.finish_callbacks) if observers is not None else []
+        if journal is not None and journal.keeps_usage:
+            on_finished.append(journal.on_outcome)
+        self._recorder = RequestRecorder(self.telemetry, self.decisions, limits, tuple(on_finished))
+        self.listener = Listener(
+            self, clock=runtime.clock, limits=limits, loop=runtime.loop, create_request_id=create_request_id
+        )
+        self.listener.has_api_keys = secrets.api_keys is not None
+        self.memory_pressure = MemoryPressure(limits, memory_share, self.listener.set_memory_pressure)
+        self.memory_pressure.start(runtime.loop)
+        self.api_keys = secrets.api_keys
+        self.browser_access = BrowserAccess(self.api_keys is not None)
+        self._hop_id = create_hop_id(secrets.hash_secret)
+        self.stack = ForwardingStack(self, runtime, secrets, self._recorder, reporters)
+        self._policies = TenantPolicies(secrets.hash_secret, self.stack.routers.serving.sizes)
+        self._fast_path = self.stack.fast_path
+        self._local_routes = LocalRoutes(self.readiness, self.stack.context_lengths, int(runtime.clock.wall()))
+        self._body_checker = BodyChecker(limits)
+        self._request_parser = ModelRequestParser(limits, self._policies, self._body_checker)
+        self._large_bodies = LargeBodyQueue(runtime.loop, limits.caller_large_bodies_bytes)
+        self._is_loaded = self._is_draining = self._has_drain_ended = False
+        self._visible_models = ModelVisibility()
+        self._fallbacks = self.stack.create_fallbacks(self._visible_models)
+        self.copies = self.stack.create_shadow_traffic(
+            self._request_parser, lambda: self.listener.under_memory_pressure
+        )
+        self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
+
+    def update_fleet(self, fleet: Fleet) -> None:
+        """Replaces the fleet; requests in flight stay where they are."""
+        self.stack.update_fleet(fleet)
+        self._visible_models.update_fleet(fleet)
+        self._is_loaded = True
+        self._limit_connections(sum(map(len, fleet.instances.values())))
+
+    def readiness(self) -> tuple[bool, list[str]]:
+        """Returns whether requests are served, and texts about what is wrong or degraded."""
+        warnings = [
+            *self._warnings(),
+            *self.stack.credentials.warnings(),
+            *self.memory_pressure.warnings(),
+            *self._connection_warnings(),
+            *nonblocking_log.log_warnings(),
+        ]
+        if self._observers is not None:
+            warnings += self._observers.warnings()
+        cause = DRAINING if self._is_draining else "" if self._is_loaded else NO_FLEET_YET
+        if not cause and self.api_keys is not None and not self.api_keys.is_loaded:
+            cause = NO_KEYS_YET
+        return not cause, [cause, *warnings] if cause else warnings
+
+    def _limit_connections(self, instances: int) -> None:
+        """Lowers the number of client connections to what the limit of open files allows."""
+        listener, runtime = self.listener, self.runtime
+        was_lowered = bool(self._connection_warnings())
+        listener.max_connections = max_connections(runtime.limits, runtime.max_open_files, instances)
+        if not was_lowered:
+            for warning in self._connection_warnings():
+                _log.warning("%s", warning)
+
+    def _connection_warnings(self) -> list[str]:
+        runtime = self.runtime
+        return connection_warnings(self.listener.max_connections, runtime.limits, runtime.max_open_files)
+
+    def inflight_count(self) -> int:
+        """Returns the number of requests in flight."""
+        return len(self._inflight)
+
+    def drain(self) -> None:
+        """Reports unready and takes no new requests; those in flight finish."""
+        self._is_draining = True
+        self.copies.close()
+        self.listener.drain()
+
+    def end_drain(self) -> None:
+        """Ends all requests with an error: streams with an event, others with 503."""
+        if self._inflight:
+            _log.warning("the drain is over: %d requests are ended with an error", len(self._inflight))
+        self._has_drain_ended = True
+        self.listener.refuse_requests(GatewayDraining())
+        for request in list(self._inflight.values()):
+            if isinstance(request, FastPathExchange):
+                request.fail(GatewayDraining())
+            else:
+                request.cancel()
+
+    def close(self) -> None:
+        """Ends all requests and closes all connections."""
+        self.listener.close()
+        for request in list(self._inflight.values()):
+            request.cancel()
+        self._fast_path.timeouts.clear()
+        self.copies.close()
+        self.stack.close()
+        self.memory_pressure.close()
+        if self._observers is not None:
+            self._observers.close()
+        self._large_bodies.close()
+        self._body_checker.close()
+
+    # Requests, from the listener.
+
+    def admit_body(self, head: RequestHead, client_address: str | None) -> Caller | None:
+        """Returns and raises what `check_headers` does, before the body is read."""
+        return self.check_headers(head)
+
+    def check_headers(self, head: RequestHead) -> Caller | None:
+        """Returns whose request it is; None if the path or this gateway needs no API key.
+
+        Raises ForeignPage, InvalidApiKey, NotPermitted, BodyTooLarge for a body where none belongs,
+        UnknownPath, MethodNotAllowed, GatewayLoop, and Overloaded if memory is short.
+        """
+        if not head.is_checked:
+            self.browser_access.check(head)
+        caller = None if self.api_keys is None or head.path == READINESS_PATH else self.api_keys.caller(head)
+        if caller is not None and not caller.may_use_other_paths:
+            check_counted_path(head.path)
+        if head.length != 0 and not (head.method == "POST" and head.path in _BODY_TYPES):
+            check_body(head.method, head.path)
+        check_hops(head, self._hop_id)
+        if self.listener.under_memory_pressure:
+            self.memory_pressure.check_body(head.length or 0)
+        return caller
+
+    def handle(self, http_request: HttpRequest, response: ResponseWriter) -> None:
+        """Answers the request, or starts to forward it."""
+        observers = self._observers
+        if observers is not None:
+            http_request.client_address = response.client_address()
+        head = http_request.head
+        try:
+            if head.method == "OPTIONS" and self.browser_access.answer_preflight(head, response):
+                return
+            caller = http_request.caller = self.check_headers(head)
+            if caller is not None:
+                self.listener.check_caller_connections(caller_key(caller))
+            if self.listener.under_memory_pressure:
+                self.memory_pressure.check_body(len(http_request.body))
+            if len(http_request.body) > COUNTED_BYTES:
+                self.listener.check_complete_body(len(http_request.body), caller_key(http_request.caller))
+            path, method = http_request.head.path, http_request.head.method
+            if path in _BODY_TYPES:
+                if method == "POST" or check_method(method, ("POST",), response):
+                    self._start_request(http_request, response)
+            elif is_local_path(path):
+                if check_method(method, ("GET", "HEAD"), response):
+                    models = self._visible_models.of(caller)
+                    shows = self.api_keys is not None and self.api_keys.shows_details(http_request.head)
+                    refuses = self._policies.of(caller).refuses_external
+                    later = self._local_routes.answer(path, response, models, shows_key=shows, refuses_external=refuses)
+                    if later is not None:
+                        self._run_as_task(http_request.internal_id, response, later)
+                    if observers is not None and path != READINESS_PATH:
+                        observers.on_answered_locally(http_request, response, 200, None)
+            elif is_passthrough_path(path):
+                if check_method(method, PASSTHROUGH_METHODS, response):
+                    self._start_request(http_request, response)
+            elif path == "*":
+                check_method(method, ("GET", "HEAD", "POST"), response)
+            else:
+                raise unknown_path(path)
+            if observers is not None and method == "OPTIONS":
+                observers.on_answered_locally(http_request, response, 200, None)
+        except GatewayError as error:
+            self.on_rejected(error, response, http_request)
+
+    def on_rejected(
+        self,
+        error: GatewayError,
+        response: ResponseWriter,
+        http_request: HttpRequest | None = None,
+        context: RequestContext | None = None,
+    ) -> None:
+        """Answers a request that never reached an engine with an error."""
+        self.telemetry.record_rejected(
+            context.request.model_key if context is not None else None, error.status, error.code
+        )
+        if self._observers is not None:
+            self._observers.on_answered_locally(http_request, response, error.status, error.code, context)
+        headers = local_headers(error.code) + self.stack.limit_gate.headers(context, self._now())
+        route = error.route if context is None else context.request.route
+        if route is not None:
+            key = route.target if context is None else context.request.model_key
+            self.telemetry.record_route(key or UNKNOWN, error.status, route.route)
+            if http_request is not None and self._policies.of(http_request.caller).shows_placement:
+                headers += fallback_header(route)
+        send_error(error, response, headers)
+
+    def _start_request(
+        self, http_request: HttpRequest, response: ResponseWriter, fallback: FallbackRequest | None = None
+    ) -> None:
+        """Parses the request and starts to forward it; a large body is checked in a process.
+
+        fallback: gives it another model than the one before.
+        """
+        request_id = http_request.internal_id
+        if len(http_request.body) > _MIN_CHECKED_BYTES:
+            self._run_as_task(request_id, response, self._serve_large(http_request, response, fallback))
+            return
+        context: RequestContext | None = None
+        try:
+            models = self._visible_models.of(http_request.caller)
+            request, route_request = self._request_parser.parse(http_request, models, request_id, fallback)
+            context = self._create_context(http_request, response, request, route_request, fallback)
+            may_start = not context.policy.has_limits or self.stack.limit_gate.reserve(context)
+            if may_start and not request.stream and fallback is None and self._fast_path.is_eligible(context):
+                self._fast_path.start(context)
+            else:
+                self._run_as_task(request_id, response, self._serve(context, None))
+        except GatewayError as error:
+            if not self._fall_back(context, error, response, http_request):
+                self._fail_request(context, error, response, http_request)
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            self._fail_internally(context, error, response, http_request)
+
+    def _fall_back(
+        self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
+    ) -> bool:
+        """Gives the request to another model of its route; returns False if there is none."""
+        fallback = self._fallbacks.take(context, error, http_request.caller, self._now())
+        if fallback is not None:
+            self._start_request(http_request, response, fallback)
+        return fallback is not None
+
+    async def parse(
+        self, http_request: HttpRequest, request_id: str, fallback: FallbackRequest | None = None
+    ) -> tuple[ModelRequest, RouteRequest]:
+        """Returns a request as engines get it, and as routing sees it. Raises GatewayError.
+
+        A large body is checked in a process, in the turn of its caller.
+        """
+        parser, models = self._request_parser, self._visible_models.of(http_request.caller)
+        if len(http_request.body) <= _MIN_CHECKED_BYTES:
+            return parser.parse(http_request, models, request_id, fallback)
+        check = partial(parser.parse_large, http_request, models, request_id, fallback)
+        return await self._large_bodies.run(caller_key(http_request.caller), len(http_request.body), check)
+
+    def _create_context(
+        self,
+        http_request: HttpRequest,
+        response: ResponseWriter,
+        request: ModelRequest,
+        route_request: RouteRequest,
+        fallback: FallbackRequest | None,
+    ) -> RequestContext:
+        prompt_tokens = self.stack.routers.serving.prompt_tokens(request.model_key, route_request)
+        self.telemetry.record_received(request.model_key, prompt_tokens, http_request.received_at)
+        context = RequestContext(http_request, response, http_request.internal_id, request, route_request)
+        context.policy = self._policies.of(http_request.caller)
+        if fallback is not None and fallback.previous is not None:
+            context.follow(fallback.previous)
+        elif self._tracer is not None:
+            context.trace = self._tracer.start_trace(http_request)
+        return context
+
+    def _run_as_task(self, request_id: str, response: ResponseWriter, work: Coroutine[None, None, None]) -> None:
+        task = self._inflight[request_id] = self.runtime.loop.create_task(work)
+        task.add_done_callback(partial(self._on_task_done, request_id))
+        # Not at once: a task that is cancelled before its first step would release nothing.
+        response.on_client_gone = partial(self.runtime.loop.call_soon, task.cancel)
+
+    async def _serve_large(
+        self, http_request: HttpRequest, response: ResponseWriter, fallback: FallbackRequest | None
+    ) -> None:
+        context: RequestContext | None = None
+        try:
+            request, route_request = await self.parse(http_request, http_request.internal_id, fallback)
+            context = self._create_context(http_request, response, request, route_request, fallback)
+        except GatewayError as error:
+            if not self._fall_back(None, error, response, http_request):
+                self._send_failure(None, error, response, http_request)
+        except asyncio.CancelledError:
+            self._on_cancelled(http_request, response, None)
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            self._fail_internally(None, error, response, http_request)
+        if context is not None:
+            await self._serve(context, None)
+
+    async def _serve(self, context: RequestContext, attempt: Attempt | None) -> None:
+        http_request, response = context.http_request, context.response
+        try:
+            await self.stack.forwarder.forward(context, attempt)
+        except GatewayError as error:
+            if not self._fall_back(context, error, response, http_request):
+                self._send_failure(context, error, response, http_request)
+        except asyncio.CancelledError:
+            self._on_cancelled(http_request, response, context)
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            log_internal_error(http_request.id, error)
+            self._send_failure(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, http_request)
+        finally:
+            if not context.is_handed_over:
+                self._recorder.record_outcome(context, self._now())
+
+    def _on_task_done(self, request_id: str, task: asyncio.Task[None]) -> None:
+        if self._inflight.get(request_id) is task:  # a relayed stream may have its place
+            del self._inflight[request_id]
+
+    def on_started(self, exchange: FastPathExchange) -> None:
+        """Registers a request in flight; its exchange is cancelled if the client disconnects."""
+        context = exchange.context
+        self._inflight[context.id] = exchange
+        context.response.on_client_gone = exchange.cancel
+
+    def continue_as_task(self, context: RequestContext, attempt: Attempt | None) -> None:
+        """Continues an admitted request as a task, from the attempt's state."""
+        self._run_as_task(context.id, context.response, self._serve(context, attempt))
+
+    def on_disconnected(self, context: RequestContext) -> None:
+        """Records the end of a request whose client has disconnected."""
+        self._inflight.pop(context.id, None)
+        if context.choice is None:
+            self._on_early_disconnect(context.http_request, context.response, context)
+        self._recorder.record_outcome(context, self._now())
+
+    def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
+        """Records the end of a request; sends `error` to the client, if there is one."""
+        if context.id in self._inflight:
+            del self._inflight[context.id]
+        if error is not None:
+            if self._fall_back(context, error, context.response, context.http_request):
+                return
+            self._send_failure(context, error, context.response, context.http_request)
+        self._recorder.record_outcome(context, self._now())
+
+    def on_relayed(self, stream: RelayedStream) -> None:
+        """Registers a stream that its task has handed over."""
+        self._inflight[stream.context.id] = stream
+        if not stream.context.response.finished:
+            stream.context.response.on_client_gone = stream.cancel
+
+    def on_cancelled(self, context: RequestContext) -> None:
+        """Records the end of a relayed stream that was cancelled."""
+        self._on_cancelled(context.http_request, context.response, context)
+        self._recorder.record_outcome(context, self._now())
+        self._inflight.pop(context.id, None)
+
+    def on_internal_error(self, context: RequestContext, error: Exception) -> None:
+        """Ends a request after a defect of the gateway."""
+        self._inflight.pop(context.id, None)
+        self._fail_internally(context, error, context.response, context.http_request)
+
+    def _fail_request(
+        self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
+    ) -> None:
+        self._send_failure(context, error, response, http_request)
+        if context is not None:
+            self._recorder.record_outcome(context, self._now())
+
+    def _fail_internally(
+        self, context: RequestContext | None, error: Exception, response: ResponseWriter, http_request: HttpRequest
+    ) -> None:
+        log_internal_error(http_request.id, error)
+        self._fail_request(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, http_request)
+
+    def _on_cancelled(
+        self, http_request: HttpRequest, response: ResponseWriter, context: RequestContext | None
+    ) -> None:
+        """Ends a request whose client disconnected, or that outlasts the drain."""
+        if self._has_drain_ended and not response.finished:
+            error = GatewayDraining()
+            if context is not None and response.started:
+                end_incomplete(context, error)
+            else:
+                self._send_failure(context, error, response, http_request)
+            return
+        if context is not None:
+            context.result.client_disconnected = True
+        if context is None or context.choice is None:
+            self._on_early_disconnect(http_request, response, context)
+
+    def _on_early_disconnect(
+        self, http_request: HttpRequest, response: ResponseWriter, context: RequestContext | None
+    ) -> None:
+        """Records a client that disconnected before an instance was chosen."""
+        if context is not None:
+            self.telemetry.record(context.request.model_key, ABANDONED)
+        if self._observers is not None:
+            self._observers.on_answered_locally(http_request, response, CLIENT_CLOSED_STATUS, "client-gone", context)
+
+    def _send_failure(
+        self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
+    ) -> None:
+        if context is None or context.choice is None:
+            self._recorder.record_unserved(http_request, context, error)
+            self.on_rejected(error, response, http_request, context)
+            return
+        context.result.status, context.result.error = error.status, error.code
+        if response.started:
+            response.abort()
+        else:
+            send_error(error, response, self.stack.relay.response_headers(context, self._now()))

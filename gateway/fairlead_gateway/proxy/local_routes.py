@@ -1,0 +1,268 @@
+"""The paths that the gateway answers itself, without an engine: readiness and the list of
+models. Its own errors are sent here, too.
+"""
+
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from fairlead.fleet.model import Model
+from fairlead.runtime.nonblocking_log import traceback_lines
+from fairlead_gateway.errors import (
+    BodyTooLarge,
+    ExternalRefused,
+    GatewayError,
+    MethodNotAllowed,
+    NotPermitted,
+    UnknownPath,
+    error_in_client_dialect,
+)
+from fairlead_gateway.http.listener import ResponseWriter
+from fairlead_gateway.openai.model_names import (
+    NOTHING_HIDDEN,
+    HiddenKeys,
+    adapter_names,
+    public_names,
+    resolve_model_entry,
+)
+from fairlead_gateway.openai.request import (
+    BODY_TYPES,
+    OUTPUT_LIMITS,
+    PASSTHROUGH_METHODS,
+    TOKENIZING_PATHS,
+    is_passthrough_path,
+)
+from fairlead_gateway.openai.schemas import GenericRequest
+from fairlead_gateway.proxy.context_lengths import ContextLengths, shortest
+from fairlead_gateway.tenants.worker.tenant_policy import VisibleModels
+
+_BODY_TYPES: Final = BODY_TYPES
+READINESS_PATH: Final = "/readyz"
+_MODELS_PATH: Final = "/v1/models"
+DRAINING = "draining"
+NO_FLEET_YET = "no fleet has been read yet"
+NO_KEYS_YET = "no API key is known, since the keys file cannot be used"
+_PUBLIC_NOTES = frozenset({DRAINING, NO_FLEET_YET, NO_KEYS_YET, "no Redis: limits and index stay local"})
+"""Notes that every client may read. Others may name addresses, variables, models and instances."""
+_log = logging.getLogger("fairlead.gateway")
+_DEGRADED = "degraded: the management port says how, and so does this path to a client with an API key"
+
+
+class LocalRoutes:
+    """The handler of `/readyz`, `/v1/models` and `/v1/models/NAME`.
+
+    readiness: returns whether requests are served, and warnings.
+    lengths: the context lengths of models.
+    started_wall: Unix seconds, shown as the time at which every model was created.
+    """
+
+    def __init__(
+        self, readiness: Callable[[], tuple[bool, list[str]]], lengths: ContextLengths, started_wall: int
+    ) -> None:
+        self._readiness = readiness
+        self._lengths = lengths
+        self._started_wall = started_wall
+
+    def answer(
+        self,
+        path: str,
+        response: ResponseWriter,
+        visible: VisibleModels,
+        *,
+        shows_key: bool,
+        refuses_external: bool = False,
+    ) -> Coroutine[None, None, None] | None:
+        """Sends the response of a local path. Raises UnknownModel and ExternalRefused.
+
+        Returns the work that sends it later, if engines have to state context lengths first.
+
+        visible: the models that the client may use.
+        shows_key: whether the client has shown a known API key; without one, no details are sent.
+        refuses_external: no model outside the cluster is listed.
+        """
+        if path == READINESS_PATH:
+            is_ready, warnings = self._readiness()
+            notes = warnings if shows_key else _public_notes(warnings)
+            body = msgspec.json.encode({"ready": is_ready, "notes": notes})
+            response.send(200 if is_ready else 503, local_headers("readyz"), body)
+            return None
+        hidden = visible.outside_cluster() if refuses_external else NOTHING_HIDDEN
+        content = self._content(path, visible, hidden)
+        unknown = self._lengths.unknown(visible.fleet.models)
+        if unknown:
+            return self._answer_later(path, response, visible, hidden, unknown)
+        response.send(200, local_headers("models"), msgspec.json.encode(content))
+        return None
+
+    async def _answer_later(
+        self, path: str, response: ResponseWriter, visible: VisibleModels, hidden: HiddenKeys, unknown: list[str]
+    ) -> None:
+        await self._lengths.read(unknown)
+        response.send(200, local_headers("models"), msgspec.json.encode(self._content(path, visible, hidden)))
+
+    def _content(self, path: str, visible: VisibleModels, hidden: HiddenKeys) -> dict[str, object]:
+        """Returns the list of models, or the object of one.
+
+        Raises UnknownModel and ExternalRefused.
+        """
+        lengths = self._lengths.by_model
+        if path in (_MODELS_PATH, _MODELS_PATH + "/"):
+            fleet = visible.fleet
+            models = [
+                self._model_object(name, namespace, _length(name, visible, lengths))
+                for name, namespace in public_names(fleet, hidden).items()
+            ]
+            models += [
+                self._adapter_object(name, model, lengths)
+                for name, (model, _) in adapter_names(fleet).items()
+                if model.key not in hidden.models
+            ]
+            return {"object": "list", "data": models}
+        return self._named_object(path[len(_MODELS_PATH) + 1 :], visible, hidden, lengths)
+
+    def _named_object(
+        self, name: str, visible: VisibleModels, hidden: HiddenKeys, lengths: Mapping[str, int]
+    ) -> dict[str, object]:
+        """Returns the object of a model, an adapter or a route.
+
+        Raises UnknownModel, and ExternalRefused if it is hidden.
+        """
+        route = visible.fleet.resolve_route(name)
+        if route is not None:
+            if route in hidden.routes:
+                raise ExternalRefused(route)
+            return self._model_object(name, visible.fleet.routes[route].namespace, _length(name, visible, lengths))
+        entry = resolve_model_entry(name, visible.fleet, visible.names)
+        if entry.key in hidden.models:
+            raise ExternalRefused(entry.key)
+        if entry.adapter is not None:
+            return self._adapter_object(name, entry.model, lengths)
+        return self._model_object(name, entry.model.namespace, lengths.get(entry.key))
+
+    def _adapter_object(self, name: str, base: Model, lengths: Mapping[str, int]) -> dict[str, object]:
+        found = self._model_object(name, base.namespace, lengths.get(base.key))
+        if not base.adapters_only:
+            found["parent"] = base.key if base.shadowed else base.name
+        return found
+
+    def _model_object(self, name: str, namespace: str, length: int | None) -> dict[str, object]:
+        found: dict[str, object] = {
+            "id": name,
+            "object": "model",
+            "created": self._started_wall,
+            "owned_by": namespace,
+        }
+        if length is not None:
+            found["max_model_len"] = length
+        return found
+
+
+def _length(name: str, visible: VisibleModels, lengths: Mapping[str, int]) -> int | None:
+    """Returns the context length of a model, or that of a route: the shortest of its models."""
+    route = visible.fleet.resolve_route(name)
+    if route is not None:
+        return shortest(lengths, visible.fleet.routes[route].models())
+    entry = visible.names.get(name)
+    return None if entry is None else lengths.get(entry.key)
+
+
+def _public_notes(warnings: Sequence[str]) -> list[str]:
+    """Returns the warnings that every client may read, and one word for all others."""
+    notes = [warning for warning in warnings if warning in _PUBLIC_NOTES]
+    return notes if len(notes) == len(warnings) else [*notes, _DEGRADED]
+
+
+def is_local_path(path: str) -> bool:
+    """Whether `LocalRoutes` answers the path."""
+    return path in (READINESS_PATH, _MODELS_PATH) or path.startswith(_MODELS_PATH + "/")
+
+
+def check_method(method: str, allowed: Sequence[str], response: ResponseWriter) -> bool:
+    """Returns True if the method is allowed; answers OPTIONS and returns False.
+
+    Raises MethodNotAllowed for all other methods.
+    """
+    if method in allowed:
+        return True
+    if method != "OPTIONS":
+        raise _method_not_allowed(allowed)
+    response.send(200, f"allow: {_allow(allowed)}\r\n{local_headers('options')}", b"")
+    return False
+
+
+def check_counted_path(path: str) -> None:
+    """Raises NotPermitted for a path whose tokens the gateway does not count."""
+    if path in TOKENIZING_PATHS:
+        return
+    if BODY_TYPES.get(path) is GenericRequest or (
+        path not in BODY_TYPES and path not in OUTPUT_LIMITS and not is_local_path(path) and is_passthrough_path(path)
+    ):
+        hint = (
+            "use chat completions, completions, embeddings, /v1/responses or /v1/messages, or ask the "
+            "operator of the gateway for `otherPaths: Admit`"
+        )
+        message = "this tenant may not use this path, since the gateway does not count its tokens"
+        raise NotPermitted(message, code="path_not_permitted", hint=hint)
+
+
+def check_body(method: str, path: str) -> None:
+    """Raises BodyTooLarge, MethodNotAllowed or UnknownPath for a body that no path reads."""
+    if method == "POST" and not is_local_path(path) and is_passthrough_path(path):
+        return
+    allowed: Sequence[str] | None = None
+    if is_local_path(path):
+        allowed = ("GET", "HEAD")
+    elif path in BODY_TYPES:
+        allowed = ("POST",)
+    elif is_passthrough_path(path):
+        allowed = PASSTHROUGH_METHODS
+    elif path != "*":
+        raise unknown_path(path)
+    if allowed is not None and method != "OPTIONS" and method not in allowed:
+        raise _method_not_allowed(allowed)
+    raise BodyTooLarge(
+        "this path takes no body with this method", hint="send neither Content-Length nor Transfer-Encoding"
+    )
+
+
+def unknown_path(path: str) -> UnknownPath:
+    """Returns the error of a path under which nothing is served."""
+    if f"{path}/".startswith("/v1/v1/"):
+        return UnknownPath("/v1 stands twice in this path", hint="leave it out of the client's base URL")
+    hint = "the API lies under /v1" if "%" not in path else "write a path without percent signs"
+    return UnknownPath("nothing is served under this path", hint=hint)
+
+
+def _method_not_allowed(allowed: Sequence[str]) -> MethodNotAllowed:
+    allow = _allow(allowed)
+    return MethodNotAllowed("this path does not support this method", hint=f"use {allow}", headers=(("allow", allow),))
+
+
+def _allow(allowed: Sequence[str]) -> str:
+    return ", ".join((*allowed, "OPTIONS"))
+
+
+def local_headers(reason: str) -> str:
+    """Returns the headers of a response that no engine made."""
+    return (
+        f"x-fairlead-instance: gateway\r\nx-fairlead-reason: {reason}\r\n"
+        "x-fairlead-decision: none\r\nserver-timing: gateway\r\n"
+    )
+
+
+def send_error(error: GatewayError, response: ResponseWriter, headers: str) -> None:
+    """Sends an error of the gateway as the response, in the dialect of its path."""
+    own_headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
+    path = error.path if response.head is None else response.head.path
+    body = error_in_client_dialect(path, error.status, error.body(response.request_id))
+    response.send(error.status, own_headers + headers, body)
+
+
+def log_internal_error(request_id: str, error: Exception) -> None:
+    """Logs the type of an error and its lines of code, not its text.
+
+    Why: the text may hold a part of a prompt.
+    """
+    _log.error("request %s: %s\n%s", request_id, type(error).__name__, traceback_lines(error))

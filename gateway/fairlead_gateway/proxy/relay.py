@@ -1,0 +1,692 @@
+"""Relays the response of an attempt to the client, and resumes a stream that broke.
+
+Streams from their first event to their end: comments, times, and relays without a task.
+
+A stream waits for its engine for minutes. Its task has nothing to do until then, if
+
+- the request has no timeout of its own, and
+- no other instance can resume the stream.
+
+`forwarder` then hands the stream over to a `RelayedStream` and ends its task.
+
+Why: a waiting task, with its coroutines and futures, takes 2.5 KB of memory for each open stream.
+
+Resumes a stream that broke after its first byte: another instance generates the rest.
+
+A stream is resumed at most once. The text that clients have is parsed for one stream at a time, and
+in slices.
+
+Why: an engine that ends breaks hundreds of streams at once. To parse 1 MiB of short events takes
+0.1 s, and requests of all callers would wait for the sum.
+"""
+
+import asyncio
+import re
+from abc import abstractmethod
+from functools import partial
+from typing import Final
+
+from fairlead_gateway.errors import (
+    GatewayError,
+    NoReadyInstance,
+    error_body,
+    error_event,
+    error_in_client_dialect,
+    has_error_events,
+)
+from fairlead_gateway.http.listener import ResponseWriter
+from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
+from fairlead_gateway.limits.worker.limit_gate import LimitGate
+from fairlead_gateway.openai.model_names import ServedNameRewriter
+from fairlead_gateway.openai.request import can_resume
+from fairlead_gateway.proxy.attempt import (
+    Attempt,
+    Dispatcher,
+    external_refusal,
+    is_error_object,
+    is_external,
+    is_usage_refused,
+    refusal_body,
+)
+from fairlead_gateway.proxy.continuation import (
+    SentText,
+    SentTextMemory,
+    resume_body,
+    splice_events,
+    total_usage,
+)
+from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, AttemptFailure, RetryBudget
+from fairlead_gateway.routes.worker.fallbacks import fallback_header
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, ENGINE_REFUSED
+from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
+from fairlead_gateway.tenants.worker.tenant_policy import (
+    BodyRewriter,
+    CachedTokensFilter,
+    hide_in_events,
+    shown_headers,
+)
+from fairlead_gateway.upstream.connection import UpstreamError
+from fairlead_gateway.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.upstream.request_encoder import (
+    JSON_TYPE,
+    RouteHeaderCache,
+    relayed_headers,
+    relayed_retry_after,
+    route_header,
+    sanitize_header_value,
+    server_timing,
+)
+from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
+from fairlead_gateway.worker.request_context import RequestContext
+
+RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
+"""Limit: the same of all streams of a worker; a stream that grows beyond cannot be continued."""
+
+_FREE_CAUSES = ("cut", "gone")  # the engine went: its work is free, and resuming charges no budget
+
+
+COMMENT: Final = b": keep-alive\n\n"
+
+
+class SseKeepAlive(TimeoutEntry):
+    """The sender of comments into one silent stream, from `start` to `stop`.
+
+    Then no proxy or client in between closes the stream. A comment goes out only after the head and
+    between two whole events. A client that does not read gets none.
+
+    timeouts: a queue whose timeout is the time between two comments.
+    """
+
+    __slots__ = ("_added_at", "_engine_response", "_is_queued", "_response", "_timeouts")
+
+    def __init__(self, response: ResponseWriter, timeouts: TimeoutQueue) -> None:
+        super().__init__()
+        self._response = response
+        self._timeouts = timeouts
+        self._engine_response: EngineResponse | None = None
+        self._added_at: float | None = None
+        self._is_queued = False
+
+    def start(self, engine_response: EngineResponse) -> None:
+        """Starts the comments of a stream, or continues them with another engine's response."""
+        self._engine_response = engine_response
+        self._added_at = engine_response.added_at
+        if not self._is_queued:
+            self._is_queued = True
+            self._timeouts.add(self, self._timeouts.now())
+
+    def stop(self) -> None:
+        """Ends the comments."""
+        self._engine_response = None
+        self._is_queued = False
+        self._timeouts.remove(self)
+
+    def on_timeout(self) -> None:
+        """Sends a comment if the stream was silent, and waits again."""
+        engine_response, self._is_queued = self._engine_response, False
+        if engine_response is None or self._response.finished:
+            return
+        is_silent = engine_response.added_at == self._added_at and engine_response.is_between_events
+        if is_silent and not engine_response.is_paused:
+            self._response.write_chunks([COMMENT])
+        self._added_at = engine_response.added_at
+        self._is_queued = True
+        self._timeouts.add(self, self._timeouts.now())
+
+
+class StreamLifecycle:
+    """The owner of relayed streams; its methods are called as a stream proceeds.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    @abstractmethod
+    def on_relayed(self, stream: "RelayedStream") -> None:
+        """Notes a stream that its task has handed over; `stream.cancel` ends it."""
+
+    @abstractmethod
+    def on_cancelled(self, context: RequestContext) -> None:
+        """Notes the end of a stream whose client has disconnected, or that outlasts the drain."""
+
+    @abstractmethod
+    def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
+        """Notes the end of a request; sends `error` to the client, if there is one."""
+
+    @abstractmethod
+    def on_internal_error(self, context: RequestContext, error: Exception) -> None:
+        """Ends a request after a defect of the gateway."""
+
+
+class GapRecorder(StreamObserver):
+    """The observer of a stream that records the times between its chunks."""
+
+    __slots__ = ("_instance_id", "_model_key", "_telemetry")
+
+    def __init__(self, telemetry: MetricsRecorder, model_key: str, instance_id: str) -> None:
+        super().__init__()
+        self._telemetry = telemetry
+        self._model_key = model_key
+        self._instance_id = instance_id
+
+    def on_gap(self, seconds: float) -> None:
+        """Records the seconds between two chunks."""
+        self._telemetry.record_inter_token(self._model_key, self._instance_id, seconds)
+
+
+class RelayedStream(GapRecorder):
+    """One stream without a task."""
+
+    __slots__ = ("_attempt", "_ending", "_engine_response", "_has_ended", "_keep_alive", "_lifecycle")
+
+    def __init__(
+        self,
+        telemetry: MetricsRecorder,
+        attempt: Attempt,
+        engine_response: EngineResponse,
+        keep_alive: SseKeepAlive,
+        *,
+        lifecycle: StreamLifecycle,
+        ending: "ResponseRelay",
+    ) -> None:
+        super().__init__(telemetry, attempt.context.request.model_key, attempt.instance_id)
+        self.reports_end = True
+        self._attempt = attempt
+        self._engine_response = engine_response
+        self._keep_alive = keep_alive
+        self._lifecycle = lifecycle
+        self._ending = ending
+        self._has_ended = False
+
+    @property
+    def context(self) -> RequestContext:
+        """The request."""
+        return self._attempt.context
+
+    def on_end(self) -> None:
+        """Ends the response: the engine has sent all, or has failed."""
+        if self._has_ended:
+            return
+        attempt = self._attempt
+        is_complete = False
+        try:
+            try:
+                self._stop()
+                is_complete = self._ending.end_response(attempt, self._engine_response)
+            finally:
+                self._finish_attempt(is_complete)
+            self._lifecycle.on_finished(attempt.context)
+        except Exception as defect:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            self._lifecycle.on_internal_error(attempt.context, defect)
+
+    def cancel(self) -> None:
+        """Ends the stream at once: its client has disconnected, or the drain is over."""
+        if self._has_ended:
+            return
+        self._stop()
+        record_relayed(self._attempt.context, self._engine_response)
+        self._finish_attempt(False)
+        self._lifecycle.on_cancelled(self._attempt.context)
+
+    def _stop(self) -> None:
+        self._has_ended = True
+        self._engine_response.end_relay()
+        self._keep_alive.stop()
+        self._attempt.context.response.on_backpressure = None
+
+    def _finish_attempt(self, is_complete: bool) -> None:
+        attempt = self._attempt
+        attempt.abort_unfinished()
+        attempt.finish(is_complete, attempt.now())
+
+
+class StreamResume:
+    """The stage that resumes broken streams. One object serves all requests of a worker."""
+
+    def __init__(self, dispatcher: Dispatcher, pool: ConnectionPool, retry_budget: RetryBudget) -> None:
+        self._dispatcher = dispatcher
+        self._pool = pool
+        self._telemetry = dispatcher.recorder.telemetry
+        self._retry_budget = retry_budget
+        self._now = dispatcher.now
+        self._routers = dispatcher.routers
+        self._failures = dispatcher.failures
+        self._parsing = asyncio.Lock()
+
+    async def resume(self, broken: Attempt, sent: SentText, cause: str, keep_alive: SseKeepAlive) -> str | None:
+        """Relays the rest of the response from another instance.
+
+        sent: the text that the client has.
+        cause: why the stream of `broken` ended.
+        Returns None if the response is complete now, else the cause of the failure.
+        """
+        context = broken.context
+        if context.trace is not None:
+            context.trace.finish_span(ATTEMPT, cause)
+        body = resume_body(context.request, sent) if await self._parse(sent) else None
+        attempt = self._choose(broken, sent, cause) if body is not None else None
+        if body is None or attempt is None:
+            return cause
+        broken.finish(False, self._now())
+        attempt.on_dispatch(self._now())
+        is_complete = False
+        try:
+            if context.request.adapter is not None:
+                await attempt.acquire_adapter()
+            attempt.attach_engine_message(body)
+            splice = partial(splice_events, sent=sent)
+            shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
+            rewrite = splice if shows_cached else partial(hide_in_events, splice)
+            engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
+            if error is None and is_usage_refused(context, engine_response):
+                self._without_usage(attempt, sent)
+                engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
+            if error is not None:
+                self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
+                if error.is_crash:
+                    attempt.on_crash()
+            scanner = engine_response.scanner
+            if error is not None or not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
+                return cause
+            self._failures.outlier_detector.on_success(attempt.instance_id, self._now(), context.caller)
+            cause_of_rest = await self._relay(attempt, engine_response, sent, keep_alive)
+            is_complete = cause_of_rest is None
+            if cause_of_rest == "cut":
+                attempt.on_crash()
+            return cause_of_rest
+        except UpstreamError as error:
+            self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
+            return cause
+        except AttemptFailure:
+            return cause
+        finally:
+            attempt.abort_unfinished()
+            attempt.finish(is_complete, self._now())
+            self._telemetry.record_resumption(context.request.model_key, "whole" if is_complete else "broken")
+
+    def _without_usage(self, attempt: Attempt, sent: SentText) -> None:
+        """Makes the attempt one without the request for token counts, which its engine refuses."""
+        if attempt.engine_response is not None:
+            attempt.engine_response.release_buffer()
+        attempt.abort_unfinished()
+        attempt.reset()
+        request = attempt.context.request
+        request.take_back_usage()
+        attempt.attach_engine_message(resume_body(request, sent) or b"")
+
+    async def _parse(self, sent: SentText) -> bool:
+        """Parses the text that the client has; returns whether the stream can be resumed."""
+        async with self._parsing:
+            for is_text in sent.parse_slices():
+                if not is_text:
+                    return False
+                await asyncio.sleep(0)
+        return True
+
+    def _choose(self, broken: Attempt, sent: SentText, cause: str) -> Attempt | None:
+        context, now = broken.context, self._now()
+        key, choice = context.request.model_key, context.choice
+        assert choice is not None
+        if cause not in _FREE_CAUSES and not self._retry_budget.take(context.caller, now):
+            return None
+        try:
+            excluded = self._excluded_instances(broken)
+            decision = self._routers.choose(key, context.route_request, now, excluded)
+        except NoReadyInstance:
+            return None
+        instance = self._routers.ready_instance(key, decision.chosen) if decision.chosen is not None else None
+        if instance is None:
+            return None
+        reason = f"continued after {cause}; {decision.rule}: {decision.reason}"
+        decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
+        return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, sent)
+
+    def _excluded_instances(self, broken: Attempt) -> frozenset[str]:
+        """Returns the instances that may not resume the stream."""
+        context, excluded = broken.context, frozenset({broken.instance_id})
+        loader, adapter = self._dispatcher.adapter_loader, context.request.adapter
+        if loader is None or adapter is None:
+            return excluded
+        use = context.adapter_use = loader.place(context.request.model_key, adapter, excluded)
+        return excluded | loader.restrict(context.request.model_key, use)
+
+    async def _relay(
+        self, attempt: Attempt, engine_response: EngineResponse, sent: SentText, keep_alive: SseKeepAlive
+    ) -> str | None:
+        context, telemetry, now = attempt.context, self._telemetry, self._now()
+        key, name, result = context.request.model_key, attempt.instance_id, context.result
+        attempt.on_first_token(now)
+        if result.last_at is not None:
+            telemetry.record_inter_token(key, name, now - result.last_at)
+        context.response.on_backpressure = attempt.set_paused
+        keep_alive.start(engine_response)
+        engine_response.relay_to(context.response, GapRecorder(telemetry, key, name))
+        cause = await engine_response.finished
+        result.last_at, result.event_count = (
+            engine_response.last_at,
+            result.event_count + engine_response.scanner.event_count,
+        )
+        context.record_usage(total_usage(engine_response.scanner.usage, sent))
+        if cause is not None and cause != CLIENT_SILENT:
+            self._failures.on_stream_failed(context, name, cause)
+        return cause
+
+
+def record_relayed(context: RequestContext, engine_response: EngineResponse) -> None:
+    """Records what was relayed of a response by now: its events, and the engine's token counts."""
+    context.result.event_count = engine_response.event_count
+    context.result.next_sequence_number = engine_response.next_sequence_number
+    context.record_usage(engine_response.usage)
+
+
+_STREAM_ERROR_TEXTS: Final = {
+    "cut": "the engine broke off",
+    "timeout": "the engine fell silent",
+    "gone": "the engine fell silent and takes no connections",
+    "error-event": "the engine reported an error",
+    "aborted": "the engine aborted the request",
+    "garbage": "the engine's answer cannot be read",
+    "gateway-full": "the gateway lacks memory for its events",
+}
+_NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
+"""The header of answers whose type is the engine's, or missing."""
+_JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
+
+
+class ResponseRelay:
+    """The stage that relays responses, whole or as streams.
+
+    One object serves all requests of a worker.
+
+    lifecycle: takes the streams that need no task.
+    """
+
+    def __init__(
+        self,
+        lifecycle: StreamLifecycle,
+        dispatcher: Dispatcher,
+        *,
+        pool: ConnectionPool,
+        retry_budget: RetryBudget,
+        limit_gate: LimitGate,
+    ) -> None:
+        runtime = dispatcher.runtime
+        self._now = runtime.now
+        self._limits = runtime.limits
+        self._comment_times = TimeoutQueue(runtime.loop, runtime.limits.keep_alive_seconds, runtime.now)
+        self._lifecycle = lifecycle
+        self._limit_gate = limit_gate
+        self._routers = dispatcher.routers
+        self._telemetry = dispatcher.recorder.telemetry
+        self._failures = dispatcher.failures
+        self._poison_guard = dispatcher.poison_guard
+        self._stream_resume = StreamResume(dispatcher, pool, retry_budget)
+        self._sent_text_memory = SentTextMemory(RESUMABLE_STREAMS_BYTES)
+        self._route_headers = RouteHeaderCache()
+
+    async def relay(self, attempt: Attempt) -> bool:
+        """Sends the response as it comes; returns whether it was complete.
+
+        Returns False, and sets `is_handed_over` of the request, if the stream needs no task.
+        """
+        context, engine_response = attempt.context, attempt.engine_response
+        assert engine_response is not None
+        response, result = context.response, context.result
+        result.status = engine_response.status
+        result.first_at, result.last_at = engine_response.first_at, engine_response.last_at
+        if engine_response.in_band_error is not None:
+            self._refuse_stream(context, engine_response)
+            return True
+        if not engine_response.is_stream and (engine_response.is_complete or engine_response.status >= 400):
+            self.relay_buffered(context, engine_response, self._now())
+            return True
+        rewriter = _body_rewriter(context, engine_response)
+        if rewriter is not None:
+            engine_response.rewrite_events = rewriter.rewrite_events
+            engine_response.rewrite_chunks = rewriter.rewrite_chunks
+        length = None
+        if engine_response.is_stream:
+            self._record_first_token(attempt, engine_response)
+        elif rewriter is None:
+            value = engine_response.headers.get(b"content-length", b"")
+            length = int(value) if value.isdigit() else None
+        response.on_backpressure = attempt.set_paused
+        headers = relayed_headers(_shown_headers(context, engine_response))
+        headers += self.response_headers(context, self._now())
+        if context.request.is_passthrough:
+            headers += _NO_SNIFFING
+        response.start_stream(engine_response.status, headers, length=length)
+        response.accepts_comments = response.accepts_comments and engine_response.is_stream
+        if self._hand_over(attempt, engine_response):
+            return False
+        return self._end(context, engine_response, await self._relay_to_end(attempt, engine_response))
+
+    def end_response(self, attempt: Attempt, engine_response: EngineResponse) -> bool:
+        """Ends the response of a stream that was handed over."""
+        cause = engine_response.error
+        self._record_end(attempt, engine_response, cause)
+        return self._end(attempt.context, engine_response, cause)
+
+    def _end(self, context: RequestContext, engine_response: EngineResponse, cause: str | None) -> bool:
+        """Ends a response that has started; returns whether it was complete."""
+        response, result = context.response, context.result
+        if cause is None:
+            return True
+        if cause == CLIENT_SILENT:
+            result.client_disconnected = True
+            response.abort()
+            return False
+        result.error = cause
+        error = engine_response.in_band_error
+        # The request is at fault, as its engine or the gateway says.
+        result.is_charged = error is not None and (error.status < 500 or error.is_charged)
+        text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
+        _end_with_error(context, text, f"stream_{cause.replace('-', '_')}")
+        return False
+
+    def relay_buffered(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
+        """Sends a whole plain response."""
+        body, content_type = engine_response.buffered_body, JSON_TYPE
+        shown, status = _shown_headers(context, engine_response), engine_response.status
+        headers = relayed_headers(shown, exclude=b"content-type")
+        headers += self.response_headers(context, now)
+        if context.request.is_passthrough:
+            headers += _NO_SNIFFING
+            if b"content-type" in engine_response.headers:
+                content_type = engine_response.headers[b"content-type"].decode("latin-1")
+        if status >= 400:
+            headers += relayed_retry_after(status, shown, int(MAX_RETRY_AFTER_SECONDS))
+            context.result.error = ENGINE_REFUSED
+            if is_external(context):
+                content_type, body = JSON_TYPE, external_refusal(status, body, context.http_request.id)
+            if not is_error_object(body):
+                content_type, body = JSON_TYPE, refusal_body(status, body, context.http_request.id)
+            body = error_in_client_dialect(context.http_request.head.path, status, body)
+        rewriter = _body_rewriter(context, engine_response)
+        body = body if rewriter is None else rewriter.rewrite(body)
+        context.response.send(status, headers, body, content_type=content_type)
+
+    def response_headers(self, context: RequestContext, now: float) -> str:
+        """Returns the headers that say where a request went, why, and how long that took.
+
+        A tenant that is not shown them gets the id of the decision only.
+        """
+        choice, address = context.choice, context.address
+        trace = context.trace.response_header if context.trace is not None else ""
+        if context.reservation is not None:
+            trace += self._limit_gate.headers(context, now)
+        if not context.policy.shows_placement:
+            return f"x-fairlead-decision: {context.id}\r\n{trace}"
+        if choice is None or address is None:
+            route, rule = route_header("gateway"), "none"
+        else:
+            route, rule = self._route_headers.get(address.id), choice.decision.rule
+        received_at, dispatched_at = context.http_request.received_at, context.result.dispatched_at
+        queued_seconds = context.result.queued_seconds
+        if dispatched_at is None:
+            timing = server_timing(now - received_at - queued_seconds, -1.0, queued_seconds)
+        else:
+            timing = server_timing(dispatched_at - received_at - queued_seconds, now - dispatched_at, queued_seconds)
+        if context.request.route is not None:
+            trace += f"x-fairlead-model: {sanitize_header_value(context.request.model_key)}\r\n"
+            trace += fallback_header(context.request.route)
+        return f"{route}{rule}\r\nx-fairlead-decision: {context.id}\r\nserver-timing: {timing}\r\n{trace}"
+
+    def _refuse_stream(self, context: RequestContext, engine_response: EngineResponse) -> None:
+        """Answers with the error that the stream began with, instead of a stream."""
+        error, result = engine_response.in_band_error, context.result
+        assert error is not None
+        result.status, result.error = error.status, ENGINE_REFUSED
+        body = error_body(error.message, "invalid_request_error", None, "engine_refused", context.http_request.id)
+        if is_external(context):
+            body = external_refusal(error.status, body, context.http_request.id)
+        body = error_in_client_dialect(context.http_request.head.path, error.status, body)
+        context.response.send(error.status, self.response_headers(context, self._now()), body)
+
+    def _record_first_token(self, attempt: Attempt, engine_response: EngineResponse) -> None:
+        context, first_at = attempt.context, engine_response.first_at
+        assert first_at is not None
+        attempt.on_first_token(self._now())
+        key = context.request.model_key
+        limit = context.request.model.objectives.ttft_limit_seconds(
+            self._routers.prompt_tokens(key, context.route_request)
+        )
+        ttft_seconds = first_at - context.http_request.received_at
+        self._telemetry.record_first_token(key, attempt.instance_id, ttft_seconds, limit)
+
+    def _hand_over(self, attempt: Attempt, engine_response: EngineResponse) -> bool:
+        """Relays a stream without its task, if neither a timeout nor another instance may end it.
+
+        Returns whether it does.
+        """
+        context, lifecycle = attempt.context, self._lifecycle
+        # Of a client that has disconnected, the task is about to be cancelled.
+        if not engine_response.is_stream or context.response.finished:
+            return False
+        if context.deadline is not None or _can_resume(attempt):
+            return False
+        self._release_request(context)
+        context.stall_timeout = None
+        engine_response.release_head()
+        if attempt.connection is not None:
+            attempt.connection.release_head(engine_response)
+        keep_alive = SseKeepAlive(context.response, self._comment_times)
+        stream = RelayedStream(self._telemetry, attempt, engine_response, keep_alive, lifecycle=lifecycle, ending=self)
+        engine_response.relay_to(context.response, stream)
+        keep_alive.start(engine_response)
+        lifecycle.on_relayed(stream)
+        context.is_handed_over = True  # last: after an error before, the task ends the request
+        return True
+
+    def _release_request(self, context: RequestContext) -> None:
+        """Releases the body: no attempt follows, and thousands of streams need not keep it."""
+        context.fingerprint = context.body_fingerprint(self._poison_guard.fingerprint)
+        context.http_request.body = b""
+        context.request.release_body()
+        context.response.on_request_released()
+
+    async def _relay_to_end(self, attempt: Attempt, engine_response: EngineResponse) -> str | None:
+        """Relays the response to its end, and resumes a stream that breaks.
+
+        Returns the cause of a failure, in one word; None if the response is complete.
+        """
+        context = attempt.context
+        sent_text = None
+        if engine_response.is_stream:
+            if _can_resume(attempt):
+                sent_text = SentText(self._limits.resumable_bytes, self._sent_text_memory)
+                engine_response.on_relayed = sent_text.add
+            else:
+                self._release_request(context)
+        observer = GapRecorder(self._telemetry, context.request.model_key, attempt.instance_id)
+        engine_response.relay_to(context.response, observer)
+        keep_alive = SseKeepAlive(context.response, self._comment_times)
+        try:
+            if engine_response.is_stream or (engine_response.is_passed_stream and context.response.is_between_chunks):
+                keep_alive.start(engine_response)
+            cause = await engine_response.finished
+            is_final = self._record_end(attempt, engine_response, cause)
+            if sent_text is None or is_final:
+                return cause
+            if not engine_response.is_complete and attempt.connection is not None:
+                attempt.connection.abandon(engine_response)
+            return await self._stream_resume.resume(attempt, sent_text, cause or "", keep_alive)
+        except asyncio.CancelledError:
+            if engine_response.finished.cancelled():  # the client has disconnected
+                record_relayed(context, engine_response)
+            raise
+        finally:
+            keep_alive.stop()
+            context.response.on_backpressure = None
+            if sent_text is not None:
+                sent_text.release()
+
+    def _record_end(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> bool:
+        """Records how the relay ended; returns whether the rest must not be resumed."""
+        result = attempt.context.result
+        result.last_at = engine_response.last_at
+        record_relayed(attempt.context, engine_response)
+        if cause is None or cause == CLIENT_SILENT:
+            return True
+        self._failures.on_stream_failed(attempt.context, attempt.instance_id, cause)
+        return cause == "cut" and attempt.on_crash()
+
+
+def end_incomplete(context: RequestContext, error: GatewayError) -> None:
+    """Ends a response that has started and cannot be completed."""
+    context.result.error = error.code
+    _end_with_error(context, f"{error}; the answer is incomplete", error.code)
+
+
+def _end_with_error(context: RequestContext, text: str, code: str) -> None:
+    """Ends a stream with an error as its last event, in the dialect of its path.
+
+    Anything else is reset, so that it cannot look whole.
+    """
+    request, response, path = context.request, context.response, context.http_request.head.path
+    if request.stream or (request.passes_stream and response.is_between_chunks and has_error_events(path)):
+        number = context.result.next_sequence_number
+        response.end_with_error(error_event(path, text, code, context.http_request.id, sequence_number=number))
+    else:
+        response.abort()
+
+
+def _shown_headers(context: RequestContext, engine_response: EngineResponse) -> dict[bytes, bytes]:
+    headers = engine_response.headers
+    return headers if context.policy.shows_placement else shown_headers(headers)
+
+
+def _body_rewriter(context: RequestContext, engine_response: EngineResponse) -> BodyRewriter | None:
+    """Returns the rewriter of a response's body; None if it goes to the client as it is."""
+    rewriter = _served_name_rewriter(context, engine_response)
+    if context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path):
+        return rewriter
+    return CachedTokensFilter(rewriter) if _has_text(engine_response) else rewriter
+
+
+def _served_name_rewriter(context: RequestContext, engine_response: EngineResponse) -> ServedNameRewriter | None:
+    """Returns the rewriter that restores the client's model name.
+
+    None if the engine uses that name, or sends no JSON.
+    """
+    adapter, route, address = context.request.adapter, context.request.route, context.address
+    name = None if address is None else address.served_name
+    if adapter is not None:
+        sent = (None if address is None else address.adapter_model(adapter.name)) or adapter.name
+        name = None if context.request.model_name == sent else sent
+    elif name is None and route is not None:
+        name = context.request.model.name
+    if name is None or not _has_text(engine_response):
+        return None
+    return ServedNameRewriter(name, context.request.model_name if route is None else route.name)
+
+
+def _has_text(engine_response: EngineResponse) -> bool:
+    """Whether a response is JSON or an event stream."""
+    content_type = engine_response.headers.get(b"content-type", b"")
+    return engine_response.is_stream or _JSON_OR_EVENTS.search(content_type) is not None
+
+
+def _can_resume(attempt: Attempt) -> bool:
+    """Whether another instance can resume the stream. APIs that others run continue no text."""
+    return not attempt.address.leaves_cluster and can_resume(attempt.context.request)

@@ -1,6 +1,0 @@
-"""Learns engine profiles from the requests of a gateway: the seconds per token, step and sequence.
-
-`observations` turns timing events into measured spans of an engine's time. `profile_estimator`
-fits a profile to the spans of each kind of engine.
-`profiling_service` runs it and sends the profiles to the workers. Only the service reads a clock.
-"""

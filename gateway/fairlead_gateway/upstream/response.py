@@ -1,0 +1,428 @@
+"""The response of an engine: buffered until its verdict is known, then relayed as it comes.
+
+Nothing is sent to the client before the verdict. A plain response has its verdict when it is whole,
+or too long to buffer. A stream has it with its first event, which must be no error: a full engine
+answers a stream with 200 and an error event. What is passed on and is no JSON, such as speech, has
+it with its first bytes. Events that only open an answer wait for `keep_alive_seconds` at most,
+since an engine can still fail on the prompt. Of an error that is too long, only the start is kept.
+Until the verdict, the request can go to another instance. From then on, chunks pass from connection
+to connection, and `finished` says how it ended.
+"""
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Final
+
+from fairlead_gateway.http.listener import ResponseWriter
+from fairlead_gateway.upstream.connection import ResponseSink, UpstreamError
+from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
+from fairlead_gateway.upstream.usage import InBandError, PassedUsage, Usage
+from fairlead_gateway.worker.runtime import BufferedBytes, WorkerRuntime, compact
+
+_OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
+CLIENT_SILENT: Final = "client-silent"
+"""The client has not read for so long that its engine was paused until its time was over."""
+_ERROR_EVENT: Final = "error-event"
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_LONGEST_END: Final = 4
+_NO_HEADERS: Final[dict[bytes, bytes]] = {}
+
+
+class StreamObserver:
+    """The observer of a response that is relayed.
+
+    reports_end: whether `on_end` is called.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    __slots__ = ("reports_end",)
+
+    def __init__(self) -> None:
+        self.reports_end = False
+
+    @abstractmethod
+    def on_gap(self, seconds: float) -> None:
+        """Called with the seconds between two chunks of a stream."""
+
+    def on_end(self) -> None:
+        """Called once when the response has been relayed or has failed, by the event loop."""
+
+
+class EngineResponse(ResponseSink):
+    """The response of one engine to one request; the sink of its connection.
+
+    stream_requested: the client asked for a stream.
+    is_passthrough: the gateway reads neither prompt nor response.
+    on_silence: see `ResponseSink.on_silence`.
+    on_verdict: called with the verdict; without it, `verdict` is awaited.
+    namespace: of the engine, whose responses share memory with others; set by the creator.
+    choices: answers that the request has; set by the creator.
+    counts_passed: reads the token counts of an answer that is passed on; set by the creator.
+
+    Why lazy parts: most responses are plain and go to `on_verdict`; scanner and futures would cost
+    each of them.
+    """
+
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        *,
+        stream_requested: bool,
+        strip_usage: bool,
+        is_passthrough: bool,
+        on_silence: Callable[[], float],
+        on_verdict: Callable[[UpstreamError | None], None] | None = None,
+    ) -> None:
+        self._stream_requested = stream_requested
+        self._strip_usage = strip_usage
+        self._now = runtime.now
+        self.limits = runtime.limits
+        self._loop = runtime.loop
+        self._seconds_left = on_silence
+        self.rewrite_events: Callable[[list[bytes]], list[bytes]] | None = None
+        self.rewrite_chunks: Callable[[list[bytes], bool], list[bytes]] | None = None
+        self.on_relayed: Callable[[list[bytes]], None] | None = None
+        self._buffer: list[bytes] = []
+        self._size = 0
+        self._memory = runtime.response_memory
+        self.namespace = ""
+        self.choices = 1
+        self.counts_passed = False
+        self._passed_usage: PassedUsage | None = None
+        self._opening_timer: asyncio.TimerHandle | None = None
+        self._sent_end = b""
+        self._sent_at: float | None = None
+        self._buffered: BufferedBytes | None = None
+        self._response: ResponseWriter | None = None
+        self._observer: StreamObserver | None = None
+        self.is_complete = False
+        self.is_paused = False
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.is_stream = self._flows = False
+        self._is_passthrough = is_passthrough
+        self._scanner: SseScanner | None = None
+        self.first_at: float | None = None
+        self.last_at: float | None = None
+        self._on_verdict = on_verdict
+        self._awaits_verdict = True
+        self._verdict: asyncio.Future[UpstreamError | None] | None = (
+            None if on_verdict is not None else runtime.loop.create_future()
+        )
+        self._is_finished = self._is_out_of_memory = False
+        self._error: str | None = None
+        self._finished: asyncio.Future[str | None] | None = None
+
+    @property
+    def scanner(self) -> SseScanner:
+        """The scanner of the event stream."""
+        scanner = self._scanner
+        if scanner is None:
+            max_event_bytes = self.limits.sse_event_bytes
+            scanner = self._scanner = SseScanner(
+                strip_usage=self._strip_usage, max_event_bytes=max_event_bytes, choices=self.choices
+            )
+        return scanner
+
+    @property
+    def usage(self) -> Usage | None:
+        """The engine's token counts by now; None if it has reported none."""
+        return self.scanner.usage if self._passed_usage is None else self._passed_usage.usage
+
+    @property
+    def event_count(self) -> int:
+        """The events with parts of the answer by now."""
+        return self.scanner.event_count if self._passed_usage is None else self._passed_usage.event_count
+
+    @property
+    def next_sequence_number(self) -> int:
+        """The number of a next event, where the events of a stream that is passed on have one."""
+        return 0 if self._passed_usage is None else self._passed_usage.next_sequence_number
+
+    @property
+    def in_band_error(self) -> InBandError | None:
+        """The error in a stream, or in an answer that is passed on and counted."""
+        if self._passed_usage is not None:
+            return self._passed_usage.error
+        return self.scanner.error if self.is_stream else None
+
+    @property
+    def has_whole_answer(self) -> bool:
+        """Whether a plain response without an error status is complete."""
+        return self.is_complete and not self.is_stream and self.status < 400
+
+    @property
+    def is_passed_stream(self) -> bool:
+        """Whether this is an event stream that is passed on and counted."""
+        return self._passed_usage is not None and self._passed_usage.is_stream
+
+    @property
+    def is_between_events(self) -> bool:
+        """Whether the client has whole events of the stream so far."""
+        return self.is_stream or self._sent_end.endswith(_EVENT_ENDS)
+
+    @property
+    def added_at(self) -> float | None:
+        """When the engine has last added to the stream, in monotonic seconds."""
+        return self.last_at if self.is_stream else self._sent_at
+
+    @property
+    def finished(self) -> "asyncio.Future[str | None]":
+        """A future that ends when the response has been relayed or has failed.
+
+        Its result is the cause of the failure; None if the response is complete.
+        """
+        finished = self._finished
+        if finished is None:
+            finished = self._finished = self._loop.create_future()
+            if self._is_finished:
+                finished.set_result(self._error)
+        return finished
+
+    @property
+    def verdict(self) -> "asyncio.Future[UpstreamError | None]":
+        """The verdict: a future that ends with None when the response can be relayed, else with the
+        error.
+        """
+        assert self._verdict is not None
+        return self._verdict
+
+    @property
+    def buffered_body(self) -> bytes:
+        """The buffered part of a plain response."""
+        return b"".join(self._buffer)
+
+    @property
+    def error(self) -> str | None:
+        """The cause of the failure, once the response has ended; None if it is complete."""
+        return self._error
+
+    def relay_to(self, response: ResponseWriter, observer: StreamObserver) -> None:
+        """Sends what is buffered, and everything that follows."""
+        buffer, self._buffer = self._buffer, []
+        if not self.is_stream:
+            self.release_buffer()
+        self._response = response
+        self._observer = observer
+        if self.is_stream:
+            self._send_events(buffer)
+        else:
+            self._send_plain(buffer)
+
+    def release_buffer(self) -> None:
+        """Counts nothing of the response as buffered any more. May be called twice."""
+        self._stop_opening_timer()
+        if self._buffered is not None:
+            self._buffered.set_size(0)
+
+    def release_head(self) -> None:
+        """Releases what is needed only until the verdict: thousands of streams need not keep it."""
+        self.headers = _NO_HEADERS
+        self._verdict = None
+        self._seconds_left = _give_up
+
+    def end_relay(self) -> None:
+        """Ignores what follows: the request has ended.
+
+        Why the observer goes: it refers to the response, and such a cycle would wait for the
+        garbage collector.
+        """
+        self._is_finished = True
+        self._observer = None
+
+    # Callbacks of the connection.
+
+    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
+        """Receives the head, which decides whether this is a stream."""
+        self.status = status
+        self.headers = fields
+        if status == 200 and (self._stream_requested or self._is_passthrough):
+            content_type = fields.get(b"content-type", b"").lower()
+            self.is_stream = self._stream_requested and content_type.startswith(b"text/event-stream")
+            self._flows = self._is_passthrough and b"json" not in content_type
+            if self.counts_passed:
+                self._passed_usage = PassedUsage(is_stream=content_type.startswith(b"text/event-stream"))
+
+    def on_body(self, chunks: list[bytes], complete: bool) -> None:
+        """Buffers chunks before the verdict, and relays them after it."""
+        if self._is_finished or (self._finished is not None and self._finished.done()):  # its task was cancelled
+            return
+        self.is_complete = complete
+        now = self._now()
+        if not self.is_stream:
+            if self._passed_usage is not None:
+                self._passed_usage.add(chunks, is_last=complete)
+            self._on_plain_chunks(chunks, now)
+        elif self._response is not None:
+            events = self._filter_events(chunks)
+            if events and self._observer is not None and self.last_at is not None:
+                self._observer.on_gap(now - self.last_at)
+                self.last_at = now
+            self._send_events(events)
+        else:
+            self._buffer += self._filter_events(chunks)
+            if self._is_out_of_memory:
+                self.on_error(UpstreamError(_OUT_OF_MEMORY))
+            elif self.scanner.event_count or self.scanner.is_finished or complete:
+                self._on_first_chunk(now)
+            else:
+                self._buffer.clear()  # comments, which say that the engine waits
+
+    def on_error(self, error: UpstreamError) -> None:
+        """Receives an error of the connection: the verdict if there is none yet, else the end."""
+        if self._awaits_verdict:
+            self._finish_verdict(error)
+            return
+        if self.is_stream and self._response is not None and (held := self.scanner.release_held()):
+            self._send_events(held)
+        if not self._is_finished:
+            self._finish(CLIENT_SILENT if error.cause == "timeout" and self.is_paused else error.cause)
+
+    def on_silence(self) -> float:
+        """Returns how many more seconds the attempt waits."""
+        return self._seconds_left()
+
+    # Relaying.
+
+    def _on_plain_chunks(self, chunks: list[bytes], now: float) -> None:
+        if self._response is not None:
+            self._send_plain(chunks)
+            return
+        self._buffer += chunks
+        for chunk in chunks:
+            self._size += len(chunk)
+        if self.is_complete or (self._flows and not self._awaits_event):
+            self._on_first_chunk(now)
+        elif self._has_opening and self._opening_timer is None and self._awaits_verdict:
+            self._opening_timer = self._loop.call_later(self.limits.keep_alive_seconds, self._on_late_answer)
+        elif self._is_too_long():
+            is_too_long = self._size > self.limits.response_buffer_bytes
+            if self.status == 200 and self._passed_usage is None:
+                self._passed_usage = PassedUsage(is_stream=False)
+                self._passed_usage.add(self._buffer, is_last=False)
+            if self.status == 200 or 400 <= self.status < (600 if is_too_long else 500):
+                self._on_first_chunk(now)  # of an error, the words come first
+            else:
+                self._buffer = []
+                self.on_error(UpstreamError("garbage" if is_too_long else _OUT_OF_MEMORY))
+
+    @property
+    def _awaits_event(self) -> bool:
+        """Whether the first event of a stream that is passed on is not complete yet."""
+        passed = self._passed_usage
+        return passed is not None and not passed.has_event
+
+    @property
+    def _has_opening(self) -> bool:
+        """Whether the answer has been opened, in a stream that is passed on."""
+        return self._passed_usage is not None and self._passed_usage.has_opening
+
+    def _on_late_answer(self) -> None:
+        """Passes the opening on, so that neither the client nor a proxy gives up."""
+        self._on_first_chunk(self._now())
+
+    def _stop_opening_timer(self) -> None:
+        if self._opening_timer is not None:
+            self._opening_timer.cancel()
+            self._opening_timer = None
+
+    def _is_too_long(self) -> bool:
+        """Whether the response is not buffered further: for its own size, or for that of all."""
+        if self._size > self.limits.response_buffer_bytes:
+            return True
+        if self.is_complete:
+            return False
+        self._buffer = compact(self._buffer, self._size)
+        return self._count_buffered(self._size)
+
+    def _filter_events(self, chunks: list[bytes]) -> list[bytes]:
+        """Returns the whole events, without those that the client did not ask for.
+
+        The stream fails if too much waits for the ends of events.
+        """
+        scanner = self.scanner
+        is_first = self._response is None and not self._buffer
+        events = filter_first_chunks(scanner, chunks) if is_first else scanner.filter_chunks(chunks)
+        if self.is_complete:
+            events += scanner.end()
+        if scanner.has_long_event or self._buffered is not None:
+            is_too_long = self._count_buffered(scanner.waiting_bytes)
+            if is_too_long and not scanner.is_finished:
+                self._is_out_of_memory = True
+        return events
+
+    def _count_buffered(self, size: int) -> bool:
+        """Counts bytes that cannot be passed on yet. Returns whether they are too many."""
+        buffered = self._buffered
+        if buffered is None:
+            buffered = self._buffered = BufferedBytes(self._memory, self.namespace)
+        return buffered.set_size(size)
+
+    def _on_first_chunk(self, now: float) -> None:
+        if self._awaits_verdict:
+            self.first_at = self.last_at = now
+            self._finish_verdict(None)
+
+    def _finish_verdict(self, error: UpstreamError | None) -> None:
+        self._awaits_verdict = False
+        self._stop_opening_timer()
+        if self._verdict is None:
+            assert self._on_verdict is not None
+            on_verdict, self._on_verdict = self._on_verdict, None
+            on_verdict(error)
+        elif not self._verdict.done():
+            self._verdict.set_result(error)
+
+    def _send_plain(self, chunks: list[bytes]) -> None:
+        assert self._response is not None
+        if self.rewrite_chunks is not None:
+            chunks = self.rewrite_chunks(chunks, self.is_complete)
+        error = self.in_band_error
+        if error is not None and error.cause:
+            self._finish(error.cause)
+            return
+        if self.is_passed_stream:
+            ends = [self._sent_end, *(chunk[-_LONGEST_END:] for chunk in chunks)]
+            self._sent_end = b"".join(ends)[-_LONGEST_END:]
+            self._sent_at = self._now()
+        self._response.write_chunks(chunks, final=self.is_complete)
+        if self.is_complete:
+            self._finish(None if error is None else _ERROR_EVENT)
+
+    def _send_events(self, events: list[bytes]) -> None:
+        assert self._response is not None
+        scanner = self.scanner
+        if self.rewrite_events is not None:
+            events = self.rewrite_events(events)
+        if self.on_relayed is not None:
+            self.on_relayed(events)
+        if scanner.is_done:
+            self._response.write_chunks(events, final=True)
+            self._finish(None)
+            return
+        if events:
+            self._response.write_chunks(events)
+        if scanner.error is not None:
+            self._finish(scanner.error.cause or _ERROR_EVENT)
+        elif self._is_out_of_memory:
+            self._finish(_OUT_OF_MEMORY)
+        elif scanner.is_aborted:
+            self._finish("aborted")
+        elif self.is_complete:
+            self._finish("cut")
+
+    def _finish(self, error: str | None) -> None:
+        if not self._is_finished:
+            self._is_finished = True
+            self._error = error
+            if self._finished is not None and not self._finished.done():
+                self._finished.set_result(error)
+            if self._observer is not None and self._observer.reports_end:
+                self._loop.call_soon(self._observer.on_end)
+
+
+def _give_up() -> float:
+    """Returns 0: a stream that has begun has no time left when its engine is silent."""
+    return 0.0

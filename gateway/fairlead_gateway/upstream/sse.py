@@ -1,0 +1,373 @@
+"""Scans event streams of engines: passes whole events, and reads the few that matter.
+
+Events pass as the bytes that the engine sent. Only events with a usage, an error, an abort or the
+end are parsed. Substring searches find them. Inside a JSON string a quote is escaped, so `"usage":`
+with plain quotes is always a key.
+
+Most events of a stream differ only in their text. An event that begins and ends as an earlier one,
+with a text without quotes and brackets between, is not searched again.
+
+Why substring searches: a stream has thousands of events.
+"""
+
+import re
+from typing import Final
+
+import msgspec
+
+from fairlead_gateway.upstream.response_schemas import EVENT_DECODER, MEMBERS_DECODER, StreamEvent
+from fairlead_gateway.upstream.usage import (
+    GARBAGE,
+    InBandError,
+    Usage,
+    error_in,
+    parse_in_band_error,
+    read_usage,
+)
+
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")
+_LONGEST_END: Final = 4
+_ANY_EVENT: Final = re.compile(rb".*?(?:\n\n|\n\r\n|\r\r)[\r\n]*", re.DOTALL)
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_LONG_EVENT_BYTES: Final = 16_384
+_MAX_TINY_EVENTS: Final = 64
+_MIN_MEAN_EVENT_BYTES: Final = 16  # of more events than that at once; the comments of a paused stream are few
+_TEXT_STARTS: Final = (b'"content":"', b'"text":"')
+_QUOTE: Final = ord('"')
+_LINE_FEED: Final = ord("\n")  # a number is found faster than a byte, which is first tried as one
+_CARRIAGE_RETURN: Final = ord("\r")
+_BRACKET: Final = ord("[")
+_WORDS: Final = (b"usage", b"error")
+_WORD_BYTES: Final = 5
+_MAX_TEMPLATE_BYTES: Final = 1_024
+_FIELD: Final = re.compile(rb"[\w-]*:|data[\r\n]")
+"""The start of an event: a comment, or a field. Fields that clients do not know are ignored."""
+_ERROR_FIELD: Final = b"error:"
+"""The field in which llama.cpp sent errors until the summer of 2025."""
+_USAGE_ALONE: Final = b',"choices":[],"usage":{'
+_NEXT_MEMBER: Final = b'},"'
+_END: Final = b"[DONE]"
+_DONE: Final = b"data: [DONE]\n\n"
+_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
+_FAILED_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort|error|cancelled|timeout)"')
+"""Ends that no model and no client has chosen: of vLLM and SGLang, the last two of TensorRT-LLM."""
+
+
+class SseScanner:
+    """The scanner of one stream.
+
+    strip_usage: drops the usage event, which the client did not ask for. What else that event has
+        moves to the last event before it, which is held until then.
+    choices: answers that the request has; 1 or more.
+    has_long_event: what waits was longer than most events are.
+    """
+
+    __slots__ = (
+        "_choices",
+        "_finished_choices",
+        "_head",
+        "_head_bytes",
+        "_held",
+        "_inspected_bytes",
+        "_inspected_count",
+        "_max_event_bytes",
+        "_partial",
+        "_tail",
+        "_tail_bytes",
+        "error",
+        "event_count",
+        "has_long_event",
+        "is_aborted",
+        "is_done",
+        "strip_usage",
+        "usage",
+    )
+
+    def __init__(self, *, strip_usage: bool, max_event_bytes: int, choices: int = 1) -> None:
+        self._partial = bytearray()
+        self._inspected_count = self._inspected_bytes = 0  # of one read, in however many chunks
+        self._max_event_bytes = max_event_bytes
+        self._choices = choices
+        self._finished_choices = 0
+        self._head = self._tail = b""  # around the text of an event that was searched
+        self._head_bytes = self._tail_bytes = 0
+        self._held = b""
+        self.has_long_event = False
+        self.strip_usage = strip_usage
+        self.usage: Usage | None = None
+        self.error: InBandError | None = None
+        self.is_aborted = False
+        self.is_done = False
+        self.event_count = 0
+
+    def filter_chunks(self, chunks: list[bytes]) -> list[bytes]:
+        """Returns the bytes that may go to the client now.
+
+        Nothing follows after `error`, `is_aborted` or `is_done`.
+        """
+        passed: list[bytes] = []
+        self._inspected_count = self._inspected_bytes = 0
+        for chunk in chunks:
+            if self._partial or not chunk.endswith(b"\n\n"):
+                chunk = self._take_complete(chunk)
+                if not chunk:
+                    if self.error is not None:
+                        break
+                    continue
+            elif self._is_like_earlier(chunk):
+                self.event_count += 1
+                passed.append(chunk)
+                continue
+            if (  # `find` and not `in`, which first tries to read the bytes as a number
+                chunk.find(b'"usage"') >= 0
+                or chunk.find(b'"error"') >= 0
+                or chunk.find(b'"finish_reason":"') >= 0
+                or chunk.find(b'"finish_reason": "') >= 0
+                or chunk.find(b"[DONE]") >= 0
+                or not chunk.startswith(b"data: ")
+            ):
+                chunk = self._inspect_events(chunk)
+            else:
+                self.event_count += 1
+                if self._held:
+                    passed += self.release_held()
+                self._remember_frame(chunk)
+            if chunk:
+                passed.append(chunk)
+            if self.error is not None or self.is_aborted or self.is_done:
+                break
+        return passed
+
+    def _is_like_earlier(self, chunk: bytes) -> bool:
+        """Returns whether the chunk is an event that was searched, with another text.
+
+        Why this is enough: what is searched for holds a quote or a bracket, and the head ends with
+        the key of the text. So the only match across its edges is a text that is one of `_WORDS`.
+        """
+        head = self._head_bytes
+        if not head:
+            return False
+        end = len(chunk) - self._tail_bytes
+        if end < head or not chunk.startswith(self._head) or not chunk.endswith(self._tail):
+            return False
+        text = chunk[head:end]
+        return _QUOTE not in text and _BRACKET not in text and (end - head != _WORD_BYTES or text not in _WORDS)
+
+    def _remember_frame(self, chunk: bytes) -> None:
+        """Remembers the bytes around the text of an event in which nothing was found."""
+        if len(chunk) > _MAX_TEMPLATE_BYTES:
+            return
+        for start in _TEXT_STARTS:
+            at = chunk.find(start)
+            head = at + len(start)
+            end = chunk.find(b'"', head) if at >= 0 else -1
+            if end >= 0 and chunk.find(b"\n\n") == len(chunk) - 2:
+                self._head, self._tail = chunk[:head], chunk[end:]
+                self._head_bytes, self._tail_bytes = head, len(chunk) - end
+                return
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The size of the event that is not complete yet, and of the one that is held."""
+        return len(self._partial) + len(self._held)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the stream has ended: done, aborted or with an error."""
+        return self.is_done or self.is_aborted or self.error is not None
+
+    def end(self) -> list[bytes]:
+        """Returns what goes to the client when the body has ended as HTTP says it should.
+
+        Clients read a last event without its empty line, and an answer whose choices have all
+        finished is whole without `[DONE]`, which it gets here.
+        """
+        passed: list[bytes] = []
+        if self._partial and not self.is_finished:
+            event = bytes(self._partial) + b"\n\n"
+            data = _event_data(event)
+            fields = None if data is None or data == _END else _decode_event(data)
+            if data == _END or fields is not None:
+                self._partial.clear()
+                self._take_event(event, data, fields, passed)
+        passed += self.release_held()
+        if not self.is_finished and self._finished_choices >= self._choices:
+            passed.append(_DONE)
+            self.is_done = True
+        return passed
+
+    def _take_complete(self, chunk: bytes) -> bytes:
+        """Returns all complete events; the rest waits for the next chunk.
+
+        Sets `error` if the rest is too long.
+        """
+        partial = self._partial
+        search_start = max(
+            0, len(partial) - _LONGEST_END + 1
+        )  # no boundary is before it: the part would have been cut there
+        partial += chunk
+        complete = b""
+        if _LINE_FEED in chunk or _CARRIAGE_RETURN in chunk:
+            complete_size = max(
+                at + len(end) if (at := partial.rfind(end, search_start)) >= 0 else 0 for end in _EVENT_ENDS
+            )
+            complete = bytes(partial[:complete_size])
+            del partial[:complete_size]
+        if len(partial) > _LONG_EVENT_BYTES:
+            self.has_long_event = True
+        if len(partial) > self._max_event_bytes:
+            # The client chooses the size of an event, by log probabilities and token ids.
+            self.error = InBandError(502, "an event of the engine's stream is too long", GARBAGE, is_charged=True)
+        return complete
+
+    def _inspect_events(self, events: bytes) -> bytes:
+        """Inspects events one by one; returns those that may pass.
+
+        Sets `error` if a read has very many for their bytes, since each costs a microsecond.
+        """
+        passed: list[bytes] = []
+        parts = _split_events(events)
+        self._inspected_count += len(parts)
+        self._inspected_bytes += len(events)
+        count = self._inspected_count
+        if count > _MAX_TINY_EVENTS and self._inspected_bytes < _MIN_MEAN_EVENT_BYTES * count:
+            self.error = InBandError(502, "the engine's stream is a flood of empty events", GARBAGE)
+            return b""
+        for event in parts:
+            if self.is_finished:
+                break
+            data = _event_data(event)
+            self._take_event(event, data, None if not data or data == _END else _decode_event(data), passed)
+        return b"".join(passed)
+
+    def release_held(self) -> list[bytes]:
+        """Returns the event that was held, if there is one."""
+        held, self._held = self._held, b""
+        return [held] if held else []
+
+    def _take_event(self, event: bytes, data: bytes | None, fields: StreamEvent | None, passed: list[bytes]) -> None:
+        """Inspects an event, and adds to `passed` what may pass now."""
+        finished = self._finished_choices
+        passes = self._inspect_event(event, data, fields)
+        if self._held and (passes or self.is_finished):
+            passed += self.release_held()
+        elif passes and self.strip_usage and finished < self._choices <= self._finished_choices:
+            self._held = event
+            self.has_long_event = self.has_long_event or len(event) > _LONG_EVENT_BYTES
+            self._head_bytes = 0  # what follows is searched
+            return
+        if passes:
+            passed.append(event)
+
+    def _inspect_event(self, event: bytes, data: bytes | None, fields: StreamEvent | None) -> bool:
+        """Reads an event; returns whether it may pass.
+
+        fields: None if it has no data, is the end or is no JSON.
+        """
+        if not data:
+            text = event.lstrip()
+            if text.startswith(_ERROR_FIELD):
+                self.error = parse_in_band_error(text[len(_ERROR_FIELD) :].strip(), 500)
+                return False
+            if text and _FIELD.match(text) is None:
+                self.error = InBandError(502, "the engine's stream is not an event stream", GARBAGE)
+                return False
+            return True
+        if data == _END:
+            self.is_done = True
+            return True
+        if fields is None:
+            self.error = InBandError(502, "the engine's stream holds an event that is not JSON", GARBAGE)
+            return False
+        error = error_in(fields.error, fields.object, data)
+        if error:
+            self.error = parse_in_band_error(error, 500)
+            return False
+        usage = read_usage(fields.usage)
+        if usage is not None:
+            self.usage = usage
+            if self.strip_usage and not fields.choices:
+                if self._held:
+                    self._held = _with_members(self._held, data)
+                return False
+        if has_failed_finish(data):
+            self.is_aborted = True
+            return False
+        self._finished_choices += len(_FINISH.findall(data))
+        self.event_count += 1
+        return True
+
+
+def filter_first_chunks(scanner: SseScanner, chunks: list[bytes]) -> list[bytes]:
+    """Returns the start of a stream; every event is inspected, so that nothing else passes as a
+    stream.
+    """
+    passed: list[bytes] = []
+    scanner._inspected_count = scanner._inspected_bytes = 0
+    for chunk in chunks:
+        if scanner.is_finished:
+            break
+        complete = scanner._take_complete(chunk).removeprefix(_BYTE_ORDER_MARK)
+        events = scanner._inspect_events(complete) if complete and not scanner.is_finished else b""
+        if events:
+            passed.append(events)
+    return passed
+
+
+def has_failed_finish(data: bytes) -> bool:
+    """Whether a choice of an event or a body was ended by the engine, not by the model."""
+    return _FAILED_FINISH.search(data) is not None
+
+
+def _split_events(events: bytes) -> list[bytes]:
+    """Splits events, each with its empty lines."""
+    if _CARRIAGE_RETURN in events or events.find(b"\n\n\n") >= 0:
+        return _ANY_EVENT.findall(events)
+    return [part + b"\n\n" for part in events.split(b"\n\n") if part]
+
+
+def _decode_event(data: bytes) -> StreamEvent | None:
+    """Returns the fields of an event that are read; None if its data is no JSON object."""
+    try:
+        return EVENT_DECODER.decode(data)
+    except _DECODE_ERRORS:
+        return None
+
+
+def _with_members(event: bytes, usage_data: bytes) -> bytes:
+    """Returns an event with the members that only the usage event has.
+
+    llama.cpp sends its timings there, and vLLM its fingerprint and metrics.
+
+    Why the search: most usage events have nothing more, and to decode two events costs more than
+    all else that is done with them.
+    """
+    at = usage_data.find(_USAGE_ALONE)
+    if at > 0 and usage_data.find(_NEXT_MEMBER, at) < 0 and event.find(usage_data[:at]) >= 0:
+        return event
+    own, others = (_decode_members(data) for data in (_event_data(event) or b"", usage_data))
+    if not own or others is None:
+        return event
+    added = b"".join(
+        [
+            b",%b:%b" % (msgspec.json.encode(name), value)
+            for name, value in others.items()
+            if name not in own and name != "usage"
+        ]
+    )
+    end = event.rfind(b"}")
+    return event[:end] + added + event[end:]
+
+
+def _decode_members(data: bytes) -> dict[str, msgspec.Raw] | None:
+    try:
+        return MEMBERS_DECODER.decode(data)
+    except _DECODE_ERRORS:
+        return None
+
+
+def _event_data(event: bytes) -> bytes | None:
+    """Returns the data of an event; None if it has none, like a comment."""
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None

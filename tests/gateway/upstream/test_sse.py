@@ -1,0 +1,167 @@
+"""An engine's events on their way through: whole, unchanged, and understood where it matters."""
+
+import itertools
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
+from fairlead_testing.engines.scripted import event, token, usage
+
+LIMIT = 1_048_576
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+TRICKY = 'she said "usage":{"x":1} and "error" and [DONE] and data: \n\n and "finish_reason":"abort"'
+
+
+def through(pieces: list[bytes], *, strip: bool = True, whole_first: bool = False) -> tuple[bytes, SseScanner]:
+    events = SseScanner(strip_usage=strip, max_event_bytes=LIMIT)
+    out = (
+        filter_first_chunks(events, pieces[:1]) + events.filter_chunks(pieces[1:])
+        if whole_first
+        else events.filter_chunks(pieces)
+    )
+    return b"".join(out), events
+
+
+@given(
+    st.lists(st.text(max_size=30), max_size=8),
+    st.lists(st.integers(0, 5_000), max_size=12),
+    st.booleans(),
+    st.booleans(),
+)
+def test_however_the_stream_is_cut_the_same_bytes_come_out(
+    texts: list[str], cuts: list[int], carriage: bool, first: bool
+) -> None:
+    shown = b"".join(event(token(text)) for text in [*texts, TRICKY])
+    done = event("[DONE]")
+    hidden = event(usage(9, 8, 7))
+    if carriage:
+        shown, done, hidden = (part.replace(b"\n", b"\r\n") for part in (shown, done, hidden))
+    stream = shown + hidden + done
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    pieces = [stream[start:stop] for start, stop in itertools.pairwise(edges) if stop > start]
+    out, events = through(pieces, whole_first=first)
+    assert out == shown + done
+    assert events.is_done
+    assert events.error is None
+    assert (events.usage.prompt_tokens, events.usage.cached_tokens, events.usage.completion_tokens) == (9, 8, 7)
+
+
+FRAME = (b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"', b'"},"finish_reason":null}]}\n\n')
+PARTS = st.sampled_from(
+    [b"usage", b"error", b'"usage":{"prompt_tokens":1}', b'"error":{}', b'"', b"\\", b"[DONE]", b"[", b"x", b"\n\n"]
+)
+
+
+@given(st.lists(st.lists(PARTS, max_size=3), min_size=1, max_size=6))
+def test_event_with_a_known_frame_ends_as_if_it_were_searched(texts: list[list[bytes]]) -> None:
+    known = SseScanner(strip_usage=True, max_event_bytes=LIMIT)
+    searched = SseScanner(strip_usage=True, max_event_bytes=LIMIT)
+    known.filter_chunks([b"first".join(FRAME)])
+    searched.filter_chunks([b"first".join(FRAME)])
+    assert known._head == FRAME[0]
+    for text in texts:
+        chunk = b"".join(text).join(FRAME)
+        searched._head_bytes = 0
+        assert known.filter_chunks([chunk]) == searched.filter_chunks([chunk])
+        for name in ("event_count", "is_done", "is_aborted", "error", "waiting_bytes"):
+            assert getattr(known, name) == getattr(searched, name)
+        assert (known.usage is None) == (searched.usage is None)
+
+
+def test_event_in_tiny_pieces_is_joined_and_one_without_an_end_is_refused() -> None:
+    shown = event(token("x" * 100_000))
+    out, events = through([shown[n : n + 1] for n in range(len(shown))])
+    assert (out, events.error) == (shown, None)
+    _, events = through([b"data: ", *[b"a"] * (LIMIT + 1), event("[DONE]")])
+    assert events.error is not None
+    assert not events.is_done
+
+
+def test_counts_that_cannot_be_are_not_known() -> None:
+    _, events = through([event(usage(-5, -1, 2**62)), event("[DONE]")])
+    counts = (events.usage.prompt_tokens, events.usage.cached_tokens, events.usage.completion_tokens)
+    assert counts == (None, None, None)
+
+
+def test_what_models_write_is_never_mistaken_for_what_engines_say() -> None:
+    out, events = through([event(token(TRICKY)), event(token('{"error":{"code":500}}'))])
+    assert out == event(token(TRICKY)) + event(token('{"error":{"code":500}}'))
+    assert (events.error, events.usage, events.is_done, events.is_aborted) == (None, None, False, False)
+
+
+def test_usage_in_every_event_is_passed_on_and_the_last_one_counts() -> None:
+    pieces = [event(token("a") | {"usage": {"prompt_tokens": 5, "completion_tokens": n}}) for n in (1, 2, 3)]
+    out, events = through(pieces, strip=False)
+    assert out == b"".join(pieces)
+    assert events.usage.completion_tokens == 3
+
+
+def test_usage_null_changes_nothing() -> None:
+    pieces = [event(token("a") | {"usage": None, "error": None})]
+    out, events = through(pieces)
+    assert out == pieces[0]
+    assert (events.usage, events.error) == (None, None)
+
+
+def test_an_error_ends_the_stream_and_says_which_status_it_meant() -> None:
+    error = {"error": {"message": "full", "type": "x", "param": None, "code": 503}}
+    out, events = through([event(token("a")) + event(error) + event("[DONE]")])
+    assert out == event(token("a"))
+    assert not events.is_done
+    assert (events.error.status, events.error.message) == (503, "full")
+
+
+def test_more_empty_lines_than_one_and_both_kinds_of_line_ends_are_an_event_stream() -> None:
+    shown = event(token("a")).replace(b"\n", b"\r\n") + event(token("b")) + b"\n"
+    for pieces in (
+        [shown + event(usage(9, 8, 7)) + event("[DONE]")],
+        [shown[:9], shown[9:], event(usage(9, 8, 7)), event("[DONE]")],
+    ):
+        out, events = through(pieces, whole_first=True)
+        assert out == shown + event("[DONE]")
+        assert (events.error, events.is_done) == (None, True)
+        assert events.usage is not None
+
+
+def test_an_event_that_never_ends_is_a_fault() -> None:
+    _, events = through([b"data: " + b"x" * 600_000, b"x" * 600_000])
+    assert events.error is not None
+
+
+@given(st.lists(st.binary(max_size=60), max_size=10))
+def test_no_bytes_raise_anything(pieces: list[bytes]) -> None:
+    through(pieces, whole_first=True)
+    through(pieces)
+
+
+@given(VALUES)
+def test_no_error_value_raises_anything(value: object) -> None:
+    through([event(json.dumps({"error": value}))])
+    through([event(json.dumps({"usage": value, "choices": []}))])
+
+
+@pytest.mark.parametrize("filter_read", [SseScanner.filter_chunks, filter_first_chunks])
+def test_flood_of_empty_events_in_small_chunks_ends_the_stream(
+    filter_read: Callable[[SseScanner, list[bytes]], list[bytes]],
+) -> None:
+    scanner = SseScanner(strip_usage=False, max_event_bytes=65_536)
+    for _ in range(3):
+        assert filter_read(scanner, [b":\n\n" * 32] * 2) == [b":\n\n" * 32] * 2, "each read counts for itself"
+    assert filter_read(scanner, [b":\n\n" * 32] * 64) == [b":\n\n" * 32] * 2
+    assert scanner.error.status == 502
+
+
+@pytest.mark.parametrize("empty", [b":\n\n", b"\n:\n\n", b"id:\n\n"])
+def test_flood_of_empty_events_ends_the_stream(empty: bytes) -> None:
+    shown = [event(token("a")), empty * 64, event(token("b"))]  # a stream that was paused has some
+    out, events = through([*shown, empty * 65, event(token("c"))])
+    assert out == b"".join(shown)
+    assert events.error.status == 502
