@@ -28,6 +28,7 @@ COMPILED_MODULES = (
     "fairlead_gateway/http/*.py",
     "fairlead_gateway/kv_index/links.py",
     "fairlead_gateway/kv_index/translator.py",
+    "fairlead_gateway/kv_index/worker.py",
     "fairlead_gateway/limits/worker/*.py",
     "fairlead_gateway/openai/*.py",
     "fairlead_gateway/peers/worker.py",

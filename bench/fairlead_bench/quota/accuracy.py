@@ -46,8 +46,8 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.limits.exchange import Exchange, ExchangeReply
+from fairlead_gateway.limits.messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.limits.store import QuotaStore
 from fairlead_gateway.limits.supervisor.quota_service import QuotaService
 from fairlead_gateway.limits.worker.limit_gate import LimitGate

@@ -1,45 +1,34 @@
-"""All messages between supervisor and workers.
+"""All messages between supervisor and workers: those of the processes, and the unions of all.
 
-Times are monotonic seconds of the machine's clock unless their name says `wall`.
-
-Messages about who may call: issuers of bearer tokens with their public keys, and what workers
-report of keys.
-
-Messages between supervisor and workers about tenants' limits.
-
-Counters only grow, and grants are absolute. So a dropped message costs nothing once the next one
-has arrived. Times are monotonic seconds of the machine's clock.
-
-The use of requests, from which the supervisor makes usage records.
-
-Timing events of requests, from which the supervisor learns engine profiles.
-
-Decisions, as they go from workers to their supervisor and to Redis.
+Messages of a feature are in `messages` of its folder. Times are monotonic seconds of the machine's
+clock unless their name says `wall`. Decisions go from workers to their supervisor and to Redis.
 """
 
-from enum import IntEnum
 from typing import Final, TypeAlias
 
 import msgspec
 
-from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.kv_index.cache_correction import CacheCorrection
-from fairlead_gateway.limits.exchange import GrantUpdate, Need, Row
+from fairlead_gateway.bearer_tokens.messages import TokenIssuer, TokenIssuerUpdate
+from fairlead_gateway.kv_index.messages import (
+    IndexCorrections,
+    IndexedModels,
+    PromptFinished,
+    PromptSamples,
+    SampleRequest,
+)
+from fairlead_gateway.limits.messages import QuotaReport, QuotaUpdates
+from fairlead_gateway.peers.messages import Dispatch, HotPrefixUpdate, PeerUpdates
+from fairlead_gateway.profiles.messages import ProfileUpdate, TimingEvent
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
+from fairlead_gateway.tenants.messages import AccessReport, KeyUpdate, RevocationUpdate, TenantUpdate
+from fairlead_gateway.usage.messages import UsageRow
 
-JWKS_UNKNOWN_KEY_SECONDS: Final = 10.0
-"""Limit: shortest interval at which a token with an unknown key makes the gateway read the key set.
-"""
-BEARER_TOKEN_BYTES: Final = 16_384
-"""Limit: a bearer token; those of Kubernetes have about 1 kB."""
 WORKER_QUERY_SECONDS: Final = 2.0
 """Limit: a worker's reply to a query; then it is shown as unresponsive."""
 SHARED_SLOTS: Final = 8_192
 """Limit: instances whose load workers share; of others each worker sees its own load."""
-PREFIX_MAP_CORRECTION_SECONDS: Final = 0.05
-"""Limit: corrections are batched this long for the workers."""
 DRAIN_END_SECONDS: Final = 5.0
 """Limit: from the end of a drain, when the rest is answered with an error, until connections are
 reset.
@@ -48,8 +37,6 @@ WAKE_HINT_SECONDS: Final = 2.0
 """Limit: interval of wake hints to the autoscaler while requests wait for a first instance."""
 PUBLISHED_DECISIONS_PENDING: Final = 4_096
 """Limit: decisions buffered while Redis is away; the oldest are dropped."""
-TIMING_REPORT_SECONDS: Final = 1.0
-"""Limit: interval of a worker's reports of timings."""
 
 
 class LoggedDecision(msgspec.Struct, array_like=True):
@@ -67,139 +54,6 @@ class LoggedDecision(msgspec.Struct, array_like=True):
     chosen: str | None
     route: str | None
     json: bytes
-
-
-class TimingEventKind(IntEnum):
-    """The kind of a timing event.
-
-    UNMEASURED: a complete response whose tokens say nothing of the time of a step.
-    """
-
-    DISPATCHED = 0
-    FIRST_TOKEN = 1
-    FINISHED = 2
-    ABANDONED = 3
-    UNMEASURED = 4
-
-
-class TimingEvent(msgspec.Struct, array_like=True, gc=False):
-    """One event in the life of a request.
-
-    - at: monotonic seconds.
-    - request, instance: ids; `instance` is empty unless DISPATCHED.
-    - tokens, cached: of the prompt, as expected (DISPATCHED) or as reported (FINISHED); negative
-      if not reported.
-    - output: generated tokens (FINISHED); negative if unknown.
-    - loaded: those of `cached` that are loaded from CPU memory, disk and shared store (DISPATCHED);
-      None: none.
-    """
-
-    kind: int
-    at: float
-    request: str
-    instance: str = ""
-    tokens: float = 0.0
-    cached: float = -1.0
-    output: float = -1.0
-    loaded: tuple[float, float, float] | None = None
-
-
-class UsageRow(msgspec.Struct, array_like=True, gc=False):
-    """The use of one request that was sent to an instance or was about to be.
-
-    - ended_wall: Unix seconds of the end.
-    - tenant, key: empty for a gateway without API keys.
-    - prefill_instance: where another instance computed the prompt; else empty.
-    - is_estimated: the engine reported no tokens.
-    - adapter: the LoRA adapter of `model`; empty for the model itself.
-    """
-
-    id: str
-    ended_wall: float
-    tenant: str
-    key: str
-    tier: str
-    model: str
-    instance: str
-    pool: str
-    prefill_instance: str
-    status: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    is_estimated: bool
-    adapter: str = ""
-
-
-class TenantQuotaReport(msgspec.Struct, array_like=True, frozen=True):
-    """The counters and needs of one tenant, by limit; the supervisor adds the holder."""
-
-    tenant: str
-    rows: list[tuple[str, Row]]
-    needs: list[tuple[str, Need]]
-
-
-class QuotaReport(msgspec.Struct, tag=True):
-    """Worker → supervisor: what tenants have used, and what their requests need."""
-
-    tenants: list[TenantQuotaReport]
-
-
-class QuotaUpdates(msgspec.Struct, tag=True):
-    """Supervisor → worker: grants, each with its tenant."""
-
-    updates: list[tuple[str, GrantUpdate]]
-
-
-ALGORITHMS: Final = (
-    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-    *("ES256", "ES384", "ES512", "EdDSA"),
-)
-"""The algorithms that may sign a token. All are asymmetric: a key that verifies cannot sign."""
-
-
-class SigningKey(msgspec.Struct, array_like=True, frozen=True):
-    """A public key of an issuer.
-
-    key_id: as tokens name it; None if they do not.
-    algorithms: those for which the key may be used.
-    numbers: the key's parameters of the JWK: `n` and `e`, or `x` and `y`, in big-endian bytes.
-    """
-
-    key_id: str | None
-    key_type: str
-    curve: str | None
-    algorithms: tuple[str, ...]
-    numbers: dict[str, bytes]
-
-
-class TokenIssuer(msgspec.Struct, array_like=True, frozen=True):
-    """An issuer whose tokens are accepted if they are meant for one of the audiences.
-
-    token_type: the header `typ` that tokens must have; None: the usual ones.
-    """
-
-    issuer: str
-    audiences: tuple[str, ...]
-    keys: tuple[SigningKey, ...]
-    token_type: str | None = None
-
-
-class TokenIssuerUpdate(msgspec.Struct, tag=True):
-    """Supervisor → worker: all issuers of bearer tokens, with the keys that are known."""
-
-    issuers: list[TokenIssuer]
-
-
-class AccessReport(msgspec.Struct, tag=True):
-    """Worker → supervisor: which keys callers have used since the last report.
-
-    - used_keys: digests of API keys.
-    - unknown_key_issuers: issuers of bearer tokens that name a key that is not in their key set.
-    """
-
-    used_keys: list[bytes] = []
-    unknown_key_issuers: list[str] = []
 
 
 # --- supervisor → worker
@@ -247,39 +101,6 @@ class FleetUpdate(msgspec.Struct, tag=True):
     slots: dict[str, int]
 
 
-class IndexedModels(msgspec.Struct, tag=True):
-    """Supervisor → worker: the models (`namespace/name`) that have a KV-cache index."""
-
-    models: list[str]
-
-
-class KeyUpdate(msgspec.Struct, tag=True):
-    """Supervisor → worker: the keys of the keys file."""
-
-    keys: dict[bytes, str]
-    are_keys_loaded: bool = True
-
-
-class TenantUpdate(msgspec.Struct, tag=True):
-    """Supervisor → worker: tenants that are new or changed, and names of those that are gone.
-
-    - is_whole: there are no other tenants.
-
-    Why not always the whole table: 10,000 tenants take a worker half a second, in which no request
-    moves on.
-    """
-
-    changed: list[Tenant]
-    removed: list[str] = []
-    is_whole: bool = False
-
-
-class RevocationUpdate(msgspec.Struct, tag=True):
-    """Supervisor → worker: the digests of all keys that are refused although they are listed."""
-
-    digests: list[bytes]
-
-
 class ReloadCertificate(msgspec.Struct, tag=True):
     """Supervisor → worker: load the certificate's files again; they changed and match."""
 
@@ -294,60 +115,6 @@ class WarningsUpdate(msgspec.Struct, tag=True):
     """Supervisor → worker: warnings of the supervisor's own parts, as text."""
 
     warnings: list[str]
-
-
-class PeerUpdates(msgspec.Struct, tag=True, omit_defaults=True):
-    """Supervisor → worker: what sibling workers and other gateways did.
-
-    - crashes: (fingerprint, instance, sent at, crashed at).
-    - cleared: bodies that were answered after all, as (fingerprint, answered at).
-    - service: engine seconds divided by weight, by model and tenant.
-    """
-
-    dispatches: list["Dispatch"] = []
-    crashes: list[tuple[bytes, str, float, float]] = []
-    cleared: list[tuple[bytes, float]] = []
-    service: dict[str, dict[str, float]] = {}
-
-
-class HotPrefixUpdate(msgspec.Struct, tag=True):
-    """Supervisor → worker: the hot prefixes of a model that all gateways share.
-
-    - serving, prefilling: 64-bit hashes in native order, for instances that answer and for those
-      that only prefill.
-    - epoch: 0 if the table is no longer updated.
-    """
-
-    model: str
-    epoch: int
-    serving: bytes
-    prefilling: bytes
-
-
-class IndexCorrections(msgspec.Struct, tag=True):
-    """Supervisor → worker: what a model's instances have cached, by the KV-cache index."""
-
-    model: str
-    corrections: list[CacheCorrection]
-
-
-class SampleRequest(msgspec.Struct, tag=True):
-    """Supervisor → worker: a query for prompts, by hashes of their ends. Reply: `PromptSamples`."""
-
-    model: str
-    tails: list[int]
-
-
-class ProfileUpdate(msgspec.Struct, tag=True):
-    """Supervisor → worker: what was learned of engines, by instance.
-
-    - sequences: the numbers of requests that an engine computes at a time.
-    - memory_shares: how much of an engine's memory may be planned for.
-    """
-
-    profiles: dict[str, EngineProfile]
-    sequences: dict[str, int] = {}
-    memory_shares: dict[str, float] = {}
 
 
 class StartDrain(msgspec.Struct, tag=True):
@@ -485,8 +252,8 @@ class WorkerReport(msgspec.Struct, tag=True, omit_defaults=True):
     - lost_usage, dropped_decisions: numbers of rows that did not fit.
     """
 
-    dispatches: list["Dispatch"] = []
-    prompt_ends: list["PromptFinished"] = []
+    dispatches: list[Dispatch] = []
+    prompt_ends: list[PromptFinished] = []
     timings: list[TimingEvent] = []
     usage: list[UsageRow] = []
     decisions: list[tuple[str, bytes]] = []
@@ -496,13 +263,6 @@ class WorkerReport(msgspec.Struct, tag=True, omit_defaults=True):
     loads: dict[str, "EncodedLoad"] | None = None
     lost_usage: int = 0
     dropped_decisions: int = 0
-
-
-class PromptSamples(msgspec.Struct, tag=True):
-    """Worker → supervisor: the prompts of a `SampleRequest` that are still in memory."""
-
-    model: str
-    samples: list["PromptSample"]
 
 
 class NeedsInstance(msgspec.Struct, tag=True):
@@ -538,52 +298,6 @@ FromWorker: TypeAlias = (
 )
 
 # --- values of messages
-
-
-class Dispatch(msgspec.Struct, array_like=True):
-    """A prompt that counts at an instance.
-
-    - hashes: of its blocks, 64-bit in native order.
-    - tail: hash of its end.
-    - session_hash: hash of its session; 0: none.
-    - size: bytes of its text, for the KV-cache index; 0: the model's instances report no cache.
-    """
-
-    model: str
-    instance: str
-    hashes: bytes
-    tail: int
-    session_hash: int = 0
-    size: int = 0
-
-
-class PromptFinished(msgspec.Struct, array_like=True):
-    """A prompt that has finished.
-
-    - prompt_tokens, cached_tokens: as the engine reported them; None if it did not.
-    - indexed_share, matched_share: shares of the prompt expected to be cached, by the index (None:
-      without one) and by all that was known.
-    """
-
-    model: str
-    instance: str
-    tail: int
-    prompt_tokens: int | None
-    cached_tokens: int | None
-    indexed_share: float | None
-    matched_share: float
-
-
-class PromptSample(msgspec.Struct, array_like=True):
-    """The body of a request; `kind` is `CHAT` or `COMPLETION`.
-
-    adapter: the LoRA adapter that gateways load for it; empty for the model itself.
-    """
-
-    tail: int
-    kind: str
-    body: bytes
-    adapter: str = ""
 
 
 class EncodedLoad(msgspec.Struct, array_like=True, frozen=True):
@@ -636,7 +350,3 @@ class RoutePreview(msgspec.Struct):
 
     preview: LoggedDecision | None
     rejection: tuple[int, str, str | None, str | None] | None = None
-
-
-CHAT_SAMPLE: Final = "chat"
-COMPLETION_SAMPLE: Final = "completion"

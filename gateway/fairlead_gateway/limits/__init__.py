@@ -1,5 +1,6 @@
 """Limits of tenants over all gateways: slices of each window are leased to workers in advance.
 
+- `messages`: between supervisor and workers.
 - `exchange`: what gateways and the store send each other, and calendar windows in UTC.
 - `store`: the transition of the store, in Python; `redis_script`: the same as one Lua script.
 - `ledger`: a tenant's limits in one gateway, which repairs a store that lost its state.

@@ -6,10 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.ipc.messages import (
-    Dispatch,
-    IndexCorrections,
-)
+from fairlead_gateway.peers.messages import Dispatch
 from fairlead_gateway.routing import PrefixChain
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 from fairlead_gateway.worker.journal import SIBLING_DECISIONS_PENDING
@@ -50,12 +47,3 @@ class PeerUpdateApplier:
         finally:
             if self._pending:
                 self._loop.call_soon(self._apply_batch)
-
-
-def apply_corrections(routers: RouterRegistry, message: IndexCorrections) -> None:
-    """Applies the index's corrections of what a model's instances have cached to its routers."""
-    for correction in message.corrections:
-        removed = tuple(array("Q", correction.removed))
-        cached = [tuple(array("Q", chain)) for chain in correction.cached]
-        for router in routers.routers(message.model):
-            router.apply_correction(correction.instance, correction.forget, removed, cached, correction.tier)

@@ -57,7 +57,7 @@ from typing import Final, NamedTuple
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Fleet, Instance, Role
-from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind
+from fairlead_gateway.profiles.messages import TimingEvent, TimingEventKind
 from fairlead_gateway.profiles.observations import EngineObserver, Observation
 from fairlead_gateway.routing.load.load_window import median
 

@@ -46,7 +46,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.fleet.signals import EngineSignals
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
-from fairlead_gateway.ipc.messages import TIMING_REPORT_SECONDS, ProfileUpdate, TimingEvent
+from fairlead_gateway.profiles.messages import TIMING_REPORT_SECONDS, ProfileUpdate, TimingEvent
 from fairlead_gateway.profiles.profile_estimator import LearnedProfile, ProfileEstimator
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, block_ends
 

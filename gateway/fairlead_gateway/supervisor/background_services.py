@@ -11,7 +11,8 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.adapters.metric_series import AdapterSeries
-from fairlead_gateway.ipc.messages import QuotaReport, WorkerReport
+from fairlead_gateway.ipc.messages import WorkerReport
+from fairlead_gateway.limits.messages import QuotaReport
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_gateway.telemetry import MetricsRecorder

@@ -25,10 +25,12 @@ from fairlead_gateway.audit.supervisor import AuditService, manage_token_watcher
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.ipc import messages as say
-from fairlead_gateway.ipc.messages import LoggedDecision, QuotaReport
+from fairlead_gateway.ipc.messages import LoggedDecision
+from fairlead_gateway.kv_index.messages import IndexedModels, PromptSamples
 from fairlead_gateway.kv_index.supervisor.index_service import KvIndexService
 from fairlead_gateway.kv_index.supervisor.local_tokenizer import Tokenization, TokenSource
 from fairlead_gateway.kv_index.tokenizer.client import TokenizerClient
+from fairlead_gateway.limits.messages import QuotaReport
 from fairlead_gateway.profiles.supervisor import ProfilingService
 from fairlead_gateway.supervisor import worker_handle as reports
 from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
@@ -102,7 +104,7 @@ class Supervisor:
             workers=lambda: [worker for worker in self.workers.workers if worker.is_ready],
             create_reader=self._create_event_reader,
             create_store=self._create_link_store if config.redis_url is not None and config.index_secret else None,
-            on_indexed=lambda models: self.workers.broadcast(say.IndexedModels(list(models))),
+            on_indexed=lambda models: self.workers.broadcast(IndexedModels(list(models))),
             tokenization=Tokenization(config.token_source, self._tokenizer, config.tokenizer_folder),
             secret=self._index_secret,
             clock=clock,
@@ -314,7 +316,7 @@ class Supervisor:
         elif isinstance(message, say.NeedsInstance):
             if self._scale_up_notifier is not None:
                 self._scale_up_notifier.notify(message.model)
-        elif isinstance(message, say.PromptSamples):
+        elif isinstance(message, PromptSamples):
             self.kv_index.on_samples(message)
         elif self.access is not None:
             self.access.on_report(message)

@@ -36,9 +36,12 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead.settings import VARIABLE_PREFIX, variable_name
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS, AccessReport, QuotaReport
+from fairlead_gateway.ipc.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS
+from fairlead_gateway.kv_index.messages import PromptSamples
+from fairlead_gateway.limits.messages import QuotaReport
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 from fairlead_gateway.telemetry.status_types import HealthState
+from fairlead_gateway.tenants.messages import AccessReport
 
 _MODULE = "fairlead_gateway.worker.__main__"
 _EXIT_SECONDS = 10.0
@@ -187,7 +190,7 @@ T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
 
 
-RoutedMessage: TypeAlias = say.WorkerReport | say.PromptSamples | QuotaReport | AccessReport | say.NeedsInstance
+RoutedMessage: TypeAlias = say.WorkerReport | PromptSamples | QuotaReport | AccessReport | say.NeedsInstance
 """The messages that a worker's handle passes on."""
 
 
@@ -325,7 +328,7 @@ class WorkerHandle:
 
     def _on_message(self, message: say.FromWorker) -> None:
         match message:
-            case say.WorkerReport() | say.PromptSamples() | QuotaReport() | AccessReport() | say.NeedsInstance():
+            case say.WorkerReport() | PromptSamples() | QuotaReport() | AccessReport() | say.NeedsInstance():
                 if isinstance(message, say.WorkerReport) and message.loads is not None:
                     self.loads = message.loads
                 self._listener.on_message(self, message)

@@ -34,6 +34,8 @@ from fairlead.units import format_duration
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, encode_message
 from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, SHARED_SLOTS, WORKER_QUERY_SECONDS
+from fairlead_gateway.kv_index.messages import IndexedModels
+from fairlead_gateway.peers.messages import HotPrefixUpdate, PeerUpdates
 from fairlead_gateway.peers.peer_messages import PeerLoadRow
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.worker_handle import (
@@ -53,7 +55,7 @@ from fairlead_gateway.supervisor.worker_handle import (
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot, sum_snapshots
 
 _RETIRED_SECONDS = 60.0
-_NO_UPDATES = say.PeerUpdates()
+_NO_UPDATES = PeerUpdates()
 
 
 class SlotAllocator:
@@ -163,7 +165,7 @@ class WorkerPool:
             if self._load_cells is not None and preforked.has_peers
             else None
         )
-        self._hot_tables: dict[str, say.HotPrefixUpdate] = {}
+        self._hot_tables: dict[str, HotPrefixUpdate] = {}
         self._slot_allocator = SlotAllocator(SHARED_SLOTS if self._load_cells is not None else 0, self._is_slot_idle)
         self._slot_of: dict[str, int] = {}
         self._fleet = Fleet()
@@ -372,7 +374,7 @@ class WorkerPool:
         """Sends a worker its whole state again, after a message was dropped."""
         now = self._hooks.configure(worker.number, worker.row, self._rows_of_others(worker), self._slot_of)
         messages: list[msgspec.Struct] = [say.FleetUpdate(self._fleet, self._slot_of), say.ActiveRows(now.active_rows)]
-        messages.append(say.IndexedModels(now.indexed_models))
+        messages.append(IndexedModels(now.indexed_models))
         messages.append(say.WarningsUpdate(now.warnings))
         messages += self._hooks.access_messages()
         if now.certificate is not None:
@@ -412,12 +414,12 @@ class WorkerPool:
 
     def _on_message(self, worker: WorkerHandle, message: RoutedMessage) -> None:
         if isinstance(message, say.WorkerReport) and len(self.workers) > 1:
-            updates = say.PeerUpdates(message.dispatches, message.crashes, message.cleared, message.service)
+            updates = PeerUpdates(message.dispatches, message.crashes, message.cleared, message.service)
             if updates != _NO_UPDATES:
                 self.broadcast_peer_updates(updates, worker)
         self._hooks.on_message(worker, message)
 
-    def broadcast_peer_updates(self, updates: say.PeerUpdates, sender: WorkerHandle | None = None) -> None:
+    def broadcast_peer_updates(self, updates: PeerUpdates, sender: WorkerHandle | None = None) -> None:
         """Sends what peers or one worker did to the others, except those that read too slowly."""
         data = encode_message(updates)
         max_unsent_bytes = CHANNEL_PENDING_BYTES // 4  # the rest is for what must arrive
@@ -433,7 +435,7 @@ class WorkerPool:
         if self._peer_load_row is not None:
             self._peer_load_row.set_loads(loads)
 
-    def set_hot_prefixes(self, table: say.HotPrefixUpdate) -> None:
+    def set_hot_prefixes(self, table: HotPrefixUpdate) -> None:
         """Sends a model's hot prefixes to all workers."""
         self._hot_tables[table.model] = table
         self.broadcast(table)

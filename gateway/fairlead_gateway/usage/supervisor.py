@@ -36,8 +36,8 @@ from fairlead.usage.ledger_files import REPLICAS, USAGE, LedgerFile, file_gatewa
 from fairlead.usage.ledger_reader import LedgerContent, read_ledger
 from fairlead.usage.record import UsageRecord, day_of, format_time
 from fairlead.usage.replica_log import ReplicaLog, replicas_of
-from fairlead_gateway.ipc.messages import UsageRow
 from fairlead_gateway.usage.engine_time import decode_microseconds, prefill_microseconds
+from fairlead_gateway.usage.messages import UsageRow
 
 
 @dataclass(frozen=True, slots=True)

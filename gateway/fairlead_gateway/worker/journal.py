@@ -24,25 +24,20 @@ from typing import Any, Final
 from fairlead_gateway.disaggregation.handoff_record import OK
 from fairlead_gateway.ipc.channel import MessageSender
 from fairlead_gateway.ipc.decision_json import stream_entry
-from fairlead_gateway.ipc.messages import (
+from fairlead_gateway.ipc.messages import PUBLISHED_DECISIONS_PENDING, EncodedLoad, WorkerReport
+from fairlead_gateway.kv_index.messages import (
     CHAT_SAMPLE,
     COMPLETION_SAMPLE,
-    PUBLISHED_DECISIONS_PENDING,
-    TIMING_REPORT_SECONDS,
-    Dispatch,
-    EncodedLoad,
     PromptFinished,
     PromptSample,
     PromptSamples,
     SampleRequest,
-    TimingEvent,
-    TimingEventKind,
-    UsageRow,
-    WorkerReport,
 )
 from fairlead_gateway.limits.worker.tenant_limits import QuotaLink
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.schemas import ChatRequest, CompletionRequest
+from fairlead_gateway.peers.messages import Dispatch
+from fairlead_gateway.profiles.messages import TIMING_REPORT_SECONDS, TimingEvent, TimingEventKind
 from fairlead_gateway.resilience.poison_requests import QUARANTINED_FINGERPRINTS
 from fairlead_gateway.routing import InstanceLoad, RouteRequest
 from fairlead_gateway.routing.load.inflight import InflightRequest
@@ -50,6 +45,7 @@ from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.router import DispatchHooks
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
+from fairlead_gateway.usage.messages import UsageRow
 from fairlead_gateway.worker.request_context import RequestContext
 
 TIMING_ROWS: Final = 16_384

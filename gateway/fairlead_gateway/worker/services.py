@@ -31,6 +31,7 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import FairleadError
 from fairlead.fleet.model import Fleet
 from fairlead.settings import GatewaySettings
+from fairlead_gateway.bearer_tokens.messages import TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.disaggregation.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.disaggregation.worker import kv_connectors
@@ -41,18 +42,16 @@ from fairlead_gateway.http.sockets import TlsCertificate
 from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.ipc.decision_json import logged_decision
-from fairlead_gateway.ipc.messages import (
-    SHARED_SLOTS,
-    WORKER_QUERY_SECONDS,
-    PreviewRoute,
-    QuotaUpdates,
-    TokenIssuer,
-    TokenIssuerUpdate,
-)
+from fairlead_gateway.ipc.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS, PreviewRoute
+from fairlead_gateway.kv_index.messages import IndexCorrections, IndexedModels, SampleRequest
+from fairlead_gateway.kv_index.worker import apply_corrections
+from fairlead_gateway.limits.messages import QuotaUpdates
 from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.request import BODY_TYPES
-from fairlead_gateway.peers.worker import PeerUpdateApplier, apply_corrections
+from fairlead_gateway.peers.messages import HotPrefixUpdate, PeerUpdates
+from fairlead_gateway.peers.worker import PeerUpdateApplier
+from fairlead_gateway.profiles.messages import ProfileUpdate
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
@@ -61,6 +60,7 @@ from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
 from fairlead_gateway.telemetry.snapshot import snapshot_of
+from fairlead_gateway.tenants.messages import KeyUpdate, RevocationUpdate, TenantUpdate
 from fairlead_gateway.tenants.worker.api_keys import AccessReporter, ApiKeys, GatewaySecrets
 from fairlead_gateway.worker import memory_pressure
 from fairlead_gateway.worker.browser_access import parse_browser_access
@@ -372,27 +372,27 @@ class WorkerServices:
         """Applies a message of the supervisor, or begins to answer its query."""
         stack = self.gateway.stack
         match message:
-            case messages.PeerUpdates(dispatches, crashes, cleared, service):
+            case PeerUpdates(dispatches, crashes, cleared, service):
                 stack.admission.add_peer_service(service)
                 self._peer_updates.enqueue(dispatches)
                 for crash in crashes:
                     stack.poison_guard.on_peer_crash(*crash)
                 for clearing in cleared:
                     stack.poison_guard.on_peer_cleared(*clearing)
-            case messages.HotPrefixUpdate(model, epoch, serving, prefilling):
+            case HotPrefixUpdate(model, epoch, serving, prefilling):
                 for role, table in ((stack.routers.serving, serving), (stack.routers.prefilling, prefilling)):
                     router = role.router(model)
                     if router is not None:
                         router.set_hot_prefixes(epoch, unpack_hashes(table))
-            case messages.IndexedModels(models):
+            case IndexedModels(models):
                 stack.routers.set_indexed_models(models)
-            case messages.IndexCorrections():
+            case IndexCorrections():
                 apply_corrections(stack.routers, message)
-            case messages.ProfileUpdate(profiles, sequences, memory_shares):
+            case ProfileUpdate(profiles, sequences, memory_shares):
                 stack.routers.set_learned_profiles(profiles)
                 stack.routers.serving.set_sequence_bounds(sequences)
                 stack.routers.serving.memory_shares.update(memory_shares)
-            case messages.SampleRequest():
+            case SampleRequest():
                 self._journal.send_samples(message)
             case messages.FleetUpdate(fleet, slots):
                 self._assign_slots(slots)
@@ -401,7 +401,7 @@ class WorkerServices:
                 if self._api_keys is not None and self._api_keys.tokens is not None:
                     self._api_keys.tokens.update_issuers(issuers)
                     self._api_keys.on_changed()
-            case messages.KeyUpdate() | messages.TenantUpdate() | messages.RevocationUpdate():
+            case KeyUpdate() | TenantUpdate() | RevocationUpdate():
                 self._update_keys(message)
             case QuotaUpdates():
                 for limits in self._quota_reporter.apply(message):
@@ -430,20 +430,20 @@ class WorkerServices:
         keys.tokens = TokenCallers(keys.tenants, self._runtime.clock.wall, reporter.report_unknown_key)
         keys.tokens.update_issuers(issuers)
 
-    def _update_keys(self, message: messages.KeyUpdate | messages.TenantUpdate | messages.RevocationUpdate) -> None:
+    def _update_keys(self, message: KeyUpdate | TenantUpdate | RevocationUpdate) -> None:
         keys = self._api_keys
         if keys is None:
             return
         match message:
-            case messages.KeyUpdate(names, are_keys_loaded):
+            case KeyUpdate(names, are_keys_loaded):
                 keys.replace(names)
                 keys.is_loaded = are_keys_loaded
-            case messages.TenantUpdate(changed, removed, is_whole):
+            case TenantUpdate(changed, removed, is_whole):
                 if is_whole:
                     whole = {tenant.name for tenant in changed}
                     removed = [tenant.name for tenant in keys.tenants() if tenant.name not in whole]
                 keys.update_tenants(changed, removed)
-            case messages.RevocationUpdate(digests):
+            case RevocationUpdate(digests):
                 keys.revoke(digests)
 
     def send_final_counters(self) -> None:

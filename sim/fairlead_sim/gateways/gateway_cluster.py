@@ -30,8 +30,8 @@ import xxhash
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
-from fairlead_gateway.ipc.messages import PREFIX_MAP_CORRECTION_SECONDS
 from fairlead_gateway.kv_index.links import estimate_links
+from fairlead_gateway.kv_index.messages import PREFIX_MAP_CORRECTION_SECONDS
 from fairlead_gateway.kv_index.translator import PrefixTranslator
 from fairlead_gateway.peers.peer_messages import PeerBatch, PeerLoad, PeerLoadRow, SentPrompt
 from fairlead_gateway.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox

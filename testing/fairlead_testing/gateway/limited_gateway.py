@@ -14,7 +14,7 @@ from fairlead.fleet.model import Model, TokenPrice
 from fairlead.limits import Limits
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates
+from fairlead_gateway.limits.messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.limits.supervisor.quota_service import MemoryLimitStore, QuotaService
 from fairlead_gateway.limits.supervisor.redis_limit_store import RedisLimitStore
 from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter

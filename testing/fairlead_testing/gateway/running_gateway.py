@@ -23,12 +23,14 @@ from fairlead.limits import Limits
 from fairlead.runtime.event_loop import close_server
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import socket_url
-from fairlead_gateway.ipc.messages import PreviewRoute, TimingEvent, UsageRow, WorkerReport
+from fairlead_gateway.ipc.messages import PreviewRoute, WorkerReport
+from fairlead_gateway.profiles.messages import TimingEvent
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.worker.observers import RequestObservers
 from fairlead_gateway.tenants.worker.api_keys import ApiKeys, GatewaySecrets
+from fairlead_gateway.usage.messages import UsageRow
 from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.memory_pressure import MemoryShare
 from fairlead_gateway.worker.runtime import WorkerRuntime

@@ -19,6 +19,7 @@ from fairlead_gateway.disaggregation.handoff_record import HandoffRecord, Prefil
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel, encode_message
 from fairlead_gateway.ipc.decision_json import PublishedDecision
+from fairlead_gateway.peers.messages import Dispatch, PeerUpdates
 from fairlead_gateway.peers.worker import PeerUpdateApplier
 from fairlead_gateway.routes.target_choice import RouteDecision
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest, prefix_chain
@@ -115,7 +116,7 @@ async def test_forged_dispatch_delays_none_behind_it() -> None:
 
     loop.set_exception_handler(lambda *_: None)
     applier = PeerUpdateApplier(SystemClock(), loop, Routers())  # type: ignore[arg-type]
-    batch = [say.Dispatch(f"m/{number}", "e-0", b"", number) for number in range(3)]
+    batch = [Dispatch(f"m/{number}", "e-0", b"", number) for number in range(3)]
     with pytest.raises(KeyError):
         applier.enqueue(batch)
     await wait_until(lambda: len(applied) == 3)
@@ -124,10 +125,10 @@ async def test_forged_dispatch_delays_none_behind_it() -> None:
 async def test_unread_messages_are_dropped_and_counted() -> None:
     async with ends(max_unsent_bytes=100_000, max_message_bytes=1_000_000) as (helper, worker, raw):
         taken = 0
-        while helper.channel.send(say.PeerUpdates([say.Dispatch("m", "e", b"y" * 50_000, 0)])):
+        while helper.channel.send(PeerUpdates([Dispatch("m", "e", b"y" * 50_000, 0)])):
             taken += 1
         assert helper.channel.dropped == 1
-        assert not helper.channel.send(say.PeerUpdates([say.Dispatch("m", "e", b"y" * 2_000_000, 0)]))
+        assert not helper.channel.send(PeerUpdates([Dispatch("m", "e", b"y" * 2_000_000, 0)]))
         await worker.channel.open(raw.dup())
         await wait_until(lambda: len(worker.heard) == taken)
         assert helper.channel.send(say.StartDrain())
@@ -247,8 +248,8 @@ async def test_crashes_and_their_clearing_are_reported_at_once() -> None:
         ([], [(b"print", 3.0)]),
     ]
     for report in sink.reports:
-        heard = say.PeerUpdates(report.dispatches, report.crashes, report.cleared)
-        assert msgspec.msgpack.decode(msgspec.msgpack.encode(heard), type=say.PeerUpdates) == heard
+        heard = PeerUpdates(report.dispatches, report.crashes, report.cleared)
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(heard), type=PeerUpdates) == heard
 
 
 def test_a_worker_loads_no_framework_no_redis_client_and_no_yaml_reader() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fairlead.limits import Limits
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.ipc.messages import CHAT_SAMPLE, PromptSample
+from fairlead_gateway.kv_index.messages import CHAT_SAMPLE, PromptSample
 from fairlead_gateway.openai.body_parser import ScanBounds, parse_body, parse_scanned_chat
 from fairlead_gateway.openai.request import bind_by_name, build_route_request, can_resume
 from fairlead_gateway.openai.schemas import ChatRequest, CommonFields

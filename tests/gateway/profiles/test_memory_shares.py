@@ -5,7 +5,7 @@ import pytest
 from fairlead.fleet.model import Fleet
 from fairlead.fleet.signals import EngineSignals
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.ipc.messages import ProfileUpdate
+from fairlead_gateway.profiles.messages import ProfileUpdate
 from fairlead_gateway.profiles.supervisor import (
     FALL,
     MIN_SHARE,

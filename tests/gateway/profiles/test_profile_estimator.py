@@ -8,7 +8,7 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import Fleet, Instance, Model, Role
-from fairlead_gateway.ipc.messages import TimingEvent, TimingEventKind
+from fairlead_gateway.profiles.messages import TimingEvent, TimingEventKind
 from fairlead_gateway.profiles.profile_estimator import SOLVE_INTERVAL_SECONDS, ProfileEstimator
 
 PRIOR, TRUE = builtin_profile("h100-llama8b"), builtin_profile("a100-qwen7b")

@@ -9,7 +9,7 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet
 from fairlead.fleet.signals import EngineSignals
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.ipc.messages import ProfileUpdate
+from fairlead_gateway.profiles.messages import ProfileUpdate
 from fairlead_gateway.profiles.supervisor import (
     MAX_TRY_SECONDS,
     MIN_TRY_SECONDS,

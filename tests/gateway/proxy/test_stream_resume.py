@@ -11,7 +11,7 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
-from fairlead_gateway.ipc.messages import TimingEventKind
+from fairlead_gateway.profiles.messages import TimingEventKind
 from fairlead_gateway.proxy.continuation import SentText, SentTextMemory, splice_events
 from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_testing.engines.disaggregated import engine_processes

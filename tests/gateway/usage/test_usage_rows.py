@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.tenants.model import Tenant, Tier
-from fairlead_gateway.ipc.messages import UsageRow, WorkerReport
+from fairlead_gateway.ipc.messages import WorkerReport
+from fairlead_gateway.usage.messages import UsageRow
 from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.engines.scripted import EngineCall, Script, responds, silent, streams

@@ -15,7 +15,7 @@ from fairlead.runtime.clock import ManualClock
 from fairlead.usage.checkpoints import Retention, maintain
 from fairlead.usage.ledger_files import USAGE, list_files
 from fairlead.usage.ledger_reader import read_ledger
-from fairlead_gateway.ipc.messages import UsageRow
+from fairlead_gateway.usage.messages import UsageRow
 from fairlead_gateway.usage.supervisor import (
     EngineReadings,
     LedgerBounds,

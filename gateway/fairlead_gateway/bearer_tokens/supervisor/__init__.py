@@ -3,5 +3,5 @@
 - `issuer_file`: the content of the file that `--token-issuers` names.
 - `key_service`: reads key sets (JWKS), keeps them up to date, and sends them to the workers.
 
-Gateways without issuers import none of it.
+Gateways without issuers do not import it.
 """

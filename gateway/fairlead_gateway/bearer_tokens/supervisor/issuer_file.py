@@ -17,7 +17,7 @@ from fairlead.errors import FileProblem, ManifestError
 from fairlead.limits import Limits
 from fairlead.manifests.validation_messages import validation_problems
 from fairlead.manifests.yaml_nodes import decode_file, parse_documents
-from fairlead_gateway.ipc.messages import ALGORITHMS
+from fairlead_gateway.bearer_tokens.messages import ALGORITHMS
 
 TOKEN_ISSUERS: Final = 16
 """Limit: issuers of bearer tokens of one gateway."""

@@ -29,14 +29,14 @@ from fairlead.runtime import http_client
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import format_duration
-from fairlead_gateway.bearer_tokens.supervisor.issuer_file import IssuerConfig, parse_issuer_file
-from fairlead_gateway.ipc.messages import (
+from fairlead_gateway.bearer_tokens.messages import (
     ALGORITHMS,
     BEARER_TOKEN_BYTES,
     JWKS_UNKNOWN_KEY_SECONDS,
     SigningKey,
     TokenIssuer,
 )
+from fairlead_gateway.bearer_tokens.supervisor.issuer_file import IssuerConfig, parse_issuer_file
 
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
 _MIN_RSA_BITS: Final = 2_048

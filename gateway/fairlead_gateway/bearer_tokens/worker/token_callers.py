@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.bearer_tokens.messages import JWKS_UNKNOWN_KEY_SECONDS, TokenIssuer
 from fairlead_gateway.bearer_tokens.worker.verifier import TokenVerifier, VerifiedToken
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.ipc.messages import JWKS_UNKNOWN_KEY_SECONDS, TokenIssuer
 
 BEARER_TOKENS_CACHED: Final = 10_000
 """Limit: verified tokens that a worker remembers; then the oldest is verified again."""

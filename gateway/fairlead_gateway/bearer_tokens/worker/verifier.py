@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from fairlead_gateway.bearer_tokens.messages import BEARER_TOKEN_BYTES, SigningKey, TokenIssuer
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.ipc.messages import BEARER_TOKEN_BYTES, SigningKey, TokenIssuer
 
 BEARER_TOKEN_LEEWAY_SECONDS: Final = 30.0
 """Limit: clocks of issuers and gateways may differ by this much."""

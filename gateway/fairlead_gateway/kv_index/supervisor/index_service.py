@@ -21,15 +21,14 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_gateway.ipc.channel import encode_message
-from fairlead_gateway.ipc.messages import (
+from fairlead_gateway.ipc.messages import WorkerReport
+from fairlead_gateway.kv_index.links import PromptLinks
+from fairlead_gateway.kv_index.messages import (
     PREFIX_MAP_CORRECTION_SECONDS,
-    Dispatch,
     IndexCorrections,
     PromptSamples,
     SampleRequest,
-    WorkerReport,
 )
-from fairlead_gateway.kv_index.links import PromptLinks
 from fairlead_gateway.kv_index.supervisor.event_discovery import EventDiscovery
 from fairlead_gateway.kv_index.supervisor.local_tokenizer import LocalTokenizer, Tokenization, TokenSource
 from fairlead_gateway.kv_index.supervisor.model_index import ModelIndex
@@ -42,6 +41,7 @@ from fairlead_gateway.kv_index.supervisor.tokenize_api import (
     max_tokenize_response_bytes,
     numbers_before,
 )
+from fairlead_gateway.peers.messages import Dispatch
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 from fairlead_gateway.supervisor.worker_handle import WorkerHandle
 from fairlead_gateway.telemetry.status_types import ModelIndexStatus

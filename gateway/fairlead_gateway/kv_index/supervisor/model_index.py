@@ -30,8 +30,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.kv_index.cache_correction import CacheCorrection
+from fairlead_gateway.kv_index.messages import PromptFinished
 from fairlead_gateway.kv_index.translator import PREFIX_MAP_INFLIGHT, PrefixTranslator
 from fairlead_gateway.telemetry.status_types import BlockCounts, IndexState, InstanceIndexStatus
 from fairlead_kvstore.blockstore.changes import Change, InstanceCleared

@@ -23,13 +23,14 @@ from fairlead.engines.lora_api import adapter_prefix
 from fairlead.errors import Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.ipc.messages import Dispatch, PromptSample
+from fairlead_gateway.kv_index.messages import PromptSample
 from fairlead_gateway.kv_index.supervisor.local_tokenizer import (
     ENGINE_DESCRIPTION,
     TOKENIZE_REFUSED_SECONDS,
     LocalTokenizer,
 )
 from fairlead_gateway.kv_index.supervisor.tokenize_api import TokenizeQuery, adapter_names, parse_tokens, tokenize_query
+from fairlead_gateway.peers.messages import Dispatch
 
 TOKENIZE_QUERIES_PER_SECOND: Final = 20.0
 """Limit: prompts of one model sent to its engines' /tokenize."""

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from fairlead.errors import Unavailable
-from fairlead_gateway.ipc.messages import CHAT_SAMPLE
+from fairlead_gateway.kv_index.messages import CHAT_SAMPLE
 
 TOKENIZE_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 """Limit: a response with the tokens of a prompt; a token takes some 7 bytes."""

@@ -24,7 +24,6 @@ from fairlead.management_api import LimitOut
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.tenants.model import Enforcement, LimitUnit, Tenant, WithoutRedis
-from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.limits.budget_watch import BudgetWatch
 from fairlead_gateway.limits.exchange import (
     OPEN,
@@ -37,6 +36,7 @@ from fairlead_gateway.limits.exchange import (
     Row,
 )
 from fairlead_gateway.limits.ledger import LeaseTimes, TenantLedger
+from fairlead_gateway.limits.messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.limits.store import QuotaStore
 from fairlead_gateway.limits.supervisor.checkpoint_files import CheckpointFiles
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc.channel import MessageSender
-from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates, TenantQuotaReport
 from fairlead_gateway.limits.exchange import Need, Row
+from fairlead_gateway.limits.messages import QuotaReport, QuotaUpdates, TenantQuotaReport
 from fairlead_gateway.limits.worker.limit_plan import LeasedLimit
 from fairlead_gateway.limits.worker.tenant_limits import QuotaLink, TenantLimits
 

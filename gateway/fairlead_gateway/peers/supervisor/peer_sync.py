@@ -18,6 +18,7 @@ from typing import Protocol
 from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.peers.messages import Dispatch, HotPrefixUpdate, PeerUpdates
 from fairlead_gateway.peers.peer_messages import HotPrefixTable, SentPrompt, secret_fingerprint
 from fairlead_gateway.peers.peer_messages import PeerLoad as Shared
 from fairlead_gateway.peers.peer_state import InstanceGroups
@@ -37,13 +38,13 @@ class GatewayWorkers(Protocol):
     def loads(self) -> Mapping[str, LoadView]:
         """Returns the in-flight load by instance."""
 
-    def broadcast_peer_updates(self, updates: say.PeerUpdates) -> None:
+    def broadcast_peer_updates(self, updates: PeerUpdates) -> None:
         """Sends what other gateways did to all workers; a full channel drops it."""
 
     def set_peer_loads(self, loads: Mapping[str, Shared]) -> None:
         """Sets the total load of other gateways, by instance."""
 
-    def set_hot_prefixes(self, table: say.HotPrefixUpdate) -> None:
+    def set_hot_prefixes(self, table: HotPrefixUpdate) -> None:
         """Replaces a model's table of hot prefixes."""
 
 
@@ -146,10 +147,10 @@ class PeerSync:
             )
             if self.on_peer_dispatch is not None:
                 self.on_peer_dispatch(model, instance, tail, hashes)
-        self._workers.broadcast_peer_updates(say.PeerUpdates([say.Dispatch(model, *item) for item in items]))
+        self._workers.broadcast_peer_updates(PeerUpdates([Dispatch(model, *item) for item in items]))
 
     def _on_peer_service(self, model: str, service: Mapping[str, float]) -> None:
-        self._workers.broadcast_peer_updates(say.PeerUpdates(service={model: dict(service)}))
+        self._workers.broadcast_peer_updates(PeerUpdates(service={model: dict(service)}))
 
     # --- hot prefixes
 
@@ -165,7 +166,7 @@ class PeerSync:
 
     def _on_hot_table(self, model: str, epoch: int, table: HotPrefixTable | None) -> None:
         found = table or HotPrefixTable()
-        self._workers.set_hot_prefixes(say.HotPrefixUpdate(model, epoch, found.serving, found.prefilling))
+        self._workers.set_hot_prefixes(HotPrefixUpdate(model, epoch, found.serving, found.prefilling))
 
     # --- status
 

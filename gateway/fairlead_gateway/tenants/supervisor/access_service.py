@@ -19,10 +19,10 @@ from fairlead.runtime.file_watcher import FileWatcher, ToleratedErrors
 from fairlead.tenants.documents import merge_sources
 from fairlead.tenants.model import ApiKey, Tenant, TenantTable
 from fairlead_gateway.audit.tenant_changes import LIST_ACTOR
-from fairlead_gateway.ipc import messages as say
-from fairlead_gateway.ipc.messages import AccessReport, TokenIssuer, TokenIssuerUpdate
+from fairlead_gateway.bearer_tokens.messages import TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.supervisor.management.view import TenantsSnapshot
 from fairlead_gateway.tenants.cache_isolation import shared_caches
+from fairlead_gateway.tenants.messages import AccessReport, KeyUpdate, RevocationUpdate, TenantUpdate
 from fairlead_gateway.tenants.supervisor.tenant_file import KeyFile, RevocationFile
 
 if TYPE_CHECKING:
@@ -240,9 +240,9 @@ class AccessService:
             return []
         issuers = self.token_issuers
         return [
-            say.KeyUpdate(keys, self.are_keys_loaded),
-            say.TenantUpdate(list(self.tenants.values()), is_whole=True),
-            say.RevocationUpdate(self.revoked),
+            KeyUpdate(keys, self.are_keys_loaded),
+            TenantUpdate(list(self.tenants.values()), is_whole=True),
+            RevocationUpdate(self.revoked),
             *([] if issuers is None else [TokenIssuerUpdate(issuers)]),
         ]
 
@@ -327,7 +327,7 @@ class AccessService:
     def _send_keys(self) -> None:
         keys = self.keys
         if keys is not None:
-            self._broadcast(say.KeyUpdate(keys, self.are_keys_loaded))
+            self._broadcast(KeyUpdate(keys, self.are_keys_loaded))
         self._report_change()
 
     def _report_change(self) -> None:
@@ -346,12 +346,12 @@ class AccessService:
         for start in range(0, max(len(changed), 1), _BATCH):
             batch = changed[start : start + _BATCH]
             if batch or removed:
-                self._broadcast(say.TenantUpdate(batch, removed))
+                self._broadcast(TenantUpdate(batch, removed))
             removed = []
         self._report_load()
 
     def _on_revocations(self) -> None:
-        self._broadcast(say.RevocationUpdate(self.revoked))
+        self._broadcast(RevocationUpdate(self.revoked))
         self._log_problems()
         self._report_load()
 

@@ -27,7 +27,8 @@ from fairlead_gateway.caller_key import NEVER, Caller
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.messages import AccessReport, ToWorker
+from fairlead_gateway.ipc.messages import ToWorker
+from fairlead_gateway.tenants.messages import AccessReport
 
 KEY_USE_SECONDS: Final = 10.0
 """Limit: from the first use of API keys until a worker reports them."""

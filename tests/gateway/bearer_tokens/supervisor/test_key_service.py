@@ -10,9 +10,9 @@ import pytest
 from fairlead.errors import ManifestError, Unavailable
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.bearer_tokens.messages import TokenIssuer
 from fairlead_gateway.bearer_tokens.supervisor.issuer_file import IssuerConfig
 from fairlead_gateway.bearer_tokens.supervisor.key_service import JWKS_STALE_SECONDS, IssuerKeyService, fetch_key_set
-from fairlead_gateway.ipc.messages import TokenIssuer
 from fairlead_testing.gateway.tenant_keys import ISSUER, SigningKeyPair, TestIssuer
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.waiting import wait_until

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from fairlead.errors import BadInput
+from fairlead_gateway.bearer_tokens.messages import ALGORITHMS
 from fairlead_gateway.bearer_tokens.supervisor.key_service import parse_key_set
-from fairlead_gateway.ipc.messages import ALGORITHMS
 from fairlead_testing.gateway.tenant_keys import SigningKeyPair, TestIssuer, encode
 
 RSA = SigningKeyPair.create("RS256", "rsa").jwk()

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from fairlead.tenants.model import Tenant, TokenSubject
+from fairlead_gateway.bearer_tokens.messages import ALGORITHMS, JWKS_UNKNOWN_KEY_SECONDS, TokenIssuer
 from fairlead_gateway.bearer_tokens.supervisor.key_service import parse_key_set
 from fairlead_gateway.bearer_tokens.worker.token_callers import TokenCallers
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.ipc.messages import ALGORITHMS, JWKS_UNKNOWN_KEY_SECONDS, TokenIssuer
 from fairlead_testing.gateway.tenant_keys import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer
 
 NOW = 1_795_000_000.0

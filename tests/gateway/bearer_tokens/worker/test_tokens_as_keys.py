@@ -8,11 +8,11 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.tenants.model import ApiKey, Tenant, TokenSubject
+from fairlead_gateway.bearer_tokens.messages import ALGORITHMS, TokenIssuer
 from fairlead_gateway.bearer_tokens.supervisor.key_service import parse_key_set
 from fairlead_gateway.bearer_tokens.worker.token_callers import TokenCallers
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
 from fairlead_gateway.http.request_parser import RequestHead, parse_head
-from fairlead_gateway.ipc.messages import ALGORITHMS, TokenIssuer
 from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, process_before

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from fairlead_gateway.bearer_tokens.messages import ALGORITHMS, TokenIssuer
 from fairlead_gateway.bearer_tokens.supervisor.key_service import parse_key_set
 from fairlead_gateway.bearer_tokens.worker.verifier import TokenVerifier
 from fairlead_gateway.errors import InvalidApiKey
-from fairlead_gateway.ipc.messages import ALGORITHMS, TokenIssuer
 from fairlead_testing.gateway.tenant_keys import AUDIENCE, ISSUER, SigningKeyPair, TestIssuer, encode
 
 NOW = 1_795_000_000.0

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from fairlead_gateway.ipc.messages import PromptFinished
 from fairlead_gateway.kv_index.links import estimate_links
+from fairlead_gateway.kv_index.messages import PromptFinished
 from fairlead_gateway.kv_index.supervisor.model_index import FIRST_SECONDS, PREFIX_MAP_JUDGE_SECONDS, ModelIndex
 from fairlead_gateway.telemetry.status_types import BlockCounts, IndexState
 from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change, CompletenessChanged

@@ -8,7 +8,7 @@ import pytest
 from fairlead.errors import SettingsError, Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.ipc.messages import CHAT_SAMPLE, COMPLETION_SAMPLE, Dispatch, PromptSample
+from fairlead_gateway.kv_index.messages import CHAT_SAMPLE, COMPLETION_SAMPLE, PromptSample
 from fairlead_gateway.kv_index.supervisor.local_tokenizer import (
     TOKENIZE_REFUSED_SECONDS,
     TOKENIZER_UNVERIFIED_PROMPTS,
@@ -18,6 +18,7 @@ from fairlead_gateway.kv_index.supervisor.local_tokenizer import (
 )
 from fairlead_gateway.kv_index.supervisor.token_fetcher import TokenFetcher
 from fairlead_gateway.kv_index.supervisor.tokenize_api import TokenizeQuery
+from fairlead_gateway.peers.messages import Dispatch
 
 MODEL = "team/tiny"
 INSTANCE = Instance("a", "team", "tiny", "main", "http://a")

@@ -9,8 +9,8 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
-from fairlead_gateway.ipc.messages import QuotaReport, QuotaUpdates, TenantQuotaReport
 from fairlead_gateway.limits.exchange import Need, Row
+from fairlead_gateway.limits.messages import QuotaReport, QuotaUpdates, TenantQuotaReport
 from fairlead_gateway.limits.supervisor.checkpoint_files import CheckpointFiles
 from fairlead_gateway.limits.supervisor.quota_service import MemoryLimitStore, QuotaService
 from fairlead_testing.waiting import wait_until

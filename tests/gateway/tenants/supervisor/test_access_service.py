@@ -12,6 +12,7 @@ from fairlead.fleet.model import Model, RequestPolicy
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, TenantTable
 from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.tenants.messages import KeyUpdate, RevocationUpdate, TenantUpdate
 from fairlead_gateway.tenants.supervisor.access_service import AccessService, AccessSources
 from fairlead_gateway.tenants.supervisor.tenant_file import KeyFile, RevocationFile, TenantFile
 from fairlead_gateway.tenants.supervisor.tenant_list import parse_tenant_file
@@ -33,18 +34,18 @@ class Received:
         self.tenants: dict[str, Tenant] = {}
         self.names: dict[bytes, str] = {}
         self.revoked: set[bytes] = set()
-        self.updates: list[say.TenantUpdate] = []
+        self.updates: list[TenantUpdate] = []
 
     def apply(self, message: Any) -> None:
         message = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=say.ToWorker)
-        if isinstance(message, say.TenantUpdate):
+        if isinstance(message, TenantUpdate):
             self.updates.append(message)
             for name in message.removed:
                 del self.tenants[name]
             self.tenants |= {tenant.name: tenant for tenant in message.changed}
-        elif isinstance(message, say.KeyUpdate):
+        elif isinstance(message, KeyUpdate):
             self.names = message.keys
-        elif isinstance(message, say.RevocationUpdate):
+        elif isinstance(message, RevocationUpdate):
             self.revoked = set(message.digests)
 
     def digests(self) -> set[str]:
@@ -68,8 +69,8 @@ async def test_workers_get_what_changed_and_nothing_else(tmp_path: Path) -> None
         path.write_text(text)
         await wait_until(lambda: "t-199" not in received.tenants)
         assert received.updates == [
-            say.TenantUpdate([Tenant("t-199")]),  # its key, before the file is parsed
-            say.TenantUpdate([service.tenants["t-7"]], ["t-199"]),
+            TenantUpdate([Tenant("t-199")]),  # its key, before the file is parsed
+            TenantUpdate([service.tenants["t-7"]], ["t-199"]),
         ]
         assert received.tenants == service.tenants
         path.write_text(
@@ -156,9 +157,9 @@ async def test_worker_that_missed_messages_gets_the_whole_state(tmp_path: Path) 
     await service.start()
     await service.stop()
     assert service.state_messages() == [
-        say.KeyUpdate({}, True),
-        say.TenantUpdate(list(service.tenants.values()), is_whole=True),
-        say.RevocationUpdate([bytes.fromhex(OLD)]),
+        KeyUpdate({}, True),
+        TenantUpdate(list(service.tenants.values()), is_whole=True),
+        RevocationUpdate([bytes.fromhex(OLD)]),
     ]
     assert service.counters() == {"keys": 1}
 

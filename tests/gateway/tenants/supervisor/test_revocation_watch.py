@@ -10,6 +10,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import CONFIG_MAPS
 from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead_gateway.ipc import messages as say
+from fairlead_gateway.tenants.messages import KeyUpdate, RevocationUpdate
 from fairlead_gateway.tenants.supervisor.access_service import AccessService, AccessSources
 from fairlead_gateway.tenants.supervisor.tenant_watch import RevocationWatch
 from fairlead_testing.kube.fake_server import FakeApiServer, fake_api_server
@@ -78,9 +79,9 @@ class Received:
 
     def apply(self, message: Any) -> None:
         message = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=say.ToWorker)
-        if isinstance(message, say.RevocationUpdate):
+        if isinstance(message, RevocationUpdate):
             self.revoked = message.digests
-        elif isinstance(message, say.KeyUpdate):
+        elif isinstance(message, KeyUpdate):
             self.is_loaded.append(message.are_keys_loaded)
 
 

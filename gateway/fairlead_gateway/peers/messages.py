@@ -1,0 +1,48 @@
+"""Messages to workers about what sibling workers and other gateways did."""
+
+import msgspec
+
+
+class Dispatch(msgspec.Struct, array_like=True):
+    """A prompt that counts at an instance.
+
+    - hashes: of its blocks, 64-bit in native order.
+    - tail: hash of its end.
+    - session_hash: hash of its session; 0: none.
+    - size: bytes of its text, for the KV-cache index; 0: the model's instances report no cache.
+    """
+
+    model: str
+    instance: str
+    hashes: bytes
+    tail: int
+    session_hash: int = 0
+    size: int = 0
+
+
+class PeerUpdates(msgspec.Struct, tag=True, omit_defaults=True):
+    """Supervisor → worker: what sibling workers and other gateways did.
+
+    - crashes: (fingerprint, instance, sent at, crashed at).
+    - cleared: bodies that were answered after all, as (fingerprint, answered at).
+    - service: engine seconds divided by weight, by model and tenant.
+    """
+
+    dispatches: list[Dispatch] = []
+    crashes: list[tuple[bytes, str, float, float]] = []
+    cleared: list[tuple[bytes, float]] = []
+    service: dict[str, dict[str, float]] = {}
+
+
+class HotPrefixUpdate(msgspec.Struct, tag=True):
+    """Supervisor → worker: the hot prefixes of a model that all gateways share.
+
+    - serving, prefilling: 64-bit hashes in native order, for instances that answer and for those
+      that only prefill.
+    - epoch: 0 if the table is no longer updated.
+    """
+
+    model: str
+    epoch: int
+    serving: bytes
+    prefilling: bytes
