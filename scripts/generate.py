@@ -25,9 +25,11 @@ from scripts.generators.image_locks import image_requirements
 from scripts.generators.limits_reference import limits_page
 from scripts.generators.page_lists import (
     ALERTS_PAGE,
+    CONTRIBUTING_PAGE,
     ENGINE_ANSWERS_PAGE,
     METRICS_PAGE,
     alerts_page,
+    contributing_page,
     decisions_page,
     engine_answers_page,
     metrics_page,
@@ -56,6 +58,7 @@ def outputs() -> dict[str, str]:
         "docs/decisions/index.md": decisions_page(ROOT, NOTE),
         ALERTS_PAGE: alerts_page(ROOT),
         BENCHMARKS_PAGE: benchmarks_page(ROOT),
+        CONTRIBUTING_PAGE: contributing_page(ROOT),
         ENGINE_ANSWERS_PAGE: engine_answers_page(ROOT),
         METRICS_PAGE: metrics_page(ROOT),
         "docs/reference/api.md": api_page(),

@@ -385,6 +385,7 @@ def _map_resolves(span: str, source: Source, tails: frozenset[str]) -> bool:
 
 def _page_spans(page: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"^## Code map\n.*?(?=^## |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)  # has a test of its own
     return SPAN.findall(re.sub(r"^```[^\n]*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
 
 

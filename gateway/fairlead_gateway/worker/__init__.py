@@ -7,5 +7,6 @@
 - `journal`: reports to the supervisor.
 - `memory_pressure`: refuses bodies when memory is short.
 
-`proxy` takes a request from here; each feature has its part of a worker in its own folder.
+`fairlead_gateway.proxy` takes a request from here. Each feature has its part of a worker in its
+own folder.
 """
