@@ -4,7 +4,7 @@ cost.
 - `collector/`: observations from the metrics of all gateways.
 - `core/`: the pure scaling core.
 - `mix/`: the cheapest mix of accelerators.
-- `enforcer`, `scale_down_order`: the model's policy, and the replicas to remove first.
+- `scaling_policy`, `scale_down_order`: the model's policy, and the replicas to remove first.
 - `control_loop`: one tick of all models; `history/`: their records, and replays.
 - `target`: the interface to what is scaled; `kubernetes/`, `local/`: its implementations.
 - `http/`: probes, metrics and decisions; `service`: the whole process.

@@ -29,7 +29,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import parse_duration
-from fairlead_autoscaler import enforcer
+from fairlead_autoscaler import scaling_policy
 from fairlead_autoscaler.collector.observation import GatewaySnapshot, SignalAges, build_observation
 from fairlead_autoscaler.core import (
     CoreState,
@@ -40,9 +40,9 @@ from fairlead_autoscaler.core import (
     ScalingPlan,
     ScalingSettings,
 )
-from fairlead_autoscaler.enforcer import EnforcedPlan, PolicyState
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.scale_down_order import removal_order
+from fairlead_autoscaler.scaling_policy import EnforcedPlan, PolicyState
 from fairlead_autoscaler.target import ModelState, ReplicaScaler, ScaleTarget
 
 AUTOSCALER_HINTED_TICKS_PER_MINUTE: Final = 12
@@ -278,7 +278,7 @@ class ControlLoop:
         self._forget_models(self._runs.keys() - states.keys())
         if self._parts.mix_solver is not None:
             self._parts.mix_solver.retain(self._runs.keys())
-        self._hints = {key: at for key, at in self._hints.items() if now - at < enforcer.WAKE_SECONDS}
+        self._hints = {key: at for key, at in self._hints.items() if now - at < scaling_policy.WAKE_SECONDS}
         rulings = {key: self._try_decide(key, state, now) for key, state in states.items()}
         self.counters.ticks += 1
         self.decided_at = now
@@ -349,11 +349,11 @@ class ControlLoop:
             solver.submit(key, plan.asks)
         traffic = observation.gateway
         arrivals, held = (None, None) if traffic is None else (traffic.arrivals, traffic.held)
-        run.policy_state = enforcer.update_policy_state(
-            run.policy_state, state, now, has_requests=enforcer.has_requests(observation.pools, arrivals, held)
+        run.policy_state = scaling_policy.update_policy_state(
+            run.policy_state, state, now, has_requests=scaling_policy.has_requests(observation.pools, arrivals, held)
         )
-        moment = enforcer.Moment(now, wall, is_woken=key in self._hints, is_frozen=self.is_frozen)
-        rulings = enforcer.enforce(run.policy_state, state, plan, moment)
+        moment = scaling_policy.Moment(now, wall, is_woken=key in self._hints, is_frozen=self.is_frozen)
+        rulings = scaling_policy.enforce(run.policy_state, state, plan, moment)
         if not self.is_leader:
             rulings = {
                 pool: replace(ruling, unwritten=ruling.unwritten or _OTHER_LEADS) for pool, ruling in rulings.items()
@@ -389,7 +389,7 @@ class ControlLoop:
         """Returns the run of a model, with its current model and settings; a new run for a new
         model.
         """
-        model = enforcer.with_widest_bounds(state.model, state.policy)
+        model = scaling_policy.with_widest_bounds(state.model, state.policy)
         settings = settings_for(self._options.settings, state.policy)
         run = self._runs.get(key)
         if run is None:

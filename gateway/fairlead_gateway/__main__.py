@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fairlead.fleet.model import FleetSource
     from fairlead.runtime.clock import Clock
     from fairlead_gateway.bearer_tokens.supervisor.key_service import IssuerKeyService
-    from fairlead_gateway.http.sockets import TlsCertificate
+    from fairlead_gateway.http.tls_certificate import TlsCertificate
     from fairlead_gateway.supervisor.file_parsing.client import FileParser
     from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
     from fairlead_gateway.tenants.supervisor.access_service import AccessSources, TenantSource
@@ -411,7 +411,7 @@ def _manage_tokens(settings: GatewaySettings) -> "ManageTokens":
 
 def _certificate_files(certificate: str | None, key: str | None) -> "TlsCertificate | None":
     """Returns what `--tls-cert` and `--tls-key` name; it is read when the gateway starts."""
-    from fairlead_gateway.http.sockets import TlsCertificate
+    from fairlead_gateway.http.tls_certificate import TlsCertificate
 
     if certificate is None and key is None:
         return None

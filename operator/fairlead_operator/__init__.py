@@ -5,7 +5,7 @@
   `controller/revisions`, `render/`, `controller/apply_plan`, `kube/writer` and `status/`.
 - `hung_engines/`: pods whose engine answers no request.
 - `kube/`: observed objects, watches and writes.
-- `host`: what controllers need of the process. `health`, `http_server`, `settings`,
+- `manager_interface`: what controllers need of the process. `health`, `http_server`, `settings`,
   `object_metadata`: shared parts.
 
 operator/README.md describes one pass.

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fairlead.runtime.clock import ManualClock
-from fairlead_autoscaler import enforcer
+from fairlead_autoscaler import scaling_policy
 from fairlead_autoscaler.collector.observation import GatewaySnapshot
 from fairlead_autoscaler.control_loop import LoopCounters
 from fairlead_autoscaler.core import Rule
@@ -38,7 +38,7 @@ def loop() -> Any:
 
 
 def test_every_rule_is_documented_and_no_other_is() -> None:
-    ours = set(re.findall(r'rule="([a-z-]+)"|, "(no-plan)", "', Path(enforcer.__file__).read_text()))
+    ours = set(re.findall(r'rule="([a-z-]+)"|, "(no-plan)", "', Path(scaling_policy.__file__).read_text()))
     assert {rule for pair in ours for rule in pair if rule} | {rule.value for rule in Rule} == set(first_cells("Rules"))
 
 

@@ -18,7 +18,7 @@ import msgspec
 from fairlead.errors import BadInput
 from fairlead_autoscaler.core import CoreState, ModelSpec, Observation, ScalingPlan, ScalingSettings
 from fairlead_autoscaler.core.settings import DEFAULT_VALUES
-from fairlead_autoscaler.enforcer import EnforcedPlan
+from fairlead_autoscaler.scaling_policy import EnforcedPlan
 
 _NUMBERED: Final = re.compile(r"^scaling-(\d{6})\.jsonl$")
 AUTOSCALER_RING_BYTES: Final = 32 * 1024 * 1024

@@ -11,8 +11,8 @@ from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.control_loop import ControlLoop
 from fairlead_autoscaler.core import PoolObservation
 from fairlead_autoscaler.core.plan_inputs import usd_per_hour
-from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
+from fairlead_autoscaler.scaling_policy import EnforcedPlan
 
 PREFIX = "fairlead_autoscaler_"
 _POOL = ["model", "pool"]

@@ -19,9 +19,9 @@ from fairlead.decision import DecisionInput
 from fairlead.kube.conditions import MAX_MESSAGE_LENGTH, ConditionValue
 from fairlead.kube.events.event import EventDraft, EventType
 from fairlead_autoscaler.core.plan_inputs import usd_per_hour
-from fairlead_autoscaler.enforcer import EnforcedPlan, describe_replicas
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.slo_attainment import WINDOW_SECONDS, SLOAttainment
+from fairlead_autoscaler.scaling_policy import EnforcedPlan, describe_replicas
 
 
 def scaling_events(before: TickRecord, after: TickRecord) -> list[EventDraft]:

@@ -17,10 +17,10 @@ from fairlead.decision import DecisionInput
 from fairlead.errors import BadInput
 from fairlead.units import format_duration
 from fairlead_autoscaler.core import ModelSpec, PoolObservation, PoolPlan, PoolSpec
-from fairlead_autoscaler.enforcer import EnforcedPlan, describe_replicas
 from fairlead_autoscaler.history.recorder import TickRecord, decode_record
 from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment
 from fairlead_autoscaler.kubernetes.slo_attainment import add_observation as attained
+from fairlead_autoscaler.scaling_policy import EnforcedPlan, describe_replicas
 from fairlead_cli import formatting
 from fairlead_cli.exit_codes import run_query
 from fairlead_cli.moments import parse_moment

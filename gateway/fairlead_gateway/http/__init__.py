@@ -2,8 +2,9 @@
 
 In reading order:
 
-- `listener`: what the connections of a port share, responses, and clients that read none.
+- `listener`: what the connections of a port share, and responses.
 - `connection`: one client connection.
 - `request_parser`: bytes to requests.
-- `timers`, `sockets`, `trace_context`.
+- `send_rate`: clients that read too slowly.
+- `timers`, `sockets`, `tls_certificate`, `trace_context`.
 """

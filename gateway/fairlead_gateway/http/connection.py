@@ -33,9 +33,7 @@ from fairlead_gateway.http.listener import (
     Listener,
     ResponseTransport,
     ResponseWriter,
-    acknowledged_bytes,
     bodies_error,
-    reset_transport,
 )
 from fairlead_gateway.http.request_parser import (
     AWAITING_BODY_END,
@@ -45,6 +43,7 @@ from fairlead_gateway.http.request_parser import (
     RequestHead,
     RequestParser,
 )
+from fairlead_gateway.http.send_rate import acknowledged_bytes, reset_transport
 from fairlead_gateway.http.timers import IdleTimer, TimerQueue
 
 _POLL_DELAYS = (0.001, 0.004, 0.02, 0.1, 0.25, 0.5)

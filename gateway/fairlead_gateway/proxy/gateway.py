@@ -1,7 +1,8 @@
 """The data plane of one worker: serves requests, from receipt to record.
 
-`http` receives a request, `openai` parses it, `admission` admits and routes it. `proxy` forwards it
-and relays the response; `request_recorder` records the outcome.
+`http` receives a request. Here its key is checked, `model_selection` finds its model, and
+`limits` reserves what it may use. `forwarder` has it admitted and routed, and sends it; `relay`
+relays the response, and `request_recorder` records the outcome.
 
 All parts between a worker's requests and the engines, built in order.
 

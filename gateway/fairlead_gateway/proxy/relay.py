@@ -7,7 +7,7 @@ A stream waits for its engine for minutes. Its task has nothing to do until then
 - the request has no timeout of its own, and
 - no other instance can resume the stream.
 
-`forwarder` then hands the stream over to a `RelayedStream` and ends its task.
+`ResponseRelay` then hands the stream over to a `RelayedStream`, and its task ends.
 
 Why: a waiting task, with its coroutines and futures, takes 2.5 KB of memory for each open stream.
 

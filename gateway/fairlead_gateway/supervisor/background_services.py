@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # without Redis, its client is not loaded; without a ledger, 
     from fairlead_gateway.limits.supervisor.quota_service import QuotaService, QuotaWorker
     from fairlead_gateway.peers.supervisor.peer_sync import GatewayWorkers, PeerSync
     from fairlead_gateway.profiles.profile_estimator import LearnedProfile
-    from fairlead_gateway.supervisor.decision_stream import DecisionStream
+    from fairlead_gateway.supervisor.decision_publisher import DecisionPublisher
     from fairlead_gateway.usage.supervisor import UsageService
     from fairlead_kvstore.redis.link import RedisLink
 
@@ -84,18 +84,18 @@ class BackgroundServices:
         self._is_running = False
         self.usage: UsageService | None = None
         self.redis_link: RedisLink | None = None
-        self.decision_stream: DecisionStream | None = None
+        self.decision_publisher: DecisionPublisher | None = None
         self.peers: PeerSync | None = None
         if membership is not None:
             from fairlead_gateway.peers.supervisor import peer_sync
-            from fairlead_gateway.supervisor import decision_stream
+            from fairlead_gateway.supervisor import decision_publisher
             from fairlead_kvstore.redis import link as links
 
             name = membership.gateway_id
             link = self.redis_link = links.RedisLink(
                 membership.redis_url, clock, limits=limits, name=f"fairlead-{name}"
             )
-            self.decision_stream = decision_stream.DecisionStream(link, clock)
+            self.decision_publisher = decision_publisher.DecisionPublisher(link, clock)
             self.peers = peer_sync.PeerSync(link, workers, gateway_id=name, secret=membership.secret, clock=clock)
 
     def update_tenants(self, tenants: Collection[Tenant]) -> None:
@@ -168,10 +168,10 @@ class BackgroundServices:
         """Gives a worker's report to the ledger, the decision stream and the peers."""
         if self.usage is not None:
             self.usage.on_rows(report.usage, report.lost_usage)
-        if self.decision_stream is not None:
-            self.decision_stream.dropped += report.dropped_decisions
+        if self.decision_publisher is not None:
+            self.decision_publisher.dropped += report.dropped_decisions
             for model_key, entry in report.decisions:
-                self.decision_stream.offer(model_key, entry)
+                self.decision_publisher.offer(model_key, entry)
         if self.peers is not None:
             self.peers.on_worker_report(report)
 
@@ -188,7 +188,7 @@ class BackgroundServices:
         adapters that have series of their own.
         """
         telemetry.adapter_series = self._adapter_series
-        stream = self.decision_stream
+        stream = self.decision_publisher
         if stream is not None:
             telemetry.non_model_counters.update(
                 redis_connected=int(stream.connected),
@@ -214,8 +214,8 @@ class BackgroundServices:
             self.usage.start()
         if self.redis_link is not None:
             self.redis_link.start()
-        if self.decision_stream is not None:
-            self.decision_stream.start()
+        if self.decision_publisher is not None:
+            self.decision_publisher.start()
         if self.peers is not None:
             self.peers.start()
         self._is_running = True
@@ -232,8 +232,8 @@ class BackgroundServices:
             await self.usage.stop()
         if self.peers is not None:
             await self.peers.stop()
-        if self.decision_stream is not None:
-            await self.decision_stream.stop()
+        if self.decision_publisher is not None:
+            await self.decision_publisher.stop()
         if self.redis_link is not None:
             await self.redis_link.stop()
 
@@ -252,9 +252,9 @@ class BackgroundServices:
         return [warning for warning in warnings if warning]
 
     def _redis_warning(self) -> str | None:
-        if self.decision_stream is None:
+        if self.decision_publisher is None:
             return "no Redis: limits and index stay local"
-        return self.decision_stream.warning()
+        return self.decision_publisher.warning()
 
     def _signals_warning(self) -> str | None:
         ready = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fairlead.audit import AuditLog
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import FleetSource
-from fairlead_gateway.http.sockets import TlsCertificate
+from fairlead_gateway.http.tls_certificate import TlsCertificate
 from fairlead_gateway.kv_index.supervisor.local_tokenizer import TokenSource
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 

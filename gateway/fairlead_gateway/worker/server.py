@@ -1,4 +1,4 @@
-"""The public port of a worker, and its drain.
+"""The public port of a worker: connections, TLS handshakes, and the drain.
 
 A drain reports unready, accepts no more connections, and lets requests in flight finish. Idle
 connections stay open for a moment: a request already on its way is answered, with
@@ -7,7 +7,7 @@ connections stay open for a moment: a request already on its way is answered, wi
 At the end of the drain every request that is left gets an error: a stream as its last event, any
 other a 503. Their connections close in order, as far as clients read within `drain_end_seconds`.
 
-Accepts connections of a TLS port, and bounds the handshakes in progress.
+`TlsAcceptor` accepts the connections of a TLS port, and bounds the handshakes in progress.
 
 Why: a server of asyncio reports a connection after its handshake. Until then it counted nowhere, so
 clients that began handshakes and left them could use up descriptors and memory.
@@ -25,7 +25,8 @@ from fairlead.runtime.event_loop import close_server
 from fairlead.runtime.process_tuning import limit_kernel_unsent
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.listener import Listener
-from fairlead_gateway.http.sockets import LISTEN_BACKLOG, TlsCertificate, refuse_new_connections
+from fairlead_gateway.http.sockets import LISTEN_BACKLOG, refuse_new_connections
+from fairlead_gateway.http.tls_certificate import TlsCertificate
 from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS
 from fairlead_gateway.proxy.gateway import Gateway
 

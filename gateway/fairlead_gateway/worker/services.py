@@ -38,7 +38,7 @@ from fairlead_gateway.disaggregation.worker import kv_connectors
 from fairlead_gateway.errors import BadRequest, GatewayError, Overloaded, UnknownPath
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.http.sockets import TlsCertificate
+from fairlead_gateway.http.tls_certificate import TlsCertificate
 from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.ipc.decision_json import logged_decision

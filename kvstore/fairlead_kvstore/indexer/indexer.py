@@ -5,7 +5,7 @@ It is single-threaded and does not wait. An event is applied and offered in the 
 loop that reads it, large batches in slices. ``reader/fair_scheduler.py`` bounds the reads of one
 engine. Only HTTP queries for an engine's endpoints are tasks.
 
-    fleet ──▶ attach, detach ──▶ BlockStore ◀── apply_outcomes ◀── EngineSubscription ◀── ZMQ
+    fleet ──▶ attach, detach ──▶ BlockStore ◀── EventApplication ◀── EngineSubscription ◀── ZMQ
                                      └──changes──▶ ChangeSink
 
 Several indexers share the work by a lease per model (``index/writer.py``): an indexer reads only

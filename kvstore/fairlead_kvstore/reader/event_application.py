@@ -1,9 +1,8 @@
 """Applies a stream's outcomes to the block store: the pure middle of the reader.
 
-The reader has sockets and timers. For each message, ``EventSequencer`` returns outcomes and
-``apply_outcomes`` applies them to the block store. The indexer applies them in slices, with
-``EventApplication``. The changes are written to Redis in one batch;
-``replay_from`` is sent to the replay endpoint.
+The reader has sockets and timers. For each message, ``EventSequencer`` returns outcomes, and
+``EventApplication`` applies them to the block store in slices. The changes go to the indexer's
+sink; ``replay_from`` is sent to the replay endpoint. ``apply_outcomes`` does it at once:
 
     sequencer, store = EventSequencer(replayable=True), BlockStore(secret=secret)
     store.attach("<pod>/8000/0", "default/qwen3-8b", now)

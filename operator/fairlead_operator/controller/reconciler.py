@@ -12,9 +12,9 @@ from fairlead.runtime.clock import Clock
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep, PruneGuard, make_plan
 from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState, Render, choose_spec, desired_state
 from fairlead_operator.controller.status_writer import PassResult, StatusWriter
-from fairlead_operator.host import OperatorHost
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.kube.writer import ModelMoved, ObjectWriter
+from fairlead_operator.manager_interface import ManagerInterface
 from fairlead_operator.object_metadata import WORKLOAD_KINDS, ChildKey, controller_uid, installation_of
 from fairlead_operator.render.context import InstallationDefaults, render_context
 from fairlead_operator.render.model import render_model
@@ -47,7 +47,7 @@ class Reconciler:
         api: KubeClient,
         cache: ObjectCache,
         clock: Clock,
-        host: OperatorHost,
+        host: ManagerInterface,
         installation: InstallationDefaults,
         *,
         capacity_grace_seconds: float = 0.0,

@@ -28,10 +28,10 @@ from fairlead_operator.canary.instances import is_canary_ready
 from fairlead_operator.canary.progress import CanaryInputs, CanaryState, next_state, parse_state
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep
 from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState
-from fairlead_operator.host import OperatorHost
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.kube.object_trimming import trim_model
 from fairlead_operator.kube.writer import WriteCounts
+from fairlead_operator.manager_interface import ManagerInterface
 from fairlead_operator.object_metadata import (
     STATUS_FIELD_MANAGER,
     WORKLOAD_KINDS,
@@ -127,7 +127,7 @@ class StatusWriter:
         api: KubeClient,
         cache: ObjectCache,
         clock: Clock,
-        host: OperatorHost,
+        host: ManagerInterface,
         counts: WriteCounts,
         capacity_grace_seconds: float,
     ) -> None:

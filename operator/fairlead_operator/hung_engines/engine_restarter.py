@@ -18,7 +18,6 @@ from fairlead.kube.errors import Conflict, KubeError, NotFound
 from fairlead.kube.events.event import EventDraft, EventType
 from fairlead.kube.resources import PODS, Manifest, is_deleting, metadata_of, name_of, namespace_of, uid_of
 from fairlead.runtime.clock import Pacing
-from fairlead_operator.host import OperatorHost
 from fairlead_operator.hung_engines.gateway_reports import GatewayReader
 from fairlead_operator.hung_engines.restart_plan import (
     HungEnginePlan,
@@ -30,6 +29,7 @@ from fairlead_operator.hung_engines.restart_plan import (
     serving_condition,
 )
 from fairlead_operator.kube.object_cache import ObjectCache
+from fairlead_operator.manager_interface import ManagerInterface
 from fairlead_operator.object_metadata import STATUS_FIELD_MANAGER, WORKLOAD_KINDS
 
 HUNG_POLL_SECONDS: Final = 15.0
@@ -82,7 +82,7 @@ class EngineRestarter:
         api: KubeClient,
         cache: ObjectCache,
         gateways: GatewayReader,
-        host: OperatorHost,
+        host: ManagerInterface,
         pacing: Pacing,
         options: RestartOptions,
     ) -> None:

@@ -61,7 +61,7 @@ PROGRAMS: Mapping[str, Program] = {
     "fairlead_sim": Program(("fairlead_sim.__main__", "uvloop")),
     "fairlead_gateway": Program(
         (
-            *(f"{_GATEWAY}.__main__", f"{_SUPERVISOR}.supervisor", f"{_SUPERVISOR}.decision_stream"),
+            *(f"{_GATEWAY}.__main__", f"{_SUPERVISOR}.supervisor", f"{_SUPERVISOR}.decision_publisher"),
             *(
                 f"{_SUPERVISOR}.file_parsing.client",
                 f"{_GATEWAY}.peers.supervisor.peer_sync",

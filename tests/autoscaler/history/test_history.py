@@ -27,7 +27,6 @@ from fairlead_autoscaler.core import (
     ShapeCount,
 )
 from fairlead_autoscaler.core.settings import ScalingSettings
-from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import (
     RecordBuffer,
     RecordFiles,
@@ -38,6 +37,7 @@ from fairlead_autoscaler.history.recorder import (
     record_files,
 )
 from fairlead_autoscaler.history.replay import SettingChanges, parse_changes, replay
+from fairlead_autoscaler.scaling_policy import EnforcedPlan
 from fairlead_sim.autoscaling.reference_pools import large_profile, small_profile
 
 MODEL = ModelSpec("default/tiny", 2.0, 0.05, (PoolSpec("main", maximum=4),), ttft_bounds=(2.0,), itl_bounds=(0.05,))

@@ -23,7 +23,6 @@ from fairlead_autoscaler.core import (
     ReplicaState,
     ScalingPlan,
 )
-from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.conditions import (
     PublishedStatus,
@@ -37,6 +36,7 @@ from fairlead_autoscaler.kubernetes.conditions import (
 )
 from fairlead_autoscaler.kubernetes.slo_attainment import SLOAttainment, add_observation
 from fairlead_autoscaler.kubernetes.status_writer import StatusWriter
+from fairlead_autoscaler.scaling_policy import EnforcedPlan
 from fairlead_testing.kube.in_memory import InMemoryKube
 from fairlead_testing.waiting import FakeTime, wait_until
 

@@ -23,8 +23,8 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import PODS, Manifest, uid_of
 from fairlead.runtime.clock import SystemClock
 from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPlan
-from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord, encode_record
+from fairlead_autoscaler.scaling_policy import EnforcedPlan
 from fairlead_cli.cluster.access.port_forward import PodPort, PortForwarder
 from fairlead_cli.cluster.installation import _service_of, open_installation
 from fairlead_cli.exit_codes import ClusterUnreachable

@@ -27,9 +27,9 @@ from fairlead_autoscaler.core import (
     ScalingCore,
     SleepTier,
 )
-from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_autoscaler.history.replay import parse_changes
+from fairlead_autoscaler.scaling_policy import EnforcedPlan
 from fairlead_cli.app import build_app
 from fairlead_cli.scaling.explain_command import (
     INPUT_LABELS,

@@ -18,9 +18,10 @@ from fairlead.runtime.process_tuning import KERNEL_UNSENT_BYTES, limit_kernel_un
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.http.connection import ClientConnection, ResponseWriter, acknowledged_bytes, reset_transport
-from fairlead_gateway.http.listener import MIN_READ_RATE, HttpRequest, Listener
+from fairlead_gateway.http.connection import ClientConnection, ResponseWriter
+from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.http.send_rate import MIN_READ_RATE, acknowledged_bytes, reset_transport
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import scripted_engine

@@ -14,7 +14,7 @@ from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import EngineAuth, Fleet
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.__main__ import main as gateway_main
-from fairlead_gateway.http.sockets import TlsCertificate
+from fairlead_gateway.http.tls_certificate import TlsCertificate
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_testing.engines.scripted import EngineCall, responds, scripted_engine, silent_after_token
 from fairlead_testing.gateway.gateway_process import gateway_process

@@ -126,7 +126,7 @@ def beside_of(running: RunningGateway, redis: str | None = None) -> BackgroundSe
         limits=LIMITS,
         membership=None if redis is None else PeerMembership(redis, "gw-0", b"a secret of the test"),
     )
-    stream = services.decision_stream
+    stream = services.decision_publisher
     if stream is not None:
 
         def publish(record: DecisionRecord) -> None:
@@ -151,11 +151,11 @@ async def test_decision_reaches_log_stream_and_counters_and_the_prompt_reaches_n
     async with whole(server.url) as gateway:
         reader = Redis.from_url(server.url)
         await wait_until(
-            lambda: gateway.beside.decision_stream is not None and gateway.beside.decision_stream.connected
+            lambda: gateway.beside.decision_publisher is not None and gateway.beside.decision_publisher.connected
         )
         assert (await request(gateway.running.url, CHAT)).status == 200
         await wait_until(
-            lambda: gateway.beside.decision_stream is not None and gateway.beside.decision_stream.published == 1
+            lambda: gateway.beside.decision_publisher is not None and gateway.beside.decision_publisher.published == 1
         )
         ((_, fields),) = await reader.xrange(redis_keys.decisions(MODEL_KEY))
         published = decode(fields[b"d"], PublishedDecision)
@@ -171,7 +171,7 @@ async def test_decision_reaches_log_stream_and_counters_and_the_prompt_reaches_n
 
 async def test_a_dead_redis_is_said_and_fails_no_request(server: Valkey) -> None:
     async with whole(server.url) as gateway:
-        log = gateway.beside.decision_stream
+        log = gateway.beside.decision_publisher
         assert log is not None
         await wait_until(lambda: log.connected)
         assert gateway.beside.warnings() == []

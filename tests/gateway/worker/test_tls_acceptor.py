@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_gateway.http.sockets import ListenAddress, TlsCertificate
+from fairlead_gateway.http.sockets import ListenAddress
+from fairlead_gateway.http.tls_certificate import TlsCertificate
 from fairlead_gateway.worker.server import TlsAcceptor
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.certificates import CertificateAuthority, has_openssl

@@ -30,7 +30,6 @@ from fairlead.fleet.hung_engines import EjectionReport, hung_verdict
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.runtime.clock import Clock
 from fairlead_autoscaler.core import PoolSpec, ReplicaState, WakeTiming
-from fairlead_autoscaler.enforcer import widest_pool_bounds
 from fairlead_autoscaler.local.state_files import (
     DESIRED_FILE,
     STATE_FILE,
@@ -42,6 +41,7 @@ from fairlead_autoscaler.local.state_files import (
     read_desired,
     write_file,
 )
+from fairlead_autoscaler.scaling_policy import widest_pool_bounds
 from fairlead_cli.addresses import Address, find_free_ports
 from fairlead_cli.exit_codes import StackUnreachable, StartFailed
 from fairlead_cli.formatting import pluralize

@@ -18,7 +18,7 @@ from fairlead import management_api as api
 from fairlead.errors import BadInput
 from fairlead.names import closest_matches
 from fairlead.settings import CliSettings, read_settings
-from fairlead_autoscaler.enforcer import describe_replicas
+from fairlead_autoscaler.scaling_policy import describe_replicas
 from fairlead_cli import formatting
 from fairlead_cli.addresses import service_url
 from fairlead_cli.console import program_name, stdout_console

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from fairlead import management_api as api
 from fairlead_autoscaler.core import ModelSpec, Observation, PoolSpec, ScalingPlan
-from fairlead_autoscaler.enforcer import EnforcedPlan
 from fairlead_autoscaler.history.recorder import TickRecord
+from fairlead_autoscaler.scaling_policy import EnforcedPlan
 from fairlead_cli.formatting import short_instance_name
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_cli.local.status.command import StackReport, build_report, render_tree, to_plain

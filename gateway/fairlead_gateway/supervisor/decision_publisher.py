@@ -34,7 +34,7 @@ BATCH_RECORDS: Final = 100
 DATA_FIELD: Final = b"d"
 
 
-class DecisionStream:
+class DecisionPublisher:
     """The stream of one gateway. The caller starts and stops `link`."""
 
     def __init__(

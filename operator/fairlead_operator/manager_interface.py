@@ -9,7 +9,7 @@ from fairlead_operator.canary.progress import CanaryState
 from fairlead_operator.render.context import ClusterCapabilities
 
 
-class OperatorHost(Protocol):
+class ManagerInterface(Protocol):
     """The process in which a controller runs, `Manager`."""
 
     @property

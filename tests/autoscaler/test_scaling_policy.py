@@ -19,7 +19,7 @@ from fairlead_autoscaler.core import (
     ScalingPlan,
     SleepTier,
 )
-from fairlead_autoscaler.enforcer import (
+from fairlead_autoscaler.scaling_policy import (
     EnforcedPlan,
     Moment,
     PolicyState,

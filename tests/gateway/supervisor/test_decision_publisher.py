@@ -13,9 +13,9 @@ from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCan
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway.ipc.decision_json import PublishedDecision, stream_entry
-from fairlead_gateway.supervisor.decision_stream import (
+from fairlead_gateway.supervisor.decision_publisher import (
     BATCH_RECORDS,
-    DecisionStream,
+    DecisionPublisher,
 )
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_kvstore.index import redis_keys
@@ -46,10 +46,10 @@ def entry(request_id: str) -> bytes:
 
 
 @asynccontextmanager
-async def running_stream(server: Any, **bounds: int) -> AsyncIterator[tuple[DecisionStream, Redis]]:
+async def running_stream(server: Any, **bounds: int) -> AsyncIterator[tuple[DecisionPublisher, Redis]]:
     reader = Redis.from_url(server.url)
     link = RedisLink(server.url, SystemClock(), limits=FAST)
-    stream = DecisionStream(link, SystemClock(), **bounds)
+    stream = DecisionPublisher(link, SystemClock(), **bounds)
     link.start()
     stream.start()
     try:
@@ -153,7 +153,7 @@ async def test_stopping_tells_what_waits(server: Any) -> None:
     reader = Redis.from_url(server.url)
     link = RedisLink(server.url, SystemClock(), limits=FAST)
     link.start()
-    stream = DecisionStream(link, SystemClock())
+    stream = DecisionPublisher(link, SystemClock())
     await link.wait_connected()
     stream.offer(KEY, entry("last"))
     await stream.stop()
@@ -166,7 +166,7 @@ async def test_stopping_without_redis_returns(server: Any) -> None:
     server.kill()
     link = RedisLink(server.url, SystemClock(), limits=FAST)
     link.start()
-    stream = DecisionStream(link, SystemClock())
+    stream = DecisionPublisher(link, SystemClock())
     stream.start()
     stream.offer(KEY, entry("r1"))
     async with asyncio.timeout(60):
