@@ -38,13 +38,18 @@ def decisions_page(root: Path, note: str) -> str:
     )
 
 
+def code_map(root: Path) -> str:
+    """Returns the section of CONTRIBUTING.md that is also on the site."""
+    section = _CODE_MAP.search((root / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    if section is None:
+        raise ValueError("CONTRIBUTING.md has no section `Code map`")
+    return section[0].rstrip()
+
+
 def contributing_page(root: Path) -> str:
     """Returns the index of Contributing, with the code map of CONTRIBUTING.md at its end."""
     page = (root / CONTRIBUTING_PAGE).read_text(encoding="utf-8")
-    code_map = _CODE_MAP.search((root / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-    if code_map is None:
-        raise ValueError("CONTRIBUTING.md has no section `Code map`")
-    return f"{page.partition('## Code map')[0].rstrip()}\n\n{code_map[0].rstrip()}\n"
+    return f"{page.partition('## Code map')[0].rstrip()}\n\n{code_map(root)}\n"
 
 
 def metrics_page(root: Path) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.generators.page_lists import code_map
+
 ROOT = Path(__file__).resolve().parents[2]
-SECTION = re.compile(r"^## Code map\n.*?(?=^## )", re.MULTILINE | re.DOTALL)
-MAP = SECTION.search((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8") + "\n## ")
-ROWS = [line.strip("| ").split(" | ") for line in (MAP[0] if MAP else "").splitlines() if "| `" in line or "→" in line]
+ROWS = [line.strip("| ").split(" | ") for line in code_map(ROOT).splitlines() if "| `" in line or "→" in line]
 
 
 def _paths(cells: list[str]) -> list[str]:

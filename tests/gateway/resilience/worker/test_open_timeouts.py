@@ -12,11 +12,11 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[4] / "gateway" / "fairlead_gateway"
 _TIME = re.compile(r"(?:^|_)(?:seconds|seconds_left|timeout|deadline|until)$")
 
-_FOLDERS = (
-    *("adapters/worker", "admission", "bearer_tokens/worker", "body_check", "disaggregation/worker", "http", "limits"),
-    *("openai", "peers", "proxy", "resilience", "routes/worker", "telemetry/worker", "tenants/worker", "upstream"),
-    "worker",
+_PLACES = (
+    *("worker", "*/worker", "*/worker.py", "http", "openai", "proxy", "upstream"),
+    *("admission", "body_check", "limits", "peers", "resilience"),
 )
+"""All that runs in workers alone, and the features whose cores bound a wait."""
 _RECORD = "a time of the past in a record; nothing waits for it"
 _AT_ONCE = "nothing has happened yet, so the first one is due at once"
 _LEAST = "the start of a minimum; without values there is nothing to bound"
@@ -63,10 +63,11 @@ REASONS: dict[str, str] = {
 
 
 def _sources() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(path for folder in _FOLDERS for path in (_ROOT / folder).rglob("*.py")):
-        if "supervisor" in path.parts[len(_ROOT.parts) :]:
-            continue
-        yield path.relative_to(_ROOT).as_posix(), ast.parse(path.read_text())
+    places = [place for pattern in _PLACES for place in _ROOT.glob(pattern)]
+    for path in sorted({path for place in places for path in (place.rglob("*.py") if place.is_dir() else [place])}):
+        name = path.relative_to(_ROOT)
+        if "supervisor" not in name.parts:
+            yield name.as_posix(), ast.parse(path.read_text())
 
 
 def _is_optional(annotation: ast.expr | None) -> bool:
