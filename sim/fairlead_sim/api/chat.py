@@ -10,6 +10,7 @@ from fairlead_sim.generation.requests import (
     TokenizedPrompt,
     injected_token_ids,
     parse_messages,
+    parse_tools,
 )
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
 from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
@@ -44,7 +45,7 @@ def parse_chat_request(
     latest, older = fields.integer("max_completion_tokens"), fields.integer("max_tokens")
     generation_request.max_tokens = older if latest is None else latest
     wants_logprobs, top = fields.flag("logprobs"), fields.integer("top_logprobs")
-    messages = parse_messages(fields)
+    messages, tools = parse_messages(fields), parse_tools(fields)
     unfinished = _continues_last_message(fields, messages)
     injected = injected_token_ids(fields)
     fields.check()
@@ -58,7 +59,7 @@ def parse_chat_request(
     _validate_tools(fields, auto=prompt_parser.auto_tools)
     requests.validate_sampling(fields, generation_request)
     generation_request.prompts = [
-        prompt_parser.from_chat(messages, unfinished=unfinished)
+        prompt_parser.from_chat(messages, tools=tools, unfinished=unfinished)
         if injected is None
         else TokenizedPrompt(injected, is_token_ids=True)
     ]

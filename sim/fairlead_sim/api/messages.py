@@ -1,15 +1,23 @@
 """``/v1/messages``: Anthropic's form of generation, with its errors, usage and events."""
 
+import json
 from typing import Any
 
 from fairlead_sim.api.app import RequestContext
+from fairlead_sim.engine.chat_template import BILLING_HEADER
 from fairlead_sim.generation import requests
-from fairlead_sim.generation.requests import GenerationRequest, parse_messages
+from fairlead_sim.generation.requests import GenerationRequest, validate_named
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
 from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
 from fairlead_sim.http.connection import http_chunk
-from fairlead_sim.http.fields import RequestFields, json_body
+from fairlead_sim.http.errors import InvalidRequest
+from fairlead_sim.http.fields import NO_OBJECT, RequestFields, json_body
 
+_ROLES = ("user", "assistant", "system")
+_BLOCKS = (
+    *("text", "image", "tool_use", "tool_result", "tool_reference", "thinking", "redacted_thinking"),
+    *("tool_addition", "tool_removal"),
+)
 _STOPS = {"length": "max_tokens", "stop": "end_turn", "abort": "end_turn"}
 
 
@@ -17,14 +25,14 @@ def create_message(context: RequestContext) -> None:
     engine = context.engine
     fields = RequestFields(json_body(context.request))
     generation_request = requests.parse_common(fields, context.request, context.new_request_id())
+    fields.require("model")
     fields.require("max_tokens")
     generation_request.max_tokens = fields.integer("max_tokens")
     generation_request.stop = fields.strings("stop_sequences")
-    turns = _conversation(fields)
-    fields.check()
+    turns, tools = message_turns(fields)
     engine.models.resolve(generation_request)
     requests.validate_sampling(fields, generation_request)
-    generation_request.prompts = [engine.prompt_parser.from_chat(turns)]
+    generation_request.prompts = [engine.prompt_parser.from_chat(turns, tools=tools)]
     engine.begin(
         generation_request,
         AnthropicMessageStream if generation_request.stream else AnthropicMessage,
@@ -37,17 +45,120 @@ def count_tokens(context: RequestContext) -> None:
     """Sends the length of the prompt in tokens."""
     engine = context.engine
     fields = RequestFields(json_body(context.request))
+    fields.require("model")
     generation_request = GenerationRequest(model=fields.text("model") or "", request_id="")
-    turns = _conversation(fields)
-    fields.check()
+    turns, tools = message_turns(fields)
     engine.models.resolve(generation_request)
-    context.writer.send(200, json_bytes({"input_tokens": len(engine.tokenizer.encode_chat(turns))}))
+    count = len(engine.prompt_parser.from_chat(turns, tools=tools).tokens)
+    body = {"input_tokens": count, "context_management": {"original_input_tokens": count}}
+    context.writer.send(200, json_bytes(body))
 
 
-def _conversation(fields: RequestFields) -> list[dict[str, Any]]:
-    turns = parse_messages(fields)
-    system = fields.body.get("system")
-    return turns if system is None else [{"role": "system", "content": system}, *turns]
+def message_turns(fields: RequestFields) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns the turns and tools of the chat request that vLLM makes of a message request.
+
+    Raises MalformedRequest for these and earlier findings.
+    """
+    turns: list[dict[str, Any]] = []
+    system = _system_text(fields.body.get("system"), keeps_string=True)
+    if system:
+        turns.append({"role": "system", "content": system})
+    messages = _parse_messages(fields)
+    tools = fields.items("tools") or []
+    validate_named(fields, "tools", tools)
+    for at, tool in enumerate(tools):
+        if isinstance(tool, dict) and not isinstance(tool.get("input_schema"), dict):
+            fields.add_wrong("missing", f"tools.{at}.input_schema", "Field required", tool)
+    fields.check()
+    for message in messages:
+        turns += _turns_of(message)
+    return turns, list(map(_chat_tool, tools))
+
+
+def _parse_messages(fields: RequestFields) -> list[dict[str, Any]]:
+    if "messages" not in fields.body:
+        fields.add_missing("messages")
+    messages = fields.items("messages") or []
+    for at, message in enumerate(messages):
+        where = f"messages.{at}"
+        if not isinstance(message, dict):
+            fields.add_wrong("model_attributes_type", where, NO_OBJECT, message)
+            continue
+        fields.add_unless_literal(f"{where}.role", message, _ROLES)
+        content = message.get("content")
+        if "content" not in message:
+            fields.add_wrong("missing", f"{where}.content", "Field required", message)
+        elif not isinstance(content, str | list):
+            fields.add_wrong("string_type", f"{where}.content", "Input should be a valid string", content)
+        for number, block in enumerate(content if isinstance(content, list) else ()):
+            _validate_block(fields, f"{where}.content.{number}", block)
+    return messages
+
+
+def _validate_block(fields: RequestFields, where: str, block: Any) -> None:
+    if not isinstance(block, dict):
+        fields.add_wrong("model_attributes_type", where, NO_OBJECT, block)
+        return
+    fields.add_unless_literal(f"{where}.type", block, _BLOCKS)
+    for name in ("text", "thinking", "name", "id", "tool_use_id"):
+        if not isinstance(block.get(name), str | None):
+            fields.add_wrong("string_type", f"{where}.{name}", "Input should be a valid string", block[name])
+    if not isinstance(block.get("input"), dict | None):
+        fields.add_wrong("dict_type", f"{where}.input", "Input should be a valid dictionary", block["input"])
+
+
+def _system_text(system: Any, *, keeps_string: bool = False) -> str:
+    """Returns the text of a system prompt without the blocks that begin with a billing header.
+
+    keeps_string: a string stays; the chat template leaves out its first line.
+    """
+    if isinstance(system, str):
+        return system if keeps_string or not system.startswith(BILLING_HEADER) else ""
+    blocks = [block for block in system or () if isinstance(block, dict) and block.get("type") == "text"]
+    texts = [text for block in blocks if isinstance(text := block.get("text"), str)]
+    return "".join(text for text in texts if not text.startswith(BILLING_HEADER))
+
+
+def _turns_of(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the chat turns of one message: the tool results first, then what else it has."""
+    role, content = message["role"], message["content"]
+    if role == "system":
+        text = _system_text(content)
+        return [{"role": role, "content": text}] if text else []
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    turn: dict[str, Any] = {"role": role}
+    results, parts = [], []
+    for block in content:
+        kind = block["type"]
+        if kind == "text" and block.get("text"):
+            parts.append(block["text"])
+        elif kind == "image" and block.get("source"):
+            raise InvalidRequest("The model is not a multimodal model")
+        elif kind == "thinking" and block.get("thinking") is not None:
+            turn["reasoning"] = turn.get("reasoning", "") + block["thinking"]
+        elif kind == "tool_use":
+            function = {"name": block.get("name") or "", "arguments": json.dumps(block.get("input") or {})}
+            turn.setdefault("tool_calls", []).append({"function": function})
+        elif kind == "tool_result" and role == "user":
+            results.append({"role": "tool", "content": _result_text(block.get("content"))})
+        elif kind == "tool_result":
+            parts.append(f"Tool result: {block.get('content') or ''}")
+    if parts:
+        turn["content"] = parts
+    return [*results, turn] if parts or role != "user" else results
+
+
+def _result_text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    blocks = [item for item in content or () if isinstance(item, dict) and item.get("type") == "text"]
+    return "\n".join(str(block.get("text", "")) for block in blocks)
+
+
+def _chat_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    schema = tool["input_schema"]
+    return {"function": tool | {"parameters": schema if "type" in schema else schema | {"type": "object"}}}
 
 
 def _message_usage(response: GenerationResponse) -> dict[str, int]:

@@ -4,11 +4,14 @@ from typing import Any
 
 from fairlead_sim.api.app import RequestContext
 from fairlead_sim.generation import reply_script, requests
-from fairlead_sim.generation.requests import GenerationRequest, parse_messages
+from fairlead_sim.generation.requests import GenerationRequest, parse_messages, validate_named
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
 from fairlead_sim.generation.streaming import StreamingResponse, json_bytes
 from fairlead_sim.http.connection import ResponseWriter, http_chunk
+from fairlead_sim.http.errors import InvalidRequest
 from fairlead_sim.http.fields import RequestFields, json_body
+
+_NEEDED = {"function_call": ("call_id", "name", "arguments"), "function_call_output": ("call_id",)}
 
 
 def create_response(context: RequestContext) -> None:
@@ -16,7 +19,8 @@ def create_response(context: RequestContext) -> None:
     fields = RequestFields(json_body(context.request))
     generation_request = requests.parse_common(fields, context.request, context.new_request_id())
     generation_request.max_tokens = fields.integer("max_output_tokens")
-    turns = _conversation(fields)
+    turns = response_turns(fields)
+    tools = chat_tools(fields)
     text = fields.mapping("text")
     fields.check()
     form = text.get("format") if text is not None else None
@@ -26,26 +30,89 @@ def create_response(context: RequestContext) -> None:
         )
     engine.models.resolve(generation_request)
     requests.validate_sampling(fields, generation_request)
-    generation_request.prompts = [engine.prompt_parser.from_chat(turns)]
+    unfinished = _continues_last_item(fields.body["input"])
+    generation_request.prompts = [engine.prompt_parser.from_chat(turns, tools=tools, unfinished=unfinished)]
     response = ResponseObjectStream if generation_request.stream else ResponseObject
     engine.begin(generation_request, response, context.writer, context.fault)
 
 
-def _conversation(fields: RequestFields) -> list[dict[str, Any]]:
+def response_turns(fields: RequestFields) -> list[dict[str, Any]]:
+    """Returns the chat turns that vLLM makes of ``instructions`` and ``input``.
+
+    Raises InvalidRequest for an item that no chat turn can be made of.
+    """
     turn_input = fields.require("input")
     turns: list[dict[str, Any]] = []
     instructions = fields.text("instructions")
-    if instructions is not None:
+    if instructions:
         turns.append({"role": "system", "content": instructions})
-    if isinstance(turn_input, str):
+    if isinstance(turn_input, list):
+        _validate_items(fields, turn_input)
+        fields.check()
+        begin = len(turns)
+        for item in turn_input:
+            _add_item(turns, item, turns[-1] if len(turns) > begin else {})
+    elif isinstance(turn_input, str):
         turns.append({"role": "user", "content": turn_input})
-    elif isinstance(turn_input, list):
-        inner = RequestFields({"messages": turn_input})
-        turns += parse_messages(inner)
-        fields.findings += inner.findings
-    elif turn_input is not None:
+    elif "input" in fields.body:
         fields.add_wrong("string_type", "input", "Input should be a valid string", turn_input)
     return turns
+
+
+def _validate_items(fields: RequestFields, items: list[Any]) -> None:
+    inner = RequestFields({"messages": [item for item in items if not isinstance(item, dict) or "role" in item]})
+    parse_messages(inner)
+    fields.findings += inner.findings
+    for at, item in enumerate(items):
+        for name in _NEEDED.get(str(item.get("type")), ()) if isinstance(item, dict) else ():
+            if not isinstance(item.get(name), str):
+                fields.add_wrong("missing", f"input.{at}.{name}", "Field required", item)
+
+
+def _add_item(turns: list[dict[str, Any]], item: dict[str, Any], previous: dict[str, Any]) -> None:
+    """Adds one input item to the turns. Parts of an answer join one turn of the assistant.
+
+    previous: the turn of the item before; empty for the first.
+    """
+    answer = previous if previous.get("role") == "assistant" else {}
+    kind, content = item.get("type"), item.get("content")
+    if kind == "function_call":
+        call = {"function": {"name": item["name"], "arguments": item["arguments"]}}
+        if answer:
+            answer.setdefault("tool_calls", []).append(call)
+        else:
+            turns.append({"role": "assistant", "tool_calls": [call]})
+    elif kind == "function_call_output":
+        turns.append({"role": "tool", "content": item.get("output")})
+    elif kind == "reasoning" or item.get("role") == "assistant":
+        if item.get("encrypted_content"):
+            raise InvalidRequest("Encrypted content is not supported. (parameter=input)", param="input")
+        name = "reasoning" if kind == "reasoning" else "content"
+        texts = content or item.get("summary") or ""
+        text = texts if isinstance(texts, str) else texts[0].get("text", "")
+        if answer and answer.get(name) is None:
+            answer[name] = text
+        else:
+            turns.append({"role": "assistant", name: text})
+    elif "role" in item:
+        turns.append(item)
+    else:
+        raise InvalidRequest(f"Unsupported input item type: {kind} (parameter=input)", param="input")
+
+
+def chat_tools(fields: RequestFields) -> list[dict[str, Any]]:
+    """Returns the functions among the tools, as a chat request has them."""
+    tools = fields.items("tools") or []
+    functions = [tool for tool in tools if isinstance(tool, dict) and tool.get("type") == "function"]
+    validate_named(fields, "tools", functions)
+    return [{"function": tool} for tool in functions]
+
+
+def _continues_last_item(turn_input: Any) -> bool:
+    """Whether the answer continues the last item, an unfinished message."""
+    last = turn_input[-1] if isinstance(turn_input, list) and turn_input else {}
+    continues = last.get("type", "message") in ("message", "reasoning")
+    return continues and last.get("status") in ("in_progress", "incomplete")
 
 
 def _response_object(

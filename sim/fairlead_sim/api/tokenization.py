@@ -6,7 +6,7 @@ from fairlead_sim.api import chat, completions
 from fairlead_sim.api.admin import send_json
 from fairlead_sim.api.app import RequestContext
 from fairlead_sim.generation import requests
-from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt, parse_messages
+from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt, parse_messages, parse_tools
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
 from fairlead_sim.generation.streaming import json_bytes
 from fairlead_sim.http.errors import InvalidRequest
@@ -20,9 +20,9 @@ def tokenize(context: RequestContext) -> None:
     _resolve_model(context, fields)
     tokenizer = engine.tokenizer
     if "messages" in fields.body:
-        messages = parse_messages(fields)
+        messages, tools = parse_messages(fields), parse_tools(fields)
         fields.check()
-        tokens = tokenizer.encode_chat(messages)
+        tokens = tokenizer.encode_chat(messages, tools=tools)
         if not fields.flag("add_generation_prompt", True):
             tokens = tokens[:-2]
     else:

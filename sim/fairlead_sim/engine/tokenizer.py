@@ -10,10 +10,12 @@ import hashlib
 import re
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from string import ascii_lowercase
 from typing import Any
+
+from fairlead_sim.engine.chat_template import turn_texts
 
 CONTROL_TOKENS = (
     "<|pad|>",
@@ -83,23 +85,28 @@ class Tokenizer:
         piece = self._pieces[token]
         return piece if token < _FIRST_BYTE_TOKEN else "".join(_printable_char(ord(char)) for char in piece)
 
-    def encode_chat(self, messages: Iterable[Mapping[str, Any]], *, continues_last: bool = False) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        continues_last: bool = False,
+    ) -> list[int]:
         """Returns the tokens of a conversation in the fixed chat template.
 
-        The template writes a begin token, the role, content and end of each message, and then the
-        opening of the assistant's message. The content is a string, None or a list of parts, of
-        which the ``text`` ones count.
+        The template writes a begin token, the role, text and end of each turn, and then the opening
+        of the assistant's message. The content is a string, None or a list of parts, of which the
+        ``text`` ones count.
 
         continues_last: leaves the last message open for its continuation.
         """
         line = self.encode("\n")
         tokens = [self.bos]
-        for message in messages:
-            role = str(message.get("role", "user"))
+        for role, text in turn_texts(messages, tools):
             known = self._roles.get(role)
             tokens += [known] if known is not None else self.encode(f"<|{role}|>")
             tokens += line
-            tokens += self.encode(_content_text(message.get("content")))
+            tokens += self.encode(text)
             tokens.append(self.eos)
             tokens += line
         if continues_last:
@@ -129,15 +136,6 @@ def _random_numbers(count: int, seed: int | str) -> tuple[int, ...]:
     Python.
     """
     return struct.unpack(f"<{count}H", hashlib.shake_128(str(seed).encode()).digest(2 * count))
-
-
-def _content_text(content: object) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, list):
-        parts = [part.get("text", "") if isinstance(part, dict) else part for part in content]
-        return "".join(part for part in parts if isinstance(part, str))
-    return str(content)
 
 
 def _printable_char(byte: int) -> str:

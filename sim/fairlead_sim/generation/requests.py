@@ -5,10 +5,11 @@ Prompts as clients write them: text, token ids, lists of either, or a conversati
 Text that is far too long is rejected before tokenization.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fairlead_sim.engine.chat_template import turn_texts
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.generation import reply_script
 from fairlead_sim.generation.reply_script import TOKEN_BYTES, ReplyLimits
@@ -256,27 +257,21 @@ class PromptParser:
         self._check_length(len(text))
         return TokenizedPrompt(self.tokenizer.encode(text), text)
 
-    def from_chat(self, messages: list[dict[str, Any]], *, unfinished: bool = False) -> TokenizedPrompt:
+    def from_chat(
+        self, messages: list[dict[str, Any]], *, tools: Sequence[Mapping[str, Any]] = (), unfinished: bool = False
+    ) -> TokenizedPrompt:
         """Returns the prompt of a conversation. Raises InvalidRequest if it cannot fit.
 
-        unfinished: the answer continues the last message.
+        - tools: definitions as a chat request has them.
+        - unfinished: the answer continues the last message.
         """
-        self._check_length(sum(_count_characters(message.get("content")) for message in messages))
-        return TokenizedPrompt(self.tokenizer.encode_chat(messages, continues_last=unfinished))
+        self._check_length(sum(len(text) for _, text in turn_texts(messages, tools)))
+        return TokenizedPrompt(self.tokenizer.encode_chat(messages, tools=tools, continues_last=unfinished))
 
     def _check_length(self, characters: int) -> None:
         min_tokens = -(-characters // TOKEN_BYTES)
         if min_tokens > self.max_model_len:
             raise prompt_too_long(min_tokens, self.max_model_len)
-
-
-def _count_characters(content: Any) -> int:
-    if isinstance(content, str):
-        return len(content)
-    if not isinstance(content, list):
-        return 0
-    texts = (part.get("text") if isinstance(part, dict) else part for part in content)
-    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 def parse_completion_prompts(fields: RequestFields, prompt_parser: PromptParser) -> list[TokenizedPrompt]:
@@ -331,7 +326,29 @@ def parse_messages(fields: RequestFields) -> list[dict[str, Any]]:
             fields.add_wrong("string_type", f"{where}.role", "Input should be a valid string", message["role"])
         else:
             _validate_content(fields, f"{where}.content", message.get("content"))
+            validate_named(fields, f"{where}.tool_calls", message.get("tool_calls"), "function")
     return [message for message in messages if isinstance(message, dict)]
+
+
+def parse_tools(fields: RequestFields) -> list[dict[str, Any]]:
+    """Returns the tools of a chat body; what is no named function is a finding."""
+    tools = fields.items("tools") or []
+    validate_named(fields, "tools", tools, "function")
+    return tools
+
+
+def validate_named(fields: RequestFields, where: str, items: Any, *path: str) -> None:
+    """Notes each item of a list that has no ``name``, under the fields of ``path`` if given."""
+    for at, item in enumerate(items if isinstance(items, list) else ()):
+        place = f"{where}.{at}"
+        for name in (*path, "name"):
+            if not isinstance(item, dict) or item.get(name) is None:
+                fields.add_wrong("missing", f"{place}.{name}", "Field required", item)
+                break
+            item, place = item[name], f"{place}.{name}"
+        else:
+            if not isinstance(item, str):
+                fields.add_wrong("string_type", place, "Input should be a valid string", item)
 
 
 def injected_token_ids(fields: RequestFields) -> list[int] | None:

@@ -26,6 +26,10 @@ CORE_DIED_MESSAGE = "EngineCore encountered an issue. See stack trace (above) fo
 DRAINING_MESSAGE = "cannot schedule new futures after shutdown"
 
 
+_MAX_SHOWN_FINDINGS = 10
+_MAX_SHOWN_CHARACTERS = 200
+
+
 class ApiError(FairleadError):
     """Raised by handlers; the connection turns it into the response of the real engine."""
 
@@ -73,7 +77,9 @@ class MalformedRequest(ApiError):
 
     def __init__(self, findings: Sequence["ValidationFinding | str"]) -> None:
         plural = "s" if len(findings) > 1 else ""
-        lines = "".join(f"\n  {finding}" for finding in findings)
+        lines = "".join(f"\n  {finding}" for finding in findings[:_MAX_SHOWN_FINDINGS])
+        if len(findings) > _MAX_SHOWN_FINDINGS:
+            lines += f"\n  ...and {len(findings) - _MAX_SHOWN_FINDINGS} more errors"
         first = findings[0]
         super().__init__(
             f"{len(findings)} validation error{plural}:{lines}",
@@ -82,9 +88,12 @@ class MalformedRequest(ApiError):
 
 
 class ValidationFinding:
-    """One line of a MalformedRequest: type, location, message and shortened input."""
+    """One line of a MalformedRequest: type, location, message and shortened input.
 
-    def __init__(self, kind: str, where: str, message: str, value: object, context: str | None = None) -> None:
+    context: why, as a text or an exception; or all its fields.
+    """
+
+    def __init__(self, kind: str, where: str, message: str, value: object, context: object = None) -> None:
         self.kind = kind
         self.where = where
         self.message = message
@@ -92,11 +101,14 @@ class ValidationFinding:
         self.context = context
 
     def __str__(self) -> str:
-        parts: dict[str, object] = {"type": self.kind, "loc": self.where, "msg": self.message, "input": self.value}
+        text = str(self.value)
         if isinstance(self.value, dict | list):
-            parts["input"] = f"<{type(self.value).__name__} of {len(self.value)} items>"
+            text = f"<{type(self.value).__name__} of {len(self.value)} items>"
+        elif len(text) > _MAX_SHOWN_CHARACTERS:
+            text = text[:_MAX_SHOWN_CHARACTERS] + "...[truncated]"
+        parts: dict[str, object] = {"type": self.kind, "loc": self.where, "msg": self.message, "input": text}
         if self.context is not None:
-            parts["ctx"] = {"error": self.context}
+            parts["ctx"] = self.context if isinstance(self.context, dict) else {"error": self.context}
         return str(parts)
 
 

@@ -13,6 +13,7 @@ from fairlead_sim.http.connection import HttpRequest
 from fairlead_sim.http.errors import MalformedRequest, ValidationFinding
 
 _TRUE = frozenset({"true", "1", "yes", "on", "t", "y"})
+NO_OBJECT = "Input should be a valid dictionary or object to extract fields from"
 _FALSE = frozenset({"false", "0", "no", "off", "f", "n"})
 
 
@@ -55,8 +56,7 @@ class RequestFields:
         self.findings: list[ValidationFinding] = []
         self._where = where
         if not isinstance(body, dict):
-            message = "Input should be a valid dictionary or object to extract fields from"
-            raise MalformedRequest([ValidationFinding("model_attributes_type", where, message, body)])
+            raise MalformedRequest([ValidationFinding("model_attributes_type", where, NO_OBJECT, body)])
         self.body: dict[str, Any] = body
 
     def check(self) -> None:
@@ -71,6 +71,24 @@ class RequestFields:
     def add_wrong(self, kind: str, name: str, message: str, value: object) -> None:
         """Notes a wrong value."""
         self.findings.append(ValidationFinding(kind, f"{self._where}.{name}", message, value))
+
+    def add_unless_literal(self, where: str, parent: dict[str, Any], expected: tuple[str, ...]) -> None:
+        """Notes the last field of ``where`` if it is missing, or is none of the expected words."""
+        name = where.rpartition(".")[2]
+        if name not in parent:
+            self.add_wrong("missing", where, "Field required", parent)
+        elif parent[name] not in expected:
+            words = [repr(word) for word in expected]
+            listed = f"{', '.join(words[:-1])} or {words[-1]}"
+            self.findings.append(
+                ValidationFinding(
+                    "literal_error",
+                    f"{self._where}.{where}",
+                    f"Input should be {listed}",
+                    parent[name],
+                    {"expected": listed},
+                )
+            )
 
     def require(self, name: str) -> Any:
         """Returns the value as it is. A missing field is a finding, and None is returned."""

@@ -121,7 +121,7 @@ def _token_ids(event: Any) -> list[int]:
 async def test_messages_and_responses_have_their_own_streams() -> None:
     async with running_engine() as served:
         authority = served.url.removeprefix("http://")
-        turn = {"messages": HELLO, "max_tokens": 3, "system": "Be brief.", "stream": True}
+        turn = {"model": "sim", "messages": HELLO, "max_tokens": 3, "system": "Be brief.", "stream": True}
         kinds = _kinds((await send_request(authority, post_request("/v1/messages", turn))).body)
         assert kinds == [
             "message_start",
@@ -131,9 +131,11 @@ async def test_messages_and_responses_have_their_own_streams() -> None:
             "message_delta",
             "message_stop",
         ]
-        counted = await send_request(authority, post_request("/v1/messages/count_tokens", {"messages": HELLO}))
-        whole = await send_request(authority, post_request("/v1/messages", {"messages": HELLO, "max_tokens": 3}))
-        assert counted.json()["input_tokens"] == whole.json()["usage"]["input_tokens"]
+        whole = await send_request(authority, post_request("/v1/messages", turn | {"stream": False}))
+        del turn["max_tokens"]
+        counted = await send_request(authority, post_request("/v1/messages/count_tokens", turn))
+        usage = whole.json()["usage"]
+        assert counted.json()["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]
         asked = {"input": "Hello", "max_output_tokens": 3, "stream": True}
         answer = await send_request(authority, post_request("/v1/responses", asked))
         kinds = _kinds(answer.body)
