@@ -24,10 +24,6 @@ class RequestContext:
     writer: ResponseWriter
     fault: Fault | None = None
 
-    def new_request_id(self) -> str:
-        """Returns 16 hex digits, the second half of a UUID, as in vLLM."""
-        return f"{self.engine.random.getrandbits(62) | 1 << 63:016x}"
-
     def require_generation(self) -> None:
         """Raises RouteNotFound on an engine that only embeds."""
         if self.engine.settings.task == "embed":

@@ -4,6 +4,7 @@ from typing import Any
 
 from fairlead_sim.api.app import RequestContext
 from fairlead_sim.generation import reply_script, requests
+from fairlead_sim.generation.reply_parser import ReplyDelta
 from fairlead_sim.generation.requests import (
     GenerationRequest,
     PromptParser,
@@ -13,19 +14,17 @@ from fairlead_sim.generation.requests import (
     parse_tools,
 )
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
-from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
+from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingChoice, StreamingResponse, json_bytes
 from fairlead_sim.http.connection import HttpRequest, ResponseWriter, http_chunk
 from fairlead_sim.http.errors import InvalidRequest, MalformedRequest
 from fairlead_sim.http.fields import RequestFields, json_body
-
-_NO_PARSER = "requires --tool-call-parser to be set"
 
 
 def create_chat_completion(context: RequestContext) -> None:
     engine = context.engine
     context.require_generation()
     fields = RequestFields(json_body(context.request))
-    generation_request = parse_chat_request(fields, context.request, context.new_request_id(), engine.prompt_parser)
+    generation_request = parse_chat_request(fields, context.request, engine.new_id(), engine.prompt_parser)
     engine.begin(
         generation_request,
         ChatCompletionStream if generation_request.stream else ChatCompletion,
@@ -41,6 +40,7 @@ def parse_chat_request(
 
     Raises MalformedRequest, ResourceNotFound or InvalidRequest.
     """
+    _validate_tool_usage(fields.body)
     generation_request = requests.parse_common(fields, request, request_id)
     latest, older = fields.integer("max_completion_tokens"), fields.integer("max_tokens")
     generation_request.max_tokens = older if latest is None else latest
@@ -48,6 +48,7 @@ def parse_chat_request(
     messages, tools = parse_messages(fields), parse_tools(fields)
     unfinished = _continues_last_message(fields, messages)
     injected = injected_token_ids(fields)
+    one_call = not fields.flag("parallel_tool_calls", True)
     fields.check()
     prompt_parser.resolve_model(generation_request)
     if top is not None and not wants_logprobs:
@@ -56,7 +57,10 @@ def parse_chat_request(
         )
     generation_request.logprobs = (top or 0) if wants_logprobs else None
     generation_request.uses_cache = generation_request.prompt_logprobs is None
-    _validate_tools(fields, auto=prompt_parser.auto_tools)
+    choice = fields.body.get("tool_choice") or ("auto" if tools else "none")
+    name = choice["function"]["name"] if isinstance(choice, dict) else None
+    prompt_parser.require_tool_parser(choice, name)
+    prompt_parser.apply_tool_choice(generation_request, tools, choice, name, one_call=one_call)
     requests.validate_sampling(fields, generation_request)
     generation_request.prompts = [
         prompt_parser.from_chat(messages, tools=tools, unfinished=unfinished)
@@ -79,21 +83,33 @@ def _continues_last_message(fields: RequestFields, messages: list[dict[str, Any]
     return continues and bool(messages)
 
 
-def _validate_tools(fields: RequestFields, *, auto: bool) -> None:
-    """Checks the tools, which are never called.
-
-    Raises InvalidRequest for a forced call, and for any tools without ``auto``.
-    """
-    tools, choice = fields.items("tools"), fields.body.get("tool_choice")
-    fields.check()
-    if not tools or choice == "none":
+def _validate_tool_usage(body: dict[str, Any]) -> None:
+    """Raises InvalidRequest where vLLM does before it looks at types."""
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if tools == []:
+        message = "`tools` must not be an empty array. Either provide at least one tool or omit the field entirely."
+        raise InvalidRequest.for_param(message, "tools")
+    if choice is None or choice == "none":
         return
-    if choice == "required":
-        raise InvalidRequest(f'tool_choice="required" {_NO_PARSER}')
-    if isinstance(choice, dict):
-        raise InvalidRequest(f"tool_choice with a named function {_NO_PARSER}")
-    if not auto:
-        raise InvalidRequest('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set')
+    if tools is None:
+        raise InvalidRequest.for_param("When using `tool_choice`, `tools` must be set.", "tool_choice")
+    if choice in ("auto", "required"):
+        return
+    if not isinstance(choice, dict):
+        message = (
+            f'Invalid value for `tool_choice`: {choice}! Only named tools, "none", "auto" or "required" are supported.'
+        )
+        raise InvalidRequest.for_param(message, "tool_choice")
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(name, str):
+        usage = 'Correct usage: `{"type": "function", "function": {"name": "my_function"}}`'
+        message = f"Invalid value for `function`: `{function}` in `tool_choice`! {usage}"
+        raise InvalidRequest.for_param(message, "tool_choice.function")
+    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    if name not in [known.get("name") for known in functions if isinstance(known, dict)]:
+        message = "The tool specified in `tool_choice` does not match any of the specified `tools`"
+        raise InvalidRequest.for_param(message, "tool_choice")
 
 
 class ChatCompletion(GenerationResponse):
@@ -132,19 +148,32 @@ class ChatCompletion(GenerationResponse):
             choice_logprobs = reply_script.chat_logprobs(
                 self.host.tokenizer, choice.ids, 0, generation_request.logprobs
             )
+        reply = choice.parsed_reply
+        forced = generation_request.tool_choice in ("required", "named")
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": reply.content or "" if forced else reply.content,
+            "refusal": None,
+            "annotations": None,
+            "audio": None,
+            "function_call": None,
+        }
+        if reply.calls:
+            message["tool_calls"] = [
+                {
+                    "id": f"chatcmpl-tool-{self.host.new_id()}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in reply.calls
+            ]
+        called = bool(reply.calls) if generation_request.tool_choice == "auto" else choice.reason == "stop"
+        calls = generation_request.tool_choice in ("auto", "required") and called
         return {
             "index": choice.index,
-            "message": {
-                "role": "assistant",
-                "content": choice.text,
-                "refusal": None,
-                "annotations": None,
-                "audio": None,
-                "function_call": None,
-                "reasoning": None,
-            },
+            "message": message | {"reasoning": reply.reasoning},
             "logprobs": choice_logprobs,
-            "finish_reason": choice.reason,
+            "finish_reason": "tool_calls" if calls else choice.reason,
             "stop_reason": choice.stop_reason,
             "token_ids": choice.ids if generation_request.return_token_ids else None,
             "routed_experts": None,
@@ -158,6 +187,7 @@ class ChatCompletionStream(StreamingResponse):
 
     def __init__(self, host: ResponseHost, generation_request: GenerationRequest, writer: ResponseWriter) -> None:
         super().__init__(host, generation_request, writer)
+        self._called: set[int] = set()  # choices with a tool call
         self._opening = b'{"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
             json_bytes(self.id),
             self.created,
@@ -170,9 +200,10 @@ class ChatCompletionStream(StreamingResponse):
         ids = json_bytes(prompt) if self.request.return_token_ids else b"null"
         usage = b""
         if self.request.continuous_usage:
+            reasoning = b'{"reasoning_tokens":0}' if self.host.parses_reasoning else b"null"
             usage = (
-                b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":0,"completion_tokens_details":null}'
-                % (len(prompt), len(prompt))
+                b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":0,"completion_tokens_details":%b}'
+                % (len(prompt), len(prompt), reasoning)
             )
         events = [
             b'data: %b{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]%b,'
@@ -181,7 +212,35 @@ class ChatCompletionStream(StreamingResponse):
         ]
         return b"".join(map(http_chunk, events))
 
+    def step_chunks(
+        self, choice: StreamingChoice, deltas: list[ReplyDelta], ids: list[int], reason: str | None
+    ) -> bytes:
+        if not choice.is_parsed and (deltas[0].text or not self.host.parses_tools):
+            return super().step_chunks(choice, deltas, ids, reason)
+        deltas = [delta for delta in deltas if delta.text or delta.name is not None]
+        if not deltas and reason is None and self.request.logprobs is None and not self.request.return_token_ids:
+            return b""
+        message: dict[str, Any] = {}
+        for delta in deltas:
+            if delta.kind != "call":
+                message[delta.kind] = delta.text
+                continue
+            call: dict[str, Any] = {"index": delta.number, "function": {"arguments": delta.text}}
+            if delta.name is not None:
+                self._called.add(choice.index)
+                call = {"id": f"chatcmpl-tool-{self.host.new_id()}", "type": "function", "index": delta.number}
+                call["function"] = {"name": delta.name}
+            message = {"content": None} | message
+            if not (delta.number and self.request.markup.one_call):
+                message.setdefault("tool_calls", []).append(call)
+        if reason == "stop" and choice.index in self._called and self.request.tool_choice != "named":
+            reason = "tool_calls"
+        return http_chunk(self.frame_event(self._event(choice, json_bytes(message), ids, reason)))
+
     def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
+        return self._event(choice, b'{"content":"%b"}' % text, ids, reason)
+
+    def _event(self, choice: ResponseChoice, delta: bytes, ids: list[int], reason: str | None) -> bytes:
         generation_request = self.request
         token_logprobs = token_ids = b"null"
         if generation_request.logprobs is not None:
@@ -192,10 +251,10 @@ class ChatCompletionStream(StreamingResponse):
         if generation_request.return_token_ids:
             token_ids = json_bytes(ids)
         stop = b"" if reason is None else b'"stop_reason":%b,' % json_bytes(choice.stop_reason)
-        return (b'%b{"index":%d,"delta":{"content":"%b"},"logprobs":%b,"finish_reason":%b,%b"token_ids":%b}]%b%b}') % (
+        return (b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b,%b"token_ids":%b}]%b%b}') % (
             self._opening,
             choice.index,
-            text,
+            delta,
             token_logprobs,
             json_bytes(reason),
             stop,

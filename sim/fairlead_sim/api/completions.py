@@ -29,9 +29,7 @@ def create_completion(context: RequestContext) -> None:
     engine = context.engine
     context.require_generation()
     fields = RequestFields(json_body(context.request))
-    generation_request = parse_completion_request(
-        fields, context.request, context.new_request_id(), engine.prompt_parser
-    )
+    generation_request = parse_completion_request(fields, context.request, engine.new_id(), engine.prompt_parser)
     engine.begin(
         generation_request,
         TextCompletionStream if generation_request.stream else TextCompletion,
@@ -172,7 +170,7 @@ def embeddings(context: RequestContext) -> None:
     if engine.settings.task == "generate":
         raise RouteNotFound
     fields = RequestFields(json_body(context.request))
-    generation_request = requests.parse_common(fields, context.request, context.new_request_id())
+    generation_request = requests.parse_common(fields, context.request, engine.new_id())
     dimensions = fields.integer("dimensions") or engine.settings.embedding_dimensions
     encoding = fields.text("encoding_format", "float")
     fields.check()

@@ -5,11 +5,12 @@ from typing import Any
 
 from fairlead_sim.api.app import RequestContext
 from fairlead_sim.engine.chat_template import BILLING_HEADER
-from fairlead_sim.generation import requests
+from fairlead_sim.generation import reply_script, requests
+from fairlead_sim.generation.reply_parser import ReplyDelta, is_json
 from fairlead_sim.generation.requests import GenerationRequest, validate_named
-from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
-from fairlead_sim.generation.streaming import DONE_CHUNK, StreamingResponse, json_bytes
-from fairlead_sim.http.connection import http_chunk
+from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
+from fairlead_sim.generation.streaming import PartStream, json_bytes
+from fairlead_sim.http.connection import ResponseWriter, http_chunk
 from fairlead_sim.http.errors import InvalidRequest
 from fairlead_sim.http.fields import NO_OBJECT, RequestFields, json_body
 
@@ -18,19 +19,35 @@ _BLOCKS = (
     *("text", "image", "tool_use", "tool_result", "tool_reference", "thinking", "redacted_thinking"),
     *("tool_addition", "tool_removal"),
 )
-_STOPS = {"length": "max_tokens", "stop": "end_turn", "abort": "end_turn"}
+_STOPS = {"length": "max_tokens", "stop": "end_turn"}
+_DELTAS = {
+    "content": ("text_delta", "text"),
+    "reasoning": ("thinking_delta", "thinking"),
+    "call": ("input_json_delta", "partial_json"),
+}
+_CHOICES = {"any": "required", "tool": "named"}
 
 
 def create_message(context: RequestContext) -> None:
     engine = context.engine
     fields = RequestFields(json_body(context.request))
-    generation_request = requests.parse_common(fields, context.request, context.new_request_id())
+    generation_request = requests.parse_common(fields, context.request, engine.new_id())
     fields.require("model")
     fields.require("max_tokens")
     generation_request.max_tokens = fields.integer("max_tokens")
     generation_request.stop = fields.strings("stop_sequences")
+    choice = fields.mapping("tool_choice") or {}
+    output = fields.mapping("output_config") or {}
     turns, tools = message_turns(fields)
+    if isinstance(output.get("format"), dict):
+        generation_request.forced_text = reply_script.parse_forced_text(
+            RequestFields({"structured_outputs": {"json": output["format"].get("schema")}})
+        )
     engine.models.resolve(generation_request)
+    kind = choice.get("type", "auto" if tools else "none")
+    name = choice.get("name") if kind == "tool" else None
+    engine.prompt_parser.require_tool_parser(_CHOICES.get(kind, kind), name)
+    engine.prompt_parser.apply_tool_choice(generation_request, tools, _CHOICES.get(kind, kind), name, one_call=False)
     requests.validate_sampling(fields, generation_request)
     generation_request.prompts = [engine.prompt_parser.from_chat(turns, tools=tools)]
     engine.begin(
@@ -162,6 +179,8 @@ def _chat_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def _message_usage(response: GenerationResponse) -> dict[str, int]:
+    if not response.host.reports_details:
+        return {"input_tokens": response.prompt_tokens, "output_tokens": response.completion_tokens}
     cached, created = response.cached_tokens, response.created_cache_tokens
     return {
         "input_tokens": response.prompt_tokens - cached - created,
@@ -171,10 +190,17 @@ def _message_usage(response: GenerationResponse) -> dict[str, int]:
     }
 
 
-def _stop_fields(choice: ResponseChoice) -> dict[str, object]:
-    if isinstance(choice.stop_reason, str):
-        return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop_reason}
-    return {"stop_reason": _STOPS[choice.reason or "stop"]}
+def _stop_fields(choice: ResponseChoice, *, called: bool, complete: bool) -> dict[str, str | None]:
+    """Returns ``stop_reason`` and ``stop_sequence``.
+
+    - called: the reply has a tool call.
+    - complete: the last call is whole.
+    """
+    reason, stop = choice.reason, choice.stop_reason
+    if reason == "stop" and not complete and isinstance(stop, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop}
+    reason = "tool_use" if reason == "stop" and called else _STOPS.get(reason or "")
+    return {"stop_reason": reason, "stop_sequence": None}
 
 
 class AnthropicMessage(GenerationResponse):
@@ -183,23 +209,43 @@ class AnthropicMessage(GenerationResponse):
     id_prefix = "chatcmpl-"
 
     def finish(self) -> None:
-        choice = self.choices[0]
+        choice, reply = self.choices[0], self.choices[0].parsed_reply
+        content: list[dict[str, Any]] = []
+        if reply.reasoning:
+            content.append({"type": "thinking", "thinking": reply.reasoning, "signature": self._signature()})
+        if reply.content:
+            content.append({"type": "text", "text": reply.content})
+        for call in reply.calls:
+            content.append(_tool_block(self.host.new_id(), call.name) | {"input": json.loads(call.arguments)})
+        stops = _stop_fields(choice, called=bool(reply.calls), complete=bool(reply.calls))
         body = {
             "id": self.id,
             "type": "message",
             "role": "assistant",
-            "content": [{"type": "text", "text": choice.text}],
+            "content": content or [{"type": "text", "text": ""}],
             "model": self.request.model,
-            **_stop_fields(choice),
+            **{name: value for name, value in stops.items() if value is not None},
             "usage": _message_usage(self),
         }
         self.writer.send(200, json_bytes(body))
 
+    def _signature(self) -> str:
+        return self.host.new_id() + self.host.new_id()
 
-class AnthropicMessageStream(StreamingResponse):
-    """A stream of named events around text deltas."""
+
+def _tool_block(number: str, name: str) -> dict[str, Any]:
+    return {"type": "tool_use", "id": f"chatcmpl-tool-{number}", "name": name, "input": {}}
+
+
+class AnthropicMessageStream(PartStream):
+    """A stream of named events around the blocks of a message."""
 
     id_prefix = "chatcmpl-"
+
+    def __init__(self, host: ResponseHost, generation_request: GenerationRequest, writer: ResponseWriter) -> None:
+        super().__init__(host, generation_request, writer)
+        self._index = 0
+        self._arguments: str | None = None  # of the latest call
 
     def frame_event(self, event: bytes) -> bytes:
         return b"event: content_block_delta\ndata: %b\n\n" % event
@@ -216,21 +262,49 @@ class AnthropicMessageStream(StreamingResponse):
             "stop_sequence": None,
             "usage": {"input_tokens": self.prompt_tokens, "output_tokens": 0},
         }
-        block = {"type": "text", "text": ""}
-        return _named_event("message_start", message=message) + _named_event(
-            "content_block_start", index=0, content_block=block
-        )
+        return _named_event("message_start", message=message)
 
     def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
-        return b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"%b"}}' % text
+        return b'{"type":"content_block_delta","delta":{"type":"text_delta","text":"%b"},"index":0}' % text
+
+    def open_part(self, delta: ReplyDelta) -> bytes:
+        if delta.name is not None:
+            block = _tool_block(self.host.new_id(), delta.name)
+            self._arguments = ""
+        elif delta.kind == "reasoning":
+            block = {"type": "thinking", "thinking": ""}
+        else:
+            block = {"type": "text", "text": ""}
+        return _named_event("content_block_start", content_block=block, index=self._index)
+
+    def grow_part(self, delta: ReplyDelta) -> bytes:
+        kind, name = _DELTAS[delta.kind]
+        if delta.kind == "call" and self._arguments is not None:
+            self._arguments += delta.text
+        return self._delta_event({"type": kind, name: delta.text})
+
+    def close_part(self) -> bytes:
+        if self.part is None:
+            return b""
+        chunks = b""
+        if self.part.kind == "reasoning":
+            signature = self.host.new_id() + self.host.new_id()
+            chunks = self._delta_event({"type": "signature_delta", "signature": signature})
+        chunks += _named_event("content_block_stop", index=self._index)
+        self._index += 1
+        return chunks
 
     def closing_events(self) -> bytes:
+        called = self._arguments is not None
+        stops = _stop_fields(self.choices[0], called=called, complete=called and is_json(self._arguments or ""))
         return (
-            _named_event("content_block_stop", index=0)
-            + _named_event("message_delta", delta=_stop_fields(self.choices[0]), usage=_message_usage(self))
+            self.close_part()
+            + _named_event("message_delta", delta=stops, usage=_message_usage(self))
             + _named_event("message_stop")
-            + DONE_CHUNK
         )
+
+    def _delta_event(self, delta: dict[str, str]) -> bytes:
+        return _named_event("content_block_delta", delta=delta, index=self._index)
 
 
 def _named_event(kind: str, **parts: object) -> bytes:

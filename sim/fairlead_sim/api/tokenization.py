@@ -58,9 +58,7 @@ def render_chat(context: RequestContext) -> None:
     """Sends the request that ``/v1/chat/completions`` would run."""
     engine = context.engine
     fields = RequestFields(json_body(context.request))
-    generation_request = chat.parse_chat_request(
-        fields, context.request, context.new_request_id(), engine.prompt_parser
-    )
+    generation_request = chat.parse_chat_request(fields, context.request, engine.new_id(), engine.prompt_parser)
     requests.validate_prompts(generation_request, engine.settings.max_model_len, engine.tokenizer.vocab_size)
     room = engine.settings.max_model_len - len(generation_request.prompts[0].tokens)
     max_tokens = room if generation_request.max_tokens is None else generation_request.max_tokens
@@ -75,7 +73,7 @@ def render_completions(context: RequestContext) -> None:
     engine = context.engine
     fields = RequestFields(json_body(context.request))
     generation_request = completions.parse_completion_request(
-        fields, context.request, context.new_request_id(), engine.prompt_parser
+        fields, context.request, engine.new_id(), engine.prompt_parser
     )
     requests.validate_prompts(generation_request, engine.settings.max_model_len, engine.tokenizer.vocab_size)
     max_tokens = (
@@ -168,7 +166,7 @@ def generate_from_tokens(context: RequestContext) -> None:
     """Serves ``/inference/v1/generate``: token ids in, token ids out."""
     engine = context.engine
     fields = RequestFields(json_body(context.request))
-    generation_request = requests.parse_common(fields, context.request, context.new_request_id())
+    generation_request = requests.parse_common(fields, context.request, engine.new_id())
     fields.require("token_ids")
     tokens = fields.token_ids("token_ids")
     fields.require("sampling_params")

@@ -2,5 +2,6 @@
 
 - ``requests``: parsed and validated requests
 - ``reply_script``: the whole answer, drawn before its first token, with made-up log-probabilities
+- ``reply_parser``: its reasoning and tool calls
 - ``responses``, ``streaming``: answers in progress, whole or as a stream
 """

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fairlead_sim.engine.chat_template import turn_texts
+from fairlead_sim.engine.chat_template import tool_call_text, turn_texts
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.generation import reply_script
+from fairlead_sim.generation.reply_parser import NO_MARKUP, ReplyMarkup
 from fairlead_sim.generation.reply_script import TOKEN_BYTES, ReplyLimits
 from fairlead_sim.http.connection import HttpRequest
 from fairlead_sim.http.errors import InvalidRequest, MalformedRequest
@@ -48,7 +49,8 @@ class TokenizedPrompt:
 class GenerationRequest:
     """One request for generated tokens.
 
-    request_id: the bare id, without ``cmpl-`` or ``chatcmpl-``.
+    - request_id: the bare id, without ``cmpl-`` or ``chatcmpl-``.
+    - tool_choice: ``none``, ``auto``, ``required`` or ``named``.
     """
 
     model: str
@@ -63,6 +65,8 @@ class GenerationRequest:
     stop_token_ids: frozenset[int] = frozenset()
     include_stop: bool = False
     forced_text: str | None = None
+    markup: ReplyMarkup = NO_MARKUP
+    tool_choice: str = "none"
     seed: int | None = None
     is_greedy: bool = False
     logprobs: int | None = None  # alternatives per token; 0: the token alone
@@ -244,13 +248,45 @@ _NONE_GIVEN = "Either prompt or prompt_embeds must be provided and non-empty. (p
 class PromptParser:
     """The parser of prompts.
 
-    resolve_model: sets the model of a request, or raises ResourceNotFound.
+    - resolve_model: sets the model of a request, or raises ResourceNotFound.
+    - auto_tools, parses_reasoning: replies may have tool calls and reasoning.
     """
 
     tokenizer: Tokenizer
     max_model_len: int
     resolve_model: Callable[[GenerationRequest], None]
     auto_tools: bool
+    parses_reasoning: bool
+
+    def require_tool_parser(self, choice: str, name: str | None) -> None:
+        """Raises InvalidRequest if a tool choice needs a parser that the engine lacks."""
+        if self.auto_tools or choice == "none":
+            return
+        if name is None and choice == "auto":
+            raise InvalidRequest(
+                '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+            )
+        described = f'"{choice}"' if name is None else f'function "{name}"'
+        raise InvalidRequest(f"tool_choice={described} requires --tool-call-parser to be set")
+
+    def apply_tool_choice(
+        self, request: GenerationRequest, tools: list[dict[str, Any]], choice: str, name: str | None, *, one_call: bool
+    ) -> None:
+        """Sets what the reply may have, and forces the call that ``required`` or a name demands.
+
+        Raises InvalidRequest for a name that no tool has.
+        """
+        request.tool_choice = choice if name is None else "named"
+        calls = bool(tools) and choice != "none" and self.auto_tools
+        request.markup = ReplyMarkup(self.parses_reasoning, calls, one_call)
+        if not calls or (choice == "auto" and name is None):
+            return
+        found = next((tool["function"] for tool in tools if name in (None, tool["function"]["name"])), None)
+        if found is None:
+            raise InvalidRequest(f"The tool with name '{name}' is not found in the tools list.")
+        schema = found.get("parameters")
+        arguments = reply_script.minimal_value({"type": "object"} | (schema if isinstance(schema, dict) else {}))
+        request.forced_text = tool_call_text(found["name"], arguments if isinstance(arguments, dict) else {})
 
     def from_text(self, text: str) -> TokenizedPrompt:
         """Returns a text prompt. Raises InvalidRequest if it cannot fit."""

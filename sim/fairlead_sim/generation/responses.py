@@ -7,8 +7,10 @@ or gone. Subclasses implement formats (chat, completions, …) and delivery (who
 
 from typing import Protocol
 
+from fairlead_sim.engine.chat_template import THINK_END, THINK_START
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.engine.tokenizer import Tokenizer
+from fairlead_sim.generation.reply_parser import ParsedReply, parse_reply
 from fairlead_sim.generation.reply_script import ReplyScript
 from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
 from fairlead_sim.http.connection import ResponseWriter
@@ -24,6 +26,10 @@ class ResponseHost(Protocol):
     fingerprint: str
     block_tokens: int
     reports_details: bool
+    parses_reasoning: bool
+    parses_tools: bool
+
+    def new_id(self) -> str: ...
 
     def drop_choice(self, choice: "ResponseChoice") -> None:
         """Removes the choice's sequence from its core."""
@@ -95,6 +101,28 @@ class ResponseChoice:
     def text(self) -> str:
         """Returns the visible text so far."""
         return self.script.text[: self.script.text_bytes(self.delivered)].decode()
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether the text may have markup. Only a forced text may."""
+        markup = self.response.request.markup
+        return self.script.ends is not None and (markup.reasoning or markup.calls)
+
+    @property
+    def parsed_reply(self) -> ParsedReply:
+        """Returns the parts of the text so far."""
+        if not self.is_parsed:
+            return ParsedReply(None, self.text, [])
+        return parse_reply(self.text, self.response.request.markup)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Returns the number of tokens between the marks of reasoning, so far."""
+        if not (self.is_parsed and self.response.request.markup.reasoning and self.text.startswith(THINK_START)):
+            return 0
+        end = self.script.text.find(THINK_END.encode())
+        ends = (self.script.ends or [])[: self.delivered]
+        return sum(len(THINK_START) < at and (end < 0 or at <= end) for at in ends)
 
     @property
     def ids(self) -> list[int]:
@@ -195,8 +223,17 @@ class GenerationResponse:
         """Returns the prompt tokens that the last choice added to the cache."""
         return self.choices[-1].created_cache_tokens
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Returns the number of reasoning tokens of all choices so far."""
+        return sum(choice.reasoning_tokens for choice in self.choices)
+
     def usage(self, created: int | None) -> dict[str, object]:
-        """Returns the usage object of a whole response."""
+        """Returns the usage object of a whole response.
+
+        created: cache tokens, which only a chat reports, together with reasoning.
+        """
+        reasons = created is not None and self.host.parses_reasoning
         prompt, completion = self.prompt_tokens, self.completion_tokens
         details = {"cached_tokens": self.cached_tokens, "created_cache_tokens": created, "multimodal_tokens": None}
         return {
@@ -204,5 +241,5 @@ class GenerationResponse:
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
             "prompt_tokens_details": details if self.host.reports_details else None,
-            "completion_tokens_details": None,
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens} if reasons else None,
         }

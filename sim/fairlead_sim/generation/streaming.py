@@ -8,6 +8,7 @@ token ids, log-probabilities, continuous usage and delayed text take the slow pa
 import msgspec
 
 from fairlead_sim.engine.scheduler import EngineSequence
+from fairlead_sim.generation.reply_parser import ReplyDelta, StreamedReply
 from fairlead_sim.generation.reply_script import TOKEN_BYTES, ReplyScript
 from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
@@ -24,7 +25,7 @@ def json_bytes(value: object) -> bytes:
 class StreamingChoice(ResponseChoice):
     """A choice whose tokens are sent as they are generated."""
 
-    __slots__ = ("_after", "_before", "_is_uniform", "_shown_bytes", "_text", "_write")
+    __slots__ = ("_after", "_before", "_is_uniform", "_reply", "_shown_bytes", "_text", "_write")
 
     response: "StreamingResponse"
 
@@ -41,6 +42,7 @@ class StreamingChoice(ResponseChoice):
         self._write = response.writer.write
         self._text = script.text
         self._shown_bytes = 0
+        self._reply = StreamedReply(response.request.markup) if self.is_parsed else None
         self._is_uniform = response.is_uniform and script.is_even
         self._before, self._after = b"", b""
         if self._is_uniform:
@@ -68,15 +70,16 @@ class StreamingChoice(ResponseChoice):
         self.reason = self.script.reason if last else None
         self._write_event(self.script.ids[self.delivered - 1 : self.delivered])
 
-    def _new_text(self) -> bytes:
-        """Returns the text since the last event as JSON; an abort releases delayed text."""
+    def _new_deltas(self) -> list[ReplyDelta]:
+        """Returns what the reply has since the last event; an abort releases delayed text."""
         aborted = self.reason is not None and self.reason != self.script.reason
         shown = self._shown_bytes
         self._shown_bytes = (
             self.script.text_bytes(self.delivered) if aborted else self.script.streamed_bytes(self.delivered)
         )
-        news = self._text[shown : self._shown_bytes]
-        return news if self.script.ends is None else json_bytes(news.decode())[1:-1]
+        if self._reply is not None:
+            return self._reply.advance(self._text[: self._shown_bytes].decode())
+        return [ReplyDelta("content", self._text[shown : self._shown_bytes].decode())]
 
     def _write_event(self, ids: list[int]) -> None:
         """Writes one event of this choice.
@@ -85,9 +88,7 @@ class StreamingChoice(ResponseChoice):
         """
         response = self.response
         opening = b"" if response.has_begun else response.opening_events()
-        data = opening + http_chunk(
-            response.frame_event(response.token_event(self, self._new_text(), ids, self.reason))
-        )
+        data = opening + response.step_chunks(self, self._new_deltas(), ids, self.reason)
         if self.reason is None:
             self._write(data)
         else:
@@ -126,6 +127,13 @@ class StreamingResponse(GenerationResponse):
         """Returns an event's JSON as a server-sent event."""
         return b"data: %b\n\n" % event
 
+    def step_chunks(
+        self, choice: StreamingChoice, deltas: list[ReplyDelta], ids: list[int], reason: str | None
+    ) -> bytes:
+        """Returns the chunks of one step of a choice."""
+        text = json_bytes("".join(delta.text for delta in deltas))[1:-1]
+        return http_chunk(self.frame_event(self.token_event(choice, text, ids, reason)))
+
     def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
         """Returns the JSON of one event; ``text`` is JSON already."""
         raise AssertionError("a format writes its events")
@@ -146,6 +154,8 @@ class StreamingResponse(GenerationResponse):
             return b""
         prompt, count = len(choice.prompt.tokens), choice.delivered
         extra = b',"completion_tokens_details":null' if details else b""
+        if details and self.host.parses_reasoning:
+            extra = b',"completion_tokens_details":{"reasoning_tokens":%d}' % choice.reasoning_tokens
         return b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%b}' % (
             prompt,
             prompt + count,
@@ -160,6 +170,8 @@ class StreamingResponse(GenerationResponse):
         if self.host.reports_details:
             extra = b',"created_cache_tokens":%d' % self.created_cache_tokens if created else b""
             details = b',"prompt_tokens_details":{"cached_tokens":%d%b}' % (self.cached_tokens, extra)
+        if created and self.host.parses_reasoning:
+            details += b',"completion_tokens_details":{"reasoning_tokens":%d}' % self.reasoning_tokens
         return b'"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%b}' % (
             prompt,
             prompt + completion,
@@ -174,3 +186,35 @@ class StreamingResponse(GenerationResponse):
         if reason is None or self.request.include_usage:
             return b""
         return b',"system_fingerprint":%b' % json_bytes(self.host.fingerprint)
+
+
+class PartStream(StreamingResponse):
+    """The base of the formats whose streams open and close each part of a reply."""
+
+    part: ReplyDelta | None = None  # the delta that opened the part
+
+    def step_chunks(
+        self, choice: StreamingChoice, deltas: list[ReplyDelta], ids: list[int], reason: str | None
+    ) -> bytes:
+        chunks = b""
+        for delta in deltas:
+            if delta.number and self.request.markup.one_call:
+                continue
+            if delta.name is not None or (delta.text and (self.part is None or self.part.kind != delta.kind)):
+                chunks += self.close_part() + self.open_part(delta)
+                self.part = delta
+            if delta.text:
+                chunks += self.grow_part(delta)
+        return chunks
+
+    def open_part(self, delta: ReplyDelta) -> bytes:
+        """Returns the chunks that open a part."""
+        raise AssertionError("a format opens its parts")
+
+    def grow_part(self, delta: ReplyDelta) -> bytes:
+        """Returns the chunk of one more piece of the open part."""
+        raise AssertionError("a format writes its parts")
+
+    def close_part(self) -> bytes:
+        """Returns the chunks that close the open part; empty without one."""
+        raise AssertionError("a format closes its parts")

@@ -119,6 +119,11 @@ class InvalidRequest(ApiError):
     kind = "BadRequestError"
 
     @classmethod
+    def for_param(cls, message: str, param: str) -> "InvalidRequest":
+        """Returns an error with the parameter at the end of the message."""
+        return cls(f"{message} (parameter={param})", param=param)
+
+    @classmethod
     def for_value(cls, message: str, param: str, value: object) -> "InvalidRequest":
         """Returns an error with parameter and value at the end of the message, as vLLM
         writes it.

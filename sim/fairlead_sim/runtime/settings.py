@@ -12,7 +12,7 @@ VERSION = "0.32.0"
 
 @dataclass(frozen=True, slots=True)
 class ApiSurface:
-    """The enabled parts of the HTTP surface. A bare vLLM has most of them off; here all are on."""
+    """The enabled parts of the HTTP surface. A bare vLLM has most of them off; here most are on."""
 
     prompt_tokens_details: bool = True
     request_id_headers: bool = True
@@ -22,6 +22,7 @@ class ApiSurface:
     runtime_lora: bool = True
     tokenizer_info: bool = True
     auto_tool_choice: bool = True
+    reasoning_parser: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.generation import reply_script
 from fairlead_sim.generation.reply_script import GreedyDecoder
 from fairlead_sim.generation.requests import GenerationRequest, PromptParser, TokenizedPrompt, validate_prompts
-from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice
+from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
 from fairlead_sim.http.connection import ResponseWriter
 from fairlead_sim.http.errors import (
     CORE_DIED_MESSAGE,
@@ -230,8 +230,14 @@ class SimulatedEngine:
         self.random = resources.random
         self.clock = resources.clock
         self.models = ServedModels(settings)
+        self.parses_reasoning = settings.surface.reasoning_parser
+        self.parses_tools = settings.surface.auto_tool_choice
         self.prompt_parser = PromptParser(
-            self.tokenizer, settings.max_model_len, self.models.resolve, settings.surface.auto_tool_choice
+            self.tokenizer,
+            settings.max_model_len,
+            self.models.resolve,
+            self.parses_tools,
+            self.parses_reasoning,
         )
         self.fingerprint = settings.fingerprint
         self.block_tokens = settings.block_tokens
@@ -297,7 +303,7 @@ class SimulatedEngine:
     def begin(
         self,
         request: GenerationRequest,
-        kind: type[GenerationResponse],
+        kind: Callable[[ResponseHost, GenerationRequest, ResponseWriter], GenerationResponse],
         writer: ResponseWriter,
         fault: Fault | None = None,
     ) -> None:
@@ -470,6 +476,10 @@ class SimulatedEngine:
 
     def unix_seconds(self) -> int:
         return int(self.clock.wall())
+
+    def new_id(self) -> str:
+        """Returns 16 hex digits, the second half of a UUID, as in vLLM."""
+        return f"{self.random.getrandbits(62) | 1 << 63:016x}"
 
     def transfer_params(self, response: GenerationResponse) -> dict[str, object] | None:
         """Leases the prompt's blocks if the request demands it.

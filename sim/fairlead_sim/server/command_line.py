@@ -23,7 +23,8 @@ _SURFACE_FLAGS = {
     "dev_mode": ("--dev-mode", "what VLLM_SERVER_DEV_MODE=1 adds: /sleep, /pause, /server_info and others"),
     "runtime_lora": ("--runtime-lora", "what VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 adds: load and unload adapters"),
     "tokenizer_info": ("--enable-tokenizer-info-endpoint", "/tokenizer_info"),
-    "auto_tool_choice": ("--enable-auto-tool-choice", "requests with tools are answered (never with a call)"),
+    "auto_tool_choice": ("--enable-auto-tool-choice", "tools, and the calls that a reply has or must have"),
+    "reasoning_parser": ("--reasoning-parser", "<think>…</think> at the start of a reply is reasoning; default: off"),
 }
 
 
@@ -106,7 +107,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"arm a failure at engine N or all: {', '.join(faults.FAULT_KINDS)}",
     )
     for name, (flag, help_text) in _SURFACE_FLAGS.items():
-        parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=True, help=help_text)
+        default = getattr(ApiSurface(), name)
+        parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=default, help=help_text)
 
 
 def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:

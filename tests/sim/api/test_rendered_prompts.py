@@ -113,12 +113,14 @@ LONG = "one two three four five six seven eight nine ten eleven twelve"
     ],
 )
 async def test_the_order_of_json_fields_does_not_change_the_blocks(path: str, body: dict[str, Any]) -> None:
-    def turned(value: Any) -> Any:
+    def reversed_fields(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: turned(value[name]) if value[name] is not SCHEMA else SCHEMA for name in reversed(value)}
-        return [turned(item) for item in value] if isinstance(value, list) else value
+            return {
+                name: reversed_fields(value[name]) if value[name] is not SCHEMA else SCHEMA for name in reversed(value)
+            }
+        return [reversed_fields(item) for item in value] if isinstance(value, list) else value
 
-    cold, warm = await cached_tokens(path, {**body, "max_tokens": 2}, turned({**body, "max_tokens": 2}))
+    cold, warm = await cached_tokens(path, {**body, "max_tokens": 2}, reversed_fields({**body, "max_tokens": 2}))
     assert (cold, warm > 16) == (0, True)
 
 

@@ -4,18 +4,19 @@ from typing import Any
 
 import pytest
 
-from fairlead_sim.runtime.settings import EngineSettings
+from fairlead_sim.runtime.settings import ApiSurface, EngineSettings
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
 from fairlead_testing.sim.engines import running_engine
 from fairlead_testing.transcripts.recording import HttpResponse, RecordedRequest
 from fairlead_testing.transcripts.replay import get_request, post_request, send_request
 
 pytestmark = pytest.mark.simulated
+SETTINGS = EngineSettings(max_model_len=100)
 
 
-def response_to(request: RecordedRequest) -> HttpResponse:
+def response_to(request: RecordedRequest, settings: EngineSettings = SETTINGS) -> HttpResponse:
     async def scenario() -> HttpResponse:
-        async with running_engine(EngineSettings(max_model_len=100)) as served:
+        async with running_engine(settings) as served:
             return await send_request(served.url.removeprefix("http://"), request)
 
     return run_async(scenario())
@@ -137,10 +138,45 @@ def test_content_in_parts_is_joined() -> None:
     assert tokens[0] == tokens[1]
 
 
-def test_forcing_a_tool_call_needs_a_parser() -> None:
-    tool = {"type": "function", "function": {"name": "f"}}
-    refusal = error("/v1/chat/completions", messages=HELLO, tools=[tool], tool_choice="required")
-    assert refusal["message"] == 'tool_choice="required" requires --tool-call-parser to be set'
+NAMED = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ("required", 'tool_choice="required" requires --tool-call-parser to be set'),
+        (NAMED, 'tool_choice=function "f" requires --tool-call-parser to be set'),
+        ("auto", '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'),
+    ],
+)
+def test_tools_need_a_parser(choice: object, words: str) -> None:
+    tools = {"tools": [NAMED], "tool_choice": choice, "messages": HELLO}
+    settings = EngineSettings(surface=ApiSurface(auto_tool_choice=False))
+    refusal = response_to(post_request("/v1/chat/completions", tools), settings).json()["error"]
+    assert (refusal["code"], refusal["message"]) == (400, words)
+
+
+@pytest.mark.parametrize(
+    ("target", "tools", "words"),
+    [
+        ("/v1/chat/completions", {"tools": []}, "`tools` must not be an empty array."),
+        ("/v1/chat/completions", {"tool_choice": "auto"}, "When using `tool_choice`, `tools` must be set."),
+        ("/v1/chat/completions", {"tools": [NAMED], "tool_choice": "x"}, "Invalid value for `tool_choice`: x!"),
+        ("/v1/chat/completions", {"tools": [NAMED], "tool_choice": {}}, "Invalid value for `function`: `None`"),
+        (
+            "/v1/chat/completions",
+            {"tools": [NAMED], "tool_choice": {"function": {"name": "g"}}},
+            "does not match any of the specified `tools` (parameter=tool_choice)",
+        ),
+        ("/v1/responses", {"tool_choice": "required"}, "must be specified with 'tools' parameter."),
+        ("/v1/responses", {"tool_choice": {"type": "function", "name": "g"}}, "Tool choice 'function' not found"),
+        ("/v1/responses", {"prompt": {"id": "p"}}, "prompt template is not supported (parameter=prompt)"),
+        ("/v1/responses", {"input": [{"type": "web_search_call"}]}, "Unsupported input item type: web_search_call"),
+        ("/v1/responses", {"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "Encrypted content is not"),
+    ],
+)
+def test_tools_and_items_that_cannot_be_served_are_400(target: str, tools: dict[str, Any], words: str) -> None:
+    assert words in error(target, **{"messages": HELLO, "input": "hi", **tools})["message"]
 
 
 def test_errors_on_the_anthropic_route_have_its_form() -> None:

@@ -140,7 +140,8 @@ async def test_messages_and_responses_have_their_own_streams() -> None:
         answer = await send_request(authority, post_request("/v1/responses", asked))
         kinds = _kinds(answer.body)
         assert kinds[4:7] == ["response.output_text.delta"] * 3
-        assert kinds[-1] == "response.incomplete"
+        assert kinds[-1] == "response.completed"
+        assert _data(answer.body)[-1]["response"]["status"] == "incomplete"
         numbers = [event["sequence_number"] for event in _data(answer.body)]
         assert numbers == list(range(len(kinds)))
 
