@@ -2,8 +2,11 @@
 
 The engine's own interpreter runs it. No engine runs, so that this takes seconds.
 
-Usage: ``handler_recordings.py FOLDER``. Rows of ``conversations.json`` get the chat turns and tools
-of their request; rows of ``replies.json`` get the answer to an output of their ``pieces``.
+Usage: ``handler_recordings.py FOLDER``. The rows of these files get what becomes of their request:
+
+- ``conversations.json``: chat turns and tools
+- ``errors.json``: status and refusal
+- ``replies.json``: the answer, after an output of the row's ``pieces``
 """
 
 import asyncio
@@ -146,7 +149,7 @@ def build_app(engine, *, reasons):
         router.attach_router(app)
     chat = OpenAIServingChat(engine, Models(), "assistant", **options)
     chat.system_fingerprint = "vllm-0.32.0-00000000"
-    app.state.openai_serving_chat = chat
+    app.state.args, app.state.openai_serving_chat = SimpleNamespace(log_error_stack=False), chat
     app.state.anthropic_serving_messages = AnthropicServingMessages(engine, Models(), "assistant", **options)
     app.state.openai_serving_responses = OpenAIServingResponses(engine, Models(), **options)
     return app, renderer
@@ -164,15 +167,21 @@ async def main(folder):
     ParserManager.validate_parser_tokenizer = classmethod(lambda *arguments, **options: None)
     engine = ScriptedEngine()
     apps = {reasons: build_app(engine, reasons=reasons) for reasons in (False, True)}
-    for name in ("conversations", "replies"):
+    for name in ("conversations", "errors", "replies"):
         path = Path(folder) / f"{name}.json"
         rows = json.loads(path.read_text())
         for row in rows:
             app, renderer = apps[row.get("reasons", False)]
             engine.pieces, engine.finish = row.get("pieces", ["x"]), row.get("finish", "stop")
             body = {field: value for field, value in row["body"].items() if field != "structured_outputs"}
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://engine") as client:
-                answer = await client.post(row["path"], json=body)
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://engine"
+            ) as client:
+                method = row.get("method", "POST")
+                answer = await client.request(method, row["path"], json=body if method == "POST" else None)
+            if name == "errors":
+                row.update(status=answer.status_code, answer=answer.text)
+                continue
             answer.raise_for_status()
             row.update(renderer.recorded if name == "conversations" else {"answer": masked(answer.text)})
         path.write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")

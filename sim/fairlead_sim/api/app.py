@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fairlead.limits import Limits
+from fairlead_sim.api.response_store import ResponseStore
 from fairlead_sim.http.connection import HeaderBuilder, HttpRequest, ResponseWriter, ServerConnection
 from fairlead_sim.http.errors import ApiError, EndpointDisabled, RouteNotFound
 from fairlead_sim.runtime.fault_injection import Fault
 from fairlead_sim.runtime.simulated_engine import SimulatedEngine
 
+_RESPONSES = "/v1/responses/"
 SCALE_OUT_DISABLED = "Scale-out endpoints are disabled. Set --enable-scale-out to enable them."
 
 
@@ -64,6 +66,7 @@ class EngineApp:
         self.has_no_connections.set()
         self.requests_seen = 0
         self.requests_while_draining = 0
+        self.response_store = ResponseStore()
         self._routes = routes
 
     def on_connection_made(self, connection: ServerConnection) -> bool:
@@ -82,13 +85,17 @@ class EngineApp:
 
     def handle(self, request: HttpRequest, writer: ResponseWriter) -> None:
         engine = self.engine
-        route = self._routes.get(request.path)
+        path = request.path
+        if path.startswith(_RESPONSES):
+            name, slash, action = path.removeprefix(_RESPONSES).partition("/")
+            path = f"{_RESPONSES}{{response_id}}{slash}{action}" if name else path
+        route = self._routes.get(path)
         if route is not None:
             writer.is_anthropic = route.anthropic
             if route.generates:
                 self.requests_seen += 1
                 self.requests_while_draining += engine.is_draining
-        self._observe_response(request, writer, route)
+        self._observe_response(request, writer, path if route is not None else None)
         if route is None or not self._is_enabled(route):
             raise RouteNotFound
         handler = route.handlers.get(request.method)
@@ -108,9 +115,8 @@ class EngineApp:
             raise EndpointDisabled(SCALE_OUT_DISABLED)
         return False
 
-    def _observe_response(self, request: HttpRequest, reply: ResponseWriter, route: Route | None) -> None:
+    def _observe_response(self, request: HttpRequest, reply: ResponseWriter, path: str | None) -> None:
         began = time.monotonic()
-        path = request.path if route is not None else None
         received = len(request.body)
 
         def sent(status: int, size: int) -> None:

@@ -86,30 +86,28 @@ def _continues_last_message(fields: RequestFields, messages: list[dict[str, Any]
 def _validate_tool_usage(body: dict[str, Any]) -> None:
     """Raises InvalidRequest where vLLM does before it looks at types."""
     tools, choice = body.get("tools"), body.get("tool_choice")
-    if tools == []:
-        message = "`tools` must not be an empty array. Either provide at least one tool or omit the field entirely."
-        raise InvalidRequest.for_param(message, "tools")
-    if choice is None or choice == "none":
-        return
-    if tools is None:
-        raise InvalidRequest.for_param("When using `tool_choice`, `tools` must be set.", "tool_choice")
-    if choice in ("auto", "required"):
-        return
-    if not isinstance(choice, dict):
-        message = (
-            f'Invalid value for `tool_choice`: {choice}! Only named tools, "none", "auto" or "required" are supported.'
-        )
-        raise InvalidRequest.for_param(message, "tool_choice")
-    function = choice.get("function")
+    function = choice.get("function") if isinstance(choice, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(function, dict) or not isinstance(name, str):
+    listed = tools if isinstance(tools, list) else ()
+    functions = [tool.get("function") for tool in listed if isinstance(tool, dict)]
+    problem, param = None, "tool_choice"
+    if tools == []:
+        problem = "`tools` must not be an empty array. Either provide at least one tool or omit the field entirely."
+        param = "tools"
+    elif choice is None or choice == "none":
+        return
+    elif tools is None:
+        problem = "When using `tool_choice`, `tools` must be set."
+    elif isinstance(choice, dict) and not isinstance(name, str):
         usage = 'Correct usage: `{"type": "function", "function": {"name": "my_function"}}`'
-        message = f"Invalid value for `function`: `{function}` in `tool_choice`! {usage}"
-        raise InvalidRequest.for_param(message, "tool_choice.function")
-    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
-    if name not in [known.get("name") for known in functions if isinstance(known, dict)]:
-        message = "The tool specified in `tool_choice` does not match any of the specified `tools`"
-        raise InvalidRequest.for_param(message, "tool_choice")
+        problem, param = f"Invalid value for `function`: `{function}` in `tool_choice`! {usage}", "tool_choice.function"
+    elif isinstance(choice, dict) and name not in [known.get("name") for known in functions if isinstance(known, dict)]:
+        problem = "The tool specified in `tool_choice` does not match any of the specified `tools`"
+    elif not isinstance(choice, dict) and choice not in ("auto", "required"):
+        named = 'Only named tools, "none", "auto" or "required" are supported.'
+        problem = f"Invalid value for `tool_choice`: {choice}! {named}"
+    if problem is not None:
+        raise InvalidRequest.for_param(problem, param)
 
 
 class ChatCompletion(GenerationResponse):

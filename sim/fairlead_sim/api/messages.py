@@ -32,11 +32,19 @@ def create_message(context: RequestContext) -> None:
     engine = context.engine
     fields = RequestFields(json_body(context.request))
     generation_request = requests.parse_common(fields, context.request, engine.new_id())
-    fields.require("model")
     fields.require("max_tokens")
     generation_request.max_tokens = fields.integer("max_tokens")
-    generation_request.stop = fields.strings("stop_sequences")
+    if generation_request.max_tokens is not None and generation_request.max_tokens <= 0:
+        fields.add_value_error("max_tokens", "max_tokens must be positive", generation_request.max_tokens)
+    if fields.items("stop_sequences") is not None:
+        generation_request.stop = fields.strings("stop_sequences")
     choice = fields.mapping("tool_choice") or {}
+    if choice.get("type") == "tool" and not choice.get("name"):
+        fields.add_value_error("tool_choice", "tool_choice.name is required when type is 'tool'", choice)
+    thinking = fields.mapping("thinking") or {}
+    budget = thinking.get("budget_tokens") if thinking.get("type") == "enabled" else None
+    if isinstance(budget, int) and budget >= (generation_request.max_tokens or budget + 1):
+        fields.add_value_error("", "thinking.budget_tokens must be less than max_tokens", fields.body)
     output = fields.mapping("output_config") or {}
     turns, tools = message_turns(fields)
     if isinstance(output.get("format"), dict):
@@ -62,11 +70,12 @@ def count_tokens(context: RequestContext) -> None:
     """Sends the length of the prompt in tokens."""
     engine = context.engine
     fields = RequestFields(json_body(context.request))
-    fields.require("model")
     generation_request = GenerationRequest(model=fields.text("model") or "", request_id="")
     turns, tools = message_turns(fields)
     engine.models.resolve(generation_request)
-    count = len(engine.prompt_parser.from_chat(turns, tools=tools).tokens)
+    generation_request.prompts = [engine.prompt_parser.from_chat(turns, tools=tools)]
+    requests.validate_prompts(generation_request, engine.settings.max_model_len, engine.tokenizer.vocab_size)
+    count = len(generation_request.prompts[0].tokens)
     body = {"input_tokens": count, "context_management": {"original_input_tokens": count}}
     context.writer.send(200, json_bytes(body))
 
@@ -76,7 +85,11 @@ def message_turns(fields: RequestFields) -> tuple[list[dict[str, Any]], list[dic
 
     Raises MalformedRequest for these and earlier findings.
     """
+    if fields.require("model") == "":
+        fields.add_value_error("model", "Model is required", "")
     turns: list[dict[str, Any]] = []
+    if not isinstance(fields.body.get("system"), list):
+        fields.text("system")
     system = _system_text(fields.body.get("system"), keeps_string=True)
     if system:
         turns.append({"role": "system", "content": system})
@@ -105,23 +118,17 @@ def _parse_messages(fields: RequestFields) -> list[dict[str, Any]]:
         content = message.get("content")
         if "content" not in message:
             fields.add_wrong("missing", f"{where}.content", "Field required", message)
-        elif not isinstance(content, str | list):
+        elif not isinstance(content, str):
+            before = len(fields.findings)
             fields.add_wrong("string_type", f"{where}.content", "Input should be a valid string", content)
-        for number, block in enumerate(content if isinstance(content, list) else ()):
-            _validate_block(fields, f"{where}.content.{number}", block)
+            for number, block in enumerate(content if isinstance(content, list) else ()):
+                if isinstance(block, dict):
+                    fields.add_unless_literal(f"{where}.content.{number}.type", block, _BLOCKS)
+                else:
+                    fields.add_wrong("model_attributes_type", f"{where}.content.{number}", NO_OBJECT, block)
+            if isinstance(content, list) and len(fields.findings) == before + 1:
+                fields.findings.pop()
     return messages
-
-
-def _validate_block(fields: RequestFields, where: str, block: Any) -> None:
-    if not isinstance(block, dict):
-        fields.add_wrong("model_attributes_type", where, NO_OBJECT, block)
-        return
-    fields.add_unless_literal(f"{where}.type", block, _BLOCKS)
-    for name in ("text", "thinking", "name", "id", "tool_use_id"):
-        if not isinstance(block.get(name), str | None):
-            fields.add_wrong("string_type", f"{where}.{name}", "Input should be a valid string", block[name])
-    if not isinstance(block.get("input"), dict | None):
-        fields.add_wrong("dict_type", f"{where}.input", "Input should be a valid dictionary", block["input"])
 
 
 def _system_text(system: Any, *, keeps_string: bool = False) -> str:
@@ -131,7 +138,8 @@ def _system_text(system: Any, *, keeps_string: bool = False) -> str:
     """
     if isinstance(system, str):
         return system if keeps_string or not system.startswith(BILLING_HEADER) else ""
-    blocks = [block for block in system or () if isinstance(block, dict) and block.get("type") == "text"]
+    listed = system if isinstance(system, list) else ()
+    blocks = [block for block in listed if isinstance(block, dict) and block.get("type") == "text"]
     texts = [text for block in blocks if isinstance(text := block.get("text"), str)]
     return "".join(text for text in texts if not text.startswith(BILLING_HEADER))
 
@@ -153,7 +161,7 @@ def _turns_of(message: dict[str, Any]) -> list[dict[str, Any]]:
         elif kind == "image" and block.get("source"):
             raise InvalidRequest("The model is not a multimodal model")
         elif kind == "thinking" and block.get("thinking") is not None:
-            turn["reasoning"] = turn.get("reasoning", "") + block["thinking"]
+            turn["reasoning"] = turn.get("reasoning", "") + str(block["thinking"])
         elif kind == "tool_use":
             function = {"name": block.get("name") or "", "arguments": json.dumps(block.get("input") or {})}
             turn.setdefault("tool_calls", []).append({"function": function})
@@ -169,7 +177,8 @@ def _turns_of(message: dict[str, Any]) -> list[dict[str, Any]]:
 def _result_text(content: Any) -> str:
     if isinstance(content, str):
         return content
-    blocks = [item for item in content or () if isinstance(item, dict) and item.get("type") == "text"]
+    items = content if isinstance(content, list) else ()
+    blocks = [item for item in items if isinstance(item, dict) and item.get("type") == "text"]
     return "\n".join(str(block.get("text", "")) for block in blocks)
 
 

@@ -1,39 +1,56 @@
-"""``/v1/responses``: OpenAI's newest form of generation; nothing is stored."""
+"""``/v1/responses``: OpenAI's newest form of generation, and its stored responses."""
 
 import functools
+import json
 from typing import Any
 
 from fairlead_sim.api.app import RequestContext
+from fairlead_sim.api.response_store import BackgroundWriter, ResponseRefused, StoredResponse
 from fairlead_sim.generation import reply_script, requests
 from fairlead_sim.generation.reply_parser import ReplyDelta, ToolCall
 from fairlead_sim.generation.requests import GenerationRequest, parse_messages, validate_named
 from fairlead_sim.generation.responses import GenerationResponse, ResponseHost
 from fairlead_sim.generation.streaming import PartStream, json_bytes
 from fairlead_sim.http.connection import ResponseWriter, http_chunk
-from fairlead_sim.http.errors import InvalidRequest
+from fairlead_sim.http.errors import ApiError, InvalidRequest
 from fairlead_sim.http.fields import RequestFields, json_body
 
+_NO_BACKGROUND = (
+    "This vLLM engine does not support `store=True` and therefore does not support the background mode. "
+    "To enable these features, set the environment variable `VLLM_ENABLE_RESPONSES_API_STORE=1` "
+    "when launching the vLLM server."
+)
 _NEEDED = {"function_call": ("call_id", "name", "arguments"), "function_call_output": ("call_id",)}
 
 
 def create_response(context: RequestContext) -> None:
-    engine = context.engine
+    engine, store = context.engine, context.app.response_store
     fields = RequestFields(json_body(context.request))
     _validate_tool_usage(fields.body)
     own_id = fields.text("request_id") or f"resp_{engine.new_id()}"
     generation_request = requests.parse_common(fields, context.request, own_id)
     generation_request.request_id = own_id
     generation_request.max_tokens = fields.integer("max_output_tokens")
-    turns, tools = response_turns(fields), chat_tools(fields)
-    text = fields.mapping("text")
+    tools, text = chat_tools(fields), fields.mapping("text")
     one_call = not fields.flag("parallel_tool_calls", True)
-    fields.check()
+    wants_store, background = fields.flag("store", True), fields.flag("background")
+    previous_id = fields.text("previous_response_id")
     form = text.get("format") if text is not None else None
     if isinstance(form, dict) and isinstance(form.get("schema"), dict):
         generation_request.forced_text = reply_script.parse_forced_text(
             RequestFields({"structured_outputs": {"json": form["schema"]}})
         )
+    turns = response_turns(fields)
+    fields.check()
     engine.models.resolve(generation_request)
+    stores = wants_store and engine.settings.surface.response_store
+    if background and not stores:
+        raise ResponseRefused(_NO_BACKGROUND, "background")
+    if previous_id is not None:
+        previous = store.find(previous_id)
+        history = [turn for turn in previous.turns if turn["role"] != "system"] + previous.output_turns()
+        begin = 1 if fields.body.get("instructions") else 0
+        turns[begin:begin] = history
     choice = fields.body.get("tool_choice") or "auto"
     name = choice.get("name") if isinstance(choice, dict) else None
     engine.prompt_parser.apply_tool_choice(generation_request, tools, choice, name, one_call=one_call)
@@ -41,17 +58,56 @@ def create_response(context: RequestContext) -> None:
     unfinished = _continues_last_item(fields.body["input"])
     prompt = engine.prompt_parser.from_chat(turns, tools=tools, unfinished=unfinished)
     generation_request.prompts = [prompt]
-    echo = _echoed_fields(fields, generation_request, engine.settings.max_model_len - len(prompt.tokens))
+    room = engine.settings.max_model_len - len(prompt.tokens)
+    queued = _queued_response(fields, generation_request, engine.unix_seconds(), room)
     fields.check()
-    response = ResponseObjectStream if generation_request.stream else ResponseObject
-    engine.begin(generation_request, functools.partial(response, echo=echo), context.writer, context.fault)
+    stored = StoredResponse(turns, queued, store if stores else None)
+    kind = functools.partial(ResponseObjectStream if generation_request.stream else ResponseObject, stored=stored)
+    if not background:
+        engine.begin(generation_request, kind, context.writer, context.fault)
+        return
+    writer = stored.writer = BackgroundWriter()
+    stored.events = [] if generation_request.stream else None
+    engine.begin(generation_request, kind, writer, context.fault)
+    writer.has_begun = True
+    store.put(stored)
+    if generation_request.stream:
+        stored.follow(context.writer, 0)
+    else:
+        context.writer.send(200, json_bytes(stored.body))
+
+
+def retrieve_response(context: RequestContext) -> None:
+    """Sends a stored response, or the events of a stream in the background."""
+    query = RequestFields(context.request.query, where="query")
+    after, stream = query.integer("starting_after", -1), query.flag("stream")
+    query.check()
+    stored = _stored_response(context)
+    if stream:
+        stored.follow(context.writer, (after or 0) + 1)
+    else:
+        context.writer.send(200, json_bytes(stored.body))
+
+
+def cancel_response(context: RequestContext) -> None:
+    stored = _stored_response(context)
+    stored.cancel()
+    context.writer.send(200, json_bytes(stored.body))
+
+
+def _stored_response(context: RequestContext) -> StoredResponse:
+    return context.app.response_store.find(context.request.path.split("/")[3])
 
 
 def _validate_tool_usage(body: Any) -> None:
     """Raises InvalidRequest where vLLM does before it looks at types."""
     if body.get("prompt") is not None:
         raise InvalidRequest.for_param("prompt template is not supported", "prompt")
+    if body.get("background") and not body.get("store", True):
+        raise InvalidRequest.for_param("background can only be used when `store` is true", "background")
     tools, choice = body.get("tools"), body.get("tool_choice", "auto")
+    if not tools and choice in ("auto", "none"):
+        body["tool_choice"] = "none"
     is_named = isinstance(choice, dict) and choice.get("type") == "function"
     if not tools and choice == "required":
         raise InvalidRequest.for_param(
@@ -115,7 +171,8 @@ def _add_item(turns: list[dict[str, Any]], item: dict[str, Any], previous: dict[
             raise InvalidRequest.for_param("Encrypted content is not supported.", "input")
         name = "reasoning" if kind == "reasoning" else "content"
         texts = content or item.get("summary") or ""
-        text = texts if isinstance(texts, str) else texts[0].get("text", "")
+        first = texts[0] if isinstance(texts, list) else texts
+        text = first.get("text") if isinstance(first, dict) else str(first)
         if answer and answer.get(name) is None:
             answer[name] = text
         else:
@@ -144,89 +201,109 @@ def _continues_last_item(turn_input: Any) -> bool:
     return continues and last.get("status") in ("in_progress", "incomplete")
 
 
-def _echoed_fields(fields: RequestFields, request: GenerationRequest, max_tokens: int) -> dict[str, Any]:
-    """Returns the fields of a response object that repeat the request."""
-    body = fields.body
-    choice = body.get("tool_choice") or "auto"
-    if not body.get("tools"):
-        choice = "none"
-    elif isinstance(choice, dict):
-        choice = {"name": choice.get("name"), "type": choice.get("type")}
-    text, reasoning = fields.mapping("text"), fields.mapping("reasoning")
-    if text is not None:
-        form = text.get("format")
-        if isinstance(form, dict) and form.get("type") == "json_schema":
-            form = {name: form.get(name) for name in _FORMAT_FIELDS}
-        text = {"format": form, "verbosity": text.get("verbosity")}
-    return {
-        "instructions": body.get("instructions"),
-        "metadata": fields.mapping("metadata"),
-        "model": request.model,
-        "object": "response",
-        "output": [],
-        "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
-        "temperature": fields.number("temperature", 1.0),
-        "tool_choice": choice,
-        "tools": [
-            {name: tool.get(name) for name in _TOOL_FIELDS} if tool["type"] == "function" else tool
-            for tool in body.get("tools") or ()
-        ],
-        "top_p": fields.number("top_p", 1.0),
-        "background": fields.flag("background"),
-        "max_output_tokens": max_tokens if request.max_tokens is None else request.max_tokens,
-        "max_tool_calls": fields.integer("max_tool_calls"),
-        "previous_response_id": fields.text("previous_response_id"),
-        "prompt": None,
-        "reasoning": None if reasoning is None else {name: reasoning.get(name) for name in _REASONING_FIELDS},
-        "service_tier": fields.text("service_tier", "auto"),
-        "status": "queued",
-        "text": text,
-        "top_logprobs": None,
-        "truncation": fields.text("truncation", "disabled"),
-        "usage": None,
-        "user": fields.text("user"),
-        "presence_penalty": fields.number("presence_penalty", 0.0),
-        "frequency_penalty": fields.number("frequency_penalty", 0.0),
-        "kv_transfer_params": None,
-        "ec_transfer_params": None,
-        "input_messages": None,
-        "output_messages": None,
-    }
-
-
-_FORMAT_FIELDS = ("name", "schema", "type", "description", "strict")
-_REASONING_FIELDS = ("context", "effort", "generate_summary", "mode", "summary")
-_TOOL_FIELDS = (
-    *("name", "parameters", "strict", "type", "allowed_callers", "async", "defer_loading", "description"),
-    "output_schema",
+_RESPONSE: dict[str, Any] = json.loads(
+    '{"instructions":null,"metadata":null,"model":"","object":"response","output":[],"parallel_tool_calls":true,'
+    '"temperature":1.0,"tool_choice":"auto","tools":[],"top_p":1.0,"background":false,"max_output_tokens":0,'
+    '"max_tool_calls":null,"previous_response_id":null,"prompt":null,"reasoning":null,"service_tier":"auto",'
+    '"status":"queued","text":null,"top_logprobs":null,"truncation":"disabled","usage":null,"user":null,'
+    '"presence_penalty":0.0,"frequency_penalty":0.0,"kv_transfer_params":null,"ec_transfer_params":null,'
+    '"input_messages":null,"output_messages":null}'
+)
+_ECHOED = (
+    *("instructions", "metadata", "parallel_tool_calls", "tool_choice", "background", "max_tool_calls"),
+    *("previous_response_id", "service_tier", "truncation", "user"),
+)
+_NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+_TOOL = dict.fromkeys(
+    (
+        "name",
+        "parameters",
+        "strict",
+        "type",
+        "allowed_callers",
+        "async",
+        "defer_loading",
+        "description",
+        "output_schema",
+    )
+)
+_FORMAT = dict.fromkeys(("name", "schema", "type", "description", "strict"))
+_REASONING = dict.fromkeys(("context", "effort", "generate_summary", "mode", "summary"))
+_REASONING_ITEM: dict[str, Any] = {
+    "id": "",
+    "summary": [],
+    "type": "reasoning",
+    "content": None,
+    "encrypted_content": None,
+}
+_MESSAGE_ITEM: dict[str, Any] = {
+    "id": "",
+    "content": [],
+    "role": "assistant",
+    "status": "",
+    "type": "message",
+    "phase": None,
+}
+_CALL_ITEM: dict[str, Any] = json.loads(
+    '{"arguments":"","call_id":"","name":"","type":"function_call","id":"","async":null,"caller":null,'
+    '"namespace":null,"status":""}'
 )
 
 
-def _response_usage(response: GenerationResponse) -> dict[str, Any]:
+def _queued_response(fields: RequestFields, request: GenerationRequest, created: int, room: int) -> dict[str, Any]:
+    """Returns the response object before the first token; it repeats the request.
+
+    room: tokens that the prompt leaves.
+    """
+    body, text, reasoning = fields.body, fields.mapping("text"), fields.mapping("reasoning")
+    echo = _RESPONSE | {name: body[name] for name in _ECHOED if body.get(name) is not None}
+    echo |= {name: fields.number(name, _RESPONSE[name]) for name in _NUMBERS}
+    if isinstance(echo["tool_choice"], dict):
+        echo["tool_choice"] = {name: echo["tool_choice"].get(name) for name in ("name", "type")}
+    if reasoning is not None:
+        echo["reasoning"] = _REASONING | reasoning
+    if text is not None:
+        form = text.get("format")
+        if isinstance(form, dict) and form.get("type") == "json_schema":
+            form = _FORMAT | form
+        echo["text"] = {"format": form, "verbosity": text.get("verbosity")}
+    tools = body.get("tools") or ()
+    return (
+        {"id": request.request_id, "created_at": created, "incomplete_details": None}
+        | echo
+        | {
+            "model": request.model,
+            "tools": [_TOOL | tool if tool["type"] == "function" else tool for tool in tools],
+            "max_output_tokens": room if request.max_tokens is None else request.max_tokens,
+        }
+    )
+
+
+def _finished_response(response: GenerationResponse, queued: dict[str, Any], output: list[Any]) -> dict[str, Any]:
+    is_cut = response.choices[0].reason == "length"
     prompt, completion = response.prompt_tokens, response.completion_tokens
-    return {
-        "input_tokens": prompt,
-        "input_tokens_details": {
-            "cached_tokens": response.cached_tokens,
-            "cache_write_tokens": response.created_cache_tokens,
-            "input_tokens_per_turn": [],
-            "cached_tokens_per_turn": [],
+    read: dict[str, Any] = {
+        "cached_tokens": response.cached_tokens,
+        "cache_write_tokens": response.created_cache_tokens,
+    }
+    written: dict[str, Any] = {"reasoning_tokens": response.reasoning_tokens, "tool_output_tokens": 0}
+    return queued | {
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "output": output,
+        "status": "incomplete" if is_cut else "completed",  # an abort is completed, as in vLLM
+        "usage": {
+            "input_tokens": prompt,
+            "input_tokens_details": read | {"input_tokens_per_turn": [], "cached_tokens_per_turn": []},
+            "output_tokens": completion,
+            "output_tokens_details": written | {"output_tokens_per_turn": [], "tool_output_tokens_per_turn": []},
+            "total_tokens": prompt + completion,
         },
-        "output_tokens": completion,
-        "output_tokens_details": {
-            "reasoning_tokens": response.reasoning_tokens,
-            "tool_output_tokens": 0,
-            "output_tokens_per_turn": [],
-            "tool_output_tokens_per_turn": [],
-        },
-        "total_tokens": prompt + completion,
     }
 
 
 def _reasoning_item(number: str, text: str | None, status: str | None) -> dict[str, Any]:
     content = None if text is None else [{"text": text, "type": "reasoning_text"}]
-    fields = {"id": f"rs_{number}", "summary": [], "type": "reasoning", "content": content}
-    return fields | {"encrypted_content": None, "status": status}
+    return _REASONING_ITEM | {"id": f"rs_{number}", "content": content, "status": status}
 
 
 def _text_part(text: str, logprobs: list[Any] | None = None) -> dict[str, Any]:
@@ -234,45 +311,13 @@ def _text_part(text: str, logprobs: list[Any] | None = None) -> dict[str, Any]:
 
 
 def _message_item(number: str, text: str | None, status: str) -> dict[str, Any]:
-    return {
-        "id": f"msg_{number}",
-        "content": [] if text is None else [_text_part(text)],
-        "role": "assistant",
-        "status": status,
-        "type": "message",
-        "phase": None,
-    }
+    content = [] if text is None else [_text_part(text)]
+    return _MESSAGE_ITEM | {"id": f"msg_{number}", "content": content, "status": status}
 
 
 def _call_item(number: str, call_id: str, call: ToolCall, status: str) -> dict[str, Any]:
-    return {
-        "arguments": call.arguments,
-        "call_id": call_id,
-        "name": call.name,
-        "type": "function_call",
-        "id": f"fc_{number}",
-        "async": None,
-        "caller": None,
-        "namespace": None,
-        "status": status,
-    }
-
-
-def _finished_response(
-    response: GenerationResponse, echo: dict[str, Any], output: list[dict[str, Any]]
-) -> dict[str, Any]:
-    is_cut = response.choices[0].reason == "length"
-    status = "incomplete" if is_cut else "completed"  # an abort is completed, as in vLLM
-    why = {"reason": "max_output_tokens"} if is_cut else None
-    return _response_object(response, echo, why) | {
-        "output": output,
-        "status": status,
-        "usage": _response_usage(response),
-    }
-
-
-def _response_object(response: GenerationResponse, echo: dict[str, Any], why: object = None) -> dict[str, Any]:
-    return {"id": response.id, "created_at": response.created, "incomplete_details": why, **echo}
+    names = {"arguments": call.arguments, "call_id": call_id, "name": call.name}
+    return _CALL_ITEM | names | {"id": f"fc_{number}", "status": status}
 
 
 class ResponseObject(GenerationResponse):
@@ -281,10 +326,10 @@ class ResponseObject(GenerationResponse):
     id_prefix = ""
 
     def __init__(
-        self, host: ResponseHost, generation_request: GenerationRequest, writer: ResponseWriter, *, echo: dict[str, Any]
+        self, host: ResponseHost, request: GenerationRequest, writer: ResponseWriter, *, stored: StoredResponse
     ) -> None:
-        super().__init__(host, generation_request, writer)
-        self._echo = echo
+        super().__init__(host, request, writer)
+        self._stored = stored
 
     def finish(self) -> None:
         reply = self.choices[0].parsed_reply
@@ -296,7 +341,9 @@ class ResponseObject(GenerationResponse):
         for call in reply.calls:
             call_id = f"chatcmpl-tool-{self.host.new_id()}"
             output.append(_call_item(self.host.new_id(), call_id, call, "completed"))
-        self.writer.send(200, json_bytes(_finished_response(self, self._echo, output)))
+        whole = _finished_response(self, self._stored.queued, output)
+        self._stored.keep(whole)
+        self.writer.send(200, json_bytes(whole))
 
 
 class ResponseObjectStream(PartStream):
@@ -305,18 +352,18 @@ class ResponseObjectStream(PartStream):
     id_prefix = ""
 
     def __init__(
-        self, host: ResponseHost, generation_request: GenerationRequest, writer: ResponseWriter, *, echo: dict[str, Any]
+        self, host: ResponseHost, request: GenerationRequest, writer: ResponseWriter, *, stored: StoredResponse
     ) -> None:
-        super().__init__(host, generation_request, writer)
+        super().__init__(host, request, writer)
+        self._stored = stored
         self.is_uniform = False  # every event carries its number
-        self._echo = echo
         self._sent = 0
         self._number = self._call_id = self._text = ""  # of the open item
         self._output: list[dict[str, Any]] = []
 
     def opening_events(self) -> bytes:
         super().opening_events()
-        begun = _response_object(self, self._echo) | {"status": "in_progress"}
+        begun = self._stored.queued | {"status": "in_progress"}
         return self._named_event("response.created", response=begun) + self._named_event(
             "response.in_progress", response=begun
         )
@@ -374,8 +421,15 @@ class ResponseObjectStream(PartStream):
 
     def closing_events(self) -> bytes:
         chunks = self.close_part()
-        whole = _finished_response(self, self._echo, self._output)
+        whole = _finished_response(self, self._stored.queued, self._output)
+        self._stored.keep(whole)
         return chunks + self._named_event("response.completed", response=whole)
+
+    def send_error(self, problem: ApiError) -> None:
+        """Breaks off behind the opening events: vLLM has no event for an error."""
+        if self._sent == 0:
+            self.writer.write(self.opening_events())
+        self.writer.break_off()
 
     def _place(self, item: dict[str, Any]) -> dict[str, Any]:
         return {"item_id": item["id"], "output_index": len(self._output), "content_index": 0}
@@ -386,4 +440,6 @@ class ResponseObjectStream(PartStream):
         if name is not None:
             fields["name"] = name
         self._sent += 1
-        return http_chunk(b"event: %b\ndata: %b\n\n" % (kind.encode(), json_bytes(fields)))
+        chunk = http_chunk(b"event: %b\ndata: %b\n\n" % (kind.encode(), json_bytes(fields)))
+        self._stored.add_event(chunk, is_last=kind == "response.completed")
+        return chunk

@@ -38,6 +38,8 @@ def build_routes() -> dict[str, Route]:
         "/v1/messages": _generation_route(messages.create_message, anthropic=True),
         "/v1/messages/count_tokens": Route({"POST": messages.count_tokens}, anthropic=True),
         "/v1/responses": _generation_route(responses.create_response),
+        "/v1/responses/{response_id}": _get_route(responses.retrieve_response),
+        "/v1/responses/{response_id}/cancel": _post_route(responses.cancel_response),
         "/v1/chat/completions/render": _post_route(tokenization.render_chat, "scale_out"),
         "/v1/completions/render": _post_route(tokenization.render_completions, "scale_out"),
         "/inference/v1/generate": _generation_route(tokenization.generate_from_tokens, "scale_out"),

@@ -177,10 +177,14 @@ class GenerationResponse:
                 choice.on_ended(ABORT_REASON)
 
     def fail(self, problem: ApiError) -> None:
-        """Ends the response with an error: plain, or as an event of a stream."""
+        """Ends the response with an error."""
         self._drop_running()
-        self.writer.fail(problem)
+        self.send_error(problem)
         self.host.on_response_ended(self, "failed")
+
+    def send_error(self, problem: ApiError) -> None:
+        """Sends an error: plain, or as an event of a stream."""
+        self.writer.fail(problem)
 
     def cut(self) -> None:
         """Resets the connection."""

@@ -133,8 +133,8 @@ class ResponseWriter:
         "request_id",
     )
 
-    def __init__(self, connection: "ServerConnection", request_id: str, close: bool) -> None:
-        self._connection: ServerConnection | None = connection
+    def __init__(self, connection: "ServerConnection | None", request_id: str, close: bool) -> None:
+        self._connection = connection
         self._close = close
         self._started = False
         self.request_id = request_id
@@ -178,14 +178,26 @@ class ResponseWriter:
             self._end(chunks + LAST_CHUNK, 200, 0)
 
     def fail(self, problem: ApiError) -> None:
-        """Sends an error: a plain response before the head, an event and ``[DONE]`` after it."""
-        if self._started:
+        """Sends an error: a plain response before the head, an event after it."""
+        if self._started and self.is_anthropic:
+            self.finish(http_chunk(problem.anthropic_event()))
+        elif self._started:
             self.finish(http_chunk(problem.event()) + http_chunk(b"data: [DONE]\n\n"))
         else:
             if isinstance(problem, RouteNotFound) and problem.allow is not None:
                 self.extra_headers += b"allow: %b\r\n" % problem.allow.encode()
-            body = problem.anthropic_body() if self.is_anthropic else problem.body()
+            body = problem.anthropic_body() if self.is_anthropic and problem.has_dialect else problem.body()
             self.send(problem.status, body, bare=isinstance(problem, InternalError) and problem.is_bare)
+
+    def break_off(self) -> None:
+        """Ends a stream without its last chunk, as an exception in a stream of vLLM does."""
+        connection, self._connection = self._connection, None
+        self.is_done = True
+        self.on_gone = None
+        if self.on_sent is not None:
+            self.on_sent(200, 0)
+        if connection is not None:
+            connection.close()
 
     def close_after(self) -> None:
         """Closes the connection after this response."""

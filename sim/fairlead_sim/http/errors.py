@@ -35,6 +35,7 @@ class ApiError(FairleadError):
 
     status = 500
     kind = "InternalServerError"
+    has_dialect = True  # a body of its own on the Anthropic routes; the web framework's errors have none
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -56,9 +57,20 @@ class ApiError(FairleadError):
         """Returns the body for the Anthropic routes."""
         return msgspec.json.encode({"type": "error", "error": {"type": self.kind, "message": self.message}})
 
+    def anthropic_event(self) -> bytes:
+        """Returns the event of a message stream: how vLLM fails to read the event of its chat."""
+        text = repr({"error": self.error_fields()})
+        why = f"Field required [type=missing, input_value={text[:25]}...{text[-24:]}, input_type=dict]"
+        why += "\n    For further information visit https://errors.pydantic.dev/2.14/v/missing"
+        message = f"2 validation errors for ChatCompletionStreamResponse\nmodel\n  {why}\nchoices\n  {why}"
+        error = {"type": "error", "error": {"type": "internal_error", "message": message}}
+        return b"event: error\ndata: %b\n\n" % msgspec.json.encode(error)
+
 
 class RouteNotFound(ApiError):
     """Raised for an unknown path (404) or method (405; ``allow`` lists the permitted ones)."""
+
+    has_dialect = False
 
     def __init__(self, allow: str | None = None) -> None:
         super().__init__("Not Found" if allow is None else "Method Not Allowed")
@@ -74,6 +86,7 @@ class MalformedRequest(ApiError):
 
     status = 400
     kind = "Bad Request"
+    has_dialect = False
 
     def __init__(self, findings: Sequence["ValidationFinding | str"]) -> None:
         plural = "s" if len(findings) > 1 else ""

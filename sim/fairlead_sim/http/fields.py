@@ -72,6 +72,13 @@ class RequestFields:
         """Notes a wrong value."""
         self.findings.append(ValidationFinding(kind, f"{self._where}.{name}", message, value))
 
+    def add_value_error(self, where: str, message: str, value: object) -> None:
+        """Notes a value that a check of its own refuses; ``where`` is empty for the whole body."""
+        place = f"{self._where}.{where}" if where else self._where
+        self.findings.append(
+            ValidationFinding("value_error", place, f"Value error, {message}", value, ValueError(message))
+        )
+
     def add_unless_literal(self, where: str, parent: dict[str, Any], expected: tuple[str, ...]) -> None:
         """Notes the last field of ``where`` if it is missing, or is none of the expected words."""
         name = where.rpartition(".")[2]

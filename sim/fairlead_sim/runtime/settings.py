@@ -23,6 +23,7 @@ class ApiSurface:
     tokenizer_info: bool = True
     auto_tool_choice: bool = True
     reasoning_parser: bool = False
+    response_store: bool = False
 
 
 @dataclass(frozen=True, slots=True)

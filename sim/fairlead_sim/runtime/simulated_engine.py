@@ -333,7 +333,7 @@ class SimulatedEngine:
         if full:
             self.metrics.count_rejection(full)
             writer.on_gone = None
-            writer.fail(EngineBusy())
+            response.send_error(EngineBusy())
             return
         self.responses.add(response)
         if self.kv_connector is None or not self.kv_connector.take_over(response):

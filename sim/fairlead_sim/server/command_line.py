@@ -24,6 +24,7 @@ _SURFACE_FLAGS = {
     "runtime_lora": ("--runtime-lora", "what VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 adds: load and unload adapters"),
     "tokenizer_info": ("--enable-tokenizer-info-endpoint", "/tokenizer_info"),
     "auto_tool_choice": ("--enable-auto-tool-choice", "tools, and the calls that a reply has or must have"),
+    "response_store": ("--response-store", "what VLLM_ENABLE_RESPONSES_API_STORE=1 adds; default: off"),
     "reasoning_parser": ("--reasoning-parser", "<think>…</think> at the start of a reply is reasoning; default: off"),
 }
 

@@ -108,7 +108,7 @@ def test_text_that_cannot_fit_is_refused_before_it_is_cut_into_tokens(target: st
     if refusal is not None:
         assert "maximum context length is 100 tokens" in refusal["message"]
     else:
-        answer = response_to(post_request(target, {"messages": turns, "max_tokens": 1}))
+        answer = response_to(post_request(target, {"model": "sim", "messages": turns, "max_tokens": 1}))
         assert (answer.status, answer.json()["type"]) == (400, "error")
 
 
