@@ -9,6 +9,7 @@ from fairlead_testing.transcripts.replay import (
     post_request,
     read_metric,
     send_request,
+    wait_for_value,
 )
 
 SWITCHES = ("--model", "tiny", "--block-size", "32", "--max-model-len", "4096")
@@ -63,3 +64,25 @@ async def test_the_page_says_its_format_and_is_a_page_of_prometheus() -> None:
         families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
         ranks = {sample.labels["engine"] for sample in families["vllm:num_requests_running"].samples}
         assert ranks == {"0", "1"}
+
+
+async def test_every_dialect_is_counted_like_a_chat() -> None:
+    turns = [{"role": "user", "content": "x"}]
+    chat: dict[str, object] = {"model": "tiny", "max_tokens": 5, "messages": turns}
+    requests = [("/v1/chat/completions", chat), ("/v1/messages", chat)]
+    requests.append(("/v1/responses", {"model": "tiny", "max_output_tokens": 5, "input": "x"}))
+    async with launch_engine((*SWITCHES, "--response-store")) as engine:
+        for path, body in requests:
+            for more in ({}, {"stream": True}):
+                assert (await send_request(engine.authority, post_request(path, body | more))).status == 200
+        begun = (await send_request(engine.authority, post_request(path, body | {"background": True}))).json()
+
+        async def ended() -> float:
+            return await read_metric(engine.authority, "vllm:request_success_total")
+
+        await wait_for_value(ended, lambda count: count == 7, "ended requests")
+        wanted = {"vllm:time_to_first_token_seconds_count": 7, "vllm:generation_tokens_total": 35}
+        assert {name: await read_metric(engine.authority, name) for name in wanted} == wanted
+        await send_request(engine.authority, get_request(f"/v1/responses/{begun['id']}"))
+        page = (await send_request(engine.authority, get_request("/metrics"))).body.decode()
+        assert 'http_requests_total{handler="/v1/responses/{response_id}",method="GET",status="2xx"} 1.0' in page

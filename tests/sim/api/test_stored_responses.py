@@ -65,7 +65,7 @@ async def test_a_client_names_its_response() -> None:
         assert (await client.get("mine")).status == 200
 
 
-async def test_a_previous_response_enters_the_prompt_without_instructions_reasoning_and_calls() -> None:
+async def test_a_previous_response_enters_the_prompt_without_instructions_and_calls() -> None:
     text = 'Yes.<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     tool = {"type": "function", "name": "f", "parameters": {"type": "object"}}
     async with storing_engine() as (served, client):
