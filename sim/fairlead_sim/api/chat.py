@@ -8,7 +8,6 @@ from fairlead_sim.generation.reply_parser import ReplyDelta
 from fairlead_sim.generation.requests import (
     GenerationRequest,
     PromptParser,
-    TokenizedPrompt,
     injected_token_ids,
     parse_messages,
     parse_tools,
@@ -62,11 +61,8 @@ def parse_chat_request(
     prompt_parser.require_tool_parser(choice, name)
     prompt_parser.apply_tool_choice(generation_request, tools, choice, name, one_call=one_call)
     requests.validate_sampling(fields, generation_request)
-    generation_request.prompts = [
-        prompt_parser.from_chat(messages, tools=tools, unfinished=unfinished)
-        if injected is None
-        else TokenizedPrompt(injected, is_token_ids=True)
-    ]
+    prompt = prompt_parser.from_chat(messages, tools=tools, unfinished=unfinished, injected=injected)
+    generation_request.prompts = [prompt]
     return generation_request
 
 

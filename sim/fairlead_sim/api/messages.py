@@ -7,7 +7,7 @@ from fairlead_sim.api.app import RequestContext
 from fairlead_sim.engine.chat_template import BILLING_HEADER
 from fairlead_sim.generation import reply_script, requests
 from fairlead_sim.generation.reply_parser import ReplyDelta, is_json
-from fairlead_sim.generation.requests import GenerationRequest, validate_named
+from fairlead_sim.generation.requests import GenerationRequest, injected_token_ids, validate_named
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
 from fairlead_sim.generation.streaming import PartStream, json_bytes
 from fairlead_sim.http.connection import ResponseWriter, http_chunk
@@ -36,8 +36,8 @@ def create_message(context: RequestContext) -> None:
     generation_request.max_tokens = fields.integer("max_tokens")
     if generation_request.max_tokens is not None and generation_request.max_tokens <= 0:
         fields.add_value_error("max_tokens", "max_tokens must be positive", generation_request.max_tokens)
-    if fields.items("stop_sequences") is not None:
-        generation_request.stop = fields.strings("stop_sequences")
+    stops = fields.items("stop_sequences")
+    generation_request.n, generation_request.stop = 1, () if stops is None else fields.strings("stop_sequences")
     choice = fields.mapping("tool_choice") or {}
     if choice.get("type") == "tool" and not choice.get("name"):
         fields.add_value_error("tool_choice", "tool_choice.name is required when type is 'tool'", choice)
@@ -57,7 +57,8 @@ def create_message(context: RequestContext) -> None:
     engine.prompt_parser.require_tool_parser(_CHOICES.get(kind, kind), name)
     engine.prompt_parser.apply_tool_choice(generation_request, tools, _CHOICES.get(kind, kind), name, one_call=False)
     requests.validate_sampling(fields, generation_request)
-    generation_request.prompts = [engine.prompt_parser.from_chat(turns, tools=tools)]
+    prompt = engine.prompt_parser.from_chat(turns, tools=tools, injected=injected_token_ids(fields))
+    generation_request.prompts = [prompt]
     engine.begin(
         generation_request,
         AnthropicMessageStream if generation_request.stream else AnthropicMessage,
@@ -236,6 +237,8 @@ class AnthropicMessage(GenerationResponse):
             **{name: value for name, value in stops.items() if value is not None},
             "usage": _message_usage(self),
         }
+        if (transfer := self.host.transfer_params(self)) is not None:
+            body["kv_transfer_params"] = transfer
         self.writer.send(200, json_bytes(body))
 
     def _signature(self) -> str:

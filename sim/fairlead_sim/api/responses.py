@@ -7,8 +7,8 @@ from typing import Any
 from fairlead_sim.api.app import RequestContext
 from fairlead_sim.api.response_store import BackgroundWriter, ResponseRefused, StoredResponse
 from fairlead_sim.generation import reply_script, requests
-from fairlead_sim.generation.reply_parser import ReplyDelta, ToolCall
-from fairlead_sim.generation.requests import GenerationRequest, parse_messages, validate_named
+from fairlead_sim.generation.reply_parser import ReplyDelta
+from fairlead_sim.generation.requests import GenerationRequest, injected_token_ids, parse_messages, validate_named
 from fairlead_sim.generation.responses import GenerationResponse, ResponseHost
 from fairlead_sim.generation.streaming import PartStream, json_bytes
 from fairlead_sim.http.connection import ResponseWriter, http_chunk
@@ -29,7 +29,7 @@ def create_response(context: RequestContext) -> None:
     _validate_tool_usage(fields.body)
     own_id = fields.text("request_id") or f"resp_{engine.new_id()}"
     generation_request = requests.parse_common(fields, context.request, own_id)
-    generation_request.request_id = own_id
+    generation_request.request_id, generation_request.n = own_id, 1
     generation_request.max_tokens = fields.integer("max_output_tokens")
     tools, text = chat_tools(fields), fields.mapping("text")
     one_call = not fields.flag("parallel_tool_calls", True)
@@ -56,7 +56,8 @@ def create_response(context: RequestContext) -> None:
     engine.prompt_parser.apply_tool_choice(generation_request, tools, choice, name, one_call=one_call)
     requests.validate_sampling(fields, generation_request)
     unfinished = _continues_last_item(fields.body["input"])
-    prompt = engine.prompt_parser.from_chat(turns, tools=tools, unfinished=unfinished)
+    injected = injected_token_ids(fields)
+    prompt = engine.prompt_parser.from_chat(turns, tools=tools, unfinished=unfinished, injected=injected)
     generation_request.prompts = [prompt]
     room = engine.settings.max_model_len - len(prompt.tokens)
     queued = _queued_response(fields, generation_request, engine.unix_seconds(), room)
@@ -201,53 +202,37 @@ def _continues_last_item(turn_input: Any) -> bool:
     return continues and last.get("status") in ("in_progress", "incomplete")
 
 
-_RESPONSE: dict[str, Any] = json.loads(
-    '{"instructions":null,"metadata":null,"model":"","object":"response","output":[],"parallel_tool_calls":true,'
-    '"temperature":1.0,"tool_choice":"auto","tools":[],"top_p":1.0,"background":false,"max_output_tokens":0,'
-    '"max_tool_calls":null,"previous_response_id":null,"prompt":null,"reasoning":null,"service_tier":"auto",'
-    '"status":"queued","text":null,"top_logprobs":null,"truncation":"disabled","usage":null,"user":null,'
-    '"presence_penalty":0.0,"frequency_penalty":0.0,"kv_transfer_params":null,"ec_transfer_params":null,'
-    '"input_messages":null,"output_messages":null}'
-)
+# vLLM's objects: all fields in their order, with their defaults.
+_OBJECTS: dict[str, dict[str, Any]] = json.loads("""{
+"response": {"instructions":null,"metadata":null,"model":"","object":"response","output":[],"parallel_tool_calls":true,
+  "temperature":1.0,"tool_choice":"auto","tools":[],"top_p":1.0,"background":false,"max_output_tokens":0,
+  "max_tool_calls":null,"previous_response_id":null,"prompt":null,"reasoning":null,"service_tier":"auto",
+  "status":"queued","text":null,"top_logprobs":null,"truncation":"disabled","usage":null,"user":null,
+  "presence_penalty":0.0,"frequency_penalty":0.0,"kv_transfer_params":null,"ec_transfer_params":null,
+  "input_messages":null,"output_messages":null},
+"tool": {"name":null,"parameters":null,"strict":null,"type":null,"allowed_callers":null,"async":null,
+  "defer_loading":null,"description":null,"output_schema":null},
+"format": {"name":null,"schema":null,"type":null,"description":null,"strict":null},
+"effort": {"context":null,"effort":null,"generate_summary":null,"mode":null,"summary":null},
+"reasoning": {"id":"rs_","summary":[],"type":"reasoning","content":null,"encrypted_content":null,"status":null},
+"content": {"id":"msg_","content":[],"role":"assistant","status":null,"type":"message","phase":null},
+"call": {"arguments":"","call_id":"","name":"","type":"function_call","id":"fc_","async":null,"caller":null,
+  "namespace":null,"status":null}
+}""")
 _ECHOED = (
     *("instructions", "metadata", "parallel_tool_calls", "tool_choice", "background", "max_tool_calls"),
     *("previous_response_id", "service_tier", "truncation", "user"),
 )
 _NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
-_TOOL = dict.fromkeys(
-    (
-        "name",
-        "parameters",
-        "strict",
-        "type",
-        "allowed_callers",
-        "async",
-        "defer_loading",
-        "description",
-        "output_schema",
-    )
-)
-_FORMAT = dict.fromkeys(("name", "schema", "type", "description", "strict"))
-_REASONING = dict.fromkeys(("context", "effort", "generate_summary", "mode", "summary"))
-_REASONING_ITEM: dict[str, Any] = {
-    "id": "",
-    "summary": [],
-    "type": "reasoning",
-    "content": None,
-    "encrypted_content": None,
+_DELTA_EVENTS = {
+    "content": b'{"content_index":0,"delta":%b,"item_id":"%b","logprobs":[],"output_index":%d,"sequence_number":%d,'
+    b'"type":"response.output_text.delta"}',
+    "reasoning": b'{"content_index":0,"delta":%b,"item_id":"%b","output_index":%d,"sequence_number":%d,'
+    b'"type":"response.reasoning_text.delta"}',
+    "call": b'{"delta":%b,"item_id":"%b","output_index":%d,"sequence_number":%d,'
+    b'"type":"response.function_call_arguments.delta"}',
 }
-_MESSAGE_ITEM: dict[str, Any] = {
-    "id": "",
-    "content": [],
-    "role": "assistant",
-    "status": "",
-    "type": "message",
-    "phase": None,
-}
-_CALL_ITEM: dict[str, Any] = json.loads(
-    '{"arguments":"","call_id":"","name":"","type":"function_call","id":"","async":null,"caller":null,'
-    '"namespace":null,"status":""}'
-)
+_EVENT_NAMES = {"content": "output_text", "reasoning": "reasoning_text", "call": "function_call_arguments"}
 
 
 def _queued_response(fields: RequestFields, request: GenerationRequest, created: int, room: int) -> dict[str, Any]:
@@ -256,16 +241,16 @@ def _queued_response(fields: RequestFields, request: GenerationRequest, created:
     room: tokens that the prompt leaves.
     """
     body, text, reasoning = fields.body, fields.mapping("text"), fields.mapping("reasoning")
-    echo = _RESPONSE | {name: body[name] for name in _ECHOED if body.get(name) is not None}
-    echo |= {name: fields.number(name, _RESPONSE[name]) for name in _NUMBERS}
+    echo = _OBJECTS["response"] | {name: body[name] for name in _ECHOED if body.get(name) is not None}
+    echo |= {name: fields.number(name, _OBJECTS["response"][name]) for name in _NUMBERS}
     if isinstance(echo["tool_choice"], dict):
         echo["tool_choice"] = {name: echo["tool_choice"].get(name) for name in ("name", "type")}
     if reasoning is not None:
-        echo["reasoning"] = _REASONING | reasoning
+        echo["reasoning"] = _OBJECTS["effort"] | reasoning
     if text is not None:
         form = text.get("format")
         if isinstance(form, dict) and form.get("type") == "json_schema":
-            form = _FORMAT | form
+            form = _OBJECTS["format"] | form
         echo["text"] = {"format": form, "verbosity": text.get("verbosity")}
     tools = body.get("tools") or ()
     return (
@@ -273,7 +258,7 @@ def _queued_response(fields: RequestFields, request: GenerationRequest, created:
         | echo
         | {
             "model": request.model,
-            "tools": [_TOOL | tool if tool["type"] == "function" else tool for tool in tools],
+            "tools": [_OBJECTS["tool"] | tool if tool["type"] == "function" else tool for tool in tools],
             "max_output_tokens": room if request.max_tokens is None else request.max_tokens,
         }
     )
@@ -298,26 +283,20 @@ def _finished_response(response: GenerationResponse, queued: dict[str, Any], out
             "output_tokens_details": written | {"output_tokens_per_turn": [], "tool_output_tokens_per_turn": []},
             "total_tokens": prompt + completion,
         },
+        "kv_transfer_params": response.host.transfer_params(response),
     }
 
 
-def _reasoning_item(number: str, text: str | None, status: str | None) -> dict[str, Any]:
-    content = None if text is None else [{"text": text, "type": "reasoning_text"}]
-    return _REASONING_ITEM | {"id": f"rs_{number}", "content": content, "status": status}
+def _item(kind: str, number: str, status: str | None, **fields: object) -> dict[str, Any]:
+    """Returns an output item. kind: as in ``ReplyDelta``."""
+    empty = _OBJECTS[kind]
+    return empty | {"id": empty["id"] + number, "status": status} | fields
 
 
-def _text_part(text: str, logprobs: list[Any] | None = None) -> dict[str, Any]:
+def _part(kind: str, text: str, logprobs: list[Any] | None = None) -> dict[str, Any]:
+    if kind == "reasoning":
+        return {"text": text, "type": "reasoning_text"}
     return {"annotations": [], "text": text, "type": "output_text", "logprobs": logprobs}
-
-
-def _message_item(number: str, text: str | None, status: str) -> dict[str, Any]:
-    content = [] if text is None else [_text_part(text)]
-    return _MESSAGE_ITEM | {"id": f"msg_{number}", "content": content, "status": status}
-
-
-def _call_item(number: str, call_id: str, call: ToolCall, status: str) -> dict[str, Any]:
-    names = {"arguments": call.arguments, "call_id": call_id, "name": call.name}
-    return _CALL_ITEM | names | {"id": f"fc_{number}", "status": status}
 
 
 class ResponseObject(GenerationResponse):
@@ -334,13 +313,13 @@ class ResponseObject(GenerationResponse):
     def finish(self) -> None:
         reply = self.choices[0].parsed_reply
         output = []
-        if reply.reasoning:
-            output.append(_reasoning_item(self.host.new_id(), reply.reasoning, None))
-        if reply.content:
-            output.append(_message_item(self.host.new_id(), reply.content, "completed"))
+        for kind, text in (("reasoning", reply.reasoning), ("content", reply.content)):
+            if text:
+                status = None if kind == "reasoning" else "completed"
+                output.append(_item(kind, self.host.new_id(), status, content=[_part(kind, text)]))
         for call in reply.calls:
-            call_id = f"chatcmpl-tool-{self.host.new_id()}"
-            output.append(_call_item(self.host.new_id(), call_id, call, "completed"))
+            names = {"call_id": f"chatcmpl-tool-{self.host.new_id()}", "name": call.name}
+            output.append(_item("call", self.host.new_id(), "completed", arguments=call.arguments, **names))
         whole = _finished_response(self, self._stored.queued, output)
         self._stored.keep(whole)
         self.writer.send(200, json_bytes(whole))
@@ -358,7 +337,8 @@ class ResponseObjectStream(PartStream):
         self._stored = stored
         self.is_uniform = False  # every event carries its number
         self._sent = 0
-        self._number = self._call_id = self._text = ""  # of the open item
+        self._item: dict[str, Any] = {}  # the open one
+        self._text = ""
         self._output: list[dict[str, Any]] = []
 
     def opening_events(self) -> bytes:
@@ -369,54 +349,37 @@ class ResponseObjectStream(PartStream):
         )
 
     def open_part(self, delta: ReplyDelta) -> bytes:
-        self._number, self._text = self.host.new_id(), ""
+        names = {}
         if delta.name is not None:
-            self._call_id = f"chatcmpl-tool-{self.host.new_id()}"
-            item = _call_item(self._number, self._call_id, ToolCall(delta.name, ""), "in_progress")
-        elif delta.kind == "reasoning":
-            item, part = _reasoning_item(self._number, None, "in_progress"), {"text": "", "type": "reasoning_text"}
-        else:
-            item, part = _message_item(self._number, None, "in_progress"), _text_part("", [])
-        chunks = self._named_event("response.output_item.added", item=item, output_index=len(self._output))
-        if delta.name is None:
-            chunks += self._named_event("response.content_part.added", part=part, **self._place(item))
+            names = {"call_id": f"chatcmpl-tool-{self.host.new_id()}", "name": delta.name}
+        self._item, self._text = _item(delta.kind, self.host.new_id(), "in_progress", **names), ""
+        chunks = self._named_event("response.output_item.added", item=self._item, output_index=len(self._output))
+        if delta.kind != "call":
+            chunks += self._part_event("response.content_part.added", part=_part(delta.kind, "", []))
         return chunks
 
     def grow_part(self, delta: ReplyDelta) -> bytes:
         self._text += delta.text
-        place: dict[str, Any] = {"item_id": f"fc_{self._number}", "output_index": len(self._output)}
-        if delta.kind == "call":
-            return self._named_event("response.function_call_arguments.delta", delta=delta.text, **place)
-        if delta.kind == "reasoning":
-            place |= {"item_id": f"rs_{self._number}", "content_index": 0}
-            return self._named_event("response.reasoning_text.delta", delta=delta.text, **place)
-        place |= {"item_id": f"msg_{self._number}", "content_index": 0}
-        return self._named_event("response.output_text.delta", delta=delta.text, logprobs=[], **place)
+        place = (self._item["id"].encode(), len(self._output), self._sent)
+        event = _DELTA_EVENTS[delta.kind] % (json_bytes(delta.text), *place)
+        return self._chunk(f"response.{_EVENT_NAMES[delta.kind]}.delta", event)
 
     def close_part(self) -> bytes:
         if self.part is None:
             return b""
-        text, index = self._text, len(self._output)
-        if self.part.name is not None:
-            item = _call_item(self._number, self._call_id, ToolCall(self.part.name, text), "completed")
-            chunks = self._named_event(
-                "response.function_call_arguments.done",
-                arguments=text,
-                item_id=item["id"],
-                output_index=index,
-                name=self.part.name,
-            )
+        kind, text, index = self.part.kind, self._text, len(self._output)
+        done = f"response.{_EVENT_NAMES[kind]}.done"
+        self._item |= {"status": "completed"}
+        if kind == "call":
+            self._item["arguments"] = text
+            place = {"item_id": self._item["id"], "output_index": index}
+            chunks = self._named_event(done, name=self._item["name"], arguments=text, **place)
         else:
-            if self.part.kind == "reasoning":
-                item = _reasoning_item(self._number, text, "completed")
-                chunks = self._named_event("response.reasoning_text.done", text=text, **self._place(item))
-            else:
-                item = _message_item(self._number, text, "completed")
-                chunks = self._named_event("response.output_text.done", text=text, logprobs=[], **self._place(item))
-            part = item["content"][0]
-            chunks += self._named_event("response.content_part.done", part=part, **self._place(item))
-        chunks += self._named_event("response.output_item.done", item=item, output_index=index)
-        self._output.append(item)
+            self._item["content"] = [_part(kind, text)]
+            chunks = self._part_event(done, text=text, **({"logprobs": []} if kind == "content" else {}))
+            chunks += self._part_event("response.content_part.done", part=_part(kind, text))
+        chunks += self._named_event("response.output_item.done", item=self._item, output_index=index)
+        self._output.append(self._item)
         return chunks
 
     def closing_events(self) -> bytes:
@@ -431,15 +394,20 @@ class ResponseObjectStream(PartStream):
             self.writer.write(self.opening_events())
         self.writer.break_off()
 
-    def _place(self, item: dict[str, Any]) -> dict[str, Any]:
-        return {"item_id": item["id"], "output_index": len(self._output), "content_index": 0}
+    def _part_event(self, kind: str, **parts: object) -> bytes:
+        return self._named_event(
+            kind, item_id=self._item["id"], output_index=len(self._output), content_index=0, **parts
+        )
 
-    def _named_event(self, kind: str, *, name: str | None = None, **parts: object) -> bytes:
+    def _named_event(self, kind: str, **parts: object) -> bytes:
         """Returns the chunk of the next event; its fields are sorted, but a name is the last."""
-        fields = dict(sorted({"type": kind, "sequence_number": self._sent, **parts}.items()))
-        if name is not None:
-            fields["name"] = name
+        fields: dict[str, object] = {"type": kind, "sequence_number": self._sent, **parts}
+        return self._chunk(
+            kind, json_bytes(dict(sorted(fields.items(), key=lambda field: (field[0] == "name", field[0]))))
+        )
+
+    def _chunk(self, kind: str, event: bytes) -> bytes:
         self._sent += 1
-        chunk = http_chunk(b"event: %b\ndata: %b\n\n" % (kind.encode(), json_bytes(fields)))
+        chunk = http_chunk(b"event: %b\ndata: %b\n\n" % (kind.encode(), event))
         self._stored.add_event(chunk, is_last=kind == "response.completed")
         return chunk

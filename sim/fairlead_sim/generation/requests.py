@@ -294,13 +294,21 @@ class PromptParser:
         return TokenizedPrompt(self.tokenizer.encode(text), text)
 
     def from_chat(
-        self, messages: list[dict[str, Any]], *, tools: Sequence[Mapping[str, Any]] = (), unfinished: bool = False
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        unfinished: bool = False,
+        injected: list[int] | None = None,
     ) -> TokenizedPrompt:
         """Returns the prompt of a conversation. Raises InvalidRequest if it cannot fit.
 
         - tools: definitions as a chat request has them.
         - unfinished: the answer continues the last message.
+        - injected: token ids that replace the conversation.
         """
+        if injected is not None:
+            return TokenizedPrompt(injected, is_token_ids=True)
         self._check_length(sum(len(text) for _, text in turn_texts(messages, tools)))
         return TokenizedPrompt(self.tokenizer.encode_chat(messages, tools=tools, continues_last=unfinished))
 

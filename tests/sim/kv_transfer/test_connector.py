@@ -32,6 +32,7 @@ NIXL = EngineSettings(speed=50.0, kv_transfer=KvTransferSettings("nixl", dead_pe
 RECOMPUTE = replace(NIXL, kv_transfer=replace(NIXL.kv_transfer, recompute=True))
 MOONCAKE = KvTransferSettings("mooncake", "kv_producer", abort_seconds=0.2, dead_peer_seconds=0.0)
 PROMPT = make_prompt(100)
+INPUT_COUNTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 Check = Callable[[RunningEngine, RunningEngine, AsyncExitStack], Coroutine[Any, Any, None]]
 
 
@@ -318,3 +319,21 @@ async def expired(prefill: RunningEngine) -> None:
         return float((await state(prefill))["kv_transfer"]["expired_total"])
 
     await wait_for_value(count, lambda leases: leases == 1, "the lease ran out")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"messages": [{"role": "user", "content": "one two three " * 30}], "max_tokens": 1}),
+        ("/v1/responses", {"input": "one two three " * 30, "max_output_tokens": 1}),
+    ],
+)
+async def test_other_dialects_hand_over_like_a_chat(path: str, body: dict[str, Any]) -> None:
+    body["model"] = "sim"
+    async with engine_pair() as (prefill, decode, _):
+        lent = (await post(prefill, body | {"kv_transfer_params": PREFILL}, path)).json()
+        await post(decode, body | {"kv_transfer_params": lent["kv_transfer_params"]}, path)
+        assert (await state(decode))["kv_transfer"]["pulled_total"] == 1
+        injected = {"kv_transfer_params": {"prompt_token_ids": list(range(9, 60))}}
+        usage = (await post(decode, body | injected, path)).json()["usage"]
+    assert sum(usage.get(name, 0) for name in INPUT_COUNTS) == 51
