@@ -341,6 +341,11 @@ class ResponseObjectStream(PartStream):
         self._text = ""
         self._output: list[dict[str, Any]] = []
 
+    def start(self) -> None:
+        """Sends the opening events before any token is computed, as vLLM does."""
+        super().start()
+        self.writer.write(self.opening_events())
+
     def opening_events(self) -> bytes:
         super().opening_events()
         begun = self._stored.queued | {"status": "in_progress"}
@@ -390,8 +395,6 @@ class ResponseObjectStream(PartStream):
 
     def send_error(self, problem: ApiError) -> None:
         """Breaks off behind the opening events: vLLM has no event for an error."""
-        if self._sent == 0:
-            self.writer.write(self.opening_events())
         self.writer.break_off()
 
     def _part_event(self, kind: str, **parts: object) -> bytes:

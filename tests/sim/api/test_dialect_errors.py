@@ -56,3 +56,10 @@ async def test_a_full_queue_is_an_error_event_of_messages_and_breaks_off_respons
         assert await stream(served, "/v1/messages", complete=True) == ["error"]
         begun = ["response.created", "response.in_progress"]
         assert await stream(served, "/v1/responses", complete=False) == begun
+
+
+async def test_a_response_opens_before_its_first_token_is_computed() -> None:
+    async with running_engine() as served:
+        served.engine.pause("keep", lambda: None)
+        served.engine.call_after(0.1, served.engine.kill_core)
+        assert await stream(served, "/v1/responses", complete=False) == ["response.created", "response.in_progress"]
