@@ -98,6 +98,10 @@ class GatewaySettings:
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a prompt",
         default="info",
     )
+    changing_text: str | None = _setting(
+        "a regular expression for text that changes with every request, such as a timestamp in a system prompt. The key by which "
+        "prompts are routed leaves it out"
+    )
     access_log: str | None = _setting(
         "where every request is written down as one line of JSON: a path, `-` (standard output) or `1` (standard error). Without it "
         "there is no access log",

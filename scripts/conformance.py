@@ -64,12 +64,12 @@ ENDPOINTS = (
     ),
     Endpoint("`POST /v1/embeddings`", "/v1/embeddings", {"input": ["import os"]}, {"input": 5}, pooling=True),
     Endpoint(
-        "`POST /v1/responses` (passed on)",
+        "`POST /v1/responses`",
         "/v1/responses",
         {"input": "import os", "max_output_tokens": 200},
         streams=True,
     ),
-    Endpoint("`POST /v1/messages` (passed on)", "/v1/messages", {**_CHAT, "max_tokens": 200}, streams=True),
+    Endpoint("`POST /v1/messages`", "/v1/messages", {**_CHAT, "max_tokens": 200}, streams=True),
     Endpoint("`POST /tokenize`", "/tokenize", {"prompt": "import os"}),
     Endpoint("`POST /detokenize`", "/detokenize", {"tokens": [300, 301]}),
     *(

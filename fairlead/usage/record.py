@@ -21,6 +21,7 @@ class UsageRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     - tenant, key: empty for a gateway without API keys.
     - model: `namespace/name`.
     - adapter: the LoRA adapter that answered; empty for the model itself.
+    - dialect: of the request, such as `chat` or `messages`.
     - status: of the response; 499 if the client disconnected.
     - cached_tokens: the part of input_tokens that the engine had in its KV cache.
     - is_estimated: tokens are the gateway's estimate, since the engine reported none.
@@ -37,6 +38,7 @@ class UsageRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     status: int
     key: str = ""
     adapter: str = ""
+    dialect: str = ""
     tier: str = ""
     input_tokens: int = 0
     cached_tokens: int = 0

@@ -138,6 +138,10 @@ def _validate_worker_settings(settings: GatewaySettings) -> None:
     from fairlead_gateway.worker import memory_pressure
 
     memory_pressure.memory_share_reader(settings.memory_limit)
+    if settings.changing_text is not None:
+        from fairlead_gateway.tenants.worker.tenant_policy import parse_changing_text
+
+        parse_changing_text(settings.changing_text)
     if _observability_settings(settings) != _observability_settings(GatewaySettings()):
         from fairlead_gateway.telemetry.worker.settings import parse_observability_settings
 

@@ -12,6 +12,7 @@ and a hint.
     │   │   └── ExternalRefused 403  its requests may not leave the cluster
     │   ├── ForeignPage        403  a web page may have sent it, and no key is asked for
     │   ├── UnknownPath        404      UnknownModel            404      MethodNotAllowed 405
+    │   ├── UnknownResponse        404  no stored response has this id
     │   └── QuarantinedRequest 422  instances crashed on this request before
     ├── RelayedError                an error of another process of the gateway, with its status
     ├── RequestShed            429  a sheddable request would miss its TTFT target
@@ -34,12 +35,14 @@ A message never repeats bytes of a request: it names the field, and known names 
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import msgspec
 
 from fairlead.errors import FairleadError
 from fairlead_gateway.routes.target_choice import RouteDecision
+
+_NO_RETRY = ("x-should-retry", "false")
+"""For SDKs: the same request fails again. Without it, some repeat a refusal for minutes."""
 
 
 class GatewayError(FairleadError):
@@ -163,7 +166,7 @@ class InvalidApiKey(BadRequest):
     code = "invalid_api_key"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint, headers=(("www-authenticate", 'Bearer realm="fairlead"'),))
+        super().__init__(message, hint=hint, headers=(("www-authenticate", 'Bearer realm="fairlead"'), _NO_RETRY))
 
 
 class NotPermitted(BadRequest):
@@ -215,6 +218,17 @@ class UnknownModel(BadRequest):
 
     status = 404
     code = "model_not_found"
+
+
+class UnknownResponse(BadRequest):
+    """Raised if no instance holds a stored response with this id, or another tenant made it."""
+
+    status = 404
+    code = "response_not_found"
+
+    def __init__(self, client_id: str) -> None:
+        shown = client_id if client_id.replace("_", "").replace("-", "").isalnum() and len(client_id) <= 128 else "..."
+        super().__init__(f"Response with id '{shown}' not found.", param="response_id")
 
 
 class MethodNotAllowed(BadRequest):
@@ -388,22 +402,6 @@ class EngineTimeout(GatewayError):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
-_ANTHROPIC_PATH = "/v1/messages"
-_RESPONSES_PATH = "/v1/responses"
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    402: "billing_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
 
 
 def error_body(message: str, error_type: str, param: str | None, code: str | int | None, request_id: str) -> bytes:
@@ -411,50 +409,3 @@ def error_body(message: str, error_type: str, param: str | None, code: str | int
     return _encode(
         {"error": {"message": message, "type": error_type, "param": param, "code": code}, "request_id": request_id}
     )
-
-
-def error_in_client_dialect(path: str, status: int, body: bytes) -> bytes:
-    """Returns an error object in the dialect of the path: that of Anthropic under `/v1/messages`.
-
-    `code` and `param` stay in it there.
-
-    body: an error object of an engine or of the gateway.
-    """
-    if not is_anthropic_path(path):
-        return body
-    decoded = _decode(body)
-    fields = decoded["error"]
-    if decoded.get("type") == "error" and isinstance(fields.get("type"), str):
-        return body
-    kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    error = {"type": kind} | fields | {"type": kind}
-    return _encode({"type": "error"} | decoded | {"type": "error", "error": error})
-
-
-def is_anthropic_path(path: str) -> bool:
-    """Whether clients of the path expect the errors of Anthropic."""
-    return path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/")
-
-
-def has_error_events(path: str) -> bool:
-    """Whether clients of a path that is passed on know an error event in its streams."""
-    return path == _RESPONSES_PATH or is_anthropic_path(path)
-
-
-def error_event(path: str, message: str, code: str, request_id: str, *, sequence_number: int = 0) -> bytes:
-    """Returns an error as the last SSE event of a broken stream, in the dialect of the path.
-
-    Under `/v1/responses`, it has the fields of OpenAI's reference. It also has the object `error`
-    that OpenAI's API sends, on which SDKs raise an exception. Where `has_error_events` is true, two
-    line breaks come first, and end an event of which only a part was sent.
-
-    sequence_number: of the event in its stream, for `/v1/responses` alone.
-
-    Source: platform.openai.com/docs/api-reference/responses-streaming/error.
-    """
-    body = error_in_client_dialect(path, 500, error_body(message, GatewayError.error_type, None, code, request_id))
-    if path == _RESPONSES_PATH:
-        flat = {"code": code, "message": message, "param": None, "sequence_number": sequence_number}
-        body = _encode({"type": "error", **flat, **_decode(body)})
-    start = b"\n\nevent: error\n" if has_error_events(path) else b""
-    return start + b"data: " + body + b"\n\n"

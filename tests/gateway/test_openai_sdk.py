@@ -125,7 +125,11 @@ async def test_models() -> None:
 async def test_leaving_in_mid_stream_frees_the_engine() -> None:
     async with stage(EngineSettings(model="tiny", served_names=("tiny",))) as on:
         stream = await on.client.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": "hello"}], max_tokens=30_000, stream=True
+            model="tiny",
+            messages=[{"role": "user", "content": "hello"}],
+            max_tokens=30_000,
+            stream=True,
+            extra_body={"ignore_eos": True},
         )
         async for chunk in stream:
             if chunk.choices[0].delta.content:

@@ -22,7 +22,7 @@ PROCESSES = {"supervisor": {"file_parsing", "management"}, "worker": set[str]()}
 """The folders of the processes, with those within them: parts of the process, of no feature."""
 LAYERS = {"http", "openai", "proxy", "routing", "upstream"}
 SHARED = {"ipc", "native", "telemetry"}
-EXTRA_TESTS = {"hostile"}
+EXTRA_TESTS = {"clients", "hostile"}
 """Tests of the gateway as a whole."""
 
 

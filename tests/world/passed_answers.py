@@ -84,7 +84,7 @@ PASSED_ANSWERS = (
                 MESSAGE_START,
                 b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n',
             ),
-            stream_answer(MESSAGE_START, TEXT),
+            stream_answer(MESSAGE_START, TEXT, event({"type": "message_stop"})),
         ),
         200,
         ("message_start", '"text":"hi"'),

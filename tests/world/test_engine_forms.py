@@ -6,6 +6,7 @@ client depends on the kind of a row alone.
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ async def test_a_stream_that_is_passed_on_is_judged_by_its_events(row: dict[str,
         assert (len(calls), error) == (2, None)
         return
     assert len(calls) == 1
-    assert answer.body.decode().startswith(row["body"])
+    shown = re.sub(r'("id": ?"resp_[A-Za-z0-9_-]*?)[0-9a-f]{40}"', r'\1"', answer.body.decode())
+    assert shown.startswith(row["body"])
     assert (answer.complete, error) == (True, "cut" if is_cut else None)
     assert ("event: error" in answer.body.decode()) == is_cut
 

@@ -45,6 +45,7 @@ from fairlead.fleet.model import TokenPrice
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
+from fairlead_gateway.dialects.chat import CHAT
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.limits.exchange import Exchange, ExchangeReply
 from fairlead_gateway.limits.messages import QuotaReport, QuotaUpdates
@@ -492,6 +493,7 @@ class LeasedLimiter(Limiter):
                 adapter=None,
                 model_key=_MODEL,
                 is_passthrough=False,
+                dialect=CHAT,
                 is_counted=True,
                 max_tokens=request.max_tokens,
                 sequences=1,

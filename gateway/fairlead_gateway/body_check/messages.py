@@ -12,9 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from fairlead.limits import Limits
-from fairlead_gateway.openai.schemas import (
-    MEMBERS_DECODER,
-)
+from fairlead_gateway.dialects.schemas import MEMBERS_DECODER
 
 _NULL: Final = msgspec.Raw(b"null")
 _MEDIA: Final = re.compile(rb'"(?:input_|prompt_)?(?:image|audio|video|file)[a-z_]*"[ \t\r\n]*:')
@@ -22,17 +20,17 @@ _MEDIA: Final = re.compile(rb'"(?:input_|prompt_)?(?:image|audio|video|file)[a-z
 _ESCAPED_KEY: Final = re.compile(rb'"[^"\\]*\\u[^"]*"[ \t\r\n]*:')
 """A key with an escaped letter, which could be one of `_MEDIA`."""
 _OUTSIDE_INPUT: Final = ("previous_response_id", "conversation", "prompt", "mcp_servers", "container")
-"""Fields of passed-on requests that name input which is not in the body."""
+"""Fields of open prompts that name input which is not in the body."""
 _MEDIA_TYPE: Final = re.compile(
     rb'"type"[ \t\r\n]*:[ \t\r\n]*"(?:(?:input_)?(?:image|audio|video|file)[a-z_]*|document|item_reference)"'
 )
-"""A part of a passed-on request whose tokens have no bound in its bytes."""
+"""A part of an open prompt whose tokens have no bound in its bytes."""
 _OWN_TOOLS: Final = ("function", "custom")
 _DECODE_ERRORS: Final = (msgspec.MsgspecError, RecursionError)
 
 
 class UnboundedField(NamedTuple):
-    """A field of a passed-on request with tokens that its bytes do not bound."""
+    """A field of an open prompt with tokens that its bytes do not bound."""
 
     name: str
     reason: str
@@ -42,24 +40,25 @@ class TextBounds(NamedTuple):
     """Causes of tokens that the bytes of a body do not bound.
 
     has_media: the body may have parts that are not text.
-    unbounded: the first such field; None if there is none, or if the gateway reads the prompt.
+    unbounded: the first such field; None if there is none, or if the prompt is not open.
     """
 
     has_media: bool
     unbounded: UnboundedField | None
 
 
-def text_bounds(body: bytes, *, is_passed_on: bool) -> TextBounds:
+def text_bounds(body: bytes, *, is_open: bool) -> TextBounds:
     """Returns the causes of tokens that the bytes of a valid body do not bound.
 
-    is_passed_on: the gateway does not read its prompt. Otherwise `unbounded` is None.
+    is_open: of its prompt, as in the table of dialects. Otherwise `unbounded` is None.
     """
     has_media = _MEDIA.search(body) is not None or (b"\\u" in body and _ESCAPED_KEY.search(body) is not None)
-    return TextBounds(has_media, _unbounded_field(body) if is_passed_on and body else None)
+    return TextBounds(has_media, _unbounded_field(body) if is_open and body else None)
 
 
 def _unbounded_field(body: bytes) -> UnboundedField | None:
-    """Returns the first field of a passed-on body with unbounded tokens; None if all are bounded.
+    """Returns the first field with unbounded tokens of a body with an open prompt; None if there is
+    none.
 
     A field that cannot be read counts as unbounded. So does a tool that a server runs, since its
     results enter the prompt, and the model starts again.

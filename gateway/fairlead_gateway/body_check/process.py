@@ -23,6 +23,10 @@ from fairlead_gateway.body_check.messages import (
     decode_limits,
     text_bounds,
 )
+from fairlead_gateway.dialects.chat import ChatRequest
+from fairlead_gateway.dialects.completions import CompletionRequest
+from fairlead_gateway.dialects.schemas import MEMBERS_DECODER
+from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.ipc.child_process import read_exactly, serve_parent
 from fairlead_gateway.openai.body_parser import ModelRequest, parse_body
@@ -39,27 +43,17 @@ from fairlead_gateway.openai.field_policy import (
     has_token_ids,
     is_argument_object,
 )
-from fairlead_gateway.openai.schemas import (
-    BODY_DECODERS,
-    MEMBERS_DECODER,
-    ChatRequest,
-    CommonFields,
-    CompletionRequest,
-    EmbeddingRequest,
-)
 from fairlead_gateway.openai.validation import SCHEMA_BYTES, repairs
 
 BODY_CHECK_MEMORY_BYTES: Final = 1024 * 1024 * 1024
 """Limit: address space of the checking process; a body of small values takes 20 times its size."""
 
-PROMPT_FIELDS: dict[type[CommonFields], str] = {
-    ChatRequest: "messages",
-    CompletionRequest: "prompt",
-    EmbeddingRequest: "input",
-}
 _KINDS = {kind.__name__: kind for kind in BODY_DECODERS}
-_USED_VALUES = frozenset({"tools", "stream_options", "stop", "logit_bias", "response_format", "structured_outputs"})
-"""The fields of type Raw whose value the gateway uses; of the others it uses the presence."""
+_USED_VALUES = frozenset({"stream_options", "stop", "logit_bias", "response_format", "structured_outputs", "metadata"})
+"""The fields of type Raw whose value the gateway uses; of the others it uses the presence.
+
+It uses the tools of a chat as well.
+"""
 _PRESENT_TEXT = b"0"
 _PRESENT = Raw(_PRESENT_TEXT)
 _MAX_DESCRIBED_FIELDS = 2_048
@@ -75,32 +69,34 @@ def check_body(kind: str, body: bytes, limits: Limits, *, wants_bounds: bool = F
     """Returns the reply for one body."""
     try:
         parsed = parse_body(_KINDS[kind], body, limits)
-        reply = _describe(parsed, PROMPT_FIELDS.get(_KINDS[kind]), body, limits)
+        reply = _describe(parsed, body, limits)
         if wants_bounds:
-            reply.bounds = text_bounds(body, is_passed_on=parsed.is_passthrough)
+            prompt = parsed.dialect.prompt
+            reply.bounds = text_bounds(body, is_open=prompt is not None and prompt.is_open)
         return reply
     except BadRequest as error:
         changes = repairs(_KINDS[kind], body) if error.code == "invalid_type" else {}
         return BodyReply(BodyProblem(error.message, error.param, error.code, error.hint, changes))
 
 
-def _describe(parsed: ModelRequest, prompt_field: str | None, body: bytes, limits: Limits) -> BodyReply:
+def _describe(parsed: ModelRequest, body: bytes, limits: Limits) -> BodyReply:
     """Returns what the worker needs of a valid body; its size does not grow with the body's."""
     fields = parsed.fields
     prompt_start = prompt_end = 0
     if parsed.messages_end:
         prompt_start, prompt_end = parsed.messages_start - 1, parsed.messages_end + 1
-    elif prompt_field is not None:
-        prompt = bytes(getattr(fields, prompt_field))
+    elif parsed.dialect.prompt is not None and isinstance(raw := getattr(fields, parsed.dialect.prompt.field), Raw):
+        prompt = bytes(raw)
         prompt_start = body.find(prompt)  # an equal text before it serves as well
         prompt_end = prompt_start + len(prompt)
     if isinstance(fields, ChatRequest):
         fields.tool_choice = None
     elif isinstance(fields, CompletionRequest):
         fields.suffix = fields.suffix and "present"
+    used = _USED_VALUES | {TOOLS_FIELD} if isinstance(fields, ChatRequest) else _USED_VALUES
     for name in fields.__struct_fields__:
         value = getattr(fields, name)
-        if isinstance(value, Raw) and name not in _USED_VALUES:
+        if isinstance(value, Raw) and name not in used:
             setattr(fields, name, _PRESENT)
         elif isinstance(value, str):
             _check_length(name, len(value.encode()), limits.name_bytes)

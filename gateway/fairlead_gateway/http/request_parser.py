@@ -231,7 +231,16 @@ _SINGLE_FIELDS: Final = (
     *(b"host", b"content-length", b"transfer-encoding", b"expect", b"content-encoding"),
     *(b"authorization", b"x-api-key"),
 )
-RARE_FIELDS: Final = frozenset((b"x-request-id", b"x-request-timeout", b"x-session-id", b"x-fairlead-hops"))
+SESSION_HEADERS: Final = (
+    *(b"x-session-id", b"x-claude-code-session-id", b"thread-id", b"session-id", b"session_id"),
+    b"x-session-affinity",
+)
+"""Headers in which clients name a conversation, in the order in which they count."""
+AGENT_HEADER: Final = b"x-claude-code-agent-id"
+"""The agent of a session, which has a conversation of its own."""
+RARE_FIELDS: Final = frozenset(
+    (b"x-request-id", b"x-request-timeout", b"x-fairlead-hops", *SESSION_HEADERS, AGENT_HEADER)
+)
 """Fields that every request is asked for and few have."""
 _MODEL_PATH: Final = b"/v1/models/"
 _STRAY_CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
@@ -311,6 +320,15 @@ class RequestHead:
     def get_rare(self, name: bytes) -> bytes | None:
         """Returns the same for a name in `RARE_FIELDS`, at once where a head has none of them."""
         return self.get(name) if self._has_rare else None
+
+    def first_rare(self, names: tuple[bytes, ...]) -> bytes | None:
+        """Returns the first value of one of these names in `RARE_FIELDS` that is not empty."""
+        if self._has_rare:
+            for name in names:
+                value = self.get(name)
+                if value:
+                    return value
+        return None
 
     def with_content_length(self, length: int) -> "RequestHead":
         """Returns the head of a further request that differs only in its length."""

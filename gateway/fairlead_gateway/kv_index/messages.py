@@ -9,7 +9,7 @@ from fairlead_gateway.kv_index.cache_correction import CacheCorrection
 PREFIX_MAP_CORRECTION_SECONDS: Final = 0.05
 """Limit: corrections are batched this long for the workers."""
 CHAT_SAMPLE: Final = "chat"
-COMPLETION_SAMPLE: Final = "completion"
+COMPLETION_SAMPLE: Final = "completions"
 
 
 class IndexedModels(msgspec.Struct, tag=True):
@@ -33,7 +33,7 @@ class SampleRequest(msgspec.Struct, tag=True):
 
 
 class PromptSample(msgspec.Struct, array_like=True):
-    """The body of a request; `kind` is `CHAT` or `COMPLETION`.
+    """The body of a request; `kind` is its dialect.
 
     adapter: the LoRA adapter that gateways load for it; empty for the model itself.
     """

@@ -1,7 +1,7 @@
 """Loops over the bytes of requests and responses, in Cython: where compiled Python is slow.
 
 - `json_text.pxd`: the grammar of JSON, for the scanners
-- `chat_scanner.pyx`: the fields of a usual chat
+- `chat_scanner.pyx`: the fields of a usual chat, message or response
 - `conversation_scanner.pyx`: the first message of a user
 - `body_splicer.pyx`: a body with another text at one place
 - `usage_scanner.pyx`: the token counts in a response
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-ScannedChat = tuple[str, str | None, str | None, int | None, bool, int, int]
+ScannedChat = tuple[str, str | None, str | None, int | None, bool, int, int, int, int]
 ScannedUsage = tuple[bool, int, int, int]
 ChatScan = Callable[[bytes, int], ScannedChat | None]
 UsageScan = Callable[[bytes], ScannedUsage | None]
@@ -33,6 +33,9 @@ class _Loops(NamedTuple):
     block_hashes: BlockHashes | None = None
     user_message_end: UserMessageEnd | None = None
     splice: Splice | None = None
+    scan_messages: ChatScan | None = None
+    scan_responses: ChatScan | None = None
+    scan_named_usage: UsageScan | None = None
 
 
 def _load() -> _Loops:
@@ -42,12 +45,13 @@ def _load() -> _Loops:
     try:
         from fairlead_gateway.native.block_hashes import block_hashes
         from fairlead_gateway.native.body_splicer import splice
-        from fairlead_gateway.native.chat_scanner import scan_chat
+        from fairlead_gateway.native.chat_scanner import scan_chat, scan_messages, scan_responses
         from fairlead_gateway.native.conversation_scanner import user_message_end
-        from fairlead_gateway.native.usage_scanner import scan_usage
+        from fairlead_gateway.native.usage_scanner import scan_named_usage, scan_usage
     except ImportError:
         return _Loops()
-    return _Loops(scan_chat, scan_usage, block_hashes, user_message_end, splice)
+    scans = scan_messages, scan_responses, scan_named_usage
+    return _Loops(scan_chat, scan_usage, block_hashes, user_message_end, splice, *scans)
 
 
 _LOADED: Final = _load()
@@ -56,3 +60,6 @@ SCAN_USAGE: Final = _LOADED.scan_usage
 BLOCK_HASHES: Final = _LOADED.block_hashes
 USER_MESSAGE_END: Final = _LOADED.user_message_end
 SPLICE: Final = _LOADED.splice
+SCAN_MESSAGES: Final = _LOADED.scan_messages
+SCAN_RESPONSES: Final = _LOADED.scan_responses
+SCAN_NAMED_USAGE: Final = _LOADED.scan_named_usage

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, binding=False
-"""Reads the body of a usual chat in one pass over its bytes.
+"""Reads the body of a usual chat, message or response in one pass over its bytes.
 
-Accepted is a chat whose fields are in `FIELDS`, each at most once, and whose messages hold text
-only. Keys are written without escapes. Every such body is valid for `body_parser`, with the same
-values. Other bodies are left to it, in particular each invalid one.
+Accepted is a body whose fields are in the table of its dialect, each at most once, and whose
+messages hold text only. Keys are written without escapes. Every such body is valid for
+`body_parser`, with the same values. Other bodies are left to it, in particular each invalid one.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -36,8 +36,12 @@ cdef enum Kind:
     UNKNOWN
     MODEL
     MESSAGES
+    INPUT
+    CONTEXT
     SESSION_ID
+    CACHE_KEY
     USER
+    SAFETY_IDENTIFIER
     STREAM
     MAX_TOKENS
     MAX_COMPLETION_TOKENS
@@ -51,7 +55,7 @@ ctypedef struct Field:
     Py_ssize_t size
     Kind kind
 
-cdef Field[24] FIELDS = [
+cdef Field[24] CHAT_FIELDS = [
     Field(b"model", 5, MODEL),
     Field(b"messages", 8, MESSAGES),
     Field(b"max_tokens", 10, MAX_TOKENS),
@@ -74,11 +78,38 @@ cdef Field[24] FIELDS = [
     Field(b"skip_special_tokens", 19, BOOLEAN),
     Field(b"include_reasoning", 17, BOOLEAN),
     Field(b"service_tier", 12, FREE_TEXT),
-    Field(b"prompt_cache_key", 16, FREE_TEXT),
-    Field(b"safety_identifier", 17, FREE_TEXT),
+    Field(b"prompt_cache_key", 16, CACHE_KEY),
+    Field(b"safety_identifier", 17, SAFETY_IDENTIFIER),
 ]
-"""The accepted fields: all of them are listed as safe (`schemas`), and none changes the tokens of a
-prompt or where it is cached."""
+"""The accepted fields: all of them are listed as safe (`dialects`), and none but the context changes
+the tokens of a prompt or where it is cached."""
+
+cdef Field[9] MESSAGES_FIELDS = [
+    Field(b"model", 5, MODEL),
+    Field(b"messages", 8, MESSAGES),
+    Field(b"max_tokens", 10, MAX_TOKENS),
+    Field(b"system", 6, CONTEXT),
+    Field(b"stream", 6, STREAM),
+    Field(b"temperature", 11, NUMBER),
+    Field(b"top_p", 5, NUMBER),
+    Field(b"top_k", 5, SMALL_INTEGER),
+    Field(b"session_id", 10, SESSION_ID),
+]
+
+cdef Field[12] RESPONSES_FIELDS = [
+    Field(b"model", 5, MODEL),
+    Field(b"input", 5, INPUT),
+    Field(b"instructions", 12, CONTEXT),
+    Field(b"stream", 6, STREAM),
+    Field(b"max_output_tokens", 17, MAX_TOKENS),
+    Field(b"prompt_cache_key", 16, CACHE_KEY),
+    Field(b"store", 5, BOOLEAN),
+    Field(b"temperature", 11, NUMBER),
+    Field(b"top_p", 5, NUMBER),
+    Field(b"user", 4, USER),
+    Field(b"safety_identifier", 17, SAFETY_IDENTIFIER),
+    Field(b"parallel_tool_calls", 19, BOOLEAN),
+]
 
 ctypedef struct TextRange:
     Text start
@@ -87,8 +118,13 @@ ctypedef struct TextRange:
 ctypedef struct Chat:
     TextRange model
     TextRange session_id
+    TextRange cache_key
     TextRange user
+    TextRange safety_identifier
     TextRange messages
+    TextRange context
+    const Field *fields
+    int field_count
     int64_t max_tokens
     int64_t max_completion_tokens
     int64_t limit
@@ -96,19 +132,40 @@ ctypedef struct Chat:
 
 
 def scan_chat(bytes body not None, int64_t max_tokens):
-    """Returns what a body says; None if it is not accepted.
+    """Returns what a chat says; None if it is not accepted.
 
-    The result: model, `session_id`, `user`, the limit of the response's tokens, stream, and where
-    the text between the brackets of the messages begins and ends. An absent value is None.
+    The result: model, the name of the session, that of the user, the limit of the response's
+    tokens, stream, where the text between the brackets of the messages begins and ends, and the
+    same of the context. An absent value is None; an absent context has the ends 0 and 0.
 
     max_tokens: the largest limit that is accepted.
     """
+    return _scanned(body, max_tokens, CHAT_FIELDS, 24)
+
+
+def scan_messages(bytes body not None, int64_t max_tokens):
+    """Returns what a request for a message says, like `scan_chat`; its context is `system`."""
+    return _scanned(body, max_tokens, MESSAGES_FIELDS, 9)
+
+
+def scan_responses(bytes body not None, int64_t max_tokens):
+    """Returns what a request for a response says, like `scan_chat`; its context is
+    `instructions`, and its input may be one text.
+    """
+    return _scanned(body, max_tokens, RESPONSES_FIELDS, 12)
+
+
+cdef _scanned(bytes body, int64_t max_tokens, const Field *fields, int field_count):
     cdef Text start = <Text>PyBytes_AS_STRING(body)
     cdef Scan scan
     cdef Chat chat
     scan.end, scan.has_other_bytes = start + PyBytes_GET_SIZE(body), False
     chat.model.start = chat.model.end = chat.messages.start = chat.messages.end = NULL
     chat.session_id.start = chat.session_id.end = chat.user.start = chat.user.end = NULL
+    chat.cache_key.start = chat.cache_key.end = NULL
+    chat.safety_identifier.start = chat.safety_identifier.end = NULL
+    chat.context.start = chat.context.end = start
+    chat.fields, chat.field_count = fields, field_count
     chat.max_tokens = chat.max_completion_tokens = 0
     chat.limit, chat.stream = max_tokens, False
     if not _read_chat(start, &scan, &chat) or not is_utf8(&scan, start):
@@ -116,12 +173,14 @@ def scan_chat(bytes body not None, int64_t max_tokens):
     cdef int64_t limit = chat.max_completion_tokens if chat.max_completion_tokens else chat.max_tokens
     return (
         _decoded(&chat.model),
-        _decoded(&chat.session_id),
-        _decoded(&chat.user),
+        _decoded(&chat.session_id) or _decoded(&chat.cache_key),
+        _decoded(&chat.user) or _decoded(&chat.safety_identifier),
         limit if limit else None,
         True if chat.stream else False,
         chat.messages.start - start,
         chat.messages.end - start,
+        chat.context.start - start,
+        chat.context.end - start,
     )
 
 
@@ -144,14 +203,14 @@ cdef bint _read_chat(Text at, Scan *scan, Chat *chat) noexcept nogil:
         if at == NULL:
             return False
         index = 0
-        while not is_named(name, at, FIELDS[index].name, FIELDS[index].size):
+        while not is_named(name, at, chat.fields[index].name, chat.fields[index].size):
             index += 1
-            if index == 24:
+            if index == chat.field_count:
                 return False
         if seen >> index & 1:
             return False
         seen |= <uint64_t>1 << index
-        at = delimiter_behind(_read_field(FIELDS[index].kind, value_after(at), scan, chat), c"}")
+        at = delimiter_behind(_read_field(chat.fields[index].kind, value_after(at), scan, chat), c"}")
         if at == NULL:
             return False
         if at[0] == c"}":
@@ -161,7 +220,11 @@ cdef bint _read_chat(Text at, Scan *scan, Chat *chat) noexcept nogil:
 cdef Text _read_field(Kind kind, Text at, Scan *scan, Chat *chat) noexcept nogil:
     """Reads a value into `chat` if it is needed there."""
     if kind == MESSAGES:
-        return _read_messages(at, scan, &chat.messages)
+        return _read_messages(at, scan, &chat.messages, False)
+    if kind == INPUT:
+        return _read_input(at, scan, &chat.messages)
+    if kind == CONTEXT:
+        return _read_context(at, scan, &chat.context)
     if at[0] == c"n":
         return skip_literal(at, scan) if kind != MODEL else NULL
     if kind == STREAM or kind == BOOLEAN:
@@ -180,8 +243,12 @@ cdef Text _read_field(Kind kind, Text at, Scan *scan, Chat *chat) noexcept nogil
         return _read_plain_text(at, scan, &chat.model)
     if kind == SESSION_ID:
         return _read_plain_text(at, scan, &chat.session_id)
+    if kind == CACHE_KEY:
+        return _read_plain_text(at, scan, &chat.cache_key)
     if kind == USER:
         return _read_plain_text(at, scan, &chat.user)
+    if kind == SAFETY_IDENTIFIER:
+        return _read_plain_text(at, scan, &chat.safety_identifier)
     return skip_text_or_null(at, scan)
 
 
@@ -209,12 +276,36 @@ cdef Text _read_limit(Text at, int64_t max_tokens, int64_t *limit) noexcept nogi
     return end
 
 
-cdef Text _read_messages(Text at, Scan *scan, TextRange *text) noexcept nogil:
+cdef Text _read_input(Text at, Scan *scan, TextRange *text) noexcept nogil:
+    """Reads a text, or items with text only."""
+    cdef Text end
+    if at[0] == c"[":
+        return _read_messages(at, scan, text, True)
+    if at[0] != c'"':
+        return NULL
+    end = skip_string(at + 1, scan)
+    if end != NULL:
+        text.start, text.end = at + 1, end - 1
+    return end
+
+
+cdef Text _read_context(Text at, Scan *scan, TextRange *text) noexcept nogil:
+    """Reads a text, or parts with text only, with its quotes or brackets; null is none."""
+    cdef Text end
+    if at[0] == c"n":
+        return skip_literal(at, scan)
+    end = _skip_parts(at, scan) if at[0] == c"[" else skip_string(at + 1, scan) if at[0] == c'"' else NULL
+    if end != NULL:
+        text.start, text.end = at, end
+    return end
+
+
+cdef Text _read_messages(Text at, Scan *scan, TextRange *text, bint are_items) noexcept nogil:
     if at[0] != c"[":
         return NULL
     text.start = at + 1
     while True:
-        at = delimiter_behind(_skip_message(skip_space(at + 1), scan), c"]")
+        at = delimiter_behind(_skip_message(skip_space(at + 1), scan, are_items), c"]")
         if at == NULL:
             return NULL
         if at[0] == c"]":
@@ -222,8 +313,11 @@ cdef Text _read_messages(Text at, Scan *scan, TextRange *text) noexcept nogil:
             return at + 1
 
 
-cdef Text _skip_message(Text at, Scan *scan) noexcept nogil:
-    """Returns the end of a message whose content is a text, parts with text, or null."""
+cdef Text _skip_message(Text at, Scan *scan, bint is_item) noexcept nogil:
+    """Returns the end of a message whose content is a text, parts with text, or null.
+
+    is_item: it is one of the items of a response's input, which have types.
+    """
     cdef Text name, end
     cdef bint has_role = False
     if at[0] != c"{":
@@ -239,6 +333,10 @@ cdef Text _skip_message(Text at, Scan *scan) noexcept nogil:
             has_role = True
         elif is_named(name, end, b"content", 7) and at[0] == c"[":
             at = _skip_parts(at, scan)
+        elif is_item and is_named(name, end, b"type", 4):
+            if not is_named(at + 1, at + 8, b"message", 7) or at[0] != c'"' or at[8] != c'"':
+                return NULL
+            at = skip_string(at + 1, scan)
         elif _is_text_field(name, end) or (at[0] == c"n" and _is_null_field(name, end)):
             at = skip_text_or_null(at, scan)
         else:

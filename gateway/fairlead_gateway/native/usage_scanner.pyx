@@ -33,9 +33,12 @@ ctypedef struct Counts:
     bint has_usage
     bint is_present
     bint has_details
+    bint is_split
+    bint is_named_form
     int64_t prompt_tokens
     int64_t completion_tokens
     int64_t cached_tokens
+    int64_t created_tokens
 
 cdef enum Level:
     RESPONSE = 1
@@ -49,15 +52,30 @@ def scan_usage(bytes body not None):
     The result: whether the response has a usage, and its tokens of prompt, completion and cache. An
     absent count is -1.
     """
+    return _scanned(body, False)
+
+
+def scan_named_usage(bytes body not None):
+    """Returns the same for a message or a response, which have names of their own for counts."""
+    return _scanned(body, True)
+
+
+cdef _scanned(bytes body, bint is_named_form):
     cdef Text start = <Text>PyBytes_AS_STRING(body)
     cdef Scan scan
     cdef Counts counts
     scan.end, scan.has_other_bytes = start + PyBytes_GET_SIZE(body), False
-    counts.has_usage = counts.is_present = counts.has_details = False
+    counts.has_usage = counts.is_present = counts.has_details = counts.is_split = False
     counts.prompt_tokens = counts.completion_tokens = counts.cached_tokens = -1
+    counts.created_tokens, counts.is_named_form = -1, is_named_form
     cdef Text at = _read_object(RESPONSE, skip_space(start), &scan, &counts)
     if at == NULL or skip_space(at) != scan.end or not is_utf8(&scan, start):
         return None
+    if counts.prompt_tokens >= 0:  # the parts of a message's prompt add up
+        if counts.created_tokens > 0:
+            counts.prompt_tokens += counts.created_tokens
+        if counts.is_split and counts.cached_tokens > 0:
+            counts.prompt_tokens += counts.cached_tokens
     return (
         True if counts.is_present else False,
         counts.prompt_tokens,
@@ -105,16 +123,40 @@ cdef inline Text _read_response_field(Text name, Text end, Text at, Scan *scan, 
 
 
 cdef inline Text _read_usage_field(Text name, Text end, Text at, Scan *scan, Counts *counts) noexcept nogil:
-    if is_named(name, end, b"prompt_tokens", 13):
-        return _read_count(at, scan, &counts.prompt_tokens)
-    if is_named(name, end, b"completion_tokens", 17):
-        return _read_count(at, scan, &counts.completion_tokens)
-    if not is_named(name, end, b"prompt_tokens_details", 21):
-        return _skip_value(at, USAGE, scan)
+    if counts.is_named_form:
+        if is_named(name, end, b"input_tokens", 12):
+            return _read_count(at, scan, &counts.prompt_tokens)
+        if is_named(name, end, b"output_tokens", 13):
+            return _read_count(at, scan, &counts.completion_tokens)
+        if is_named(name, end, b"cache_read_input_tokens", 23):
+            counts.is_split = True
+            return _read_count(at, scan, &counts.cached_tokens)
+        if is_named(name, end, b"cache_creation_input_tokens", 27):
+            return _read_count(at, scan, &counts.created_tokens)
+        if _is_chat_count(name, end):
+            return NULL
+        if not is_named(name, end, b"input_tokens_details", 20):
+            return _skip_value(at, USAGE, scan)
+    else:
+        if is_named(name, end, b"prompt_tokens", 13):
+            return _read_count(at, scan, &counts.prompt_tokens)
+        if is_named(name, end, b"completion_tokens", 17):
+            return _read_count(at, scan, &counts.completion_tokens)
+        if not is_named(name, end, b"prompt_tokens_details", 21):
+            return _skip_value(at, USAGE, scan)
     if counts.has_details:
         return NULL
     counts.has_details = True
     return skip_literal(at, scan) if at[0] == c"n" else _read_object(DETAILS, at, scan, counts)
+
+
+cdef inline bint _is_chat_count(Text name, Text end) noexcept nogil:
+    """Returns whether a count has the name that it has in chats."""
+    return (
+        is_named(name, end, b"prompt_tokens", 13)
+        or is_named(name, end, b"completion_tokens", 17)
+        or is_named(name, end, b"prompt_tokens_details", 21)
+    )
 
 
 cdef Text _read_count(Text at, const Scan *scan, int64_t *count) noexcept nogil:

@@ -21,34 +21,40 @@ from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
 from fairlead_gateway.body_check.messages import TextBounds
-from fairlead_gateway.native import SCAN_CHAT, ChatScan
-from fairlead_gateway.openai.field_policy import PART_HOLDERS, has_token_ids, removed_fields, special_parts
-from fairlead_gateway.openai.json_edit import rewrite_members
-from fairlead_gateway.openai.model_names import ModelEntry
-from fairlead_gateway.openai.schemas import (
-    BODY_DECODERS,
+from fairlead_gateway.dialects.chat import CHAT, ChatRequest
+from fairlead_gateway.dialects.completions import CompletionRequest
+from fairlead_gateway.dialects.dialect import Dialect
+from fairlead_gateway.dialects.embeddings import EmbeddingRequest
+from fairlead_gateway.dialects.messages import METADATA_DECODER, MessagesMetadata, MessagesRequest
+from fairlead_gateway.dialects.passed_on import OTHER, GenericRequest
+from fairlead_gateway.dialects.responses import ResponsesRequest
+from fairlead_gateway.dialects.schemas import (
     ITEMS_DECODER,
-    LISTED_DECODERS,
-    LISTED_KINDS,
     MEMBERS_DECODER,
     PLAIN_MESSAGES_DECODER,
     PLAIN_MESSAGES_DEPTH,
-    ChatRequest,
     CommonFields,
-    CompletionRequest,
-    EmbeddingRequest,
     GenerationFields,
-    GenericRequest,
 )
+from fairlead_gateway.dialects.table import BODY_DECODERS, BY_TYPE, LISTED_DECODERS, LISTED_KINDS
+from fairlead_gateway.native import SCAN_CHAT, SCAN_MESSAGES, SCAN_RESPONSES, ChatScan
+from fairlead_gateway.openai.field_policy import PART_HOLDERS, has_token_ids, removed_fields, special_parts
+from fairlead_gateway.openai.json_edit import rewrite_members
+from fairlead_gateway.openai.model_names import ModelEntry
+from fairlead_gateway.openai.response_ids import HeldResponse
 from fairlead_gateway.openai.validation import check_costly_fields, check_depth, check_generation, decode_body
 from fairlead_gateway.routes.target_choice import RouteDecision
 
 # Why constants: compiled code reads those of its own module directly, and looks up others.
 _CHAT: Final = ChatRequest
+_CHAT_DIALECT: Final = CHAT
+_BY_TYPE: Final = BY_TYPE
 _NAMES: Final = ChatRequest.__struct_fields__
 _MODEL: Final = _NAMES.index("model")
 _USER: Final = _NAMES.index("user")
 _SESSION: Final = _NAMES.index("session_id")
+_CACHE_KEY: Final = _NAMES.index("prompt_cache_key")
+_SAFETY: Final = _NAMES.index("safety_identifier")
 _SALT: Final = _NAMES.index("cache_salt")
 _STREAM: Final = _NAMES.index("stream")
 _MAX_TOKENS: Final = _NAMES.index("max_tokens")
@@ -62,14 +68,13 @@ _CACHE_FIELDS: Final = (
     *("add_special_tokens", "chat_template", "chat_template_kwargs", "documents", "media_io_kwargs"),
     *("mm_processor_kwargs", "reasoning_effort", "truncate_prompt_tokens", "truncation_side"),
     *("extra_key", "images_config", "input_ids", "lora_path", "max_dynamic_patch", "min_dynamic_patch"),
-    *("prompt_embeds", "thinking", "use_audio_in_video", "video_config"),
+    *("output_config", "prompt_embeds", "reasoning", "text", "thinking", "use_audio_in_video", "video_config"),
 )
 """Fields that change the tokens of a prompt or where they are cached, besides the prompt itself and
 those of `schemas`.
 """
-_CONTEXT_FIELDS: Final = ("tools", "functions", "documents")
-"""Fields of a chat whose texts engines put into the prompt, besides the messages."""
 _NO_CONTEXT: Final = (b"null", b"[]")
+_CHAT_CONTEXT: Final = () if CHAT.prompt is None else CHAT.prompt.context
 _RANKED_FIELDS: Final = (
     *("query", "queries", "instruction", "documents", "items"),
     *("text_1", "text_2", "data_1", "data_2"),
@@ -84,6 +89,8 @@ _ABSENT: Final = astuple(ChatRequest(model="", messages=msgspec.Raw(b"[]")))
 _NO_RARE_FIELDS: Final = _ABSENT[_RARE_START:_RARE_END]
 _UNSET: Final = UNSET
 _AS_TUPLE: Final = astuple
+_DECODE_METADATA: Final = METADATA_DECODER.decode
+_OTHER: Final = OTHER
 _DECODE_CHAT: Final = BODY_DECODERS[ChatRequest].decode
 _DECODE_LISTED_CHAT: Final = LISTED_DECODERS[ChatRequest].decode
 _DECODE_MEMBERS: Final = MEMBERS_DECODER.decode
@@ -95,6 +102,11 @@ _SPACE: Final = ord(" ")
 _OPENING: Final = ord("[")
 _MAX_COPIED_BYTES: Final = 4_096
 _SCAN_CHAT: Final = SCAN_CHAT
+_SCANS: Final[dict[type[CommonFields], ChatScan]] = {
+    kind: scan
+    for kind, scan in ((MessagesRequest, SCAN_MESSAGES), (ResponsesRequest, SCAN_RESPONSES))
+    if scan is not None
+}
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -109,17 +121,19 @@ class ModelRequest:
     cache_key: what engines cache under: the model, and the adapter if there is one.
     decoded_fields: all fields; None if nothing has read them yet. `fields` decodes them.
     session: the client's name for the conversation.
-    has_session_id: that name is the field `session_id`, not `user`.
+    has_session_id: that name is of one conversation, not of a user.
     has_cache_variants: more than the model decides what an engine caches for the prompt.
     cache_variant: digest of the fields in `_CACHE_FIELDS`; empty without one.
     context: the texts that engines put into the prompt, besides it (`_context_texts`), until the
         prompt is hashed.
+    dialect: of the request and its answer.
+    held: the stored response that the request names, whose holder alone serves it; None without
+        one.
     members: the top-level fields if some are not listed as safe (`schemas`), with those of
         `special_parts`; None otherwise, and after `bind`.
     prompts: those of a text completion, which may be a list.
     repeated_bytes: those that the engine computes again for each further item of a list.
     is_passthrough: the gateway reads neither prompt nor response.
-    is_counted: the gateway reads the token counts of the response.
     passes_stream: the client asked for a stream that is passed on.
     strip_usage: the client did not ask for the usage of the stream.
     method, target: of the request to the engine; target None: the client's path.
@@ -149,10 +163,11 @@ class ModelRequest:
         "client_body",
         "context",
         "decoded_fields",
+        "dialect",
         "entry",
         "has_cache_variants",
         "has_session_id",
-        "is_counted",
+        "held",
         "is_passthrough",
         "max_tokens",
         "members",
@@ -210,7 +225,8 @@ class ModelRequest:
         self.prompts: int = 1
         self.repeated_bytes: int = 0
         self.is_passthrough = False
-        self.is_counted = True
+        self.dialect = _CHAT_DIALECT
+        self.held: HeldResponse | None = None
         self.passes_stream = False
         self.method = "POST"
         self.target: str | None = None
@@ -252,7 +268,7 @@ class ModelRequest:
         """All fields of the body. Most requests need none of them, so they may be decoded here."""
         fields = self.decoded_fields
         if fields is None:
-            fields = self.decoded_fields = chat_fields(self.client_body, self.messages_start, self.messages_end)
+            fields = self.decoded_fields = scanned_fields(self)
             if self.parameters is not None:
                 _set_fields(fields, self.parameters)
         return fields
@@ -309,12 +325,13 @@ def parse_body(
 
     scan_bounds: those of the limits, if they are known.
     """
+    scan = _SCAN_CHAT if kind is _CHAT else _SCANS.get(kind)
+    if scan is not None:
+        parsed = parse_scanned(scan, kind, body, ScanBounds(limits) if scan_bounds is None else scan_bounds)
+        if parsed is not None:
+            return parsed
     if kind is _CHAT:
-        parsed = None
-        if _SCAN_CHAT is not None:
-            parsed = parse_scanned_chat(_SCAN_CHAT, body, ScanBounds(limits) if scan_bounds is None else scan_bounds)
-        if parsed is None:
-            parsed = _parse_chat_fast(body, limits)
+        parsed = _parse_chat_fast(body, limits)
         if parsed is not None:
             return parsed
         fields = decode_body(kind, body, limits)
@@ -323,12 +340,10 @@ def parse_body(
         fields = decode_body(kind, body, limits)
         parsed = parsed_body(fields, body)
     parts: dict[str, Raw] = {}
-    if isinstance(fields, ChatRequest):
-        parts = special_parts(fields.messages)
-    elif kind is GenericRequest and parsed.members is not None:
-        for name in PART_HOLDERS:
-            if name in parsed.members:
-                parts |= special_parts(parsed.members[name])
+    for name in PART_HOLDERS:
+        raw = getattr(fields, name, _UNSET)
+        if raw is not _UNSET and kind is not EmbeddingRequest:
+            parts |= special_parts(raw)
     if parts:
         parsed.members = (_DECODE_MEMBERS(body) if parsed.members is None else parsed.members) | parts
     if parsed.members is not None:
@@ -343,27 +358,36 @@ def parse_body(
     return parsed
 
 
-def parse_scanned_chat(scan: ChatScan, body: bytes, bounds: ScanBounds) -> ModelRequest | None:
-    """Parses a chat with a scanner; returns None if it must be parsed in another way.
+def parse_scanned(scan: ChatScan, kind: type[CommonFields], body: bytes, bounds: ScanBounds) -> ModelRequest | None:
+    """Parses a body as `kind` with a scanner; returns None if it must be parsed in another way.
 
-    The scanner accepts fields only that are listed as safe and change nothing of the prompt. It
-    bounds the depth of the messages, and the other fields are texts, numbers and the like.
+    The scanner accepts fields only that are listed as safe. None but the context changes the
+    prompt. It bounds the depth of the messages, and the other fields are texts, numbers and the
+    like.
     """
     if len(body) > bounds.max_bytes:
         return None
     found = scan(body, bounds.max_tokens)
     if found is None:
         return None
-    model, session_id, user, max_tokens, stream, messages_start, messages_end = found
+    model, session_id, user, max_tokens, stream, messages_start, messages_end, context_start, context_end = found
     parsed = ModelRequest(None, body, model, session_id or user, max_tokens, stream=stream)
     parsed.has_session_id = bool(session_id)
     parsed.messages_start, parsed.messages_end = messages_start, messages_end
+    if kind is not _CHAT:
+        parsed.dialect = _BY_TYPE[kind]
+        if context_end:
+            parsed.context = (body[context_start:context_end],)
     return parsed
 
 
-def chat_fields(body: bytes, messages_start: int, messages_end: int) -> CommonFields:
-    """Returns the fields of a chat that a scanner accepted, without its messages."""
-    fields: CommonFields = _DECODE_LISTED_CHAT(body[: messages_start - 1] + b"0" + body[messages_end + 1 :])
+def scanned_fields(request: ModelRequest) -> CommonFields:
+    """Returns the fields of a body that a scanner accepted, without its prompt."""
+    body, start, end = request.client_body, request.messages_start, request.messages_end
+    decode = (
+        _DECODE_LISTED_CHAT if request.dialect is _CHAT_DIALECT else LISTED_DECODERS[request.dialect.body_type].decode
+    )
+    fields: CommonFields = decode(body[: start - 1] + b"0" + body[end + 1 :])
     return fields
 
 
@@ -373,14 +397,23 @@ def parsed_body(fields: CommonFields, body: bytes) -> ModelRequest:
     body: empty if the request has none.
     """
     members = None if not body or (fields.is_listed and not _has_token_prompt(fields)) else _DECODE_MEMBERS(body)
-    parsed = ModelRequest(fields, body, fields.model, fields.session_id or fields.user, members=members)
-    parsed.has_session_id = bool(fields.session_id)
+    session = fields.session_id or fields.prompt_cache_key
+    parsed = ModelRequest(fields, body, fields.model, session or _user(fields), members=members)
+    parsed.has_session_id = bool(session)
     parsed.has_cache_variants = bool(fields.cache_salt)
-    if not isinstance(fields, GenerationFields):
-        parsed.is_passthrough = isinstance(fields, GenericRequest)
-        parsed.is_counted = not parsed.is_passthrough
+    if isinstance(fields, GenericRequest):
+        parsed.is_passthrough = True
+        parsed.dialect = _OTHER
         return parsed
-    parsed.max_tokens, parsed.stream = fields.max_tokens, bool(fields.stream)
+    dialect = parsed.dialect = _dialect_of(fields)
+    if not isinstance(fields, GenerationFields):
+        return parsed
+    parsed.stream = bool(fields.stream)
+    parsed.max_tokens = getattr(fields, dialect.output_limit)
+    if isinstance(fields, ResponsesRequest):
+        parsed.has_cache_variants = parsed.has_cache_variants or bool(fields.previous_response_id)
+    if dialect.grammar is not None:
+        return parsed
     parsed.has_cache_variants = (
         parsed.has_cache_variants or fields.response_format is not _UNSET or reads_no_cache(fields)
     )
@@ -476,9 +509,7 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ModelRequest | None:
 
 
 def _context_texts(fields: CommonFields, members: dict[str, Raw] | None, body: bytes) -> list[bytes]:
-    """Returns the texts that engines put into a prompt besides it, as JSON.
-
-    They are tools and documents of a chat, and what follows the text that a completion inserts.
+    """Returns the texts that engines put into a prompt besides it, as JSON, in their order.
 
     Why: a caller would else send a prompt of any size as a tool, and it would count as nothing.
 
@@ -486,14 +517,31 @@ def _context_texts(fields: CommonFields, members: dict[str, Raw] | None, body: b
     """
     if isinstance(fields, CompletionRequest):
         return [bytes((_DECODE_MEMBERS(body) if members is None else members)["suffix"])] if fields.suffix else []
+    prompt = None if isinstance(fields, GenericRequest) else _dialect_of(fields).prompt
     texts: list[bytes] = []
-    if not isinstance(fields, ChatRequest):
-        return texts
-    for name in _CONTEXT_FIELDS:
+    for name in () if prompt is None else prompt.context:
         raw = getattr(fields, name, _UNSET) if members is None else members.get(name, _UNSET)
         if raw is not _UNSET and bytes(raw) not in _NO_CONTEXT:
             texts.append(bytes(raw))
     return texts
+
+
+def _dialect_of(fields: CommonFields) -> Dialect:
+    """Returns the dialect of fields that are routed by their prompt."""
+    kind = type(fields)
+    found = _BY_TYPE.get(kind)
+    return _BY_TYPE[kind.__mro__[1]] if found is None else found  # a listed kind is below its own
+
+
+def _user(fields: CommonFields) -> str | None:
+    """Returns the client's name for a user, which may have many conversations; None without one."""
+    if isinstance(fields, MessagesRequest) and fields.metadata is not _UNSET:
+        try:
+            metadata: MessagesMetadata = _DECODE_METADATA(fields.metadata)
+        except msgspec.MsgspecError:
+            return None
+        return metadata.user_id
+    return fields.user or fields.safety_identifier
 
 
 def repeated_bytes(fields: GenericRequest, members: dict[str, Raw]) -> int:
@@ -507,7 +555,7 @@ def repeated_bytes(fields: GenericRequest, members: dict[str, Raw]) -> int:
     """
     if fields.messages is not _UNSET:
         conversations = _item_count(fields.messages)
-        tools = sum([len(bytes(members[name])) for name in _CONTEXT_FIELDS if name in members])
+        tools = sum([len(bytes(members[name])) for name in _CHAT_CONTEXT if name in members])
         return tools * (conversations - 1)
     found = [members[name] for name in _RANKED_FIELDS if name in members]
     if len(found) < 2:
@@ -575,12 +623,12 @@ def _parsed_chat(
         fields,
         body,
         values[_MODEL],
-        values[_SESSION] or values[_USER],
+        values[_SESSION] or values[_CACHE_KEY] or values[_USER] or values[_SAFETY],
         max_tokens,
         stream=bool(values[_STREAM]),
         members=members,
     )
     parsed.has_cache_variants = has_cache_variants
-    parsed.has_session_id = bool(values[_SESSION])
+    parsed.has_session_id = bool(values[_SESSION] or values[_CACHE_KEY])
     parsed.sequences = sequences
     return parsed

@@ -45,15 +45,15 @@ from typing import Any, Final
 import msgspec
 
 from fairlead.fleet.model import EXTERNAL_API, Model, RequestPolicy, UnknownFields
-from fairlead_gateway.errors import FieldRefused, UnknownPath
-from fairlead_gateway.openai.json_edit import rewrite_members
-from fairlead_gateway.openai.schemas import (
+from fairlead_gateway.dialects.schemas import (
     MEMBERS_DECODER,
     PARTS_DECODER,
     TOOL_KINDS_DECODER,
     URL_DECODER,
     URLS_DECODER,
 )
+from fairlead_gateway.errors import FieldRefused, UnknownPath
+from fairlead_gateway.openai.json_edit import rewrite_members
 from fairlead_gateway.openai.validation import check_priority
 
 VERSIONS: Final[dict[str, str]] = {"openai": "3.51.0", "sglang": "0.5.23", "vllm": "0.32.0"}

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from fairlead_gateway.dialects.schemas import MEMBERS_DECODER
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.native import SPLICE
 
@@ -312,3 +313,25 @@ def _after_space(body: bytes, position: int) -> int:
         return position
     match = _SPACE.match(body, position)
     return match.end() if match else position
+
+
+_MAX_DECODED_BYTES = 1 << 20
+_DISABLED_VALUES = (b"null", b"false")
+_ABSENT_MEMBER = msgspec.Raw(b"null")
+
+
+def is_any_enabled(quoted_names: Iterable[bytes], body: bytes) -> bool:
+    """Whether a body that was parsed before has one of the fields with a value.
+
+    `null` and `false` are no values here.
+
+    quoted_names: searched for first, since most bodies hold none of them. In a body over 1 MiB, a
+        name anywhere counts: decoding that body would stall the other requests.
+    """
+    if len(body) > _MAX_DECODED_BYTES:
+        return contains_any(body, quoted_names)
+    present = [name for name in quoted_names if name in body]
+    if not present:
+        return False
+    members = MEMBERS_DECODER.decode(body)
+    return any(bytes(members.get(name[1:-1].decode(), _ABSENT_MEMBER)) not in _DISABLED_VALUES for name in present)

@@ -7,8 +7,8 @@ on request only. `field_policy` removes fields, or refuses the request.
 The prompt as routing sees it: hashes that tell where its KV may be cached.
 
 They are made from the raw JSON text of the messages (or prompt, or input), as a chain of keyed
-hashes. In place of pictures and other parts stand their digests. Tools and
-documents of a chat come before its messages, since engines put them into the prompt. The chain
+hashes. In place of pictures and other parts stand their digests. What else engines put into the
+prompt comes before it, in the order of the table of dialects: instructions, tools, turns. The chain
 starts from everything else that decides what an engine caches: model, cache salt, response format,
 template and truncation. A prompt for whose log probabilities an engine computes all of it has a
 chain of its own.
@@ -23,8 +23,7 @@ Parses requests for paths under `/v1` that Fairlead does not know; an engine of 
 answers them.
 
 Whatever the engine answers goes to the client, also streams; 404 if it does not serve the path.
-Of two of them, `OUTPUT_LIMITS`, the token counts are read as they pass. Such a request must still
-be safe:
+Such a request must still be safe:
 
 - It names a model, in a JSON object or, without a body, as `?model=`.
 - Its fields pass `field_policy`, and counts are in range.
@@ -52,6 +51,12 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import EXTERNAL_API, Fleet, RequestPolicy
 from fairlead.limits import Limits
 from fairlead.units import format_duration, parse_duration
+from fairlead_gateway.dialects.chat import ChatRequest
+from fairlead_gateway.dialects.completions import CompletionRequest
+from fairlead_gateway.dialects.passed_on import STORED_RESPONSE, GenericRequest
+from fairlead_gateway.dialects.responses import ResponsesRequest
+from fairlead_gateway.dialects.schemas import CommonFields, GenerationFields, StreamOptions, has_value
+from fairlead_gateway.dialects.table import ROUTED, dialect_of
 from fairlead_gateway.errors import BadRequest, EngineTimeout, GatewayError, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.openai.body_parser import (
@@ -68,23 +73,14 @@ from fairlead_gateway.openai.field_policy import (
     engine_tables,
 )
 from fairlead_gateway.openai.json_edit import (
+    is_any_enabled,
     prepend_members,
     replace_first_member,
     replace_scanned_text,
     set_members,
 )
 from fairlead_gateway.openai.model_names import ModelEntry, resolve_model_entry
-from fairlead_gateway.openai.schemas import (
-    ChatRequest,
-    CommonFields,
-    CompletionRequest,
-    EmbeddingRequest,
-    GenerationFields,
-    GenericRequest,
-    StreamOptions,
-    has_value,
-    is_any_enabled,
-)
+from fairlead_gateway.openai.sessions import session_name
 from fairlead_gateway.openai.validation import decode_stream_options
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import (
@@ -93,21 +89,13 @@ from fairlead_gateway.routing.prefix.prefix_hash import (
     MediaPart,
     find_media,
     hash_blocks,
+    without_changing_text,
     without_media,
 )
 
 _MODEL_STARTS: Final = (b'{"model":"', b'{"model": "')
 _MODEL_KEY: Final = b'"model"'
 _WITH_USAGE: Final = set_members(b"{}", {"include_usage": b"true"})
-
-BODY_TYPES: Final[dict[str, type[CommonFields]]] = {
-    "/v1/chat/completions": ChatRequest,
-    "/v1/completions": CompletionRequest,
-    "/v1/embeddings": EmbeddingRequest,
-    **dict.fromkeys(("/tokenize", "/detokenize"), GenericRequest),
-    **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), GenericRequest),
-    **dict.fromkeys(("/score", "/v1/score", "/classify", "/v1/classify"), GenericRequest),
-}
 
 
 def parse_request(
@@ -123,7 +111,8 @@ def parse_request(
     names, scan_bounds: the fleet's `client_names` and those of the limits, if they are known.
     Raises BadRequest, which names the field, and UnknownModel, which names similar models.
     """
-    return bind_by_name(path, parse_body(BODY_TYPES[path], body, limits, scan_bounds), fleet, limits, names)
+    kind = dialect_of(path).body_type
+    return bind_by_name(path, parse_body(kind, body, limits, scan_bounds), fleet, limits, names)
 
 
 def bind_by_name(
@@ -148,8 +137,10 @@ def bind_to_entry(path: str, request: ModelRequest, entry: ModelEntry, limits: L
     external API whose tokens are not counted.
     """
     body = client_body = request.client_body
-    if request.is_passthrough and entry.is_external:
-        check_external_path(path, entry.rules)
+    if request.is_passthrough:
+        request.dialect = dialect_of(path)
+        if entry.is_external:
+            check_external_path(path, entry.rules)
     name = entry.name
     if request.members is not None or not entry.passes_unknown_fields:
         body = apply_field_policy(body, request.members, path, entry.model)
@@ -171,11 +162,11 @@ def bind_to_entry(path: str, request: ModelRequest, entry: ModelEntry, limits: L
                 request.bind(entry, body)
                 return
     fields = request.decoded_fields
-    if fields is None:  # a scanned chat, which has no `stream_options`
-        request.strip_usage = request.stream
-        if request.stream:
+    if fields is None:  # a scanned body, which has no `stream_options`
+        if request.stream and request.dialect.requests_usage:
+            request.strip_usage = True
             added["stream_options"] = _WITH_USAGE
-    elif request.stream and isinstance(fields, GenerationFields):
+    elif request.stream and request.dialect.requests_usage and isinstance(fields, GenerationFields):
         options = decode_stream_options(fields, limits)
         # For `continuous_usage_stats` alone, vLLM counts nothing: it needs both.
         request.strip_usage = options is None or not options.include_usage
@@ -197,7 +188,7 @@ def can_resume(request: ModelRequest) -> bool:
     """Whether another instance can resume the stream of this request."""
     if request.resumable is not None:
         return request.resumable
-    if not request.stream or not _may_be_deterministic(request):
+    if not request.stream or request.dialect.grammar is not None or not _may_be_deterministic(request):
         return False
     fields = request.fields
     if not isinstance(fields, GenerationFields):
@@ -251,7 +242,6 @@ def _has_continuous_usage(fields: GenerationFields) -> bool:
     return bool(msgspec.json.decode(options, type=StreamOptions).continuous_usage_stats)
 
 
-_MAX_SESSION_CHARACTERS: Final = 256
 _NO_TOOLS: Final = (b"null", b"[]")
 _MAX_CACHED_STARTS: Final = 1_024
 
@@ -284,20 +274,18 @@ def build_route_request(
     request_id: str,
     chain_starts: ChainStarts,
     scope: CacheScope | None = None,
+    tenant: str = "",
 ) -> RouteRequest:
     """Returns what routing needs: the prefix hashes, the size and the session of a request.
 
     Parts that are not text have their nominal tokens.
 
     scope: of the request's tenant; None if it shares caches with all others.
+    tenant: its name; sessions of the same name are others for another tenant.
     """
     text, start, end = request.client_body, request.messages_start, request.messages_end
     if end == 0:
-        text = (
-            prompt_text(request.fields)
-            if not request.is_passthrough
-            else request.body or (request.target or "").encode()
-        )
+        text = prompt_text(request) if not request.is_passthrough else request.body or (request.target or "").encode()
         end = len(text)
     media: list[MediaPart] | None = None
     if request.decoded_fields is not None:  # else a scanned chat, which has text only
@@ -308,6 +296,13 @@ def build_route_request(
     if request.context:
         text = _with_context(request, text[start:end])
         start, end = 0, len(text)
+    prompt = request.dialect.prompt
+    if prompt is not None and prompt.without_marks is not None:
+        text = prompt.without_marks(text[start:end])
+        start, end = 0, len(text)
+    if chain_starts.changing_text is not None:
+        text = without_changing_text(chain_starts.changing_text, text[start:end])
+        start, end = 0, len(text)
     if request.has_cache_variants:
         chain_start = chain_starts.of_seed(_chain_seed(request, request_id))
     elif scope is not None:
@@ -315,13 +310,12 @@ def build_route_request(
     else:
         chain_start = chain_starts.of_model(request.cache_key)
     chain = hash_blocks(text, chain_start, start=start, end=end)
-    session = _session_id(request, head)
+    session, is_one_conversation = session_name(request, head)
     pinned_session = None
     if session is not None:
-        salt = "" if scope is None else scope.salt
-        if _is_one_conversation(request, head):
-            pinned_session = session_hash(session, request.cache_key, chain_starts.secret, salt)
-        session = salt + session
+        if is_one_conversation:
+            pinned_session = session_hash(session, request.cache_key, chain_starts.secret, tenant)
+        session = tenant + session
     tokens = (end - start + request.repeated_bytes) / BYTES_PER_TOKEN
     # A float, as the field's type says: compiled, an integer there costs each use 300 instructions.
     max_tokens = None if request.max_tokens is None else float(request.max_tokens)
@@ -336,28 +330,24 @@ def build_route_request(
 def _with_context(request: ModelRequest, text: bytes) -> bytes:
     """Returns a prompt with the other texts that engines put into it, which are not needed then."""
     context, request.context = b"".join(request.context), ()
-    return text + context if isinstance(request.fields, CompletionRequest) else context + text
+    prompt = request.dialect.prompt
+    return context + text if prompt is None or prompt.is_context_first else text + context
 
 
-def session_hash(session: str, key: str, secret: bytes, salt: str = "") -> int:
+def session_hash(session: str, key: str, secret: bytes, tenant: str = "") -> int:
     """Returns the hash of a conversation that gateways exchange; it reveals nothing without the
     secret.
 
     key: the model's.
-    salt: of the cache scope.
     """
-    return xxhash.xxh3_64_intdigest(session.encode(), xxhash.xxh3_64_intdigest(key.encode() + secret + salt.encode()))
+    return xxhash.xxh3_64_intdigest(session.encode(), xxhash.xxh3_64_intdigest(key.encode() + secret + tenant.encode()))
 
 
-def prompt_text(fields: CommonFields) -> bytes:
+def prompt_text(request: ModelRequest) -> bytes:
     """Returns the text between the outermost brackets or quotes of the prompt."""
-    if isinstance(fields, ChatRequest):
-        return bytes(memoryview(fields.messages)[1:-1])
-    if isinstance(fields, CompletionRequest):
-        return bytes(memoryview(fields.prompt)[1:-1])
-    if isinstance(fields, EmbeddingRequest):
-        return bytes(memoryview(fields.input)[1:-1])
-    return b""
+    prompt = request.dialect.prompt
+    raw = None if prompt is None else getattr(request.fields, prompt.field)
+    return bytes(memoryview(raw)[1:-1]) if isinstance(raw, msgspec.Raw) else b""
 
 
 def _chain_seed(request: ModelRequest, request_id: str) -> bytes:
@@ -377,6 +367,8 @@ def _chain_seed(request: ModelRequest, request_id: str) -> bytes:
         parts.append(b"format" + bytes(fields.response_format))
     if request.cache_variant:
         parts.append(b"fields" + request.cache_variant)
+    if isinstance(fields, ResponsesRequest) and fields.previous_response_id:  # it stands for a part of the prompt
+        parts.append(b"previous" + fields.previous_response_id.encode())
     if reads_no_cache(fields):
         parts.append(b"id" + request_id.encode())
     return key if len(parts) == 1 else _joined(parts)
@@ -388,21 +380,6 @@ def _salt_part(salt: str) -> bytes:
 
 def _joined(parts: list[bytes]) -> bytes:
     return b"".join([xxhash.xxh3_64_digest(part) for part in parts])
-
-
-def _session_id(request: ModelRequest, head: RequestHead) -> str | None:
-    """Returns the client's name for the conversation, from a header or the body."""
-    header = head.get_rare(b"x-session-id")
-    text = header.decode("latin-1") if header else request.session
-    return text[:_MAX_SESSION_CHARACTERS] if text else None
-
-
-def _is_one_conversation(request: ModelRequest, head: RequestHead) -> bool:
-    """Whether the client's name for the conversation stands for one conversation only.
-
-    Why: a `user` has many conversations, and some clients send the same one with every request.
-    """
-    return request.has_session_id or bool(head.get_rare(b"x-session-id"))
 
 
 TIMEOUT_HEADER: Final = b"x-request-timeout"
@@ -463,7 +440,7 @@ def _parse_seconds(text: str) -> float:
 
 
 BodyParser = Callable[[type[CommonFields], bytes], ModelRequest]
-PASSTHROUGH_METHODS = ("GET", "POST")
+_METHODS: Final = ("GET", "POST")
 _PLAIN_PATH = re.compile(r"/v1(?!/v1(?:/|$))(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
 _ENGINE_ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _COMMON_PATHS = frozenset(
@@ -473,14 +450,6 @@ _COMMON_PATHS = frozenset(
         *("/v1/images/generations", "/v1/images/edits", "/v1/images/variations"),
     }
 )
-OUTPUT_LIMITS = {"/v1/messages": "max_tokens", "/v1/responses": "max_output_tokens"}
-"""The paths whose tokens are counted though they are passed on, with the field that bounds the
-output there.
-"""
-TOKENIZING_PATHS = frozenset(
-    {"/v1/messages/count_tokens", "/tokenize", "/detokenize", "/v1/tokenize", "/v1/detokenize"}
-)
-"""The paths on which a model computes nothing, so that they use no tokens."""
 _MAX_QUERY_FIELDS = 50
 _CLOSED_HINT = "the operator of the model opens paths with engine.allowedPaths"
 _HINT = "other paths under /v1 go to the engine of the model that the JSON body, or ?model=, names"
@@ -491,6 +460,11 @@ def is_passthrough_path(path: str) -> bool:
     return _PLAIN_PATH.fullmatch(path) is not None and path not in _ENGINE_ADMIN_PATHS
 
 
+def methods_of(path: str) -> tuple[str, ...]:
+    """Returns the methods with which a path may be passed on."""
+    return ("GET", "DELETE", "POST") if dialect_of(path) is STORED_RESPONSE else _METHODS
+
+
 @cache
 def open_paths(engines: frozenset[str]) -> frozenset[str]:
     """Returns the paths that clients of these engine types may use; of all types if empty.
@@ -498,7 +472,7 @@ def open_paths(engines: frozenset[str]) -> frozenset[str]:
     Of an API that others run, these are the paths whose tokens are counted.
     """
     if EXTERNAL_API in engines:
-        return frozenset(OUTPUT_LIMITS)
+        return frozenset(path for dialect in ROUTED for path in dialect.paths)
     tables = [table for engine in engines or ("",) for table in engine_tables(engine)]
     return _COMMON_PATHS.union(*tables)
 
@@ -547,30 +521,30 @@ def bind_passthrough(head: RequestHead, request: ModelRequest, entry: ModelEntry
     Raises UnknownPath for a path that is not open to clients of the model.
     """
     query, model = _parse_query(head.query), entry.model
+    request.dialect = dialect_of(head.path)
     _check_path(head, model.requests)
     body = apply_field_policy(request.client_body, request.members, head.path, model)
     if body and request.model_name != entry.name:
         body = set_members(body, {"model": entry.name_text})
-    passed_query = [
-        (name, entry.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS
-    ]
     request.bind(entry, body)
     request.method = head.method
-    request.target = f"{head.path}?{urlencode(passed_query)}" if passed_query else head.path
-    _set_answer(request, head, request.decoded_fields)
+    request.target = _target(head.path, query, entry)
+    fields = request.decoded_fields
+    request.passes_stream = head.method == "POST" and isinstance(fields, GenericRequest) and bool(fields.stream)
     if entry.adapter is not None:
         request.set_adapter(entry.adapter)
 
 
-def _set_answer(request: ModelRequest, head: RequestHead, fields: CommonFields | None) -> None:
-    """Sets what is known of the answer: whether it is a stream, counted, and bounded."""
-    if head.method != "POST" or not isinstance(fields, GenericRequest):
-        return
-    request.passes_stream = bool(fields.stream)
-    output_limit = OUTPUT_LIMITS.get(head.path)
-    if output_limit is not None:
-        request.is_counted = True
-        request.max_tokens = getattr(fields, output_limit)
+def add_query(head: RequestHead, request: ModelRequest) -> None:
+    """Sets the query of a request whose dialect has one, such as `?beta=true`."""
+    if request.dialect.grammar is not None:
+        request.target = _target(head.path, _parse_query(head.query), request.entry)
+
+
+def _target(path: str, query: list[tuple[str, str]], entry: ModelEntry) -> str:
+    """Returns the target of a request to an engine: the path, and what may pass of the query."""
+    passed = [(name, entry.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS]
+    return f"{path}?{urlencode(passed)}" if passed else path
 
 
 def _parse_json_body(head: RequestHead, body: bytes, parse: BodyParser) -> ModelRequest:

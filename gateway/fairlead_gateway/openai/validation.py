@@ -25,32 +25,33 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from fairlead.limits import Limits
-from fairlead_gateway.errors import BadRequest
-from fairlead_gateway.openai.json_edit import set_members
-from fairlead_gateway.openai.schemas import (
-    BODY_DECODERS,
+from fairlead_gateway.dialects.chat import ChatRequest
+from fairlead_gateway.dialects.completions import CompletionRequest
+from fairlead_gateway.dialects.embeddings import EmbeddingRequest
+from fairlead_gateway.dialects.messages import MessagesRequest
+from fairlead_gateway.dialects.passed_on import GenericRequest
+from fairlead_gateway.dialects.responses import ResponsesRequest
+from fairlead_gateway.dialects.schemas import (
     ITEMS_DECODER,
     LAX_DECODERS,
-    LISTED_DECODERS,
     LOGIT_BIAS_DECODER,
     MEMBERS_DECODER,
     MESSAGES_DECODER,
+    NULLABLE_ITEMS_DECODER,
     NUMBER_DECODER,
     PROMPT_INPUT_DECODER,
     REPETITION_DECODER,
-    SCALAR_FIELDS,
     STOP_DECODER,
     STREAM_OPTIONS_DECODER,
     TOOLS_DECODER,
-    ChatRequest,
     CommonFields,
-    CompletionRequest,
-    EmbeddingRequest,
     GenerationFields,
-    GenericRequest,
     StreamOptions,
     Tool,
 )
+from fairlead_gateway.dialects.table import BODY_DECODERS, LISTED_DECODERS, SCALAR_FIELDS
+from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.openai.json_edit import set_members
 
 TOOLS_BYTES: Final = 4 * 1024 * 1024
 """Limit: tools of one request, as JSON text."""
@@ -146,6 +147,15 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
     elif isinstance(fields, EmbeddingRequest):
         _check_prompts("input", fields.input, 1, limits)
         _check_range("dimensions", fields.dimensions, 1, 1 << 20)
+    elif isinstance(fields, MessagesRequest):
+        _check_named_tools(fields.tools, limits)
+        _check_stop("stop_sequences", fields.stop_sequences, limits)
+        _decode_bounded(None, fields.output_config, "output_config", SCHEMA_BYTES, limits)
+    elif isinstance(fields, ResponsesRequest):
+        _check_named_tools(fields.tools, limits)
+        _check_range("max_output_tokens", fields.max_output_tokens, 1, limits.max_tokens)
+        _check_range("top_logprobs", fields.top_logprobs, 0, LOGPROBS)
+        _decode_bounded(None, fields.text, "text", SCHEMA_BYTES, limits)
     elif isinstance(fields, GenericRequest):
         for name in ("n", "best_of"):
             _check_range(name, getattr(fields, name), 0, CHOICES)
@@ -436,6 +446,13 @@ def _check_tools(raw: Raw | UnsetType, limits: Limits) -> None:
         if tool.function is None and tool.type in (None, "function"):
             path = f"tools[{number}].function"
             raise BadRequest(f"{path}: this field is required", param=path, code="missing_field")
+
+
+def _check_named_tools(raw: Raw | UnsetType, limits: Limits) -> None:
+    """Raises BadRequest if there are too many tools, which name their functions themselves."""
+    tools: list[Raw] = _decode_bounded(NULLABLE_ITEMS_DECODER, raw, "tools", TOOLS_BYTES, limits) or []
+    if len(tools) > TOOLS:
+        raise BadRequest(f"tools: at most {TOOLS} tools are accepted", param="tools")
 
 
 def _decode_bounded(

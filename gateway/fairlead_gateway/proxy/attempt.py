@@ -19,7 +19,7 @@ from fairlead_gateway.admission.worker.admission_queue import AdmissionControlle
 from fairlead_gateway.admission.worker.model_admission import ModelAdmission
 from fairlead_gateway.errors import EngineLimited, error_body
 from fairlead_gateway.limits.worker.amounts import MAX_TOKENS_PER_EVENT
-from fairlead_gateway.native import SCAN_USAGE
+from fairlead_gateway.native import SCAN_NAMED_USAGE, SCAN_USAGE
 from fairlead_gateway.openai.model_names import body_with_model, target_with_model
 from fairlead_gateway.openai.request import TIMEOUT_HEADER, remaining_timeout_header
 from fairlead_gateway.proxy.continuation import SentText
@@ -58,6 +58,7 @@ from fairlead_gateway.upstream.usage import (
     parse_in_band_error,
     read_usage,
     scanned_usage,
+    usage_of_named,
 )
 from fairlead_gateway.worker.journal import ABANDONED, FINISHED, UNMEASURED, Journal
 from fairlead_gateway.worker.request_context import EngineAddress, EngineAddresses, RequestContext
@@ -266,7 +267,7 @@ class Attempt:
         )
         engine_response.namespace = self.address.namespace
         engine_response.choices = request.sequences
-        engine_response.counts_passed = request.is_passthrough and request.is_counted
+        engine_response.grammar = request.dialect.grammar
         self.has_verdict, self.error = False, None
         now = self.dispatched_at = dispatcher.now()
         if self._sent is None:
@@ -432,7 +433,8 @@ _ACCOUNT_NAMES: Final = re.compile(
     re.IGNORECASE,
 )
 """Names of accounts and keys, and addresses."""
-_UNKNOWN_PATH_WORDS: Final = ("", "Not Found", "Method Not Allowed")
+_UNKNOWN_PATH_WORDS: Final = ("", "Not Found", "Method Not Allowed", "File Not Found")
+"""The words of FastAPI, and of llama.cpp."""
 _OVERLOAD_STATUSES: Final = frozenset({429, 503, 529})
 _WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"|The model `[^`]{1,512}` does not exist')  # embeddings name no param
 _NOT_FOUND: Final = re.compile(rb'"(?:NotFoundError|not_found_error|model_not_found)"')
@@ -447,6 +449,7 @@ _NO_SUCH_FUNCTION: Final = 501
 """For whatever request, so the client's business like every 4xx. vLLM, llama.cpp, TensorRT-LLM."""
 _REFUSALS: Final = (400, 422)
 _SCAN_USAGE: Final = SCAN_USAGE
+_SCAN_NAMED_USAGE: Final = SCAN_NAMED_USAGE
 _DECODE_RESPONSE: Final = PLAIN_RESPONSE_DECODER.decode
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -471,7 +474,7 @@ def check_response(
         raise AttemptFailure(FIELD_REFUSED)
     response_error = _response_error(context, engine_response)
     if response_error is None and engine_response.has_whole_answer:
-        usage, response_error = _read_answer(engine_response, is_passthrough=context.request.is_passthrough)
+        usage, response_error = _read_answer(context, engine_response.buffered_body)
         if response_error is None:
             context.record_usage(usage)
     if response_error is None:
@@ -504,7 +507,7 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
         return InBandError(status, "")
     if request.stream or not (status == 200 or (request.is_passthrough and 200 < status < 300)):
         return InBandError(502, "not what was asked for", GARBAGE)
-    return engine_response.in_band_error if engine_response.counts_passed else None
+    return None
 
 
 def is_external(context: RequestContext) -> bool:
@@ -512,13 +515,11 @@ def is_external(context: RequestContext) -> bool:
     return context.address is not None and context.address.leaves_cluster
 
 
-def _read_answer(engine_response: EngineResponse, *, is_passthrough: bool) -> tuple[Usage | None, InBandError | None]:
+def _read_answer(context: RequestContext, body: bytes) -> tuple[Usage | None, InBandError | None]:
     """Returns the usage of a whole plain answer, and the error in it."""
-    if engine_response.counts_passed:
-        return engine_response.usage, None
-    body = engine_response.buffered_body
-    usage, is_readable = _parse_usage(body)
-    if is_passthrough:
+    request = context.request
+    usage, is_readable = _parse_usage(body, is_named=request.dialect.grammar is not None)
+    if request.is_passthrough:
         return usage, None
     return usage, _plain_error(body) if is_readable else InBandError(502, "not JSON", GARBAGE)
 
@@ -575,19 +576,23 @@ def external_refusal(status: int, body: bytes, request_id: str) -> bytes:
     return error_body(text, "invalid_request_error", None, "engine_refused", request_id)
 
 
-def _parse_usage(body: bytes) -> tuple[Usage | None, bool]:
-    """Returns the usage of a plain response, and whether the body looks like a JSON object."""
+def _parse_usage(body: bytes, *, is_named: bool) -> tuple[Usage | None, bool]:
+    """Returns the usage of a plain response, and whether the body looks like a JSON object.
+
+    is_named: it is in a dialect whose events have names.
+    """
     if len(body) > _MAX_PARSED_BYTES:
         return counts_of_long_answer(body), body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
-    if _SCAN_USAGE is not None:
-        found = _SCAN_USAGE(body)
+    scan = _SCAN_NAMED_USAGE if is_named else _SCAN_USAGE
+    if scan is not None:
+        found = scan(body)
         if found is not None:
             return scanned_usage(found), True
     try:
         decoded = _DECODE_RESPONSE(body)
     except _DECODE_ERRORS:
         return None, False
-    return read_usage(decoded.usage), True
+    return usage_of_named(decoded.usage) if is_named else read_usage(decoded.usage), True
 
 
 def refusal_body(status: int, body: bytes, request_id: str) -> bytes:
@@ -596,12 +601,17 @@ def refusal_body(status: int, body: bytes, request_id: str) -> bytes:
     It has the engine's words. An engine without the path answers `{"detail":"Not Found"}`.
     """
     words = engine_words(body)
-    if status in (404, 405) and words.message in _UNKNOWN_PATH_WORDS:
+    if is_unknown_path(status, body):
         text, code = "the model's engine does not serve this path", "unknown_url"
     else:
         text, code = words.message or "the engine does not serve this request", words.code or "engine_refused"
     kind = words.type or ("rate_limit_error" if status == 429 else "invalid_request_error")
     return error_body(text, kind, words.param or None, code, request_id)
+
+
+def is_unknown_path(status: int, body: bytes) -> bool:
+    """Whether the engine says that it does not serve the path."""
+    return status in (404, 405) and engine_words(body).message in _UNKNOWN_PATH_WORDS
 
 
 def _is_wrong_model(body: bytes) -> bool:

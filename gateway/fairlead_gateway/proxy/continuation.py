@@ -26,9 +26,10 @@ from typing import Any
 
 import msgspec
 
+from fairlead_gateway.dialects.chat import ChatRequest
+from fairlead_gateway.dialects.completions import CompletionRequest
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.json_edit import set_members
-from fairlead_gateway.openai.schemas import ChatRequest, CompletionRequest
 from fairlead_gateway.upstream.usage import Usage
 
 _EVENTS_PER_SLICE = 64

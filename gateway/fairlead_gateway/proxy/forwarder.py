@@ -11,12 +11,13 @@ allows that (`continuation`). Otherwise it ends with an error event and without 
 from collections.abc import Mapping
 from typing import Final
 
-from fairlead.decision import Decision
+from fairlead.decision import Decision, DecisionText
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import PrefillCoordinator
-from fairlead_gateway.errors import GatewayError, QuarantinedRequest
+from fairlead_gateway.errors import GatewayError, QuarantinedRequest, UnknownResponse
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.request import timeout_error, total_timeout
+from fairlead_gateway.openai.response_ids import HeldResponse
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, check_response
 from fairlead_gateway.proxy.relay import ResponseRelay, end_incomplete
 from fairlead_gateway.resilience.worker.retry import (
@@ -37,6 +38,7 @@ from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.router_registry import as_retry_decision
 
 _MAX_WITHOUT_USAGE: Final = 4_096
+HOLDER_RULE: Final = "stored-response"
 
 
 class _NoLongerReady(Exception):
@@ -117,7 +119,11 @@ class Forwarder:
                 raise QuarantinedRequest(blocked_seconds)
             self.retry_budget.on_request(context.caller, self._now())
             await self._admission.ensure_admitted(context)
-        if attempt is None and self.prefill_routers.has_instances(context.request.model_key):
+        if (
+            attempt is None
+            and context.request.held is None
+            and self.prefill_routers.has_instances(context.request.model_key)
+        ):
             await self._prefill_coordinator.prefill_remotely(context)
         while True:
             if attempt is None:
@@ -225,10 +231,22 @@ class Forwarder:
         self, context: RequestContext, excluded: frozenset[str], now: float, deferred: Mapping[str, float]
     ) -> Decision:
         """Returns the decision on the instance that answers. Raises NoReadyInstance."""
-        handoff = context.handoff
+        held, handoff = context.request.held, context.handoff
+        if held is not None:
+            return self._choose_holder(context, held, excluded)
         if handoff is None:
             return self._routers.choose_for(context, excluded, now, deferred)
         return self._prefill_coordinator.choose_decode_instance(context, handoff, excluded, now, deferred)
+
+    def _choose_holder(self, context: RequestContext, held: HeldResponse, excluded: frozenset[str]) -> Decision:
+        """Returns the decision on the instance that holds a stored response; no other one has it.
+
+        Raises UnknownResponse if it is not ready.
+        """
+        if self._routers.ready_instance(context.request.model_key, held.instance_id) is None:
+            raise UnknownResponse(held.client_id)
+        chosen = None if held.instance_id in excluded else held.instance_id
+        return Decision(chosen, HOLDER_RULE, DecisionText("it holds the stored response that the request names"))
 
     def _choose_with_adapter(
         self, context: RequestContext, excluded: frozenset[str], now: float, deferred: Mapping[str, float]

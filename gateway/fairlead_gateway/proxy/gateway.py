@@ -25,6 +25,7 @@ from fairlead_gateway.admission.worker.admission_queue import AdmissionControlle
 from fairlead_gateway.body_check.worker.caller_limit import LargeBodyQueue
 from fairlead_gateway.body_check.worker.client import BodyChecker
 from fairlead_gateway.caller_key import Caller, caller_key
+from fairlead_gateway.dialects.table import DIALECTS
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.errors import GatewayDraining, GatewayError
 from fairlead_gateway.http.listener import (
@@ -38,7 +39,7 @@ from fairlead_gateway.http.listener import (
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.openai.request import BODY_TYPES, PASSTHROUGH_METHODS, is_passthrough_path
+from fairlead_gateway.openai.request import is_passthrough_path, methods_of
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.proxy.context_lengths import ContextLengths
 from fairlead_gateway.proxy.fast_path import FastPath, FastPathExchange, RequestLifecycle
@@ -206,7 +207,7 @@ class ForwardingStack:
         self.pool.close()
 
 
-_BODY_TYPES: Final = BODY_TYPES
+_DIALECTS: Final = DIALECTS
 _MIN_CHECKED_BYTES: Final = 256 * 1024
 _INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
 _log = logging.getLogger("fairlead.gateway")
@@ -274,6 +275,10 @@ class Gateway(RequestLifecycle):
             self._request_parser, lambda: self.listener.under_memory_pressure
         )
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
+
+    def leave_out(self, changing_text: str | None) -> None:
+        """Leaves text that matches a regular expression out of prompts' keys."""
+        self._policies.leave_out(changing_text)
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet; requests in flight stay where they are."""
@@ -364,7 +369,7 @@ class Gateway(RequestLifecycle):
         caller = None if self.api_keys is None or head.path == READINESS_PATH else self.api_keys.caller(head)
         if caller is not None and not caller.may_use_other_paths:
             check_counted_path(head.path)
-        if head.length != 0 and not (head.method == "POST" and head.path in _BODY_TYPES):
+        if head.length != 0 and not (head.method == "POST" and head.path in _DIALECTS):
             check_body(head.method, head.path)
         check_hops(head, self._hop_id)
         if self.listener.under_memory_pressure:
@@ -388,7 +393,7 @@ class Gateway(RequestLifecycle):
             if len(http_request.body) > COUNTED_BYTES:
                 self.listener.check_complete_body(len(http_request.body), caller_key(http_request.caller))
             path, method = http_request.head.path, http_request.head.method
-            if path in _BODY_TYPES:
+            if path in _DIALECTS:
                 if method == "POST" or check_method(method, ("POST",), response):
                     self._start_request(http_request, response)
             elif is_local_path(path):
@@ -402,7 +407,7 @@ class Gateway(RequestLifecycle):
                     if observers is not None and path != READINESS_PATH:
                         observers.on_answered_locally(http_request, response, 200, None)
             elif is_passthrough_path(path):
-                if check_method(method, PASSTHROUGH_METHODS, response):
+                if check_method(method, methods_of(path), response):
                     self._start_request(http_request, response)
             elif path == "*":
                 check_method(method, ("GET", "HEAD", "POST"), response)

@@ -10,6 +10,7 @@ import msgspec
 
 from fairlead.fleet.model import Model
 from fairlead.runtime.nonblocking_log import traceback_lines
+from fairlead_gateway.dialects.table import DIALECTS, dialect_of
 from fairlead_gateway.errors import (
     BodyTooLarge,
     ExternalRefused,
@@ -17,7 +18,6 @@ from fairlead_gateway.errors import (
     MethodNotAllowed,
     NotPermitted,
     UnknownPath,
-    error_in_client_dialect,
 )
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.openai.model_names import (
@@ -27,18 +27,10 @@ from fairlead_gateway.openai.model_names import (
     public_names,
     resolve_model_entry,
 )
-from fairlead_gateway.openai.request import (
-    BODY_TYPES,
-    OUTPUT_LIMITS,
-    PASSTHROUGH_METHODS,
-    TOKENIZING_PATHS,
-    is_passthrough_path,
-)
-from fairlead_gateway.openai.schemas import GenericRequest
+from fairlead_gateway.openai.request import is_passthrough_path, methods_of
 from fairlead_gateway.proxy.context_lengths import ContextLengths, shortest
 from fairlead_gateway.tenants.worker.tenant_policy import VisibleModels
 
-_BODY_TYPES: Final = BODY_TYPES
 READINESS_PATH: Final = "/readyz"
 _MODELS_PATH: Final = "/v1/models"
 DRAINING = "draining"
@@ -194,11 +186,8 @@ def check_method(method: str, allowed: Sequence[str], response: ResponseWriter) 
 
 def check_counted_path(path: str) -> None:
     """Raises NotPermitted for a path whose tokens the gateway does not count."""
-    if path in TOKENIZING_PATHS:
-        return
-    if BODY_TYPES.get(path) is GenericRequest or (
-        path not in BODY_TYPES and path not in OUTPUT_LIMITS and not is_local_path(path) and is_passthrough_path(path)
-    ):
+    dialect = dialect_of(path)
+    if dialect.is_computed and dialect.prompt is None and (path in DIALECTS or _is_passed_on(path)):
         hint = (
             "use chat completions, completions, embeddings, /v1/responses or /v1/messages, or ask the "
             "operator of the gateway for `otherPaths: Admit`"
@@ -207,17 +196,22 @@ def check_counted_path(path: str) -> None:
         raise NotPermitted(message, code="path_not_permitted", hint=hint)
 
 
+def _is_passed_on(path: str) -> bool:
+    """Whether an engine may serve a path that is not in the table of dialects."""
+    return not is_local_path(path) and is_passthrough_path(path)
+
+
 def check_body(method: str, path: str) -> None:
     """Raises BodyTooLarge, MethodNotAllowed or UnknownPath for a body that no path reads."""
-    if method == "POST" and not is_local_path(path) and is_passthrough_path(path):
+    if method == "POST" and _is_passed_on(path):
         return
     allowed: Sequence[str] | None = None
     if is_local_path(path):
         allowed = ("GET", "HEAD")
-    elif path in BODY_TYPES:
+    elif path in DIALECTS:
         allowed = ("POST",)
     elif is_passthrough_path(path):
-        allowed = PASSTHROUGH_METHODS
+        allowed = methods_of(path)
     elif path != "*":
         raise unknown_path(path)
     if allowed is not None and method != "OPTIONS" and method not in allowed:
@@ -256,7 +250,7 @@ def send_error(error: GatewayError, response: ResponseWriter, headers: str) -> N
     """Sends an error of the gateway as the response, in the dialect of its path."""
     own_headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
     path = error.path if response.head is None else response.head.path
-    body = error_in_client_dialect(path, error.status, error.body(response.request_id))
+    body = dialect_of(path).errors.body(error.status, error.body(response.request_id))
     response.send(error.status, own_headers + headers, body)
 
 

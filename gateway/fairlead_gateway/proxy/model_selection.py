@@ -6,14 +6,18 @@ from typing import Final
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead_gateway.body_check.worker.client import BodyChecker
-from fairlead_gateway.errors import BadRequest, GatewayError
+from fairlead_gateway.caller_key import caller_key
+from fairlead_gateway.dialects.passed_on import STORED_RESPONSE, GenericRequest
+from fairlead_gateway.dialects.responses import RESPONSES, ResponsesRequest
+from fairlead_gateway.dialects.table import BODY_TYPES, dialect_of
+from fairlead_gateway.errors import BadRequest, GatewayError, MethodNotAllowed, UnknownResponse
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.openai.body_parser import ModelRequest, ScanBounds, parse_body
+from fairlead_gateway.openai.body_parser import ModelRequest, ScanBounds, parse_body, parsed_body
 from fairlead_gateway.openai.json_edit import set_members
 from fairlead_gateway.openai.model_names import ModelEntry, resolve_model_entry
 from fairlead_gateway.openai.request import (
-    BODY_TYPES,
     BodyParser,
+    add_query,
     bind_by_name,
     bind_passthrough,
     bind_to_entry,
@@ -21,7 +25,6 @@ from fairlead_gateway.openai.request import (
     parse_passthrough,
     parse_passthrough_request,
 )
-from fairlead_gateway.openai.schemas import GenericRequest
 from fairlead_gateway.openai.validation import repairs
 from fairlead_gateway.routes.target_choice import RouteDecision, RouteTable
 from fairlead_gateway.routes.worker.fallbacks import FallbackRequest
@@ -35,9 +38,16 @@ from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.tenants.worker.tenant_policy import TenantPolicies, VisibleModels
 
 _BODY_TYPES: Final = BODY_TYPES
+_RESPONSES: Final = RESPONSES
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 """Some clients write it, such as PowerShell. Engines in Python skip it, others do not."""
 _INVALID_TYPE: Final = "invalid_type"
+_RESPONSES_ROOT: Final = f"{RESPONSES.paths[0]}/"
+_MODEL_QUERY: Final = b"model="
+"""Names the model of a path that `engine.allowedPaths` opens."""
+_WITHOUT_BACKGROUND: Final = frozenset({"trtllm", "llamacpp"})
+"""Engines that ignore the field; vLLM and SGLang refuse it themselves where they have no store."""
+_STORED_HINT: Final = "use GET or DELETE, or POST with /cancel"
 
 
 class ModelRequestParser:
@@ -48,6 +58,7 @@ class ModelRequestParser:
         self._policies = policies
         self._body_checker = body_checker
         self._scan_bounds = ScanBounds(limits)
+        self._response_ids = policies.response_ids
 
     def parse(
         self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: FallbackRequest | None = None
@@ -73,7 +84,9 @@ class ModelRequestParser:
         self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: FallbackRequest | None
     ) -> tuple[ModelRequest, RouteRequest]:
         head, body, limits = http_request.head, http_request.body, self._limits
-        if fallback is not None:
+        if head.path not in _BODY_TYPES and dialect_of(head.path) is STORED_RESPONSE:
+            request = self._parse_stored(http_request, models)
+        elif fallback is not None:
             request = self._parse_fallback(http_request, fallback, models.fleet, partial(parse_body, limits=limits))
         elif models.routes is not None:
             request = self._parse_routed(http_request, models, models.routes)
@@ -84,7 +97,7 @@ class ModelRequestParser:
             else:
                 request = parse_body(body_type, body, limits, self._scan_bounds)
                 bind_by_name(head.path, request, models.fleet, limits, models.names)
-        return request, self._build_route_request(request, http_request, request_id)
+        return request, self._build_route_request(request, http_request, request_id, models.fleet)
 
     def parse_large(
         self, http_request: HttpRequest, models: VisibleModels, request_id: str, fallback: FallbackRequest | None = None
@@ -116,24 +129,73 @@ class ModelRequestParser:
         else:
             request = self._parse_passthrough(http_request, models, check)
         request.resumable = can_resume(request)  # it searches the whole body
-        return request, self._build_route_request(request, http_request, request_id)
+        return request, self._build_route_request(request, http_request, request_id, fleet)
 
     def parse_copy(
         self, http_request: HttpRequest, decision: RouteDecision, entry: ModelEntry, request_id: str
     ) -> tuple[ModelRequest, RouteRequest]:
         """Returns the copy of a request for the shadow of its route. Raises GatewayError.
 
-        http_request: for one of the paths in `BODY_TYPES`.
+        http_request: for a path of a dialect that is routed by its prompt.
         """
         path, body = http_request.head.path, http_request.body
         request = parse_body(_BODY_TYPES[path], body, self._limits, self._scan_bounds)
         bind_to_entry(path, request, entry, self._limits)
         if decision.rewrite is not None:
-            apply_rewrite(request, decision, path)
+            apply_rewrite(request, decision)
+        if request.dialect is RESPONSES:  # a copy leaves nothing behind
+            request.body = set_members(request.body, {"store": b"false"})
         routed = self._policies.build_copy_request(request, http_request, request_id)
         return request, _with_canary(request, routed)
 
-    def _build_route_request(self, request: ModelRequest, http_request: HttpRequest, request_id: str) -> RouteRequest:
+    def _parse_stored(self, http_request: HttpRequest, models: VisibleModels) -> ModelRequest:
+        """Returns a request for a stored response, which goes to the instance that holds it.
+
+        Raises UnknownResponse if no instance does, or if another tenant made it.
+        """
+        head, fleet = http_request.head, models.fleet
+        before, _, rest = head.path.removeprefix(_RESPONSES_ROOT).partition("/")
+        try:
+            held = self._response_ids.find(before, caller_key(http_request.caller), fleet)
+        except UnknownResponse:
+            if _MODEL_QUERY not in head.query:
+                raise
+            return parse_passthrough_request(head, http_request.body, fleet, self._limits, models.names)
+        if (head.method == "POST") != (rest == "cancel"):
+            raise MethodNotAllowed("this path does not support this method", hint=_STORED_HINT)
+        request = parsed_body(GenericRequest(model=held.model_key), b"")
+        request.dialect, request.held, request.method = STORED_RESPONSE, held, head.method
+        request.bind(ModelEntry(held.model_key, fleet.models[held.model_key]), b"")
+        query = f"?{head.query.decode('latin-1')}" if head.query else ""
+        request.target = f"{_RESPONSES_ROOT}{held.engine_id}{'/' + rest if rest else ''}{query}"
+        return request
+
+    def _find_previous(self, request: ModelRequest, http_request: HttpRequest, fleet: Fleet) -> None:
+        """Binds a request that continues a stored response to the instance that holds it.
+
+        Raises BadRequest for a background that no engine of the model has.
+        """
+        fields = request.decoded_fields
+        if not isinstance(fields, ResponsesRequest):  # a scanned one has neither field
+            return
+        if fields.background and request.model.requests.engines & _WITHOUT_BACKGROUND:
+            raise BadRequest("background: engines of this model have no background mode", param="background")
+        previous = fields.previous_response_id
+        if not previous:
+            return
+        held = self._response_ids.find(previous, caller_key(http_request.caller), fleet)
+        if held.model_key != request.model_key:
+            raise UnknownResponse(previous)
+        request.held = held
+        request.body = set_members(request.body, {"previous_response_id": b'"%b"' % held.engine_id.encode()})
+
+    def _build_route_request(
+        self, request: ModelRequest, http_request: HttpRequest, request_id: str, fleet: Fleet
+    ) -> RouteRequest:
+        if http_request.head.query and request.target is None:
+            add_query(http_request.head, request)
+        if request.dialect is _RESPONSES:
+            self._find_previous(request, http_request, fleet)
         routed = self._policies.build_route_request(request, http_request, request_id)
         return _with_canary(request, routed)
 
@@ -153,7 +215,7 @@ class ModelRequestParser:
         except GatewayError as error:
             error.route = decision
             raise
-        _set_route(request, decision, head.path)
+        _set_route(request, decision)
         return request
 
     def _parse_routed(self, http_request: HttpRequest, models: VisibleModels, routes: RouteTable) -> ModelRequest:
@@ -173,7 +235,7 @@ class ModelRequestParser:
             bind_by_name(path, request, models.fleet, self._limits, models.names)
             return
         bind_to_entry(path, request, chosen[0], self._limits)
-        _set_route(request, chosen[1], path)
+        _set_route(request, chosen[1])
 
     def _parse_passthrough(self, http_request: HttpRequest, models: VisibleModels, parse: BodyParser) -> ModelRequest:
         """Returns a request for a path that the gateway does not know."""
@@ -184,7 +246,7 @@ class ModelRequestParser:
             bind_passthrough(head, request, resolve_model_entry(request.model_name, models.fleet, models.names))
             return request
         bind_passthrough(head, request, chosen[0])
-        _set_route(request, chosen[1], head.path)
+        _set_route(request, chosen[1])
         return request
 
 
@@ -195,8 +257,8 @@ def _with_canary(request: ModelRequest, routed: RouteRequest) -> RouteRequest:
     return routed
 
 
-def _set_route(request: ModelRequest, decision: RouteDecision, path: str) -> None:
+def _set_route(request: ModelRequest, decision: RouteDecision) -> None:
     """Sets the route that chose the model of a request, and the parameters that it sets."""
     request.route = decision
     if decision.rewrite is not None:
-        apply_rewrite(request, decision, path)
+        apply_rewrite(request, decision)

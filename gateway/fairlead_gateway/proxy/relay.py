@@ -26,25 +26,26 @@ from abc import abstractmethod
 from functools import partial
 from typing import Final
 
+from fairlead_gateway.dialects.error_shape import RESPONSES_ERRORS
+from fairlead_gateway.dialects.passed_on import COUNT_TOKENS
 from fairlead_gateway.errors import (
     GatewayError,
     NoReadyInstance,
     error_body,
-    error_event,
-    error_in_client_dialect,
-    has_error_events,
 )
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.model_names import ServedNameRewriter
 from fairlead_gateway.openai.request import can_resume
+from fairlead_gateway.openai.response_ids import ResponseIdRewriter, ResponseIds
 from fairlead_gateway.proxy.attempt import (
     Attempt,
     Dispatcher,
     external_refusal,
     is_error_object,
     is_external,
+    is_unknown_path,
     is_usage_refused,
     refusal_body,
 )
@@ -111,7 +112,7 @@ class SseKeepAlive(TimeoutEntry):
     def start(self, engine_response: EngineResponse) -> None:
         """Starts the comments of a stream, or continues them with another engine's response."""
         self._engine_response = engine_response
-        self._added_at = engine_response.added_at
+        self._added_at = engine_response.last_at
         if not self._is_queued:
             self._is_queued = True
             self._timeouts.add(self, self._timeouts.now())
@@ -127,10 +128,10 @@ class SseKeepAlive(TimeoutEntry):
         engine_response, self._is_queued = self._engine_response, False
         if engine_response is None or self._response.finished:
             return
-        is_silent = engine_response.added_at == self._added_at and engine_response.is_between_events
+        is_silent = engine_response.last_at == self._added_at
         if is_silent and not engine_response.is_paused:
             self._response.write_chunks([COMMENT])
-        self._added_at = engine_response.added_at
+        self._added_at = engine_response.last_at
         self._is_queued = True
         self._timeouts.add(self, self._timeouts.now())
 
@@ -388,6 +389,10 @@ _STREAM_ERROR_TEXTS: Final = {
     "garbage": "the engine's answer cannot be read",
     "gateway-full": "the gateway lacks memory for its events",
 }
+_NOT_COUNTED: Final = partial(
+    error_body, "the model's engine does not count tokens", "invalid_request_error", None, "not_supported"
+)
+_RESPONSES_ERRORS: Final = RESPONSES_ERRORS
 _NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
 """The header of answers whose type is the engine's, or missing."""
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
@@ -423,6 +428,7 @@ class ResponseRelay:
         self._stream_resume = StreamResume(dispatcher, pool, retry_budget)
         self._sent_text_memory = SentTextMemory(RESUMABLE_STREAMS_BYTES)
         self._route_headers = RouteHeaderCache()
+        self._response_ids = ResponseIds(dispatcher.routers.secret)
 
     async def relay(self, attempt: Attempt) -> bool:
         """Sends the response as it comes; returns whether it was complete.
@@ -440,13 +446,15 @@ class ResponseRelay:
         if not engine_response.is_stream and (engine_response.is_complete or engine_response.status >= 400):
             self.relay_buffered(context, engine_response, self._now())
             return True
-        rewriter = _body_rewriter(context, engine_response)
+        rewriter = _body_rewriter(context, engine_response, self._response_ids)
         if rewriter is not None:
             engine_response.rewrite_events = rewriter.rewrite_events
             engine_response.rewrite_chunks = rewriter.rewrite_chunks
         length = None
-        if engine_response.is_stream:
+        if engine_response.is_stream and engine_response.first_at is not None:
             self._record_first_token(attempt, engine_response)
+        elif engine_response.is_stream:
+            engine_response.on_first_token = partial(self._on_late_first_token, attempt, engine_response)
         elif rewriter is None:
             value = engine_response.headers.get(b"content-length", b"")
             length = int(value) if value.isdigit() else None
@@ -480,6 +488,9 @@ class ResponseRelay:
         error = engine_response.in_band_error
         # The request is at fault, as its engine or the gateway says.
         result.is_charged = error is not None and (error.status < 500 or error.is_charged)
+        if error is not None and not error.cause and context.request.dialect.grammar is not None:
+            response.write_chunks([], final=True)  # the client has the engine's own error event
+            return False
         text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
         _end_with_error(context, text, f"stream_{cause.replace('-', '_')}")
         return False
@@ -499,10 +510,12 @@ class ResponseRelay:
             context.result.error = ENGINE_REFUSED
             if is_external(context):
                 content_type, body = JSON_TYPE, external_refusal(status, body, context.http_request.id)
+            if context.request.dialect is COUNT_TOKENS and is_unknown_path(status, body):
+                status, content_type, body = 501, JSON_TYPE, _NOT_COUNTED(context.http_request.id)
             if not is_error_object(body):
                 content_type, body = JSON_TYPE, refusal_body(status, body, context.http_request.id)
-            body = error_in_client_dialect(context.http_request.head.path, status, body)
-        rewriter = _body_rewriter(context, engine_response)
+            body = context.request.dialect.errors.body(status, body)
+        rewriter = _body_rewriter(context, engine_response, self._response_ids)
         body = body if rewriter is None else rewriter.rewrite(body)
         context.response.send(status, headers, body, content_type=content_type)
 
@@ -540,8 +553,13 @@ class ResponseRelay:
         body = error_body(error.message, "invalid_request_error", None, "engine_refused", context.http_request.id)
         if is_external(context):
             body = external_refusal(error.status, body, context.http_request.id)
-        body = error_in_client_dialect(context.http_request.head.path, error.status, body)
+        body = context.request.dialect.errors.body(error.status, body)
         context.response.send(error.status, self.response_headers(context, self._now()), body)
+
+    def _on_late_first_token(self, attempt: Attempt, engine_response: EngineResponse, now: float) -> None:
+        """Records the first token of a stream whose opening has passed already."""
+        attempt.context.result.first_at = attempt.context.result.last_at = now
+        self._record_first_token(attempt, engine_response)
 
     def _record_first_token(self, attempt: Attempt, engine_response: EngineResponse) -> None:
         context, first_at = attempt.context, engine_response.first_at
@@ -602,7 +620,7 @@ class ResponseRelay:
         engine_response.relay_to(context.response, observer)
         keep_alive = SseKeepAlive(context.response, self._comment_times)
         try:
-            if engine_response.is_stream or (engine_response.is_passed_stream and context.response.is_between_chunks):
+            if engine_response.is_stream:
                 keep_alive.start(engine_response)
             cause = await engine_response.finished
             is_final = self._record_end(attempt, engine_response, cause)
@@ -643,10 +661,11 @@ def _end_with_error(context: RequestContext, text: str, code: str) -> None:
 
     Anything else is reset, so that it cannot look whole.
     """
-    request, response, path = context.request, context.response, context.http_request.head.path
-    if request.stream or (request.passes_stream and response.is_between_chunks and has_error_events(path)):
+    request, response = context.request, context.response
+    if request.stream:
         number = context.result.next_sequence_number
-        response.end_with_error(error_event(path, text, code, context.http_request.id, sequence_number=number))
+        event = request.dialect.errors.event(text, code, context.http_request.id, sequence_number=number)
+        response.end_with_error(event)
     else:
         response.abort()
 
@@ -656,9 +675,15 @@ def _shown_headers(context: RequestContext, engine_response: EngineResponse) -> 
     return headers if context.policy.shows_placement else shown_headers(headers)
 
 
-def _body_rewriter(context: RequestContext, engine_response: EngineResponse) -> BodyRewriter | None:
+def _body_rewriter(
+    context: RequestContext, engine_response: EngineResponse, response_ids: ResponseIds
+) -> BodyRewriter | None:
     """Returns the rewriter of a response's body; None if it goes to the client as it is."""
-    rewriter = _served_name_rewriter(context, engine_response)
+    names = _served_name_rewriter(context, engine_response)
+    rewriter: BodyRewriter | None = names
+    request, address = context.request, context.address
+    if address is not None and request.dialect.errors is _RESPONSES_ERRORS and _has_text(engine_response):
+        rewriter = ResponseIdRewriter(response_ids, address.id, context.caller, request.held, names)
     if context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path):
         return rewriter
     return CachedTokensFilter(rewriter) if _has_text(engine_response) else rewriter

@@ -9,55 +9,12 @@ from math import inf
 from typing import Final
 
 from fairlead.routes.model import RequestRewrite
+from fairlead_gateway.dialects.body_form import BodyForm
 
 MAX_TOKENS: Final = "max_tokens"
 _MIN_TOKENS: Final = "min_tokens"
-_SAMPLING: Final = ("temperature", "top_p", "top_k")
-_ALL_SAMPLING: Final = (*_SAMPLING, "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 Number = int | float
 ValueReader = Callable[[str], Number | None]
-
-
-class BodyForm:
-    """The names of parameters in the bodies of a path.
-
-    limits: the names of the limit of an answer; an engine uses the first one that is set.
-    limit: the name that is used where the route adds a limit.
-    absent_limit: the number of tokens that engines apply without a limit; None: the context of the
-        model.
-    sampling: the names of parameters that may have defaults.
-    counts: the names of the number of answers.
-    """
-
-    __slots__ = ("absent_limit", "counts", "has_min_tokens", "limit", "limits", "sampling")
-
-    def __init__(
-        self,
-        limits: tuple[str, ...],
-        sampling: tuple[str, ...],
-        counts: tuple[str, ...] = (),
-        *,
-        absent_limit: int | None = None,
-        has_min_tokens: bool = False,
-    ) -> None:
-        self.limits = limits
-        self.limit: str = limits[-1]
-        self.sampling = sampling
-        self.counts = counts
-        self.absent_limit = absent_limit
-        self.has_min_tokens = has_min_tokens
-
-
-_CHAT: Final = BodyForm(("max_completion_tokens", MAX_TOKENS), _ALL_SAMPLING, ("n",), has_min_tokens=True)
-BODY_FORMS: Final[dict[str, BodyForm]] = {
-    "/v1/chat/completions": _CHAT,
-    "/v1/chat/completions/batch": _CHAT,
-    # Engines answer a completion without a limit with 16 tokens, as OpenAI does.
-    "/v1/completions": BodyForm((MAX_TOKENS,), _ALL_SAMPLING, ("n", "best_of"), absent_limit=16, has_min_tokens=True),
-    "/v1/responses": BodyForm(("max_output_tokens",), ("temperature", "top_p")),
-    "/v1/messages": BodyForm((MAX_TOKENS,), _SAMPLING),
-}
-"""The paths whose bodies are rewritten. Others do not generate text."""
 
 
 class RewritePlan:

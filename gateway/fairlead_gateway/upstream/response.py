@@ -4,7 +4,8 @@ Nothing is sent to the client before the verdict. A plain response has its verdi
 or too long to buffer. A stream has it with its first event, which must be no error: a full engine
 answers a stream with 200 and an error event. What is passed on and is no JSON, such as speech, has
 it with its first bytes. Events that only open an answer wait for `keep_alive_seconds` at most,
-since an engine can still fail on the prompt. Of an error that is too long, only the start is kept.
+since an engine can still fail on the prompt. Then they pass, and the first token comes later. Of an
+error that is too long, only the start is kept.
 Until the verdict, the request can go to another instance. From then on, chunks pass from connection
 to connection, and `finished` says how it ended.
 """
@@ -14,18 +15,18 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Final
 
+from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.upstream.connection import ResponseSink, UpstreamError
+from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
-from fairlead_gateway.upstream.usage import InBandError, PassedUsage, Usage
+from fairlead_gateway.upstream.usage import InBandError, LongAnswerCounts, Usage
 from fairlead_gateway.worker.runtime import BufferedBytes, WorkerRuntime, compact
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
 CLIENT_SILENT: Final = "client-silent"
 """The client has not read for so long that its engine was paused until its time was over."""
 _ERROR_EVENT: Final = "error-event"
-_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_LONGEST_END: Final = 4
 _NO_HEADERS: Final[dict[bytes, bytes]] = {}
 
 
@@ -59,7 +60,8 @@ class EngineResponse(ResponseSink):
     on_verdict: called with the verdict; without it, `verdict` is awaited.
     namespace: of the engine, whose responses share memory with others; set by the creator.
     choices: answers that the request has; set by the creator.
-    counts_passed: reads the token counts of an answer that is passed on; set by the creator.
+    grammar: of the stream; None: unnamed chunks. Set by the creator.
+    on_first_token: called with the first part of the answer if that comes after the verdict.
 
     Why lazy parts: most responses are plain and go to `on_verdict`; scanner and futures would cost
     each of them.
@@ -89,11 +91,10 @@ class EngineResponse(ResponseSink):
         self._memory = runtime.response_memory
         self.namespace = ""
         self.choices = 1
-        self.counts_passed = False
-        self._passed_usage: PassedUsage | None = None
+        self.grammar: EventGrammar | None = None
+        self.on_first_token: Callable[[float], None] | None = None
+        self._long_counts: LongAnswerCounts | None = None
         self._opening_timer: asyncio.TimerHandle | None = None
-        self._sent_end = b""
-        self._sent_at: float | None = None
         self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
         self._observer: StreamObserver | None = None
@@ -121,52 +122,39 @@ class EngineResponse(ResponseSink):
         scanner = self._scanner
         if scanner is None:
             max_event_bytes = self.limits.sse_event_bytes
-            scanner = self._scanner = SseScanner(
-                strip_usage=self._strip_usage, max_event_bytes=max_event_bytes, choices=self.choices
-            )
+            if self.grammar is None:
+                scanner = SseScanner(
+                    strip_usage=self._strip_usage, max_event_bytes=max_event_bytes, choices=self.choices
+                )
+            else:
+                scanner = NamedEventScanner(self.grammar, max_event_bytes=max_event_bytes)
+            self._scanner = scanner
         return scanner
 
     @property
     def usage(self) -> Usage | None:
         """The engine's token counts by now; None if it has reported none."""
-        return self.scanner.usage if self._passed_usage is None else self._passed_usage.usage
+        return self.scanner.usage if self._long_counts is None else self._long_counts.usage
 
     @property
     def event_count(self) -> int:
         """The events with parts of the answer by now."""
-        return self.scanner.event_count if self._passed_usage is None else self._passed_usage.event_count
+        return self.scanner.event_count
 
     @property
     def next_sequence_number(self) -> int:
-        """The number of a next event, where the events of a stream that is passed on have one."""
-        return 0 if self._passed_usage is None else self._passed_usage.next_sequence_number
+        """The number of a next event, where the events of the stream have one."""
+        return self.scanner.next_sequence_number if self.is_stream else 0
 
     @property
     def in_band_error(self) -> InBandError | None:
-        """The error in a stream, or in an answer that is passed on and counted."""
-        if self._passed_usage is not None:
-            return self._passed_usage.error
+        """The error in a stream."""
         return self.scanner.error if self.is_stream else None
 
     @property
     def has_whole_answer(self) -> bool:
         """Whether a plain response without an error status is complete."""
         return self.is_complete and not self.is_stream and self.status < 400
-
-    @property
-    def is_passed_stream(self) -> bool:
-        """Whether this is an event stream that is passed on and counted."""
-        return self._passed_usage is not None and self._passed_usage.is_stream
-
-    @property
-    def is_between_events(self) -> bool:
-        """Whether the client has whole events of the stream so far."""
-        return self.is_stream or self._sent_end.endswith(_EVENT_ENDS)
-
-    @property
-    def added_at(self) -> float | None:
-        """When the engine has last added to the stream, in monotonic seconds."""
-        return self.last_at if self.is_stream else self._sent_at
 
     @property
     def finished(self) -> "asyncio.Future[str | None]":
@@ -242,8 +230,6 @@ class EngineResponse(ResponseSink):
             content_type = fields.get(b"content-type", b"").lower()
             self.is_stream = self._stream_requested and content_type.startswith(b"text/event-stream")
             self._flows = self._is_passthrough and b"json" not in content_type
-            if self.counts_passed:
-                self._passed_usage = PassedUsage(is_stream=content_type.startswith(b"text/event-stream"))
 
     def on_body(self, chunks: list[bytes], complete: bool) -> None:
         """Buffers chunks before the verdict, and relays them after it."""
@@ -252,14 +238,16 @@ class EngineResponse(ResponseSink):
         self.is_complete = complete
         now = self._now()
         if not self.is_stream:
-            if self._passed_usage is not None:
-                self._passed_usage.add(chunks, is_last=complete)
+            if self._long_counts is not None:
+                self._long_counts.add(chunks, is_last=complete)
             self._on_plain_chunks(chunks, now)
         elif self._response is not None:
             events = self._filter_events(chunks)
             if events and self._observer is not None and self.last_at is not None:
                 self._observer.on_gap(now - self.last_at)
                 self.last_at = now
+            elif self.last_at is None and self.scanner.event_count:
+                self._note_first_token(now)
             self._send_events(events)
         else:
             self._buffer += self._filter_events(chunks)
@@ -267,8 +255,10 @@ class EngineResponse(ResponseSink):
                 self.on_error(UpstreamError(_OUT_OF_MEMORY))
             elif self.scanner.event_count or self.scanner.is_finished or complete:
                 self._on_first_chunk(now)
-            else:
+            elif not self.scanner.has_opening:
                 self._buffer.clear()  # comments, which say that the engine waits
+            elif self._opening_timer is None and self._awaits_verdict:
+                self._opening_timer = self._loop.call_later(self.limits.keep_alive_seconds, self._on_late_answer)
 
     def on_error(self, error: UpstreamError) -> None:
         """Receives an error of the connection: the verdict if there is none yet, else the end."""
@@ -293,35 +283,30 @@ class EngineResponse(ResponseSink):
         self._buffer += chunks
         for chunk in chunks:
             self._size += len(chunk)
-        if self.is_complete or (self._flows and not self._awaits_event):
+        if self.is_complete or self._flows:
             self._on_first_chunk(now)
-        elif self._has_opening and self._opening_timer is None and self._awaits_verdict:
-            self._opening_timer = self._loop.call_later(self.limits.keep_alive_seconds, self._on_late_answer)
         elif self._is_too_long():
             is_too_long = self._size > self.limits.response_buffer_bytes
-            if self.status == 200 and self._passed_usage is None:
-                self._passed_usage = PassedUsage(is_stream=False)
-                self._passed_usage.add(self._buffer, is_last=False)
+            if self.status == 200 and self._long_counts is None:
+                self._long_counts = LongAnswerCounts()
+                self._long_counts.add(self._buffer, is_last=False)
             if self.status == 200 or 400 <= self.status < (600 if is_too_long else 500):
                 self._on_first_chunk(now)  # of an error, the words come first
             else:
                 self._buffer = []
                 self.on_error(UpstreamError("garbage" if is_too_long else _OUT_OF_MEMORY))
 
-    @property
-    def _awaits_event(self) -> bool:
-        """Whether the first event of a stream that is passed on is not complete yet."""
-        passed = self._passed_usage
-        return passed is not None and not passed.has_event
-
-    @property
-    def _has_opening(self) -> bool:
-        """Whether the answer has been opened, in a stream that is passed on."""
-        return self._passed_usage is not None and self._passed_usage.has_opening
-
     def _on_late_answer(self) -> None:
         """Passes the opening on, so that neither the client nor a proxy gives up."""
-        self._on_first_chunk(self._now())
+        if self._awaits_verdict:
+            self._finish_verdict(None)
+
+    def _note_first_token(self, now: float) -> None:
+        """Notes the first part of an answer whose opening has passed already."""
+        self.first_at = self.last_at = now
+        if self.on_first_token is not None:
+            on_first_token, self.on_first_token = self.on_first_token, None
+            on_first_token(now)
 
     def _stop_opening_timer(self) -> None:
         if self._opening_timer is not None:
@@ -379,17 +364,9 @@ class EngineResponse(ResponseSink):
         assert self._response is not None
         if self.rewrite_chunks is not None:
             chunks = self.rewrite_chunks(chunks, self.is_complete)
-        error = self.in_band_error
-        if error is not None and error.cause:
-            self._finish(error.cause)
-            return
-        if self.is_passed_stream:
-            ends = [self._sent_end, *(chunk[-_LONGEST_END:] for chunk in chunks)]
-            self._sent_end = b"".join(ends)[-_LONGEST_END:]
-            self._sent_at = self._now()
         self._response.write_chunks(chunks, final=self.is_complete)
         if self.is_complete:
-            self._finish(None if error is None else _ERROR_EVENT)
+            self._finish(None)
 
     def _send_events(self, events: list[bytes]) -> None:
         assert self._response is not None

@@ -21,8 +21,8 @@ class UsageFields(Struct, gc=False):
     prompt_tokens_details: PromptTokensDetails | None = None
 
 
-class PassedUsageFields(Struct, gc=False):
-    """`usage` of answers that are passed on: in the form of `/v1/responses` or `/v1/messages`.
+class NamedUsageFields(Struct, gc=False):
+    """`usage` in the form of any dialect.
 
     The two fields of caches count tokens that `input_tokens` of `/v1/messages` leaves out.
     """
@@ -47,8 +47,14 @@ class UsageHolder(Struct):
     error: Raw | UnsetType = UNSET
 
 
-class PassedAnswer(Struct):
-    """The fields of an answer that is passed on, or of one of its events, that are read.
+class StopDelta(Struct, gc=False):
+    """`delta` of the event that ends a message; `stop_reason` is null if the engine gave up."""
+
+    stop_reason: str | UnsetType | None = UNSET
+
+
+class NamedEvent(Struct):
+    """The fields of an event with a name that are read.
 
     message: an object with a usage, or the text of an error.
     """
@@ -57,6 +63,7 @@ class PassedAnswer(Struct):
     usage: Raw | UnsetType = UNSET
     message: UsageHolder | str | None = None
     response: UsageHolder | None = None
+    delta: StopDelta | str | None = None
 
 
 class StreamEvent(Struct):
@@ -77,8 +84,8 @@ class PlainResponse(Struct, gc=False):
 
 
 USAGE_DECODER = Decoder(UsageFields, strict=False)  # some engines count in floats
-PASSED_USAGE_DECODER = Decoder(PassedUsageFields, strict=False)
-PASSED_ANSWER_DECODER = Decoder(PassedAnswer)
+NAMED_USAGE_DECODER = Decoder(NamedUsageFields, strict=False)
+NAMED_EVENT_DECODER = Decoder(NamedEvent)
 EVENT_DECODER = Decoder(StreamEvent)
 MEMBERS_DECODER = Decoder(dict[str, Raw])
 PLAIN_RESPONSE_DECODER = Decoder(PlainResponse)

@@ -61,6 +61,7 @@ class SseScanner:
         moves to the last event before it, which is held until then.
     choices: answers that the request has; 1 or more.
     has_long_event: what waits was longer than most events are.
+    has_opening: an event that opens the answer has come, before any part of it.
     """
 
     __slots__ = (
@@ -78,6 +79,7 @@ class SseScanner:
         "error",
         "event_count",
         "has_long_event",
+        "has_opening",
         "is_aborted",
         "is_done",
         "strip_usage",
@@ -93,7 +95,7 @@ class SseScanner:
         self._head = self._tail = b""  # around the text of an event that was searched
         self._head_bytes = self._tail_bytes = 0
         self._held = b""
-        self.has_long_event = False
+        self.has_long_event = self.has_opening = False
         self.strip_usage = strip_usage
         self.usage: Usage | None = None
         self.error: InBandError | None = None
@@ -119,17 +121,11 @@ class SseScanner:
                 self.event_count += 1
                 passed.append(chunk)
                 continue
-            if (  # `find` and not `in`, which first tries to read the bytes as a number
-                chunk.find(b'"usage"') >= 0
-                or chunk.find(b'"error"') >= 0
-                or chunk.find(b'"finish_reason":"') >= 0
-                or chunk.find(b'"finish_reason": "') >= 0
-                or chunk.find(b"[DONE]") >= 0
-                or not chunk.startswith(b"data: ")
-            ):
+            parts = self._count_unread(chunk)
+            if parts == 0:
                 chunk = self._inspect_events(chunk)
             else:
-                self.event_count += 1
+                self.event_count += parts
                 if self._held:
                     passed += self.release_held()
                 self._remember_frame(chunk)
@@ -138,6 +134,21 @@ class SseScanner:
             if self.error is not None or self.is_aborted or self.is_done:
                 break
         return passed
+
+    def _count_unread(self, chunk: bytes) -> int:
+        """Returns the events with a part of the answer in a chunk that may pass unread; 0 if it may
+        not.
+        """
+        # `find` and not `in`, which first tries to read the bytes as a number
+        may_pass = (
+            chunk.find(b'"usage"') < 0
+            and chunk.find(b'"error"') < 0
+            and chunk.find(b'"finish_reason":"') < 0
+            and chunk.find(b'"finish_reason": "') < 0
+            and chunk.find(b"[DONE]") < 0
+            and chunk.startswith(b"data: ")
+        )
+        return 1 if may_pass else 0
 
     def _is_like_earlier(self, chunk: bytes) -> bool:
         """Returns whether the chunk is an event that was searched, with another text.
@@ -168,6 +179,11 @@ class SseScanner:
                 return
 
     @property
+    def next_sequence_number(self) -> int:
+        """The number of a next event, where events have one; else 0."""
+        return 0
+
+    @property
     def waiting_bytes(self) -> int:
         """The size of the event that is not complete yet, and of the one that is held."""
         return len(self._partial) + len(self._held)
@@ -186,7 +202,7 @@ class SseScanner:
         passed: list[bytes] = []
         if self._partial and not self.is_finished:
             event = bytes(self._partial) + b"\n\n"
-            data = _event_data(event)
+            data = event_data(event)
             fields = None if data is None or data == _END else _decode_event(data)
             if data == _END or fields is not None:
                 self._partial.clear()
@@ -237,9 +253,13 @@ class SseScanner:
         for event in parts:
             if self.is_finished:
                 break
-            data = _event_data(event)
-            self._take_event(event, data, None if not data or data == _END else _decode_event(data), passed)
+            self._read_event(event, passed)
         return b"".join(passed)
+
+    def _read_event(self, event: bytes, passed: list[bytes]) -> None:
+        """Reads an event, and adds to `passed` what may pass now."""
+        data = event_data(event)
+        self._take_event(event, data, None if not data or data == _END else _decode_event(data), passed)
 
     def release_held(self) -> list[bytes]:
         """Returns the event that was held, if there is one."""
@@ -260,20 +280,24 @@ class SseScanner:
         if passes:
             passed.append(event)
 
+    def _passes_without_data(self, event: bytes) -> bool:
+        """Returns whether an event without data may pass, such as a comment."""
+        text = event.lstrip()
+        if text.startswith(_ERROR_FIELD):
+            self.error = parse_in_band_error(text[len(_ERROR_FIELD) :].strip(), 500)
+            return False
+        if text and _FIELD.match(text) is None:
+            self.error = InBandError(502, "the engine's stream is not an event stream", GARBAGE)
+            return False
+        return True
+
     def _inspect_event(self, event: bytes, data: bytes | None, fields: StreamEvent | None) -> bool:
         """Reads an event; returns whether it may pass.
 
         fields: None if it has no data, is the end or is no JSON.
         """
         if not data:
-            text = event.lstrip()
-            if text.startswith(_ERROR_FIELD):
-                self.error = parse_in_band_error(text[len(_ERROR_FIELD) :].strip(), 500)
-                return False
-            if text and _FIELD.match(text) is None:
-                self.error = InBandError(502, "the engine's stream is not an event stream", GARBAGE)
-                return False
-            return True
+            return self._passes_without_data(event)
         if data == _END:
             self.is_done = True
             return True
@@ -346,7 +370,7 @@ def _with_members(event: bytes, usage_data: bytes) -> bytes:
     at = usage_data.find(_USAGE_ALONE)
     if at > 0 and usage_data.find(_NEXT_MEMBER, at) < 0 and event.find(usage_data[:at]) >= 0:
         return event
-    own, others = (_decode_members(data) for data in (_event_data(event) or b"", usage_data))
+    own, others = (_decode_members(data) for data in (event_data(event) or b"", usage_data))
     if not own or others is None:
         return event
     added = b"".join(
@@ -367,7 +391,7 @@ def _decode_members(data: bytes) -> dict[str, msgspec.Raw] | None:
         return None
 
 
-def _event_data(event: bytes) -> bytes | None:
+def event_data(event: bytes) -> bytes | None:
     """Returns the data of an event; None if it has none, like a comment."""
-    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    lines = [line[5:].strip() for line in event.strip().splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None

@@ -11,6 +11,7 @@ class UsageRow(msgspec.Struct, array_like=True, gc=False):
     - prefill_instance: where another instance computed the prompt; else empty.
     - is_estimated: the engine reported no tokens.
     - adapter: the LoRA adapter of `model`; empty for the model itself.
+    - dialect: of the request, as in the table of dialects.
     """
 
     id: str
@@ -28,3 +29,4 @@ class UsageRow(msgspec.Struct, array_like=True, gc=False):
     output_tokens: int
     is_estimated: bool
     adapter: str = ""
+    dialect: str = ""

@@ -87,6 +87,7 @@ class RequestPricing:
             status=row.status,
             key=row.key,
             adapter=row.adapter,
+            dialect=row.dialect,
             tier=row.tier,
             input_tokens=row.input_tokens,
             cached_tokens=row.cached_tokens,

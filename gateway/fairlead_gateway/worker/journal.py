@@ -26,8 +26,6 @@ from fairlead_gateway.ipc.channel import MessageSender
 from fairlead_gateway.ipc.decision_json import stream_entry
 from fairlead_gateway.ipc.messages import PUBLISHED_DECISIONS_PENDING, EncodedLoad, WorkerReport
 from fairlead_gateway.kv_index.messages import (
-    CHAT_SAMPLE,
-    COMPLETION_SAMPLE,
     PromptFinished,
     PromptSample,
     PromptSamples,
@@ -35,7 +33,6 @@ from fairlead_gateway.kv_index.messages import (
 )
 from fairlead_gateway.limits.worker.tenant_limits import QuotaLink
 from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.openai.schemas import ChatRequest, CompletionRequest
 from fairlead_gateway.peers.messages import Dispatch
 from fairlead_gateway.profiles.messages import TIMING_REPORT_SECONDS, TimingEvent, TimingEventKind
 from fairlead_gateway.resilience.poison_requests import QUARANTINED_FINGERPRINTS
@@ -87,20 +84,17 @@ class PromptSampleBuffer:
         self._bytes = 0
 
     def offer(self, request: ModelRequest, route: RouteRequest) -> None:
-        """Adds the prompt of a chat or a completion that is being sent.
+        """Adds the prompt of a request that generates and is being sent.
 
         Ignores prompts that are too long or shorter than a block. Removes the oldest if necessary.
         """
-        fields = request.decoded_fields
-        kind = (
-            CHAT_SAMPLE
-            if fields is None or isinstance(fields, ChatRequest)  # None: a scanned chat
-            else COMPLETION_SAMPLE
-            if isinstance(fields, CompletionRequest)
-            else None
-        )
-        size = len(request.body)
-        if kind is None or not route.chain.hashes or size * 4 > self._max_bytes:
+        kind, size = request.dialect.name, len(request.body)
+        if (
+            not request.dialect.generates
+            or request.is_passthrough
+            or not route.chain.hashes
+            or size * 4 > self._max_bytes
+        ):
             return
         key = (request.model_key, route.chain.tail)
         if key in self._samples:
@@ -288,7 +282,7 @@ class Journal:
         if outcome.is_refunded:
             prompt = output = 0
         elif prompt is None or output is None:
-            is_sent = outcome.dispatched_at is not None and context.request.is_counted
+            is_sent = outcome.dispatched_at is not None and not context.request.is_passthrough
             if prompt is None:
                 is_estimated = is_sent
                 prompt = outcome.estimated_prompt if is_sent else 0
@@ -312,6 +306,7 @@ class Journal:
                 output or 0,
                 is_estimated,
                 "" if adapter is None else adapter.name,
+                context.request.dialect.name,
             )
         )
         self._schedule(self._usage_seconds)

@@ -33,6 +33,7 @@ from fairlead.fleet.model import Fleet
 from fairlead.settings import GatewaySettings
 from fairlead_gateway.bearer_tokens.messages import TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.caller_key import Caller
+from fairlead_gateway.dialects.table import ROUTED, dialect_of
 from fairlead_gateway.disaggregation.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.disaggregation.worker import kv_connectors
 from fairlead_gateway.errors import BadRequest, GatewayError, Overloaded, UnknownPath
@@ -48,7 +49,6 @@ from fairlead_gateway.kv_index.worker import apply_corrections
 from fairlead_gateway.limits.messages import QuotaUpdates
 from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
 from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.openai.request import BODY_TYPES
 from fairlead_gateway.peers.messages import HotPrefixUpdate, PeerUpdates
 from fairlead_gateway.peers.worker import PeerUpdateApplier
 from fairlead_gateway.profiles.messages import ProfileUpdate
@@ -109,7 +109,7 @@ class RoutePreviewer:
         record = None
         if prefilling.has_instances(key) and decision.chosen is not None:
             record = HandoffRecord()
-            ineligible = kv_connectors.ineligible_reason(request.fields, request.body)
+            ineligible = kv_connectors.ineligible_reason(request)
             if ineligible is None:
                 placement = record.placement = self._prefill_coordinator.place_prefill(
                     request, route_request, decision.chosen, now
@@ -142,10 +142,9 @@ class RoutePreviewer:
     def _http_request(self, query: PreviewRoute) -> HttpRequest:
         """Returns the request as if a client had sent it with a key of the tenant."""
         path, body, session = query.path, query.body, query.session
-        if path not in BODY_TYPES:
-            raise UnknownPath(
-                f"requests for {path} are not routed by their prompt", hint=f"use one of {', '.join(BODY_TYPES)}"
-            )
+        if dialect_of(path).prompt is None:
+            paths = ", ".join(path for dialect in ROUTED for path in dialect.paths)
+            raise UnknownPath(f"requests for {path} are not routed by their prompt", hint=f"use one of {paths}")
         headers = query.headers if session is None else [("x-session-id", session), *query.headers]
         fields = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers]
         head = RequestHead("POST", path, fields, 11, len(body), keep_alive=True, expects_continue=False)
@@ -360,6 +359,7 @@ class WorkerServices:
             ),
             warnings=self._warnings,
         )
+        self.gateway.leave_out(settings.changing_text)
         self.gateway.browser_access = parse_browser_access(settings, self._api_keys is not None)
         self._journal.loads = self.gateway.stack.routers.loads
         self._journal.take_service = self.gateway.stack.admission.take_service

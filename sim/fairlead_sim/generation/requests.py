@@ -96,7 +96,7 @@ class GenerationRequest:
         return ReplyLimits(
             max_tokens=room if self.max_tokens is None else self.max_tokens,
             min_tokens=self.min_tokens,
-            may_end_naturally=self.max_tokens is None and not self.ignore_eos,
+            may_end_naturally=(self.max_tokens is None or self.max_tokens >= _LARGE_LIMIT) and not self.ignore_eos,
             length_factor=length_factor,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
@@ -241,6 +241,8 @@ def prompt_too_long(count: int, max_model_len: int) -> InvalidRequest:
     return InvalidRequest.for_value(message, "input_tokens", count)
 
 
+_LARGE_LIMIT = 8_192
+"""Tokens from which a limit is a maximum, as coding agents mean it, and no length of the answer."""
 _NONE_GIVEN = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
 
 

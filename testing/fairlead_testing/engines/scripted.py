@@ -137,14 +137,45 @@ def usage(prompt: int, cached: int, output: int) -> dict[str, Any]:
     }
 
 
+def named_event(name: str, **fields: object) -> bytes:
+    """Returns an event with a name, as messages and responses have them."""
+    return f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n".encode()
+
+
+NAMED_STREAMS: dict[str, bytes] = {
+    "/v1/messages": b"".join(
+        [
+            *(named_event("content_block_delta", index=0, delta={"text": text}) for text in ("a", "b", "c")),
+            named_event(
+                "message_delta", delta={"stop_reason": "end_turn"}, usage={"input_tokens": 7, "output_tokens": 3}
+            ),
+            named_event("message_stop"),
+        ]
+    ),
+    "/v1/responses": b"".join(
+        [
+            *(named_event("response.output_text.delta", delta=text) for text in ("a", "b", "c")),
+            named_event("response.completed", response={"usage": {"input_tokens": 7, "output_tokens": 3}}),
+        ]
+    ),
+}
+"""Whole streams by path."""
+
+
 async def well_behaved(call: EngineCall) -> None:
-    """Answers a stream with three tokens, and other requests with a small completion."""
+    """Answers a stream with three tokens in the dialect of the path, and others with a small
+    completion.
+    """
     asked = call.json
     if not asked.get("stream"):
         counted = usage(7, 4, 3)["usage"]
         await call.respond({"object": "chat.completion", "choices": [{"index": 0}], "usage": counted})
         return
     await call.start_stream()
+    if call.path in NAMED_STREAMS:
+        await call.chunk(NAMED_STREAMS[call.path])
+        await call.chunk(b"")
+        return
     for text in ("a", "b", "c"):
         await call.event(token(text, "stop" if text == "c" else None))
     if (asked.get("stream_options") or {}).get("include_usage"):

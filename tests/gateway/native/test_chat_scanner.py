@@ -3,17 +3,20 @@
 import json
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
+from fairlead_gateway.dialects.chat import ChatRequest
+from fairlead_gateway.dialects.schemas import CommonFields
+from fairlead_gateway.dialects.table import dialect_of
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.kv_index.messages import CHAT_SAMPLE, PromptSample
-from fairlead_gateway.openai.body_parser import ScanBounds, parse_body, parse_scanned_chat
+from fairlead_gateway.openai.body_parser import ScanBounds, parse_body, parse_scanned
 from fairlead_gateway.openai.request import bind_by_name, build_route_request, can_resume
-from fairlead_gateway.openai.schemas import ChatRequest, CommonFields
 from fairlead_gateway.openai.validation import decode_body
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_gateway.worker.journal import PromptSampleBuffer
@@ -59,7 +62,7 @@ def _values(fields: CommonFields) -> dict[str, object]:
 
 def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
     """Compares both ways; returns whether the scanner accepts the body."""
-    parsed = parse_scanned_chat(modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
+    parsed = parse_scanned(modules["chat_scanner"].scan_chat, ChatRequest, body, ScanBounds(LIMITS))
     if parsed is None:
         return False
     fields = decode_body(ChatRequest, body, LIMITS)  # raises for a body that must be refused
@@ -157,15 +160,15 @@ def test_every_cut_of_a_chat_is_refused(native_modules: dict[str, ModuleType]) -
 def test_small_limits_are_kept(native_modules: dict[str, ModuleType]) -> None:
     scan = native_modules["chat_scanner"].scan_chat
     for limits in (replace(LIMITS, json_depth=5), replace(LIMITS, json_values=9), replace(LIMITS, json_containers=9)):
-        assert parse_scanned_chat(scan, USUAL, ScanBounds(limits)) is None
-    assert parse_scanned_chat(scan, USUAL, ScanBounds(replace(LIMITS, max_tokens=127))) is None
+        assert parse_scanned(scan, ChatRequest, USUAL, ScanBounds(limits)) is None
+    assert parse_scanned(scan, ChatRequest, USUAL, ScanBounds(replace(LIMITS, max_tokens=127))) is None
 
 
 @pytest.mark.parametrize("stream", [b"true", b"false", b"null"])
 def test_no_field_of_a_scanned_chat_is_decoded_on_its_way(native_modules: dict[str, ModuleType], stream: bytes) -> None:
     body = b'{"messages":[{"role":"user","content":"%s"}],"model":"tiny","user":"u","stream":' % (b"hi" * 4_000)
     body += stream + b"}"
-    scanned = parse_scanned_chat(native_modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
+    scanned = parse_scanned(native_modules["chat_scanner"].scan_chat, ChatRequest, body, ScanBounds(LIMITS))
     assert scanned is not None
     bound, expected = (
         bind_by_name("/v1/chat/completions", parsed, fleet_of([]), LIMITS)
@@ -205,7 +208,7 @@ def test_a_scanned_stream_is_resumable_where_its_decoded_fields_say_so(
 ) -> None:
     messages = b'"messages":[{"role":"user","content":"\\"seed\\": \\"temperature\\":0"}],'
     body = b"{" + (more + messages if is_first else messages + more) + b'"model":"tiny","stream":true}'
-    scanned = parse_scanned_chat(native_modules["chat_scanner"].scan_chat, body, ScanBounds(LIMITS))
+    scanned = parse_scanned(native_modules["chat_scanner"].scan_chat, ChatRequest, body, ScanBounds(LIMITS))
     assert scanned is not None
     bound, expected = (
         bind_by_name("/v1/chat/completions", parsed, fleet_of([]), LIMITS)
@@ -213,3 +216,55 @@ def test_a_scanned_stream_is_resumable_where_its_decoded_fields_say_so(
     )
     assert can_resume(bound) is can_resume(expected)
     assert (bound.decoded_fields is not None) is is_decoded
+
+
+_TURNS = [{"role": "user", "content": "long " * 200}, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}]
+NAMED: dict[str, list[tuple[dict[str, Any], bool]]] = {
+    "/v1/messages": [
+        ({"messages": _TURNS, "max_tokens": 9}, True),
+        ({"system": 'Say "hi".\n', "messages": _TURNS, "max_tokens": 9, "stream": True, "top_k": 5}, True),
+        ({"messages": _TURNS, "system": [{"type": "text", "text": "a"}, {"type": "text", "text": "é"}]}, True),
+        ({"messages": _TURNS, "system": None, "session_id": "s", "temperature": 0.5}, True),
+        ({"messages": _TURNS, "max_tokens": 0}, False),
+        ({"messages": _TURNS, "tools": []}, False),
+        ({"messages": _TURNS, "cache_salt": "s"}, False),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, False),
+    ],
+    "/v1/responses": [
+        ({"input": "long \u2028 " * 200, "max_output_tokens": 9}, True),
+        ({"input": _TURNS, "instructions": "Be brief.", "stream": True, "store": True}, True),
+        ({"input": [{"type": "message", **_TURNS[0]}], "prompt_cache_key": "k", "user": "u"}, True),
+        ({"input": _TURNS, "safety_identifier": "u", "instructions": None}, True),
+        ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, False),
+        ({"input": _TURNS, "previous_response_id": "resp_1"}, False),
+        ({"input": _TURNS, "background": True}, False),
+        ({"input": _TURNS, "reasoning": {"effort": "low"}}, False),
+        ({"input": []}, False),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "is_scanned"), [(path, *case) for path, cases in NAMED.items() for case in cases]
+)
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_messages_and_responses_are_scanned_as_they_are_parsed(
+    native_modules: dict[str, Any], path: str, fields: dict[str, Any], is_scanned: bool, separators: tuple[str, str]
+) -> None:
+    kind = dialect_of(path).body_type
+    body = json.dumps({"model": "tiny", **fields}, separators=separators, ensure_ascii=False).encode()
+    scan = getattr(native_modules["chat_scanner"], f"scan_{path.rpartition('/')[2]}")
+    scanned = parse_scanned(scan, kind, body, ScanBounds(LIMITS))
+    assert (scanned is not None) is is_scanned
+    if scanned is None:
+        return
+    parsed = parse_body(kind, body, LIMITS)
+    seen = []
+    for request in (scanned, parsed):
+        bind_by_name(path, request, fleet_of([]), LIMITS)
+        head = RequestHead("POST", path, [], 11, len(body), keep_alive=True, expects_continue=False)
+        route = build_route_request(request, head, "r", ChainStarts(b"secret"))
+        copied = (request.model_name, request.session, request.has_session_id, request.max_tokens, request.stream)
+        own = [(name, getattr(request.fields, name)) for name in ("stream", "temperature", "top_p", "top_k")]
+        seen.append((copied, own, route.chain, route.prompt_tokens, request.body, request.dialect.name))
+    assert seen[0] == seen[1]

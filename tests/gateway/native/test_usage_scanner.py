@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER
-from fairlead_gateway.upstream.usage import Usage, read_usage, scanned_usage
+from fairlead_gateway.upstream.usage import Usage, read_usage, scanned_usage, usage_of_named
 
 USAGE = {"prompt_tokens": 512, "completion_tokens": 128, "total_tokens": 640}
 RESPONSE = {
@@ -29,6 +29,8 @@ BODIES = [
 ]
 TOKENS = [
     *('{"', '":', "}", "[", "]", ",", '"usage":', '"usage":{', '"prompt_tokens":', '"completion_tokens":', "null", "5"),
+    *('"input_tokens":', '"output_tokens":', '"input_tokens_details":{', '"cache_read_input_tokens":'),
+    '"cache_creation_input_tokens":',
     *(
         '"prompt_tokens_details":{',
         '"cached_tokens":',
@@ -48,7 +50,12 @@ def _counts(usage: Usage | None) -> tuple[int | None, ...] | None:
 
 
 def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
-    """Compares both ways; returns whether the scanner accepts the body."""
+    """Compares both ways, in both forms of counts; returns whether the scanner accepts the body."""
+    named = modules["usage_scanner"].scan_named_usage(body)
+    if named is not None:
+        expected = _counts(usage_of_named(PLAIN_RESPONSE_DECODER.decode(body).usage))
+        found = _counts(scanned_usage(named))
+        assert found == expected or (expected is None and found is not None and found[:2] == (None, None))
     scanned = modules["usage_scanner"].scan_usage(body)
     if scanned is None:
         return False
@@ -62,6 +69,26 @@ def check_equal(modules: dict[str, ModuleType], body: bytes) -> bool:
 def test_usual_responses_are_accepted(native_modules: dict[str, ModuleType], body: bytes) -> None:
     assert check_equal(native_modules, body)
     assert not any(check_equal(native_modules, body[:size]) for size in range(len(body)))
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"input_tokens": 9, "output_tokens": 3}, (9, 3, None)),
+        ({"input_tokens": 9, "cache_read_input_tokens": 20, "output_tokens": 3}, (29, 3, 20)),
+        ({"cache_creation_input_tokens": 5, "input_tokens": 9, "cache_read_input_tokens": 20}, (34, None, 20)),
+        ({"input_tokens": 9, "input_tokens_details": {"cached_tokens": 8, "x": [1]}, "output_tokens": 3}, (9, 3, 8)),
+        ({"input_tokens": 9, "input_tokens_details": None, "output_tokens": 3}, (9, 3, None)),
+    ],
+)
+def test_counts_of_messages_and_responses_are_read(
+    native_modules: dict[str, ModuleType], usage: dict[str, object], counts: tuple[int | None, ...]
+) -> None:
+    body = json.dumps({"id": "x", "content": [{"text": "a"}], "usage": usage}).encode()
+    scanned = native_modules["usage_scanner"].scan_named_usage(body)
+    assert scanned is not None
+    assert _counts(scanned_usage(scanned)) == counts
+    assert check_equal(native_modules, body)
 
 
 @given(tokens=st.lists(st.sampled_from(TOKENS), max_size=14))

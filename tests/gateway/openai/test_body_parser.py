@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.limits import Limits
+from fairlead_gateway.dialects.chat import ChatRequest
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.openai.body_parser import parse_body
-from fairlead_gateway.openai.schemas import ChatRequest
 from fairlead_gateway.openai.validation import decode_body
 
 LIMITS = replace(Limits(), json_values=2_000, json_containers=2_000)

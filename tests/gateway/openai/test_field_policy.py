@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.fleet.model import Fleet, Model, RequestPolicy, UnknownFields
+from fairlead_gateway.dialects.schemas import GenerationFields
+from fairlead_gateway.dialects.table import BY_TYPE, LISTED_KINDS
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.openai.field_policy import (
     FIELDS,
@@ -21,7 +23,6 @@ from fairlead_gateway.openai.field_policy import (
     known_fields,
     remove_fields,
 )
-from fairlead_gateway.openai.schemas import LISTED_KINDS
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import request
@@ -458,13 +459,13 @@ def test_the_public_fields_of_an_engine_pass(engine: str) -> None:
 
 
 def test_fields_that_are_listed_as_safe_are_public_and_need_no_check() -> None:
-    paths = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-    for path, listed in zip(paths, LISTED_KINDS.values(), strict=True):
-        known = known_fields("custom", path)
+    for kind, listed in LISTED_KINDS.items():
+        known = known_fields("custom", BY_TYPE[kind].paths[0])
         assert known is not None
         names = set(listed.__struct_fields__)
         assert not names & (REMOVED_FIELDS | REFUSED_FIELDS.keys() | {"vllm_xargs"})
-        generic = {"user", "session_id", "cache_salt", "encoding_format", "structured_outputs", "tools"}
+        generic = {*GenerationFields.__struct_fields__, "tools"}
+        generic |= {"service_tier", "inference_geo", "context_management", "client_metadata"}  # of no engine
         assert names - generic <= known
 
 

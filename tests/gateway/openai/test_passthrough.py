@@ -34,7 +34,7 @@ async def _echo(call: EngineCall) -> None:
 
 @pytest.mark.parametrize("path", [*KNOWN, *PASSED])
 async def test_a_path_is_answered_by_an_engine_of_the_model_that_the_body_names(path: str) -> None:
-    asked = {"model": "default/tiny", "é": 1.50, **KNOWN.get(path, {"input": "x"})}
+    asked = {"model": "default/tiny", "é": 1.50, **KNOWN.get(path, {"input": "x", "messages": []})}
     async with scripted_engine(_echo) as engine, running_gateway(fleet_of([engine.url])) as running:
         answer = await request(running.url, asked, path=path)
         assert answer.status == 200
@@ -45,10 +45,11 @@ async def test_a_path_is_answered_by_an_engine_of_the_model_that_the_body_names(
 
 @pytest.mark.parametrize("path", [*KNOWN, *PASSED])
 async def test_hand_off_fields_go_no_further_on_any_of_them(path: str) -> None:
-    sent = b'{"kv\\u005ftransfer_params":{"a":1},"model":"tiny","x":"kv_transfer_params","ec_transfer_params":2}'
+    rest = b'"model":"tiny","messages":[],"input":"a","prompt":"a","x":"kv_transfer_params"'
+    sent = b'{"kv\\u005ftransfer_params":{"a":1},%b,"ec_transfer_params":2}' % rest
     async with scripted_engine(_echo) as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, sent, path=f"{path}?kv_transfer_params=1")).status == 200
-        assert engine.calls[0].body == b'{"model":"tiny","x":"kv_transfer_params"}'
+        assert engine.calls[0].body == b"{%b}" % rest
         assert engine.calls[0].path == path
 
 
@@ -123,7 +124,7 @@ async def test_a_passed_on_stream_that_breaks_does_not_look_complete() -> None:
     script = streams(b"data: 1\n\n", end=reset)
     async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
         connection = await RawConnection.connect(running.url)
-        await connection.send(post_request({"model": "tiny"}, path="/v1/responses"))
+        await connection.send(post_request({"model": "tiny"}, path="/v1/audio/speech"))
         try:
             rest = await connection.reader.read()
         except ConnectionError:
@@ -153,7 +154,7 @@ async def test_an_error_of_another_form_is_the_clients() -> None:
     error = {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}}
 
     async with gateway_of(responds(error, "400 Bad Request")) as (running, *_):
-        answer = await request(running.url, {"model": "tiny"}, path="/v1/messages")
+        answer = await request(running.url, {"model": "tiny", "messages": []}, path="/v1/messages")
         assert (answer.status, answer.json) == (400, error)
 
 
@@ -184,7 +185,8 @@ async def test_an_error_of_another_form_is_the_clients() -> None:
         (get_request("/v1/files"), 404, "unknown_url"),
         (get_request("/v1/files?model=nope"), 404, "model_not_found"),
         (get_request("/v1/files?model=tiny"), 404, "unknown_url"),
-        (get_request("/v1/responses?model=tiny"), 404, "unknown_url"),
+        (get_request("/v1/responses?model=tiny"), 405, "method_not_allowed"),
+        (get_request("/v1/responses/resp_1"), 404, "response_not_found"),
         (get_request("/v1/responses/resp_1?model=tiny"), 404, "unknown_url"),
         (post_request({"model": "tiny"}, path="/v1/files"), 404, "unknown_url"),
         (post_request({"model": "tiny"}, path="/v1/fine_tuning/jobs"), 404, "unknown_url"),

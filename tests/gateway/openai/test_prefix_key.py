@@ -7,10 +7,12 @@ import pytest
 
 from fairlead.fleet.model import RequestPolicy
 from fairlead.limits import Limits
+from fairlead_gateway.dialects.passed_on import GenericRequest
+from fairlead_gateway.dialects.schemas import MEMBERS_DECODER
+from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.openai.body_parser import repeated_bytes
 from fairlead_gateway.openai.request import build_route_request, parse_request
-from fairlead_gateway.openai.schemas import BODY_DECODERS, MEMBERS_DECODER, GenericRequest
 from fairlead_gateway.routing import PrefixChain, RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, ChainStarts, shared_bytes
 from fairlead_testing.gateway.running_gateway import fleet_of

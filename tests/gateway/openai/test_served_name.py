@@ -172,18 +172,19 @@ async def test_a_long_answer_of_a_known_length_gets_another_framing() -> None:
 
 async def test_a_passed_on_stream_is_renamed_too_and_what_is_no_json_is_not() -> None:
     created = b'event: response.created\ndata: {"response":{"model":"Qwen/Qwen3-8B"}}\n\n'
+    completed = b'event: response.completed\ndata: {"response":{}}\n\n'
 
     async def script(call: EngineCall) -> None:
         if call.path == "/v1/audio/speech":
             await call.respond(b'"model":"Qwen/Qwen3-8B"', kind="audio/mpeg")
             return
         await call.start_stream()
-        await call.chunk(created)
+        await call.chunk(created + completed)
         await call.chunk(b"")
 
     async with scripted_engine(script) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
         streamed = await request(running.url, {"model": "tiny", "stream": True}, path="/v1/responses")
-        assert streamed.body == created.replace(THEIRS.encode(), b"tiny")
+        assert streamed.body == created.replace(THEIRS.encode(), b"tiny") + completed
         speech = await request(running.url, {"model": "tiny"}, path="/v1/audio/speech")
         assert speech.body == b'"model":"Qwen/Qwen3-8B"'
 

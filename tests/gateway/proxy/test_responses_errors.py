@@ -47,10 +47,10 @@ async def falls_silent(call: EngineCall) -> None:
 @pytest.mark.parametrize(
     ("script", "code", "number"),
     [
-        (breaks_off, "stream_cut", 8),
-        (breaks_off_in_an_event, "stream_cut", 8),
-        (breaks_off_without_numbers, "stream_cut", 0),
-        (falls_silent, "deadline_exceeded", 8),
+        (breaks_off, "stream_cut", 9),
+        (breaks_off_in_an_event, "stream_cut", 9),
+        (breaks_off_without_numbers, "stream_cut", 1),
+        (falls_silent, "deadline_exceeded", 9),
     ],
 )
 async def test_a_stream_that_breaks_ends_with_an_error_event(script: Script, code: str, number: int) -> None:

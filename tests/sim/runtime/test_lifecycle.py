@@ -508,7 +508,7 @@ async def test_engine_with_a_hung_core_is_healthy_and_sends_no_token_until_it_re
         open_client(authority) as stream,
         open_client(authority) as late,
     ):
-        body = {**ASK, "max_tokens": 20_000, "stream": True}
+        body = {**ASK, "max_tokens": 20_000, "stream": True, "ignore_eos": True}
         await stream.send(post_request("/v1/completions", body).to_bytes(authority))
         await stream.read_until(b"text")
         assert (await arm(authority, kind="core-hung")).status == 200
@@ -528,7 +528,7 @@ async def test_a_dead_core_is_reported_and_the_other_engines_go_on() -> None:
     async with running_engines(3) as (first, second, third):
         authority, two, other = (engine.url.removeprefix("http://") for engine in (first, second, third))
         async with open_client(authority) as stream:
-            body = {**ASK, "max_tokens": 20_000, "stream": True}
+            body = {**ASK, "max_tokens": 20_000, "stream": True, "ignore_eos": True}
             await stream.send(post_request("/v1/completions", body).to_bytes(authority))
             await stream.read_until(b"text")
             await arm(authority, kind="core-dead")

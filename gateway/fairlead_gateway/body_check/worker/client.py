@@ -14,15 +14,13 @@ from msgspec import Raw
 
 from fairlead.limits import Limits
 from fairlead_gateway.body_check.messages import BodyQuery, BodyReply, encode_limits
+from fairlead_gateway.dialects.completions import CompletionRequest
+from fairlead_gateway.dialects.embeddings import EmbeddingRequest
+from fairlead_gateway.dialects.schemas import CommonFields
+from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.errors import BadRequest, Overloaded
 from fairlead_gateway.ipc.child_process import ChildProcess
 from fairlead_gateway.openai.body_parser import ModelRequest, parsed_checked_body
-from fairlead_gateway.openai.schemas import (
-    BODY_DECODERS,
-    CommonFields,
-    CompletionRequest,
-    EmbeddingRequest,
-)
 
 COMMAND: Final = (sys.executable, "-m", "fairlead_gateway.body_check.process")
 

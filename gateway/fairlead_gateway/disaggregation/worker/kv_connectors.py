@@ -20,9 +20,12 @@ import msgspec
 
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
-from fairlead_gateway.openai import schemas
-from fairlead_gateway.openai.json_edit import set_members
-from fairlead_gateway.openai.schemas import ChatRequest, CommonFields, CompletionRequest, GenerationFields
+from fairlead_gateway.dialects.chat import ChatRequest
+from fairlead_gateway.dialects.completions import CompletionRequest
+from fairlead_gateway.dialects.responses import RESPONSES
+from fairlead_gateway.dialects.schemas import GenerationFields
+from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.openai.json_edit import is_any_enabled, set_members
 
 HANDOFF_OUTPUT_TOKENS: Final = 2_048
 """Limit: tokens of such a response if the client sets no maximum."""
@@ -67,32 +70,38 @@ _NIXL_DECODER = msgspec.json.Decoder(_NixlParams)
 _PREFILL_RESPONSE_DECODER = msgspec.json.Decoder(_PrefillResponse)
 
 
-def ineligible_reason(fields: CommonFields, body: bytes) -> tuple[str, str] | None:
+def ineligible_reason(request: ModelRequest) -> tuple[str, str] | None:
     """Returns why one engine must do prefill and decode: one word, and a text.
 
     None if two engines can share them.
     """
+    fields = request.fields
     if not isinstance(fields, GenerationFields):
         return "not-generation", "nothing is generated"
     if isinstance(fields, CompletionRequest) and not _is_one_prompt(bytes(fields.prompt)):
         return "several-prompts", "several prompts in one request"
-    if fields.prompt_logprobs is not None or schemas.is_any_enabled(_ECHO, body):
+    if fields.prompt_logprobs is not None or is_any_enabled(_ECHO, request.body):
         return "prompt-asked", "the prompt's own probabilities or text are requested"
     return None
 
 
-def prefill_body(parsed: CommonFields, body: bytes, fields: Mapping[str, bytes]) -> bytes:
-    """Returns the client's body for the prefill engine: one token, no stream, the rest
-    unchanged.
+def prefill_body(request: ModelRequest, fields: Mapping[str, bytes]) -> bytes:
+    """Returns the client's body for the prefill engine: one token, no stream, nothing stored, the
+    rest unchanged.
     """
-    changes = {"max_tokens": b"1", "min_tokens": b"1", "stream": b"false", **fields}
+    parsed, dialect = request.fields, request.dialect
+    changes = {dialect.output_limit: b"1", "stream": b"false", **fields}
+    if dialect.form is not None and dialect.form.has_min_tokens:
+        changes["min_tokens"] = b"1"
+    if dialect is RESPONSES:
+        changes["store"] = b"false"
     if isinstance(parsed, ChatRequest) and parsed.max_completion_tokens is not None:
         changes["max_completion_tokens"] = b"1"
     if isinstance(parsed, GenerationFields) and parsed.n is not None:
         changes["n"] = b"1"
-    if b'"stream_options"' in body:
+    if b'"stream_options"' in request.body:
         changes["stream_options"] = b"null"  # engines refuse it without a stream; null is as good as absent
-    return set_members(body, changes)
+    return set_members(request.body, changes)
 
 
 def nixl_prefill_fields() -> dict[str, bytes]:

@@ -43,6 +43,7 @@ from typing import Any, Final
 from fairlead.decision import Decision
 from fairlead.fleet.model import Fleet, Instance
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
+from fairlead_gateway.dialects.schemas import GenerationFields
 from fairlead_gateway.disaggregation.handoff_record import BYPASSED, DONE, FAILED, PrefillAttempt
 from fairlead_gateway.disaggregation.worker import kv_connectors
 from fairlead_gateway.disaggregation.worker.kv_connectors import Handoff
@@ -50,7 +51,6 @@ from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.json_edit import prepend_members, set_members
 from fairlead_gateway.openai.model_names import body_with_model
-from fairlead_gateway.openai.schemas import GenerationFields
 from fairlead_gateway.resilience.outlier_detection import REQUEST_INDEPENDENT_CAUSES
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.resilience.worker.retry import AttemptFailure
@@ -294,7 +294,7 @@ class PrefillCoordinator:
             return
         handoff = context.handoff = HandoffState()
         record = handoff.record
-        ineligible = kv_connectors.ineligible_reason(context.request.fields, context.request.body)
+        ineligible = kv_connectors.ineligible_reason(context.request)
         if ineligible is not None:
             self._record_end(context, handoff, BYPASSED, ineligible[0], f"no hand-off: {ineligible[1]}")
             return
@@ -521,7 +521,7 @@ class PrefillCoordinator:
 
     async def _call_prefill(self, context: RequestContext, instance: Instance, fields: Mapping[str, bytes]) -> bytes:
         """Sends the prefill and returns the body of the response. Raises EngineCallFailed."""
-        body = kv_connectors.prefill_body(context.request.fields, context.request.body, fields)
+        body = kv_connectors.prefill_body(context.request, fields)
         if instance.served_name is not None:
             body = body_with_model(instance.served_name, body)
         head = context.http_request.head

@@ -15,6 +15,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from fairlead.errors import Unavailable
 from fairlead_gateway.kv_index.messages import CHAT_SAMPLE
+from fairlead_gateway.kv_index.supervisor.chat_forms import CHAT_FORMS, chat_form
 
 TOKENIZE_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 """Limit: a response with the tokens of a prompt; a token takes some 7 bytes."""
@@ -86,6 +87,11 @@ def tokenize_query(kind: str, body: bytes, model: str) -> TokenizeQuery | None:
 
     model: the name of the model at the engine.
     """
+    if kind in CHAT_FORMS:
+        chat = chat_form(kind, body)
+        if chat is None:
+            return None
+        kind, body = CHAT_SAMPLE, chat
     try:
         return _query(_PROMPT_DECODER.decode(body), model, is_chat=kind == CHAT_SAMPLE)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

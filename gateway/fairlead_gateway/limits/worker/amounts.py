@@ -16,10 +16,10 @@ from typing import Final, TypeVar
 from fairlead.limits import Limits
 from fairlead_gateway.admission.output_lengths import OutputLengths, conditional_quantile
 from fairlead_gateway.body_check.messages import TextBounds, text_bounds
+from fairlead_gateway.dialects.completions import COMPLETIONS
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.limits.worker.limit_plan import Amounts, LimitPlan
 from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.openai.request import OUTPUT_LIMITS
 from fairlead_gateway.worker.request_context import RequestContext
 
 SHARE: Final = 0.9
@@ -138,9 +138,9 @@ class GeneratedTokens:
         if request.stream or request.passes_stream:
             tokens = self.of_events(request.model_key, context.caller, result.event_count)
             # The prompts of a text completion may be many, and its body is gone by now.
-            is_bounded = most is not None and context.http_request.head.path != "/v1/completions"
+            is_bounded = most is not None and request.dialect is not COMPLETIONS
             return min(tokens, (most or 0) * request.sequences) if is_bounded else tokens
-        if result.dispatched_at is None or not is_generating(context):
+        if result.dispatched_at is None or not request.dialect.generates:
             return 0
         tokens = int((now - result.dispatched_at) * self._tokens_per_second)
         return min(tokens, most or self._default_tokens) * request.answers
@@ -166,14 +166,6 @@ def _find_or_add(counts: dict[_Key, _StreamCounts], key: _Key, max_keys: int) ->
     return found
 
 
-_GENERATING_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions", *OUTPUT_LIMITS})
-
-
-def is_generating(context: RequestContext) -> bool:
-    """Returns whether the request gets tokens from its engine, not scores or vectors."""
-    return context.http_request.head.path in _GENERATING_PATHS
-
-
 def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amounts:
     """Returns the most that a request can use.
 
@@ -186,11 +178,12 @@ def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amoun
     """
     request = context.request
     body_bytes = len(request.client_body)
-    if request.is_passthrough and request.is_counted and (plan.counts_input or plan.counts_output):
+    prompt = request.dialect.prompt
+    if prompt is not None and prompt.is_open and (plan.counts_input or plan.counts_output):
         unbounded = _bounds(request).unbounded
         if unbounded is not None:
             raise _unbounded(*unbounded)
-    if plan.counts_input and (not request.is_passthrough or not request.is_counted) and _has_media(context):
+    elif plan.counts_input and _has_media(request):
         raise BadRequest(
             "messages: images, audio, video and files have no bound in tokens, and the limits of this tenant are strict",
             param="messages",
@@ -199,9 +192,9 @@ def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amoun
         )
     output = 0
     # Of a path without counts, the output is unknown; `otherPaths` admits it.
-    if plan.counts_output and request.is_counted and is_generating(context):
+    if plan.counts_output and not request.is_passthrough and request.dialect.generates:
         if request.max_tokens is None:
-            name = OUTPUT_LIMITS.get(context.http_request.head.path, "max_tokens")
+            name = request.dialect.output_limit
             raise BadRequest(
                 f"{name}: this field is required, since the limits of this tenant are strict",
                 param=name,
@@ -218,7 +211,9 @@ def _bounds(request: ModelRequest) -> TextBounds:
     looked for it.
     """
     if request.bounds is None:
-        request.bounds = text_bounds(request.client_body, is_passed_on=request.is_passthrough)
+        request.bounds = text_bounds(
+            request.client_body, is_open=request.dialect.prompt is not None and request.dialect.prompt.is_open
+        )
     return request.bounds
 
 
@@ -229,9 +224,8 @@ def _unbounded(name: str, reason: str) -> BadRequest:
     )
 
 
-def _has_media(context: RequestContext) -> bool:
+def _has_media(request: ModelRequest) -> bool:
     """Returns whether a body may have parts that are not text."""
-    request = context.request
     if request.decoded_fields is None and not request.is_passthrough:
         return False  # a scanned chat, which has text only
     return _bounds(request).has_media
@@ -244,7 +238,7 @@ def expected_amounts(context: RequestContext, plan: LimitPlan, prompt_tokens: in
     """
     request = context.request
     output = 0
-    if output_tokens and is_generating(context):
+    if output_tokens and request.dialect.generates:
         most = request.max_tokens
         output = (output_tokens if most is None or most > output_tokens else most) * request.answers
     cost = plan.cost(request.model, prompt_tokens, 0, output)
@@ -264,7 +258,7 @@ def used_amounts(context: RequestContext, plan: LimitPlan, estimate: Amounts) ->
     if result.dispatched_at is None or result.is_refunded:
         return Amounts(0, 0, 0, 0, 0)
     prompt, output = result.prompt_tokens, result.output_tokens
-    is_counted = context.request.is_counted
+    is_counted = not context.request.is_passthrough
     if prompt is None:
         prompt = estimate.input_tokens if is_counted else 0
         if plan.is_strict and not result.is_complete:  # what was reserved is the size of the body

@@ -18,14 +18,12 @@ from fairlead_gateway.limits.worker.amounts import (
     TABLE_SECONDS,
     OutputEstimator,
     expected_amounts,
-    is_generating,
     most_amounts,
     prompt_class,
     used_amounts,
 )
 from fairlead_gateway.limits.worker.limit_plan import Amounts, LeasedLimit, LimitPlan, missing_limit, take
 from fairlead_gateway.limits.worker.tenant_limits import QuotaLink, TenantLimits, Waiter
-from fairlead_gateway.openai.request import TOKENIZING_PATHS
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.router_registry import RoleRouters
 from fairlead_gateway.worker.runtime import WorkerRuntime
@@ -243,7 +241,7 @@ class LimitGate:
             return
         plan, result = reservation.plan, context.result
         is_behind = reservation.settle(used_amounts(context, plan, reservation.estimate))
-        if result.output_tokens and result.is_complete and is_generating(context):
+        if result.output_tokens and result.is_complete and context.request.dialect.generates:
             plan.answers += 1
             if plan.answers <= _ALL_LEARNED or plan.answers % _LEARNED_INTERVAL == 0:
                 self._learn(context, reservation.estimate.input_tokens, result.output_tokens)
@@ -314,14 +312,14 @@ class LimitGate:
             self._request_slices(limits)
 
     def _estimate(self, context: RequestContext, plan: LimitPlan, now: float) -> Amounts:
-        if not context.request.is_counted and context.http_request.head.path in TOKENIZING_PATHS:
+        if not context.request.dialect.is_computed:
             return expected_amounts(context, plan, 0, 0)
         if plan.is_strict:
             return most_amounts(context, plan, self._prompt_margin)
         request = context.request
         prompt = self.estimate_prompt(context) + 1
         # Of a path without counts, the output is unknown; `otherPaths` admits it.
-        if not plan.counts_output or not request.is_counted:
+        if not plan.counts_output or request.is_passthrough:
             return expected_amounts(context, plan, prompt, 0)
         size = prompt_class(prompt)
         if size != plan.expected_class or now - plan.expected_at >= TABLE_SECONDS:

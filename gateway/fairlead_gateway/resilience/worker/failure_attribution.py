@@ -50,14 +50,8 @@ _UNKNOWN_ANSWER_SECONDS: Final = 200.0
 """A plain answer before any was measured: 4,000 tokens at 20 a second."""
 _PATIENCE: Final = 4.0
 """A plain answer may take so many times the longest one of late."""
-_PROMPT_PATHS: Final = frozenset(
-    {
-        *("/v1/embeddings", "/v1/pooling", "/tokenize", "/detokenize", "/v1/messages/count_tokens"),
-        *("/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score", "/classify", "/v1/classify"),
-    }
-)
-"""The paths whose answers have no generated tokens."""
-_PATHS_WITHOUT_CORE: Final = ("/tokenize", "/detokenize", "/count_tokens", "/render")
+_RENDERING: Final = "/render"
+"""The end of the paths on which vLLM shows a prompt, which no model computes."""
 _IMMEDIATE_CAUSES = frozenset({"refused", "connect-timeout", "timeout", "gone"})
 _DEFAULT_PROMPT_TOKEN_SECONDS: Final = 1e-3
 _DEFAULT_OUTPUT_TOKEN_SECONDS: Final = 0.05
@@ -220,7 +214,7 @@ class FailureAttribution:
         bounds the silence: closely, if other instances have answered since it began.
         """
         soft_seconds = timeout.soft_seconds
-        if self.progress is not None and timeout.instance is not None and timeout.request.is_counted:
+        if self.progress is not None and timeout.instance is not None and not timeout.request.is_passthrough:
             half_seconds = soft_seconds / 2.0
             still_seconds = self.progress.still_seconds(timeout.instance, half_seconds)
             if still_seconds is not None:
@@ -299,8 +293,9 @@ class FailureAttribution:
 def needs_core(context: RequestContext) -> bool:
     """Whether only the engine's core can answer the request."""
     request = context.request
-    return not request.is_passthrough or (
-        request.method == "POST" and not context.http_request.head.path.endswith(_PATHS_WITHOUT_CORE)
+    return request.dialect.is_computed and (
+        not request.is_passthrough
+        or (request.method == "POST" and not context.http_request.head.path.endswith(_RENDERING))
     )
 
 
@@ -325,7 +320,7 @@ def _is_stall_counted(context: RequestContext, cause: str) -> bool:
 def _has_early_byte(context: RequestContext) -> bool:
     """Whether the first byte is due when the prompt is computed, and not with the whole answer."""
     request = context.request
-    return request.stream or request.passes_stream or context.http_request.head.path in _PROMPT_PATHS
+    return request.stream or request.passes_stream or request.dialect.has_early_answer
 
 
 def _predicted_seconds(context: RequestContext) -> float:

@@ -25,15 +25,17 @@ import xxhash
 from xxhash import xxh3_64_digest
 
 from fairlead.fleet.model import Fleet
+from fairlead_gateway.dialects.body_form import BodyForm
+from fairlead_gateway.dialects.schemas import MEMBERS_DECODER
 from fairlead_gateway.errors import RouteWithoutTarget
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.native import USER_MESSAGE_END
-from fairlead_gateway.openai.body_parser import ModelRequest, chat_fields
+from fairlead_gateway.openai.body_parser import ModelRequest, scanned_fields
 from fairlead_gateway.openai.json_edit import contains_any, prepend_members, set_members, string_end
 from fairlead_gateway.openai.model_names import ModelEntry
 from fairlead_gateway.openai.request import prompt_text
-from fairlead_gateway.openai.schemas import MEMBERS_DECODER, CommonFields
-from fairlead_gateway.routes.rewriting import BODY_FORMS, BodyForm, Number, RewritePlan
+from fairlead_gateway.openai.sessions import session_name
+from fairlead_gateway.routes.rewriting import Number, RewritePlan
 from fairlead_gateway.routes.target_choice import RequestFacts, RouteDecision, RouteTable, is_drawn
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, estimated_tokens
@@ -66,13 +68,12 @@ def prompt_digest(text: bytes, start: int, end: int) -> bytes:
     return _DIGEST(text[start : conversation_end(text, start, end)])
 
 
-def text_digest(fields: CommonFields | None, body: bytes) -> bytes:
-    """Returns what identifies the conversation of a request that is no chat.
+def text_digest(request: ModelRequest, body: bytes) -> bytes:
+    """Returns what identifies the conversation of a request that is no scanned chat.
 
-    fields: of its body; None if they are not known. Without a prompt in them, the body counts.
+    Without a prompt that is read, its body counts.
     """
-    text = b"" if fields is None else prompt_text(fields)
-    text = text or body
+    text = prompt_text(request) or body
     return prompt_digest(text, 0, len(text))
 
 
@@ -157,7 +158,6 @@ def _read_object(text: bytes, start: int, end: int) -> tuple[int, bool]:
     return end, is_user
 
 
-_SESSION_HEADER: Final = b"x-session-id"
 BY_SESSION: Final = "session"
 BY_PROMPT: Final = "conversation"
 
@@ -182,15 +182,12 @@ class HttpRequestFacts(RequestFacts):
     def conversation(self) -> tuple[bytes, str]:
         """Returns what identifies the conversation, and the name of its source."""
         parsed, http_request = self._parsed, self._http_request
-        session = http_request.head.get(_SESSION_HEADER)
-        if not session and parsed.has_session_id and parsed.session:
-            session = parsed.session.encode("utf-8", "surrogatepass")
-        if session:
-            return session_digest(session, self.tenant()), BY_SESSION
+        session, is_one_conversation = session_name(parsed, http_request.head)
+        if session is not None and is_one_conversation:
+            return session_digest(session.encode("utf-8", "surrogatepass"), self.tenant()), BY_SESSION
         if parsed.messages_end:
             return prompt_digest(http_request.body, parsed.messages_start, parsed.messages_end), BY_PROMPT
-        fields = None if parsed.is_passthrough else parsed.fields
-        return text_digest(fields, http_request.body), BY_PROMPT
+        return text_digest(parsed, http_request.body), BY_PROMPT
 
     def prompt_tokens(self) -> int:
         """Returns the tokens of the body, by its text and its other parts.
@@ -264,21 +261,20 @@ def _conversation(request: ModelRequest, routed: RouteRequest) -> bytes:
         return str(routed.session_hash).encode()
     if request.messages_end:
         return prompt_digest(request.client_body, request.messages_start, request.messages_end)
-    return text_digest(None if request.is_passthrough else request.fields, request.body)
+    return text_digest(request, request.body)
 
 
-_FORMS: Final = BODY_FORMS
 _ESCAPE: Final = b"\\u"
 _NO_NUMBER: Final = float("inf")
 _DECODE_NUMBER: Final = msgspec.json.Decoder(int | float | None).decode
 
 
-def apply_rewrite(request: ModelRequest, decision: RouteDecision, path: str) -> None:
+def apply_rewrite(request: ModelRequest, decision: RouteDecision) -> None:
     """Sets the parameters of the route that has chosen the model of a request.
 
     Changes the body for the engine, and what the gateway itself reads of these parameters.
     """
-    form = _FORMS.get(path)
+    form = request.dialect.form
     plan = decision.rewrite
     if form is None or plan is None or not request.body:
         return
@@ -292,7 +288,7 @@ def _rewrite_generation(request: ModelRequest, plan: RewritePlan, form: BodyForm
     """Rewrites a chat or a completion. Returns the new values."""
     scanned = request.decoded_fields is None
     start, end = request.messages_start, request.messages_end
-    fields: Any = chat_fields(request.client_body, start, end) if scanned else request.fields
+    fields: Any = scanned_fields(request) if scanned else request.fields
     changes = plan.changes(form, lambda name: getattr(fields, name))
     if not changes:
         return changes
@@ -312,7 +308,7 @@ def _rewrite_generation(request: ModelRequest, plan: RewritePlan, form: BodyForm
             request.max_tokens = int(limit)
             break
     answers = [changes.get(name, getattr(fields, name)) for name in form.counts]
-    request.sequences = max(1, *[int(count or 1) for count in answers])
+    request.sequences = max([1, *[int(count or 1) for count in answers]])
     return changes
 
 
@@ -329,8 +325,6 @@ def _rewrite_members(request: ModelRequest, plan: RewritePlan, form: BodyForm) -
         request.body = set_members(
             request.body, {name: msgspec.json.encode(number) for name, number in changes.items()}
         )
-    if request.is_counted and form.limit in changes:
-        request.max_tokens = int(changes[form.limit])
     return changes
 
 

@@ -317,8 +317,6 @@ TOO_MANY: Final = "too-many"
 UNSUPPORTED: Final = "unsupported"
 CHECK_SECONDS: Final = 0.05
 """Time between two checks of copies in flight, for work of clients that needs their instances."""
-_COPIED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
-"""Paths that generate text and leave nothing behind at an engine."""
 _FAILED_ANSWER: Final = ShadowAnswer(True, None, None, None)
 
 
@@ -404,7 +402,8 @@ class ShadowTraffic(CopyLifecycle):
         request, limits, shadow = context.request, self._limits, model.key
         if model.leaves_cluster:  # a copy answers no client
             return UNSUPPORTED
-        if context.http_request.head.path not in _COPIED_PATHS or self._routers.prefilling.has_instances(shadow):
+        is_copied = request.dialect.generates and not request.is_passthrough and request.held is None
+        if not is_copied or self._routers.prefilling.has_instances(shadow):
             return UNSUPPORTED
         if len(context.http_request.body) > SHADOW_BODY_BYTES:
             return TOO_LARGE

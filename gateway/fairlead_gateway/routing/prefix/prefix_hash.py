@@ -50,6 +50,8 @@ PREFIX_BLOCKS: Final = 4_096
 _FEW_BLOCKS: Final = 64
 """Fewer are found without a cache, whose lookup costs 500 instructions; that is up to 40 KiB."""
 _MAX_CACHED_STARTS: Final = 4_096
+_CHANGING_BYTES: Final = 65_536
+"""The start of a prompt in which changing text is looked for."""
 _HASH: Final[Callable[..., Any]] = xxhash.xxh3_64_intdigest
 """Typed `Any`, so that its results stay objects.
 
@@ -89,10 +91,14 @@ def chain_seed(secret: bytes, seed: bytes) -> int:
 
 
 class ChainStarts:
-    """The starts of chains with one secret. Those of models are computed once."""
+    """The starts of chains with one secret. Those of models are computed once.
+
+    changing_text: matches text that is left out of all chains; None: nothing is.
+    """
 
     def __init__(self, secret: bytes) -> None:
         self.secret = secret
+        self.changing_text: re.Pattern[bytes] | None = None
         self._by_model: dict[str, Any] = {}
 
     def of_model(self, key: str) -> Any:
@@ -107,6 +113,14 @@ class ChainStarts:
     def of_seed(self, seed: bytes) -> Any:
         """Returns the start of chains with any seed."""
         return chain_seed(self.secret, seed)
+
+
+def without_changing_text(pattern: re.Pattern[bytes], text: bytes) -> bytes:
+    """Returns a prompt without the text that changes with every request.
+
+    Only its start is searched, where such text makes all that follows another prefix.
+    """
+    return pattern.sub(b"", text[:_CHANGING_BYTES]) + text[_CHANGING_BYTES:]
 
 
 def prefix_chain(
@@ -162,6 +176,11 @@ def full_block_count(size: int) -> int:
     return _SMALL_BLOCKS + _MIDDLE_BLOCKS + (size - _MIDDLE_UNTIL) // _LARGE_BLOCK
 
 
+def block_bytes(position: float) -> int:
+    """Returns the size of the block that begins at this byte of a prompt."""
+    return _SMALL_BLOCK if position < _SMALL_UNTIL else _MIDDLE_BLOCK if position < _MIDDLE_UNTIL else _LARGE_BLOCK
+
+
 def block_ends(count: int) -> tuple[int, ...]:
     """Returns the ends of the first `count` blocks in bytes; the same object for equal counts."""
     return _FEW_ENDS[count] if count < _FEW_BLOCKS else _many_ends(count)
@@ -178,9 +197,7 @@ def _first_block_ends(count: int) -> tuple[int, ...]:
     ends: list[int] = []
     position = 0
     while len(ends) < count:
-        position += (
-            _SMALL_BLOCK if position < _SMALL_UNTIL else _MIDDLE_BLOCK if position < _MIDDLE_UNTIL else _LARGE_BLOCK
-        )
+        position += block_bytes(position)
         ends.append(position)
     return tuple(ends)
 

@@ -60,6 +60,7 @@ class AccessRecord(msgspec.Struct):
     client: str | None = None
     trace_id: str | None = None
     decision: str | None = None
+    dialect: str | None = None
 
 
 class AccessLog:
@@ -117,6 +118,7 @@ class AccessLog:
             self._client_address(http_request),
             _trace_id(context),
             context.id,
+            context.request.dialect.name,
         )
         self.writer.offer((outcome.started_wall, record))
 

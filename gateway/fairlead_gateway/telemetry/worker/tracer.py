@@ -20,11 +20,6 @@ from fairlead_gateway.worker.request_context import RequestContext
 
 AttributeValue = str | int | float | bool
 KIND_SERVER, KIND_CLIENT = 2, 3
-_OPERATIONS = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "text_completion",
-    "/v1/embeddings": "embeddings",
-}
 PROVIDER = "fairlead"
 _MAX_PATH_CHARS = 200
 
@@ -104,7 +99,7 @@ def _build_spans(
     outcome: RequestOutcome | None,
 ) -> list[Span]:
     wall_offset = context.http_request.received_wall - context.http_request.received_at
-    operation = _OPERATIONS.get(context.http_request.head.path, context.http_request.head.path.rpartition("/")[2][:64])
+    operation = context.request.dialect.operation or context.http_request.head.path.rpartition("/")[2][:64]
     name = f"{operation} {context.request.model.name}"
     server_span = Span(
         trace.trace_id,

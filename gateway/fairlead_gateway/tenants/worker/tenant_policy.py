@@ -43,6 +43,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final, Protocol
 
+from fairlead.errors import SettingsError
 from fairlead.fleet.model import Fleet, Model, RequestPolicy
 from fairlead.routes.fallback_graph import can_reach
 from fairlead.routes.model import Route, visible_route
@@ -56,6 +57,7 @@ from fairlead_gateway.openai.field_policy import known_fields, remove_fields
 from fairlead_gateway.openai.json_edit import contains_any, members_text, prepend_text, set_members
 from fairlead_gateway.openai.model_names import HiddenKeys, ModelEntry, client_names
 from fairlead_gateway.openai.request import CacheScope, build_route_request
+from fairlead_gateway.openai.response_ids import ResponseIds
 from fairlead_gateway.routes.target_choice import RouteTable
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
@@ -328,18 +330,37 @@ NO_TENANT: Final = TenantPolicy(Tenant("", cache_sharing=CacheSharing.CLUSTER), 
 """The policy of a gateway that asks for no API key."""
 
 
+def parse_changing_text(text: str | None) -> re.Pattern[bytes] | None:
+    """Returns the pattern of a setting; None without one. Raises SettingsError."""
+    if not text:
+        return None
+    try:
+        return re.compile(text.encode())
+    except re.error as error:
+        raise SettingsError(f"FAIRLEAD_CHANGING_TEXT: this is no regular expression: {error}") from None
+
+
 class TenantPolicies:
     """The policies of all tenants, by name; each is replaced when its tenant is.
 
     secret: the installation's.
+    response_ids: of stored responses, which belong to one tenant each.
     sizes: of parts that are not text, as learned; None: nothing is learned.
     """
 
     def __init__(self, secret: bytes, sizes: PromptSizes | None = None) -> None:
         self._secret = secret
+        self.response_ids = ResponseIds(secret)
         self._chain_starts = ChainStarts(secret)
         self._policies: dict[str, TenantPolicy] = {}
         self._sizes = PromptSizes() if sizes is None else sizes
+
+    def leave_out(self, changing_text: str | None) -> None:
+        """Leaves text that changes with every request out of prompts' keys.
+
+        changing_text: a regular expression; None: nothing is left out. Raises SettingsError.
+        """
+        self._chain_starts.changing_text = parse_changing_text(changing_text)
 
     def of(self, caller: Caller | None) -> TenantPolicy:
         """Returns the policy of a caller's tenant."""
@@ -365,7 +386,9 @@ class TenantPolicies:
         if policy.refuses_external and request.model.leaves_cluster:
             raise _refusal(request)
         _set_fields(request, policy, head.path)
-        routed = build_route_request(request, head, request_id, self._chain_starts, policy.scope)
+        routed = build_route_request(
+            request, head, request_id, self._chain_starts, policy.scope, http_request.caller.name
+        )
         return self._routed(http_request.caller.name, request, routed)
 
     def build_copy_request(self, request: ModelRequest, http_request: HttpRequest, request_id: str) -> RouteRequest:
@@ -375,8 +398,9 @@ class TenantPolicies:
         policy.tier = COPY_TIER
         _set_fields(request, policy, http_request.head.path)
         head = http_request.head
-        routed = build_route_request(request, head, request_id, self._chain_starts, own.scope)
-        return self._routed(caller_key(http_request.caller), request, routed)
+        caller = caller_key(http_request.caller)
+        routed = build_route_request(request, head, request_id, self._chain_starts, own.scope, caller)
+        return self._routed(caller, request, routed)
 
     def _routed(self, caller: CallerKey, request: ModelRequest, routed: RouteRequest) -> RouteRequest:
         """Returns the request with its caller, and with the sizes of its parts, as learned from

@@ -15,19 +15,18 @@ from fairlead_gateway.body_check.process import check_body
 from fairlead_gateway.body_check.worker.caller_limit import LargeBodyLimit, LargeBodyTurns
 from fairlead_gateway.body_check.worker.client import BodyChecker
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
+from fairlead_gateway.dialects.chat import ChatRequest
+from fairlead_gateway.dialects.completions import CompletionRequest
+from fairlead_gateway.dialects.embeddings import EmbeddingRequest
+from fairlead_gateway.dialects.passed_on import GenericRequest
+from fairlead_gateway.dialects.schemas import CommonFields
+from fairlead_gateway.dialects.table import BODY_TYPES
 from fairlead_gateway.errors import BadRequest, Overloaded, TooManyLargeBodies
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.openai import body_parser
 from fairlead_gateway.openai.body_parser import ModelRequest, parse_body
 from fairlead_gateway.openai.field_policy import apply_field_policy
-from fairlead_gateway.openai.request import BODY_TYPES, bind_by_name, build_route_request
-from fairlead_gateway.openai.schemas import (
-    ChatRequest,
-    CommonFields,
-    CompletionRequest,
-    EmbeddingRequest,
-    GenericRequest,
-)
+from fairlead_gateway.openai.request import bind_by_name, build_route_request
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway

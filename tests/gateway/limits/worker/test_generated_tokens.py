@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_gateway.dialects.chat import CHAT
 from fairlead_gateway.limits.worker.amounts import GeneratedTokens
 
 LIMITS = Limits(disconnected_tokens_per_second=50)
@@ -33,6 +34,7 @@ def context(
             answers=sequences,
             max_tokens=max_tokens,
             passes_stream=False,
+            dialect=CHAT,
         ),
         result=SimpleNamespace(dispatched_at=dispatched_at, event_count=events, output_tokens=output, error=None),
     )

@@ -1,9 +1,9 @@
 """The share of conversations that a canary gets, and what a change of the weight moves."""
 
 from fairlead.fleet.model import Model
+from fairlead_gateway.dialects.passed_on import GenericRequest
 from fairlead_gateway.openai.body_parser import parsed_body
 from fairlead_gateway.openai.model_names import ModelEntry
-from fairlead_gateway.openai.schemas import GenericRequest
 from fairlead_gateway.routes.worker.route_choice import takes_canary
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts, hash_blocks

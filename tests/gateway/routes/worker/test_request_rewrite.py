@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
 from fairlead.routes.model import RequestRewrite, Route, RouteTarget
-from fairlead_gateway.openai.body_parser import ModelRequest, ScanBounds, parse_body, parse_scanned_chat
+from fairlead_gateway.dialects.chat import ChatRequest
+from fairlead_gateway.dialects.passed_on import GenericRequest
+from fairlead_gateway.dialects.table import BODY_TYPES
+from fairlead_gateway.openai.body_parser import ModelRequest, ScanBounds, parse_body, parse_scanned
 from fairlead_gateway.openai.model_names import ModelEntry
-from fairlead_gateway.openai.request import BODY_TYPES, bind_to_entry
-from fairlead_gateway.openai.schemas import GenericRequest
+from fairlead_gateway.openai.request import bind_to_entry
 from fairlead_gateway.routes.rewriting import RewritePlan
 from fairlead_gateway.routes.target_choice import RouteDecision
 from fairlead_gateway.routes.worker.route_choice import apply_rewrite
@@ -73,19 +75,19 @@ def scan(body: bytes, max_tokens: int) -> Any:
     start = body.index(b'"messages"')
     start = body.index(b"[", start) + 1
     end = start + len(body[start:].split(b'"}]')[0]) + 2
-    return fields["model"], None, None, limit, bool(fields.get("stream")), start, end
+    return fields["model"], None, None, limit, bool(fields.get("stream")), start, end, 0, 0
 
 
 def rewritten(body: bytes, rewrite: RequestRewrite, path: str, *, is_scanned: bool = False) -> ModelRequest:
     request: ModelRequest | None = None
     if is_scanned and path == CHAT:
-        request = parse_scanned_chat(scan, body, ScanBounds(LIMITS))
+        request = parse_scanned(scan, ChatRequest, body, ScanBounds(LIMITS))
     if request is None:
         request = parse_body(BODY_TYPES.get(path, GenericRequest), body, LIMITS)
     bind_to_entry(path, request, ModelEntry("chat/tiny", Model("chat", "tiny")), LIMITS)
     decision = RouteDecision("a", "chat/a", "chat/tiny", "session", None, (1, 1))
     decision.rewrite = RewritePlan(rewrite)
-    apply_rewrite(request, decision, path)
+    apply_rewrite(request, decision)
     request.route = decision
     return request
 
@@ -182,8 +184,8 @@ def test_a_repeated_or_escaped_parameter_does_not_evade_a_cap() -> None:
 @pytest.mark.parametrize("text", ['"90"', "[]", "1e400"])
 def test_a_number_of_another_kind_on_a_passed_path_stays_the_engines(text: str) -> None:
     rewrite = RequestRewrite((("temperature", 0.2),), ())
-    body = b'{"model":"a","input":"b","temperature":%b}' % text.encode()
-    assert b'"temperature":%b' % text.encode() in rewritten(body, rewrite, RESPONSES).body
+    body = b'{"model":"a","messages":[[]],"temperature":%b}' % text.encode()
+    assert b'"temperature":%b' % text.encode() in rewritten(body, rewrite, "/v1/chat/completions/batch").body
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/tokenize"])

@@ -216,11 +216,18 @@ async def test_only_a_share_of_conversations_is_copied_with_all_of_their_turns()
         assert 0 < len(turns) < 12
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/responses"])
-async def test_requests_with_state_or_without_text_are_not_copied(path: str) -> None:
+async def test_the_copy_of_a_response_is_not_stored() -> None:
     async with shadowed() as (running, calls):
         body = {"model": "assistant", "input": "Why?", "store": True}
-        assert (await request(running.url, body, path=path)).status == 200
+        assert (await request(running.url, body, path="/v1/responses")).status == 200
+        await wait_until(lambda: len(calls) == 2)
+        assert sorted((call.json["model"], call.json["store"]) for call in calls) == [("big", True), ("next", False)]
+
+
+async def test_requests_without_text_are_not_copied() -> None:
+    async with shadowed() as (running, calls):
+        body = {"model": "assistant", "input": "Why?"}
+        assert (await request(running.url, body, path="/v1/embeddings")).status == 200
         await until_ended(running, "unsupported")
         assert [call.json["model"] for call in calls] == ["big"]
 

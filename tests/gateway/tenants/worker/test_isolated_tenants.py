@@ -68,6 +68,12 @@ async def stream_with_usage(call: EngineCall) -> None:
         await call.respond({"object": "chat.completion", "choices": [{"index": 0}], **counted()}, more=more)
         return
     await call.start_stream()
+    if call.path == "/v1/messages":
+        await call.chunk(b'event: content_block_delta\ndata: {"delta":{"text":"a"}}\n\n')
+        end = json.dumps({"delta": {"stop_reason": "end_turn"}, **counted()}).encode()
+        await call.chunk(b"event: message_delta\ndata: %b\n\nevent: message_stop\ndata: {}\n\n" % end)
+        await call.chunk(b"")
+        return
     await call.event(token("a", "stop"))
     await call.event(usage(700, 640, 1))
     await call.finish()

@@ -3,13 +3,10 @@
 Why a module of its own: mypyc cannot compile structs, and the modules that use them are compiled.
 """
 
-from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
-
-from fairlead_gateway.openai.json_edit import contains_any
 
 OptionalText = str | None
 OptionalNumber = float | None
@@ -164,6 +161,8 @@ class CommonFields(Struct, kw_only=True):
     model: str
     user: OptionalText = None
     session_id: OptionalText = None
+    prompt_cache_key: OptionalText = None
+    safety_identifier: OptionalText = None
     cache_salt: OptionalText = None
     encoding_format: OptionalText = None
 
@@ -193,129 +192,12 @@ class GenerationFields(CommonFields, kw_only=True):
     structured_outputs: Raw | UnsetType = UNSET
 
 
-class ChatRequest(GenerationFields, kw_only=True, gc=False):
-    """`POST /v1/chat/completions`. Most chats set none of the fields from `n` to `tools`."""
-
-    max_completion_tokens: OptionalInt = None
-    top_logprobs: OptionalInt = None
-    tools: Raw | UnsetType = UNSET
-    messages: Raw
-    logprobs: bool | None = None
-    tool_choice: str | dict[str, Raw] | None = None
-
-
-class CompletionRequest(GenerationFields, kw_only=True):
-    """`POST /v1/completions`."""
-
-    prompt: Raw
-    suffix: OptionalText = None
-    echo: bool | None = None
-    best_of: OptionalInt = None
-    logprobs: OptionalInt = None
-
-
-class EmbeddingRequest(CommonFields, kw_only=True):
-    """`POST /v1/embeddings`."""
-
-    input: Raw
-    dimensions: OptionalInt = None
-
-
-class GenericRequest(CommonFields, kw_only=True):
-    """A request whose other fields are neither read nor changed.
-
-    Only what has crashed engines, or occupied them for all, is bounded: counts, stop strings, and
-    the number of conversations, documents and other inputs.
-    """
-
-    stream: bool | None = None
-    n: OptionalInt = None
-    best_of: OptionalInt = None
-    max_tokens: OptionalInt = None
-    max_completion_tokens: OptionalInt = None
-    max_output_tokens: OptionalInt = None
-    top_logprobs: OptionalInt = None
-    stop: Raw | UnsetType = UNSET
-    stop_sequences: Raw | UnsetType = UNSET
-    messages: Raw | UnsetType = UNSET
-    input: Raw | UnsetType = UNSET
-    documents: Raw | UnsetType = UNSET
-    items: Raw | UnsetType = UNSET
-    queries: Raw | UnsetType = UNSET
-    data: Raw | UnsetType = UNSET
-    text_1: Raw | UnsetType = UNSET
-    text_2: Raw | UnsetType = UNSET
-    data_1: Raw | UnsetType = UNSET
-    data_2: Raw | UnsetType = UNSET
-
-
-class ListedChatRequest(ChatRequest, kw_only=True, gc=False, forbid_unknown_fields=True):
-    """A chat with frequent, harmless fields only; none of them may be in `field_policy`.
-
-    Why: the decoder finds any other field at no cost. Only then are the names of all fields read.
-    """
-
-    is_listed: ClassVar[bool] = True
-
-    add_generation_prompt: Raw | UnsetType = UNSET
-    continue_final_message: Raw | UnsetType = UNSET
-    function_call: Raw | UnsetType = UNSET
-    functions: Raw | UnsetType = UNSET
-    ignore_eos: Raw | UnsetType = UNSET
-    include_reasoning: Raw | UnsetType = UNSET
-    include_stop_str_in_output: Raw | UnsetType = UNSET
-    metadata: Raw | UnsetType = UNSET
-    modalities: Raw | UnsetType = UNSET
-    parallel_tool_calls: Raw | UnsetType = UNSET
-    prompt_cache_key: Raw | UnsetType = UNSET
-    reasoning_effort: Raw | UnsetType = UNSET
-    return_token_ids: Raw | UnsetType = UNSET
-    safety_identifier: Raw | UnsetType = UNSET
-    service_tier: Raw | UnsetType = UNSET
-    skip_special_tokens: Raw | UnsetType = UNSET
-    store: Raw | UnsetType = UNSET
-    verbosity: Raw | UnsetType = UNSET
-
-
-class ListedCompletionRequest(CompletionRequest, kw_only=True, forbid_unknown_fields=True):
-    """A completion with frequent, harmless fields only; see `ListedChatRequest`."""
-
-    is_listed: ClassVar[bool] = True
-
-    add_special_tokens: Raw | UnsetType = UNSET
-    ignore_eos: Raw | UnsetType = UNSET
-    include_stop_str_in_output: Raw | UnsetType = UNSET
-    return_token_ids: Raw | UnsetType = UNSET
-    skip_special_tokens: Raw | UnsetType = UNSET
-    use_beam_search: Raw | UnsetType = UNSET
-
-
-class ListedEmbeddingRequest(EmbeddingRequest, kw_only=True, forbid_unknown_fields=True):
-    """Embeddings with frequent, harmless fields only; see `ListedChatRequest`."""
-
-    is_listed: ClassVar[bool] = True
-
-    add_special_tokens: Raw | UnsetType = UNSET
-    truncate_prompt_tokens: Raw | UnsetType = UNSET
-
-
-LISTED_KINDS: dict[type[CommonFields], type[CommonFields]] = {
-    ChatRequest: ListedChatRequest,
-    CompletionRequest: ListedCompletionRequest,
-    EmbeddingRequest: ListedEmbeddingRequest,
-}
-
 PLAIN_MESSAGES_DEPTH = 6
 """Levels of a body whose messages are all `PlainMessage`; other fields may have more."""
 
-BODY_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest, EmbeddingRequest, GenericRequest)
-}
-LISTED_DECODERS: dict[type[CommonFields], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(listed) for kind, listed in LISTED_KINDS.items()
-}
 MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
 ITEMS_DECODER = msgspec.json.Decoder(list[Raw])
+NULLABLE_ITEMS_DECODER = msgspec.json.Decoder(list[Raw] | None)
 URLS_DECODER = msgspec.json.Decoder(list[UrlMessage | list[UrlMessage] | str])
 URL_DECODER = msgspec.json.Decoder(UrlObject | str | None)
 PARTS_DECODER = msgspec.json.Decoder(list[PartMessage | list[PartMessage] | str])
@@ -331,38 +213,11 @@ TOOL_KINDS_DECODER = msgspec.json.Decoder(list[ToolKind] | None)
 TOOLS_DECODER = msgspec.json.Decoder(list[Tool] | None)
 
 
-_SCALARS = {OptionalInt: int, OptionalNumber: float, bool | None: bool}
-SCALAR_FIELDS: dict[type[CommonFields], dict[str, type]] = {
-    kind: {field.name: _SCALARS[field.type] for field in msgspec.structs.fields(kind) if field.type in _SCALARS}
-    for kind in BODY_DECODERS
-}
-"""The fields of each kind that are numbers or truth values, by name."""
 LAX_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind, strict=False) for kind in (int, float, bool)
 }
-
-_MAX_DECODED_BYTES = 1 << 20
-_DISABLED_VALUES = (b"null", b"false")
-_ABSENT_MEMBER = Raw(b"null")
 
 
 def has_value(raw: Raw | UnsetType) -> bool:
     """Whether a field was set; `null` is no value."""
     return raw is not UNSET and bytes(raw) != b"null"
-
-
-def is_any_enabled(quoted_names: Iterable[bytes], body: bytes) -> bool:
-    """Whether a body that was parsed before has one of the fields with a value.
-
-    `null` and `false` are no values here.
-
-    quoted_names: searched for first, since most bodies hold none of them. In a body over 1 MiB, a
-        name anywhere counts: decoding that body would stall the other requests.
-    """
-    if len(body) > _MAX_DECODED_BYTES:
-        return contains_any(body, quoted_names)
-    present = [name for name in quoted_names if name in body]
-    if not present:
-        return False
-    members = MEMBERS_DECODER.decode(body)
-    return any(bytes(members.get(name[1:-1].decode(), _ABSENT_MEMBER)) not in _DISABLED_VALUES for name in present)

@@ -1,0 +1,82 @@
+"""Error objects and error events, in the form that the clients of a dialect know."""
+
+from typing import Any, Final
+
+import msgspec
+
+from fairlead_gateway.errors import GatewayError, error_body
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_FAILED: Final = "response.failed"
+_ANTHROPIC_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+class ErrorShape:
+    """The form of errors.
+
+    is_anthropic: as Anthropic defines them; else as OpenAI does. `code` and `param` stay in both.
+    has_named_events: events of streams have names.
+    is_numbered: events have a `sequence_number`. A broken stream ends with `response.failed`, which
+        Codex shows, and then `error`. Its fields are also at its top. It has the object `error`
+        too, on which SDKs raise an exception.
+
+    Source: platform.openai.com/docs/api-reference/responses-streaming/error.
+    """
+
+    __slots__ = ("_is_anthropic", "_is_numbered", "has_named_events")
+
+    def __init__(
+        self, *, is_anthropic: bool = False, has_named_events: bool = False, is_numbered: bool = False
+    ) -> None:
+        self._is_anthropic = is_anthropic
+        self.has_named_events = has_named_events
+        self._is_numbered = is_numbered
+
+    def body(self, status: int, body: bytes) -> bytes:
+        """Returns an error object of an engine or of the gateway, in this form."""
+        if not self._is_anthropic:
+            return body
+        decoded = _decode(body)
+        fields = decoded["error"]
+        if decoded.get("type") == "error" and isinstance(fields.get("type"), str):
+            return body
+        kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        error = {"type": kind} | fields | {"type": kind}
+        return _encode({"type": "error"} | decoded | {"type": "error", "error": error})
+
+    def event(self, message: str, code: str, request_id: str, *, sequence_number: int = 0) -> bytes:
+        """Returns an error as the last event of a broken stream.
+
+        Where events have names, two line breaks come first. They end an event of which only a part
+        was sent.
+
+        sequence_number: of the event in its stream.
+        """
+        body = self.body(500, error_body(message, GatewayError.error_type, None, code, request_id))
+        if not self.has_named_events:
+            return b"data: " + body + b"\n\n"
+        if not self._is_numbered:
+            return b"\n\nevent: error\ndata: " + body + b"\n\n"
+        error = {"code": "server_error", "message": message}
+        failed = {"type": _FAILED, "sequence_number": sequence_number, "response": {"status": "failed", "error": error}}
+        flat = {"code": code, "message": message, "param": None, "sequence_number": sequence_number + 1}
+        body = _encode({"type": "error", **flat, **_decode(body)})
+        return b"\n\nevent: %b\ndata: %b\n\nevent: error\ndata: %b\n\n" % (_FAILED.encode(), _encode(failed), body)
+
+
+OPENAI_ERRORS: Final = ErrorShape()
+ANTHROPIC_ERRORS: Final = ErrorShape(is_anthropic=True, has_named_events=True)
+RESPONSES_ERRORS: Final = ErrorShape(has_named_events=True, is_numbered=True)
