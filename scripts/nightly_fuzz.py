@@ -2,7 +2,7 @@
 """The fuzzers of ``make nightly``: ten million inputs over all targets, on every core; writes
 bench/results/nightly.json.
 
-    scripts/nightly_fuzz.py [--inputs N] [--jobs N] [--seed TEXT] [--out FILE]
+    scripts/nightly_fuzz.py [--inputs N] [--jobs N] [--seed TEXT] [--out FILE] [--only TARGET ...]
     scripts/nightly_fuzz.py --replay TARGET FILE      try one input again, with the traceback
 
 It fuzzes the compiled data plane when there is a copy of these sources (``make compile``), unless
@@ -47,10 +47,11 @@ def main() -> int:
         print(f"{name}: {TARGETS[name].check(Path(file).read_bytes())}")
         return 0
     seed = options.seed or secrets.token_hex(4)
+    shares = sum(TARGETS[name].share for name in options.only)
     batches = [
         (name, f"{seed}-{number}", min(_PART, target_inputs - number * _PART))
-        for name, target in TARGETS.items()
-        for target_inputs in [round(options.inputs * target.share)]
+        for name in options.only
+        for target_inputs in [round(options.inputs * TARGETS[name].share / shares)]
         for number in range(-(-target_inputs // _PART))
     ]
     mode = "compiled" if is_compiled(request_parser.__file__) else "interpreted"
@@ -93,6 +94,8 @@ def _result(seed: str, jobs: int, reports: list[Report], seconds: float, used: f
     targets = {}
     for name, target in TARGETS.items():
         own_reports = [report for report in reports if report.target == name]
+        if not own_reports:
+            continue
         targets[name] = {
             "what": target.what,
             "inputs": sum(report.inputs for report in own_reports),
@@ -122,6 +125,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once (every core)")
     parser.add_argument("--seed", help="the seed of an earlier run; else a new one")
     parser.add_argument("--out", default=str(ROOT / "bench" / "results" / "nightly.json"), help="the report")
+    parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS), help="targets (all)")
     parser.add_argument("--replay", nargs=2, metavar=("TARGET", "FILE"), help="try one input again")
     return parser.parse_args()
 

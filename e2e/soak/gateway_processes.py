@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,18 @@ def _texts(event: str) -> list[str]:
     return [choice["delta"]["content"] for choice in choices if choice["delta"].get("content")]
 
 
-async def send_request(url: str, body: dict[str, Any]) -> tuple[str, str, str]:
+async def send_request(
+    url: str,
+    body: dict[str, Any],
+    path: str = "/v1/chat/completions",
+    check: Callable[[RawResponse, int], tuple[str, str]] = check_answer,
+) -> tuple[str, str, str]:
     """Ask over a new connection: what came of it, the text, the instance."""
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
             connection = await RawConnection.connect(url)
             try:
-                await connection.send(post_request(body))
+                await connection.send(post_request(body, path=path))
                 answer = await connection.read_response()
             finally:
                 connection.writer.transport.abort()
@@ -93,7 +98,8 @@ async def send_request(url: str, body: dict[str, Any]) -> tuple[str, str, str]:
         return "hangs", "", ""
     except (OSError, asyncio.IncompleteReadError) as error:
         return f"no answer: {type(error).__name__}", "", ""
-    return *check_answer(answer, body["max_tokens"]), answer.fields.get("x-fairlead-instance", "")
+    tokens = body.get("max_tokens") or body["max_output_tokens"]
+    return *check(answer, tokens), answer.fields.get("x-fairlead-instance", "")
 
 
 READY_SECONDS = 60.0
@@ -149,10 +155,12 @@ FULL = os.environ.get("FAIRLEAD_SOAK", "") == "full"
 REPORT = ROOT / "bench" / "results" / "soak.json" if FULL else ROOT / "out" / "soak.json"
 
 
-def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[ReportLine]) -> list[ReportLine]:
+def write(
+    part: str, begun: float, figures: Mapping[str, Any], lines: list[ReportLine], path: Path = REPORT
+) -> list[ReportLine]:
     """Add one part, begun at that monotonic time, to the report; the lines that do not hold."""
-    REPORT.parent.mkdir(parents=True, exist_ok=True)
-    report = json.loads(REPORT.read_text()) if REPORT.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = json.loads(path.read_text()) if path.exists() else {}
     parts = report.get("parts", {}) if report.get("machine") == machine() else {}
     parts[part] = {
         "commit": commit(ROOT),
@@ -165,7 +173,7 @@ def write(part: str, begun: float, figures: Mapping[str, Any], lines: list[Repor
     text = json.dumps(
         {"machine": machine(), "full": FULL, "holds": holds, "parts": dict(sorted(parts.items()))}, indent=2
     )
-    REPORT.write_text(text + "\n")
+    path.write_text(text + "\n")
     return [line for line in lines if not line.holds]
 
 

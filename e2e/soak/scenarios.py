@@ -35,7 +35,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -84,11 +84,32 @@ _KNOWN = ("complete", "ended with an error event")
 KILLS = ("FAIRLEAD_SOAK_KILLS", 12, 1_000)
 
 
-class RequestLoad:
-    """Open-loop requests, and what came of them."""
+async def ask_chat(url: str, number: int) -> tuple[str, str, str]:
+    """Returns a verdict on the answer to a chat, its text if it is greedy, and the instance."""
+    greedy = number % 4 < 2
+    body = chat_body(number, stream=number % 4 != 3, tokens=KILL_TOKENS, greedy=greedy)
+    outcome, text, instance = await send_request(url, body)
+    return outcome, text if greedy else "", instance
 
-    def __init__(self, url: str) -> None:
+
+class RequestLoad:
+    """Open-loop requests, and what came of them.
+
+    ask: sends the request of a number; returns the verdict on its answer, a text that is that of
+        all requests with this number modulo 40, and the instance.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        ask: Callable[[str, int], Awaitable[tuple[str, str, str]]] = ask_chat,
+        per_second: float = PER_SECOND,
+        known: Collection[str] = _KNOWN,
+    ) -> None:
         self._url = url
+        self._ask = ask
+        self._per_second = per_second
+        self._known = known
         self._begun = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
         self.outcomes: Counter[str] = Counter()
@@ -110,7 +131,7 @@ class RequestLoad:
         """Send until ``done``, then wait for all answers."""
         begun = self._begun
         while not done.is_set():
-            while self.sent < (time.monotonic() - begun) * PER_SECOND:
+            while self.sent < (time.monotonic() - begun) * self._per_second:
                 task = asyncio.create_task(self._one(self.sent))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -119,13 +140,11 @@ class RequestLoad:
         await asyncio.gather(*self._tasks)
 
     async def _one(self, number: int) -> None:
-        greedy = number % 4 < 2
-        body = chat_body(number, stream=number % 4 != 3, tokens=KILL_TOKENS, greedy=greedy)
-        outcome, text, instance = await send_request(self._url, body)
+        outcome, text, instance = await self._ask(self._url, number)
         self.outcomes[outcome] += 1
-        if outcome == "complete" and greedy:
+        if outcome == "complete" and text:
             self.texts.setdefault(number % 40, set()).add(text)
-        if outcome not in _KNOWN and len(self.strange) < 20:
+        if outcome not in self._known and len(self.strange) < 20:
             self.strange.append(
                 {"outcome": outcome, "request": number, "kills": self.kills, "seconds": round(self.seconds(), 2)}
             )
@@ -134,11 +153,13 @@ class RequestLoad:
             del self.busy[:-20]
 
 
-async def kill_engines(load: RequestLoad, found: ForkedEngines, kills: int, draw: random.Random) -> None:
+async def kill_engines(
+    load: RequestLoad, found: ForkedEngines, kills: int, draw: random.Random, gap_seconds: float = KILL_SECONDS
+) -> None:
     """Kill one that has just answered, bring it back, and so on."""
     met: list[asyncio.Task[None]] = []
     for _ in range(kills):
-        await asyncio.sleep(KILL_SECONDS)
+        await asyncio.sleep(gap_seconds)
         await asyncio.gather(*met)
         met = load.under_way()
         names = [name for name in load.busy if int(name[2]) in found.running]

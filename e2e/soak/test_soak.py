@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.soak import gateway_restarts, scenarios
+from e2e.soak import dialect_kills, gateway_restarts, scenarios
 from e2e.soak.gateway_processes import FULL
 
 pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone]
@@ -15,6 +15,10 @@ pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone]
 
 def test_engines_that_die_under_load_lose_no_request_that_had_not_started(tmp_path: Path) -> None:
     assert asyncio.run(scenarios.run_engine_kills(tmp_path)) == []
+
+
+def test_streams_of_messages_and_responses_end_with_their_error_event(tmp_path: Path) -> None:
+    assert asyncio.run(dialect_kills.run_dialect_kills(tmp_path)) == []
 
 
 def test_gateways_that_are_restarted_one_after_the_other_make_no_errors(tmp_path: Path) -> None:

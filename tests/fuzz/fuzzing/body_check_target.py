@@ -19,10 +19,11 @@ from fairlead.limits import Limits
 from fairlead_gateway.body_check.messages import BodyQuery
 from fairlead_gateway.body_check.process import reply_of
 from fairlead_gateway.body_check.worker.client import BodyChecker
+from fairlead_gateway.dialects.table import BODY_TYPES
 from fairlead_gateway.errors import BadRequest, GatewayError
 from fairlead_gateway.ipc.child_process import LENGTH_BYTES, ChildProcess, Reply, encode_frame, serve
 from fairlead_gateway.openai.body_parser import ModelRequest, parse_body
-from fairlead_gateway.openai.request import BODY_TYPES, bind_by_name, build_route_request
+from fairlead_gateway.openai.request import bind_by_name, build_route_request
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 
 LIMITS = Limits(name_bytes=200, json_depth=12, json_values=200, json_containers=60, stop_bytes=60)

@@ -234,5 +234,5 @@ SEEDS = [
     b"\r\n\r\n" + _PLAIN,
 ]
 HEAD = Target(
-    "head", "client bytes: head, chunked body, pipelining; framing for engines", check, SEEDS, WORDS, PIECES, 0.22
+    "head", "client bytes: head, chunked body, pipelining; framing for engines", check, SEEDS, WORDS, PIECES, 0.16
 )

@@ -19,6 +19,7 @@ from msgspec import Raw
 from fairlead.fleet.model import Model, RequestPolicy, UnknownFields
 from fairlead.limits import Limits
 from fairlead_gateway.body_check.process import check_body
+from fairlead_gateway.dialects.table import BODY_TYPES
 from fairlead_gateway.errors import BadRequest, GatewayError
 from fairlead_gateway.openai.body_parser import parse_body
 from fairlead_gateway.openai.field_policy import (
@@ -27,7 +28,6 @@ from fairlead_gateway.openai.field_policy import (
     apply_field_policy,
     known_fields,
 )
-from fairlead_gateway.openai.request import BODY_TYPES
 
 LIMITS = Limits()
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/tokenize")

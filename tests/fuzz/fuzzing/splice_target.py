@@ -18,6 +18,11 @@ from fuzzing.target import CANARY, Target, refused
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
+from fairlead_gateway.dialects.chat import ChatRequest
+from fairlead_gateway.dialects.completions import CompletionRequest
+from fairlead_gateway.dialects.responses import RESPONSES
+from fairlead_gateway.dialects.schemas import GenerationFields
+from fairlead_gateway.dialects.table import BODY_TYPES
 from fairlead_gateway.disaggregation.worker.kv_connectors import ineligible_reason, nixl_prefill_fields, prefill_body
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.request_parser import RequestHead
@@ -25,13 +30,11 @@ from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.field_policy import REMOVED_FIELDS, remove_fields
 from fairlead_gateway.openai.json_edit import set_members
 from fairlead_gateway.openai.request import (
-    BODY_TYPES,
     build_route_request,
     can_resume,
     parse_passthrough_request,
     parse_request,
 )
-from fairlead_gateway.openai.schemas import ChatRequest, CompletionRequest, GenerationFields
 from fairlead_gateway.proxy.continuation import SentText, resume_body
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 
@@ -165,18 +168,21 @@ def legs(ask: ModelRequest, after: list[Member]) -> None:
     """Checks that bodies for prefill, decode and resumption change their own fields only."""
     if not isinstance(ask.fields, GenerationFields):
         return
-    ineligible_reason(ask.fields, ask.body)
+    ineligible_reason(ask)
     changes: dict[str, Any] = {
-        "max_tokens": ("number", "1"),
-        "min_tokens": ("number", "1"),
+        ask.dialect.output_limit: ("number", "1"),
         "stream": False,
         "kv_transfer_params": Obj([("do_remote_decode", True), ("do_remote_prefill", False)]),
     }
+    if ask.dialect.form is not None and ask.dialect.form.has_min_tokens:
+        changes["min_tokens"] = ("number", "1")
+    if ask.dialect is RESPONSES:
+        changes["store"] = False
     if isinstance(ask.fields, ChatRequest) and ask.fields.max_completion_tokens is not None:
         changes["max_completion_tokens"] = ("number", "1")
     if ask.fields.n is not None:
         changes["n"] = ("number", "1")
-    prefill = members(prefill_body(ask.fields, ask.body, nixl_prefill_fields()))
+    prefill = members(prefill_body(ask, nixl_prefill_fields()))
     if any(name == "stream_options" for name, _, _ in prefill):
         changes["stream_options"] = None
     _set(after, prefill, changes)
@@ -325,6 +331,6 @@ SPLICE = Target(
     SEEDS,
     WORDS,
     PIECES,
-    0.27,
+    0.21,
     grow,
 )

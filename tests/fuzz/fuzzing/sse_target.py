@@ -210,4 +210,4 @@ SEEDS = [
     + _DONE,
     b'data: {"a":\ndata: 1}\n\n' + _DONE,
 ]
-SSE = Target("sse", "an engine's event stream on its way to the client", check, SEEDS, WORDS, PIECES, 0.16)
+SSE = Target("sse", "an engine's event stream on its way to the client", check, SEEDS, WORDS, PIECES, 0.08)
