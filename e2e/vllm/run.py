@@ -11,6 +11,8 @@ processor cores, and no test run collects it. Exits 1 when a check did not hold.
 - ``nixl`` and ``mooncake``: prefill and decode on two engines.
 - ``hung``: local mode, and an engine whose core is stopped.
 - ``tiers``: KV in the CPU memory of the engines, its price and its worth.
+- ``sdks``: the SDKs of OpenAI and Anthropic, for Python and Node, directly and through a gateway.
+  With ``--engines sim`` it runs alone, with a simulated engine and without vLLM.
 - ``adapters``: 200 LoRA adapters on three engines of eight slots, of which engines end.
 - ``cache-timing``: tenants who guess what another one has sent. Its results are a file of its own,
   bench/results/cache-timing.json.
@@ -46,16 +48,17 @@ from e2e.vllm.pods.pod_scenarios import (
     pod_stage,
 )
 from e2e.vllm.report import VllmReport
-from e2e.vllm.scenarios import cache_timing, tiers
+from e2e.vllm.scenarios import cache_timing, client_sdks, tiers
 from e2e.vllm.scenarios.adapters import Adapters
 from e2e.vllm.scenarios.api_surface import ApiSurface
 from e2e.vllm.scenarios.cache_timing import CacheTiming
+from e2e.vllm.scenarios.client_sdks import ClientSdks
 from e2e.vllm.scenarios.hung_core import HungCore
 from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios
 from e2e.vllm.scenarios.prefill_handoff import HandoffScenario
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("surface", *INDEXES, tiers.NAME, "nixl", "mooncake", "hung", "adapters")
+PARTS = ("surface", *INDEXES, tiers.NAME, "nixl", "mooncake", "hung", "adapters", client_sdks.NAME)
 POD_PARTS: dict[str, Callable[[PodStage, VllmReport], "Scenario"]] = {
     "pods-lifecycle": PodsLifecycle,
     "pods-hung": PodsHung,
@@ -102,6 +105,8 @@ def _scenario(part: str, stage: EngineStage, report: VllmReport) -> Scenario:
         return HungCore(stage, report)
     if part == "adapters":
         return Adapters(stage, report)
+    if part == client_sdks.NAME:
+        return ClientSdks(stage, report)
     return HandoffScenario(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 
@@ -110,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     known = (*PARTS, cache_timing.NAME, *POD_PARTS)
     parser.add_argument("--only", default=",".join(known), help="parts, with commas between them")
+    parser.add_argument("--engines", choices=("vllm", "sim"), default="vllm", help="sim: for the part sdks alone")
     parser.add_argument(
         "--report",
         type=Path,
@@ -132,7 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [one for one in asked if not any(part == one or part.startswith(f"{one}-") for part in known)]
     if unknown:
         parser.error(f"unknown parts: {', '.join(unknown)}; known: {', '.join(known)}")
+    if options.engines == "sim" and parts != [client_sdks.NAME]:
+        parser.error(f"--engines sim: only --only {client_sdks.NAME} runs with simulated engines")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that engines end with us
+    if options.engines == "sim":
+        return 0 if _run_simulated() else 1
     local = [part for part in parts if part in PARTS]
     in_pods = [part for part in parts if part in POD_PARTS]
     installed = install(clients=bool(local))
@@ -159,6 +169,19 @@ def _run_local(installed: Installation, parts: Sequence[str], path: Path) -> boo
                     _keep_logs(Path(folder))
     finally:
         _write(report, path)
+    return report.all_passed
+
+
+def _run_simulated() -> bool:
+    """Runs the SDKs with a simulated engine. Returns whether everything held."""
+    report = VllmReport({"engine": "simulated"})
+    with (
+        TemporaryDirectory(prefix="fairlead-sdks-") as folder,
+        EngineStage(Installation(Path(folder)), Path(folder)) as stage,
+    ):
+        scenario = ClientSdks(stage, report, is_simulated=True)
+        asyncio.run(_run_part(client_sdks.NAME, lambda: scenario, report))
+    _write(report, ROOT / "out" / "vllm-sdks.json")
     return report.all_passed
 
 

@@ -1,5 +1,6 @@
 """Recorded data is in the repository: a clone needs nothing else."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -35,3 +36,14 @@ def test_every_recording_is_on_the_page_of_its_folder() -> None:
     assert {path.name for path in (folder / "kv-events").iterdir()} - {"README.md"} == set(
         re.findall(r"^\| `([\w.-]+)` \|", events, re.M)
     )
+
+
+def test_every_recorded_client_is_on_the_page_of_its_folder_with_its_version() -> None:
+    folder = ROOT / "tests" / "recordings" / "clients"
+    rows = re.findall(r"^\| (`[^|]+\.json`) \| ([^|]+)\|", (folder / "README.md").read_text(), re.M)
+    clients = {name: row for names, row in rows for name in re.findall(r"[\w-]+\.json", names)}
+    assert set(clients) == {path.name for path in folder.glob("*.json")}
+    for name, row in clients.items():
+        (version,) = re.findall(r"\d+\.[\d.]*\d", json.loads((folder / name).read_text())["version"])
+        assert version in row
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 300_000

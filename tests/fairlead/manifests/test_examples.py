@@ -39,6 +39,7 @@ ROUTES = EXAMPLES / "routes" / "assistant.yaml"
 CAPPED, FALLBACKS = ROUTES.with_name("capped.yaml"), ROUTES.with_name("fallbacks.yaml")
 EXTERNAL = ROUTES.with_name("external.yaml")
 SHADOW, LONG_CONTEXT = ROUTES.with_name("shadow.yaml"), ROUTES.with_name("long-context.yaml")
+CODING_AGENTS = ROUTES.with_name("coding-agents.yaml")
 TENANTS = EXAMPLES / "tenants" / "two-teams.yaml"
 CATALOG = EXAMPLES / "catalog" / "qwen3-32b.yaml"
 ADAPTERS = EXAMPLES / "adapters" / "fleet.yaml"
@@ -99,7 +100,7 @@ def test_first_example_is_the_smallest_manifest() -> None:
 def test_every_intent_has_a_pair_and_a_readme_link() -> None:
     assert {path.parent.name for path in [*ON_GPUS, *SIMULATED]} == set(INTENTS)
     every = sorted(EXAMPLES.glob("*/*.yaml"))
-    routes = (ROUTES, CAPPED, FALLBACKS, EXTERNAL, SHADOW, LONG_CONTEXT)
+    routes = (ROUTES, CAPPED, FALLBACKS, EXTERNAL, SHADOW, LONG_CONTEXT, CODING_AGENTS)
     adapters = (ADAPTERS, CLUSTER_ADAPTERS, STORED_ADAPTER, ADAPTER_TENANT)
     others = (THEIRS, *routes, *adapters, CANARY, TENANTS, CATALOG)
     assert every == sorted([*ON_GPUS, *SIMULATED, *others])
@@ -152,6 +153,14 @@ def test_the_external_example_has_the_key_of_its_last_lines() -> None:
     assert [key.digest for key in tenant.spec.keys] == [key_digest(key.encode(), LOCAL_PEPPER.encode()).hex()]
     assert not tenant.to_tenant().may_leave_cluster
     assert lint_paths([str(EXTERNAL)]) == ([], [f"{EXTERNAL}: ok, 2 ModelDeployments, 1 ModelTenant, 1 ModelRoute"])
+
+
+def test_the_example_for_coding_agents_has_the_key_of_its_first_lines() -> None:
+    (key,) = re.findall(r"\bfl_example\w*", CODING_AGENTS.read_text())
+    (tenant,) = load_manifests([CODING_AGENTS]).tenants
+    assert [key.digest for key in tenant.spec.keys] == [key_digest(key.encode(), LOCAL_PEPPER.encode()).hex()]
+    counts = f"{CODING_AGENTS}: ok, 1 ModelDeployment, 1 ModelTenant, 1 ModelRoute"
+    assert lint_paths([str(CODING_AGENTS)]) == ([], [counts])
 
 
 @pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)
