@@ -109,7 +109,7 @@ bench: env ## run the benchmarks, or NAME=… alone (ARGS=… are its arguments;
 bench-%: env
 	@$(BENCH) $* $(ARGS)
 
-soak: compile ## kill engines, gateways and Redis, send malformed requests and a million good ones; writes bench/results/soak.json
+soak: compile ## kill engines, gateways and Redis, send malformed requests and a million good ones; writes bench/results/soak*.json
 	@FAIRLEAD_SOAK=full $(RUN) -m pytest e2e/soak/test_soak.py -q
 
 nightly: compile ## run property tests with 5,000 examples, simulations in full, all tests five times under load, ten million fuzzed inputs, ten thousand fleets with faults; bench/results/nightly*.json

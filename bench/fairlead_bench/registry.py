@@ -72,6 +72,10 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
         BenchmarkPart("tiers", "sharing.tiers", 10, SIMULATOR, in_all=False),
         BenchmarkPart("knowledge-processes", "sharing.knowledge_processes", 40, PROCESSES, in_all=False),
     ),
+    "agents": (
+        BenchmarkPart("agents", "agents.benchmark", 8, PROCESSES),
+        BenchmarkPart("coding-agents", "agents.fleet_simulator", 30, SIMULATOR, in_all=False),
+    ),
     "quota": (BenchmarkPart("quota", "quota.benchmark", 30, PROCESSES),),
     "fairness": (
         BenchmarkPart("fairness", "fairness.benchmark", 6),

@@ -24,7 +24,7 @@ from fairlead_bench.gateway_instructions.counted_gateway import (
     export_working_tree,
     valgrind_command,
 )
-from fairlead_bench.gateway_instructions.scenarios import PLAIN, WAITING
+from fairlead_bench.gateway_instructions.scenarios import MESSAGES, PLAIN, RESPONSES, WAITING
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
 
 BASE = "7ff6b5ed"
@@ -53,6 +53,10 @@ def rows(new: Windows, base: Windows, revision: str) -> list[ResultRow]:
         name = f"instructions of a {WAITING} ÷ {PLAIN}"
         ratio = statistics.fmean(new[WAITING]) / statistics.fmean(new[PLAIN])
         found.append(wanted.value(name, "", ratio))
+        for dialect in (MESSAGES, RESPONSES):
+            if (unit := f"plain request in {dialect}") in new:
+                ratio = statistics.fmean(new[unit]) / statistics.fmean(new[PLAIN])
+                found.append(wanted.value(f"instructions of a plain request in {dialect} ÷ {PLAIN}", "", ratio))
     return found
 
 

@@ -46,6 +46,16 @@ class Call:
         body = {"id": _EVENT["id"], "object": "chat.completion", "created": _EVENT["created"], "model": self._model}
         self._send_whole(200, "OK", body | {"choices": [choice], "usage": _usage(completion_tokens, prompt_tokens)})
 
+    def answer_as(self, dialect: str, completion_tokens: int) -> None:
+        """Answers like `answer`, with a message or a response."""
+        usage = {"input_tokens": _PROMPT_TOKENS, "output_tokens": completion_tokens}
+        text = [{"type": "text" if dialect == MESSAGES else "output_text", "text": _PLAIN_TEXT}]
+        if dialect == MESSAGES:
+            body: dict[str, object] = {"type": "message", "content": text, "stop_reason": "end_turn"}
+        else:
+            body = {"object": "response", "status": "completed", "output": [{"type": "message", "content": text}]}
+        self._send_whole(200, "OK", {"id": f"resp_{_EVENT['id']}", "model": self._model, **body, "usage": usage})
+
     def answer_prefill(self, prompt_tokens: int) -> None:
         """Answers as an engine that has computed a prompt for another one."""
         params = {"do_remote_prefill": True, "do_remote_decode": False, "remote_block_ids": [[1, 2, 3]]}
@@ -186,6 +196,7 @@ SHORT_STREAM, LONG_STREAM = 4, 36
 PLAIN_PER_RETRIED = 5
 """Plain requests with each retried one: a gateway retries at most a fifth of its requests."""
 PLAIN, WAITING = "plain request", "waiting request"
+MESSAGES, RESPONSES = "messages", "responses"
 _COMPLETION_TOKENS = 128
 _LONG_ANSWER_TOKENS = 20_000
 """Two such answers do not fit the KV cache of ``full-model``'s engine (28,672 tokens)."""
@@ -207,20 +218,20 @@ class WrongAnswer(Exception):
 
 
 class Client:
-    """Sends bodies to ``/v1/chat/completions`` of the gateway at ``port``."""
+    """Sends bodies to the gateway at ``port``."""
 
     def __init__(self, port: int, key: str) -> None:
         self._connection = socket.create_connection(("127.0.0.1", port), timeout=_READ_SECONDS)
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: Bearer {key}\r\n"
+            f" HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: Bearer {key}\r\n"
             "content-type: application/json\r\naccept: */*\r\ncontent-length: "
         )
         self._received = b""
 
-    def send(self, body: bytes) -> None:
+    def send(self, body: bytes, dialect: str = "chat/completions") -> None:
         """Sends one request, head and body at once."""
-        self._connection.sendall(f"{self._head}{len(body)}\r\n\r\n".encode() + body)
+        self._connection.sendall(f"POST /v1/{dialect}{self._head}{len(body)}\r\n\r\n".encode() + body)
 
     def read_answer(self) -> None:
         """Reads a plain answer. Raises WrongAnswer unless it is a good one."""
@@ -283,6 +294,9 @@ class Script:
         self._split_engines = [ScriptedEngine(self._split_calls), ScriptedEngine(self._split_calls)]
         self._plain = _bodies(seed, stream=False)
         self._streamed = _bodies(seed, stream=True)
+        self._named = {
+            dialect: [_in_dialect(text, dialect) for text in self._plain] for dialect in (MESSAGES, RESPONSES)
+        }
         self._full = _bodies(seed, stream=False, model=FULL_MODEL, max_tokens=_LONG_ANSWER_TOKENS)
         self._clients: list[Client] = []
         self._sent = 0
@@ -345,6 +359,14 @@ class Script:
         for _ in range(count):
             client.send(self._body(self._plain))
             next_call(self._calls).answer(_COMPLETION_TOKENS)
+            client.read_answer()
+
+    def named(self, count: int, dialect: str) -> None:
+        """Sends plain requests in another dialect, with the prompts of the plain ones."""
+        client = self._clients[0]
+        for _ in range(count):
+            client.send(self._body(self._named[dialect]), dialect)
+            next_call(self._calls).answer_as(dialect, _COMPLETION_TOKENS)
             client.read_answer()
 
     def open_connections(self) -> None:
@@ -446,6 +468,8 @@ def scenarios(script: Script) -> dict[str, Scenario]:
         "retried": Scenario(script.retried, 32),
         "waiting": Scenario(script.waiting, 256),
         "handed_off": Scenario(script.handed_off, 48),
+        MESSAGES: Scenario(lambda count: script.named(count, MESSAGES), 256),
+        RESPONSES: Scenario(lambda count: script.named(count, RESPONSES), 256),
     }
 
 
@@ -471,6 +495,7 @@ def cost_per_unit(counts: Mapping[str, float], turns: Mapping[str, int]) -> dict
         WAITING: _waiting(counts, turns),
         "retried request": counts["retried"] / turns["retried"] - PLAIN_PER_RETRIED * plain,
         "request with a hand-off": counts["handed_off"] / turns["handed_off"],
+        **{f"plain request in {dialect}": counts[dialect] / turns[dialect] for dialect in (MESSAGES, RESPONSES)},
     }
 
 
@@ -490,6 +515,17 @@ def _waiting(counts: Mapping[str, float], turns: Mapping[str, int]) -> float:
 def _split_body(number: int) -> bytes:
     start = f'{{"model":"{SPLIT_MODEL}","max_tokens":{_COMPLETION_TOKENS},"messages":[{{"role":"user","content":"'
     return f"{start}{number:016x} ".encode() + b"a word" * (_SPLIT_TOKENS * 4 // 6) + b'"}]}'
+
+
+def _in_dialect(text: str, dialect: str) -> str:
+    """Returns the body of a chat as one of messages or responses, of about the same size."""
+    chat = json.loads(text)
+    system, *turns = chat["messages"]
+    if dialect == MESSAGES:
+        body = {"system": system["content"], "messages": turns, "max_tokens": chat["max_tokens"]}
+    else:
+        body = {"instructions": system["content"], "input": turns, "max_output_tokens": chat["max_tokens"]}
+    return _encoded({"model": chat["model"], **body, "temperature": chat["temperature"]}).decode()
 
 
 def _bodies(seed: int, *, stream: bool, model: str = MODEL, max_tokens: int = _COMPLETION_TOKENS) -> list[str]:

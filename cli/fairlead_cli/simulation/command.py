@@ -58,7 +58,8 @@ def simulate(
     traffic: Annotated[
         str,
         Parameter(
-            help="A trace (Mooncake's JSON lines or Azure's CSV), or agents, tenants, rag, flash-crowd, bursty, conversation."
+            help="A trace (Mooncake's JSON lines or Azure's CSV), or agents, coding-agents, tenants, rag, flash-crowd, "
+            "bursty, conversation."
         ),
     ] = "conversation",
     *,

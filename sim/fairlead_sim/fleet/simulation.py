@@ -10,8 +10,8 @@ before that (a request arrives, or the engine is lost), it takes the steps that 
 continues from there. All times equal those of single steps to the last bit; a property test
 compares the two.
 
-``run`` and ``run_sessions`` run all requests to their ends. A caller with its own clock submits
-requests with ``arrive`` and advances the simulation with ``run_until``.
+``run``, ``run_sessions`` and ``run_calls`` run all requests to their ends. A caller with its own
+clock submits requests with ``arrive`` and advances the simulation with ``run_until``.
 
 The fleet of a simulation: its engines, and what its router receives.
 
@@ -46,6 +46,7 @@ from fairlead_sim.engine.lower_tiers import LowerTier, TierOptions
 from fairlead_sim.engine.scheduler import EngineCore, EngineStep
 from fairlead_sim.engine.sequence import EngineSequence
 from fairlead_sim.fleet.request import InflightRequest, RequestResult
+from fairlead_sim.workload.coding_agents import AgentCall
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest
 
@@ -320,6 +321,40 @@ class FleetSimulation(SimulationContext):
             turn((), 0, 0.0)
         self._run_events([])
         return [self._requests[request.id].result() for session in sessions for request in session]
+
+    def run_calls(self, calls: Sequence[AgentCall]) -> list[RequestResult]:
+        """Runs a closed loop of sessions whose calls wait for others.
+
+        A call without ``after`` arrives at its own time. A call that failed has ended, too. Raises
+        BadInput if a call waits for one that is not there.
+        """
+        _check_ids_unique([call.request for call in calls])
+        if {name for call in calls for name in call.after} - {call.request.id for call in calls}:
+            raise BadInput("a call waits for one that is not there", field="after")
+        missing = {call.request.id: len(call.after) for call in calls}
+        followers: dict[str, list[AgentCall]] = {}
+
+        def end(name: str, now: float) -> None:
+            for call in followers.get(name, ()):
+                missing[call.request.id] -= 1
+                if not missing[call.request.id]:
+                    begin(call, now + call.pause_seconds)
+
+        def begin(call: AgentCall, at: float) -> None:
+            request = replace(call.request, arrival=at)
+            self._on_ended[request.id] = partial(end, request.id)
+            arrive: Action = partial(self._arrive, request)
+            heapq.heappush(self._event_heap, (at, _ARRIVAL, next(self._order), 0, arrive))
+
+        for call in calls:
+            for name in call.after:
+                followers.setdefault(name, []).append(call)
+        self._open_requests += len(calls)
+        for call in calls:
+            if not call.after:
+                begin(call, call.request.arrival)
+        self._run_events([])
+        return [self._requests[call.request.id].result() for call in calls]
 
     # --- a caller with its own clock ---------------------------------------------------------------------------------------
 

@@ -87,6 +87,10 @@ class GrowingPrompt:
 
     def __init__(self, block_ids: BlockIds, blocks: Sequence[int], tokens: int = 0) -> None:
         self._fresh = block_ids
+        self.replace(blocks, tokens)
+
+    def replace(self, blocks: Sequence[int], tokens: int) -> None:
+        """Begins again with full ``blocks`` and more tokens."""
         self._blocks = tuple(blocks)
         self.tokens = len(blocks) * TRACE_BLOCK_TOKENS
         if tokens:

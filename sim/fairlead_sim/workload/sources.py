@@ -1,16 +1,18 @@
 """Traffic by name: a family of generated traffic, or the file of a recorded trace."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairlead.errors import BadInput
-from fairlead_sim.workload.generators import FAMILIES, conversation_traffic
+from fairlead_sim.workload.coding_agents import coding_agent_traffic
+from fairlead_sim.workload.generators import FAMILIES, TrafficFamily, conversation_traffic
 from fairlead_sim.workload.traces import COLUMNS, TraceRequest, read_azure, read_mooncake, spread_ties
 
 DEFAULT_REQUESTS = 12_000
 """The default size of generated traffic: one hour."""
-GENERATED_SOURCES = (*FAMILIES, "conversation")
+_FAMILIES: Mapping[str, TrafficFamily] = {**FAMILIES, "coding-agents": coding_agent_traffic}
+GENERATED_SOURCES = (*_FAMILIES, "conversation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ def load_source(name: str, *, limit: int | None = None, seed: int = 0) -> Traffi
     """
     if limit is not None and limit < 1:
         raise BadInput(f"the number of requests must be at least 1, not {limit}", field="limit")
-    generator = FAMILIES.get(name)
+    generator = _FAMILIES.get(name)
     if generator is not None:
         return TrafficSource(f"generated {name} (seed {seed})", generator(limit or DEFAULT_REQUESTS, seed=seed))
     if name == "conversation":

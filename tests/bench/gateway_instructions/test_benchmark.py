@@ -21,6 +21,7 @@ from fairlead_bench.results import load_goals, meets_goal
 from fairlead_testing.yaml_documents import load_document
 
 TURNS = {"plain": 10, "short_streams": 10, "long_streams": 10, "retried": 10, "waiting": 10, "handed_off": 10}
+TURNS |= {"messages": 10, "responses": 10}
 
 
 def test_a_dump_holds_its_instructions() -> None:
@@ -37,6 +38,8 @@ def test_costs_per_unit_leave_out_the_plain_requests_beside_them() -> None:
         "retried": 10 * (5 * 100.0 + 250.0),
         "waiting": 10 * (100.0 + 300.0) + 100.0,
         "handed_off": 10 * 400.0,
+        "messages": 10 * 110.0,
+        "responses": 10 * 115.0,
     }
     assert cost_per_unit(counts, TURNS) == {
         "plain request": 100.0,
@@ -45,6 +48,8 @@ def test_costs_per_unit_leave_out_the_plain_requests_beside_them() -> None:
         "waiting request": 300.0,
         "retried request": 250.0,
         "request with a hand-off": 400.0,
+        "plain request in messages": 110.0,
+        "plain request in responses": 115.0,
     }
     assert cost_without_keys(counts, TURNS) == {"plain request, no keys": 100.0, "waiting request, no keys": 300.0}
 

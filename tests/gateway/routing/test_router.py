@@ -155,6 +155,42 @@ def test_prices_hold_up_to_three_objectives_if_none_is_met(before: tuple[float, 
     assert choose(both, mean_backlog_seconds=1.0, objective_seconds=5.0).chosen == chosen
 
 
+@pytest.mark.parametrize(("unforeseen", "chosen"), [(0.0, "holder"), (0.005, "holder"), (0.03, "home")])
+def test_the_holder_of_the_longest_prefix_costs_no_more_than_a_home_while_informed(
+    unforeseen: float, chosen: str
+) -> None:
+    """A home that would compute 1 s, and a holder elsewhere that would compute 0.3 s; idle."""
+    home = candidate("home", 0.0, 1.0)
+    holder = Candidate(EndpointLoad("holder", 1, 0, 0.0), 10_000, 0.3, 4_000.0, is_holder=True)
+    free = Candidate(EndpointLoad("free", 0, 0, 0.0), 10_000, 0.9, 0.0)
+    decision = choose(
+        [home, holder, free], mean_backlog_seconds=0.0, objective_seconds=5.0, unforeseen_share=unforeseen
+    )
+    assert decision.chosen == chosen
+    assert decision.inputs["holder/longest_prefix"].value == 1.0
+    assert "free/longest_prefix" not in decision.inputs
+    if chosen == "holder":
+        assert decision.reason.startswith("the holder of the longest prefix with about 4,000 tokens cached")
+
+
+def test_conversations_stay_where_they_are_when_their_key_grows() -> None:
+    """A system prompt that all share becomes hot, so the homes of every conversation change."""
+    router, common = make_router(), Random(0).randbytes(8_192)
+    at: dict[int, str] = {}
+    homes = set()
+    for turn in range(1, 7):
+        for session in range(16):
+            text = common + Random(session).randbytes(1_600 * turn)
+            name = f"{session}-{turn}"
+            request = RouteRequest(name, prefix_chain(text, secret=b"secret", seed=b"m"), len(text) / 4)
+            chosen = send(router, request)
+            assert at.setdefault(session, chosen) == chosen
+            homes.add((session, router.homes(request)))
+            router.on_first_token(name, 0.0)
+            router.on_finish(name, 0.0)
+    assert len(homes) > 16
+
+
 def test_a_burst_of_one_prefix_spreads_beyond_its_homes() -> None:
     router = make_router()
     used = Counter(send(router, prompt(f"r{n}", 1)) for n in range(800))

@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any, Final
 
-from fairlead_gateway.routing.prefix.prefix_hash import MediaPart
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, MediaPart, block_bytes
 from fairlead_gateway.routing.request import RouteRequest
 
 UNFORESEEN_SMOOTHING: Final = 0.02
@@ -78,7 +78,8 @@ class TokenCalibration:
 
         A value that was not reported is None.
 
-        matched_share: share of the prompt that was expected to be cached.
+        matched_share: share of the prompt that was expected to be cached. It is known in whole
+            blocks of the prefix, so one block more counts as expected.
         """
         if estimated_tokens < MIN_SCALE_TOKENS or (cached_tokens is None and not prompt_tokens):
             return
@@ -86,7 +87,10 @@ class TokenCalibration:
         scale, unforeseen_share = means.scale, means.unforeseen_share
         if cached_tokens is not None:
             share = min(1.0, cached_tokens / (prompt_tokens or estimated_tokens * scale))
-            means.unforeseen_share += UNFORESEEN_SMOOTHING * (max(0.0, share - matched_share) - unforeseen_share)
+            size, beyond = estimated_tokens * BYTES_PER_TOKEN, share - matched_share
+            if beyond * size <= block_bytes(matched_share * size):
+                beyond = 0.0
+            means.unforeseen_share += UNFORESEEN_SMOOTHING * (beyond - unforeseen_share)
         if prompt_tokens:
             ratio = min(MAX_SCALE, max(1 / MAX_SCALE, prompt_tokens / estimated_tokens))
             # A plain mean of the first responses. Why: each of several gateways sees only a part

@@ -4,7 +4,7 @@ A prompt's routing key (`prefix.hot_prefixes`) hashes to two homes. Further cand
 busy of the endpoints with the longest cached prefix, and the least busy of all. So is the endpoint
 that served the session last, priced as a home. Each has a cost in seconds of engine time:
 
-    J = backlog + load + own · (1 + 16·busy + 4·(1 - busy)·[not a home])
+    J = backlog + load + own · (1 + 16·busy + 4·(1 - busy)·[neither a home nor the holder])
         + 0.4·T · in-flight tokens / KV tokens
     busy = min(1, mean backlog / 0.06·T)
 
@@ -19,6 +19,10 @@ and spread prefixes while load is light. In a busy fleet, a prompt that is cache
 where there is room. With the extra price the fleet carries 1 % less of long prompts. The price is
 32, however busy the fleet is, if engines report cached prefixes that no source announced. Then
 other routers send there, and homes are all that is common (no Redis, no index, or a late index).
+
+The holder of the longest prefix costs no more than a home while the gateway is informed. It
+computes nothing again that another endpoint has. The homes of a conversation change when
+its key becomes longer. With the extra price, it left its cache for them.
 
 While some candidate is predicted to meet the objective, the cheapest of those is taken. Otherwise
 the cheapest of those within three times the objective is taken (`slo-spill`). If none is within
@@ -97,12 +101,17 @@ def choose(
     recompute = 1.0 + RECOMPUTE_PRICE * busy
     decode = DECODE_SHARE * objective
     non_home = recompute + non_home_price(unforeseen_share, busy)
+    holder = recompute + non_home_price(unforeseen_share, 1.0)  # as a home, while the gateway is informed
     best = late = soonest = candidates[0]
     best_cost = late_cost = soonest_cost = soonest_first = 0.0
     any_feasible = any_bearable = begun = False
     for candidate in candidates:
         prefill, backlog, load = candidate.prefill_seconds, candidate.backlog_seconds, candidate.load_seconds
-        price = recompute if candidate.is_home or candidate.served_session else non_home
+        price = non_home
+        if candidate.is_home or candidate.served_session:
+            price = recompute
+        elif candidate.is_holder:
+            price = holder
         cost = backlog + load + prefill * price + decode * candidate.inflight_tokens / candidate.kv_tokens
         ttft = backlog + load + prefill
         candidate.cost_seconds = cost
@@ -271,6 +280,8 @@ class _DualHashExplanation:
             table[f"{candidate.id}/home"] = DecisionInput(float(candidate.is_home))
             if candidate.served_session:
                 table[f"{candidate.id}/session_last"] = DecisionInput(1.0)
+            if candidate.is_holder:
+                table[f"{candidate.id}/longest_prefix"] = DecisionInput(1.0)
             table[f"{candidate.id}/cost_seconds"] = DecisionInput(candidate.cost_seconds)
         return table
 

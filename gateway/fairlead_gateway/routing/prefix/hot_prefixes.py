@@ -15,7 +15,8 @@ depends on a clock or on load.
 
 Source: DualMap (arXiv 2602.06502). Changed: keys start at 4 KiB of text, two of the paper's
 512-token blocks, since one block would be the same for a whole trace. Levels are byte positions
-(256 B, 512 B, 1, 2, 4 KiB, then every 2 KiB). The window counts each request once.
+(256 B, 512 B, 1, 2, 4 KiB, then every 2 KiB, and from 64 KiB on every 4 KiB). The window counts
+each request once.
 """
 
 from collections.abc import Hashable
@@ -25,7 +26,12 @@ from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
 
 BASE_BYTES: Final = 4096
 LEVEL_BYTES: Final = 2048
-MAX_LEVELS: Final = 16
+MAX_LEVELS: Final = 48
+"""Up to 132 KiB, or 33,000 tokens.
+
+Why: system prompt and tools of coding agents have up to 25,000. With keys that end inside of them,
+all sessions of an agent share two homes.
+"""
 WINDOW: Final = 200
 WINDOW_PER_INSTANCE: Final = 25
 MIN_SAMPLES: Final = 20
@@ -46,13 +52,11 @@ def level_blocks(ends: tuple[int, ...]) -> tuple[int, ...]:
     blocks: list[int] = []
     next_end = BASE_BYTES
     for index, end in enumerate(ends):
-        if end == next_end:
+        if end >= next_end:  # later, beyond 64 KiB: blocks are coarser than levels
             blocks.append(index)
-            next_end += LEVEL_BYTES
+            next_end = end + LEVEL_BYTES
             if len(blocks) == MAX_LEVELS:
                 break
-        elif end > next_end:  # beyond 64 KiB, blocks are coarser than levels
-            next_end = end + LEVEL_BYTES - (end % LEVEL_BYTES)
     return tuple(blocks)
 
 

@@ -12,6 +12,14 @@ def test_more_cached_than_prompt_tokens_count_as_a_cached_prompt(cached_tokens: 
     assert calibration.unforeseen_share == UNFORESEEN_SMOOTHING
 
 
+@pytest.mark.parametrize(("cached_tokens", "unforeseen"), [(3_072, 0.0), (3_328, 0.0), (3_340, 0.067), (2_900, 0.0)])
+def test_up_to_one_block_of_the_prefix_more_is_no_surprise(cached_tokens: int, unforeseen: float) -> None:
+    calibration = TokenCalibration()
+    for _ in range(500):  # 3,072 of 4,000 tokens are known; beyond 8 KiB, a block has 256 tokens
+        calibration.observe("", 4_000.0, 3_072 / 4_000, 4_000, cached_tokens)
+    assert calibration.unforeseen_share == pytest.approx(unforeseen, abs=0.001)
+
+
 def test_impossible_prompt_tokens_move_the_scale_within_its_bounds() -> None:
     calibration = TokenCalibration()
     for _ in range(1_000):

@@ -39,6 +39,14 @@ def test_a_prefix_of_more_than_two_nths_of_the_requests_extends_the_key() -> Non
     assert hot.routing_key(first) != hot.routing_key(second)
 
 
+def test_the_key_reaches_past_a_common_prompt_of_25_000_tokens() -> None:
+    common, hot = range(50), HotPrefixes()
+    chains = [chain_of_blocks(*common, *range(1_000 * number, 1_000 * number + 6)) for number in range(1, 300)]
+    for chain in chains:
+        hot.observe(chain, instances=8)
+    assert len({hot.routing_key(chain) for chain in chains}) == len(chains)
+
+
 def test_a_hot_prefix_cools_when_its_share_falls_below_one_nth() -> None:
     hot = HotPrefixes()
     for request in range(100):
