@@ -13,7 +13,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +120,8 @@ def record(client: Client, programs: Path, home: Path) -> dict[str, Any]:
             run.turn(arguments, "", "", TURN_SECONDS)
         conversations = []
         for prompts in (PROMPTS[:2], PROMPTS[2:], *([(SUBAGENT_PROMPT,)] if client.has_subagents else [])):
-            turns, session = [], ""
+            turns: list[list[dict[str, Any]]] = []
+            session = ""
             for prompt in prompts:
                 server.begin()
                 code, _ = run.turn(client.next_turn if turns else client.first, prompt, session, TURN_SECONDS)
@@ -213,4 +213,4 @@ def _compact(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

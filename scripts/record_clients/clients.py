@@ -100,8 +100,10 @@ def _aider_environment(url: str) -> Mapping[str, str]:
     return {"OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
-AIDER = ("--model", "openai/coder", "--no-auto-commits", "--yes-always", "--no-check-update", "--no-show-release-notes")
-AIDER = (*AIDER, "--no-show-model-warnings", "--analytics-disable", "--no-gitignore", "--message", "{prompt}")
+AIDER = (
+    *("--model", "openai/coder", "--no-auto-commits", "--yes-always", "--no-check-update", "--no-show-release-notes"),
+    *("--no-show-model-warnings", "--analytics-disable", "--no-gitignore", "--message", "{prompt}"),
+)
 CODEX = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
 
 CLIENTS = (

@@ -89,7 +89,7 @@ class StubServer:
     _lock: Any = field(default_factory=threading.Lock)
 
     def __enter__(self) -> Self:
-        stub = self
+        stub: StubServer = self
 
         class Handler(_Handler):
             server_state = stub
@@ -260,6 +260,7 @@ def _messages(request: Mapping[str, Any], step: Step) -> Events:
     empty = {"stop_reason": None, "stop_sequence": None}
     start = {**message, **empty, "usage": {**usage, "output_tokens": 1}}
     yield "message_start", {"type": "message_start", "message": start}
+    block: dict[str, Any]
     if step is None:
         block, delta = {"type": "text", "text": ""}, {"type": "text_delta", "text": TEXT}
     else:

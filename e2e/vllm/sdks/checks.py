@@ -183,7 +183,7 @@ def responses_take_the_result_of_a_tool() -> Said:
 
 
 def responses_follow_a_json_schema() -> Said:
-    form = {"format": {"type": "json_schema", "name": "city", "schema": CITY, "strict": True}}
+    form: Any = {"format": {"type": "json_schema", "name": "city", "schema": CITY, "strict": True}}
     found = client.responses.create(**{**RESPONSE, "max_output_tokens": 60}, text=form)
     return {"is_city": json.loads(found.output_text)["city"] in ("Oslo", "Rome")}
 
