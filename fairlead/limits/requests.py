@@ -102,7 +102,9 @@ class QueueLimits:
     queue_waking_seconds: float = limit(
         600.0, "the same for a model that scales from zero: a node may have to be added first"
     )
-    session_pins: int = limit(65_536, "sessions of one model whose last instance is remembered; the oldest are dropped")
+    session_pins: int = limit(
+        65_536, "sessions of one model whose last instance and prompts are remembered; the oldest are dropped"
+    )
 
 
 @dataclass(frozen=True)

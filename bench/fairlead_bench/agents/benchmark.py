@@ -12,6 +12,7 @@ session in another way. ``one pool`` is the bound: chat with one engine, with th
 - Moves: turns 2 to 6 that another engine answers than the turn before, of 80.
 - First tokens: at the client. Times are real, so a busy machine disturbs them.
 - Counted streams: first tokens, times per token and usage in the gateway's metrics.
+- Near predictions: turns 2 to 6 whose cached tokens the gateway predicted within 16.
 - Token difference: between the sums of the gateway and of the engines, over prompt, cached and
   output tokens.
 """
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -62,6 +63,7 @@ SESSIONS: Final = 16
 TURNS: Final = 6
 TOOL_SECONDS: Final = (0.1, 0.5)
 """A tool takes a time between these two, drawn evenly."""
+NEAR_TOKENS: Final = 16
 SECRET = "the secret of the gateway of this benchmark"
 
 
@@ -108,6 +110,7 @@ class SentTurn:
     status: int
     ttft_seconds: float | None
     usage: Usage | None
+    decision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +130,18 @@ class AgentRun:
     counted: Mapping[str, int] = field(default_factory=dict)
     gateway_tokens: Sequence[int] = ()
     engine_tokens: Sequence[int] = ()
+    prediction_errors: Sequence[int] = ()
 
     @property
     def counted_share(self) -> float:
         """The share of the streams that is counted, by the measure that misses most of them."""
         return min(self.counted.values()) / self.streams
+
+    @property
+    def near_share(self) -> float:
+        """The share of the later turns whose cached tokens were predicted within `NEAR_TOKENS`."""
+        errors = self.prediction_errors
+        return sum([abs(error) <= NEAR_TOKENS for error in errors]) / max(1, len(errors))
 
     @property
     def token_difference(self) -> int:
@@ -192,7 +202,16 @@ async def measure(arm: Arm, seed: int, folder: Path, sessions: Sequence[AgentSes
         }
         names = ("prompt_tokens_total", "cached_tokens_total", "output_tokens_total")
         gateway_tokens = [int(await gateway.metric(f"fairlead_gateway_{name}")) for name in names]
-        return figures_of(sent, counted, gateway_tokens, await _engine_tokens(engines))
+        run = figures_of(sent, counted, gateway_tokens, await _engine_tokens(engines))
+        return replace(run, prediction_errors=await _prediction_errors(gateway, sent))
+
+
+async def _prediction_errors(gateway: GatewayProcess, sessions: Sequence[Sequence[SentTurn]]) -> list[int]:
+    """Returns predicted − reported cached tokens of all turns but the first ones."""
+    answer = await gateway.get_json(f"/api/decisions?limit={sum(map(len, sessions))}")
+    outcomes = {record["request_id"]: record["outcome"] for record in answer["decisions"]}
+    later = [outcomes[turn.decision] for session in sessions for turn in session[1:]]
+    return [outcome["predicted_cached_tokens"] - outcome["cached_tokens"] for outcome in later]
 
 
 async def _has_counted(gateway: GatewayProcess, streams: int) -> bool:
@@ -235,7 +254,8 @@ async def _send_turn(
                 if first is None and form.is_token(event):
                     first = time.perf_counter() - begun
                 usage = form.usage(event) or usage
-        return SentTurn(turn, answer.headers.get("x-fairlead-instance", ""), answer.status_code, first, usage)
+        named = [answer.headers.get(f"x-fairlead-{name}", "") for name in ("instance", "decision")]
+        return SentTurn(turn, named[0], answer.status_code, first, usage, named[1])
 
 
 def rows(found: Mapping[str, Sequence[AgentRun]], goals: Goals) -> list[ResultRow]:
@@ -260,6 +280,8 @@ def rows(found: Mapping[str, Sequence[AgentRun]], goals: Goals) -> list[ResultRo
         made.append(goals.value(f"tokens, gateway and engines apart: {name}", "tokens", apart))
     for name, runs in found.items():
         made.append(goals.value(f"cached share: {name}", "share", shares[name]))
+        near = fmean([run.near_share for run in runs])
+        made.append(goals.value(f"cached tokens predicted within {NEAR_TOKENS}: {name}", "share", near))
         made.append(goals.value(f"moves: {name}", "turns", fmean([run.moves for run in runs])))
         made.append(goals.value(f"p50 TTFT: {name}", "s", fmean([run.ttft_p50_seconds for run in runs])))
         made.append(goals.value(f"p90 TTFT: {name}", "s", fmean([run.ttft_p90_seconds for run in runs])))

@@ -211,6 +211,13 @@ class Attempt:
             router.on_dispatch(
                 route_request, self.instance_id, now, prefilled_elsewhere=context.transfer is not None, is_waiting=False
             )
+        if context.choice is not None:
+            matched_tokens = context.choice.decision.matched_tokens
+            context.result.predicted_cached_tokens = (
+                None
+                if matched_tokens is None
+                else int(router.predict_cached_tokens(route_request, self.instance_id, matched_tokens))
+            )
         admission = self._admission = dispatcher.admission.models.get(context.request.model_key)
         if admission is not None:
             admission.on_dispatch(context, now, is_planned=is_counted)

@@ -390,7 +390,7 @@ _STREAM_ERROR_TEXTS: Final = {
     "gateway-full": "the gateway lacks memory for its events",
 }
 _NOT_COUNTED: Final = partial(
-    error_body, "the model's engine does not count tokens", "invalid_request_error", None, "not_supported"
+    error_body, "the model's engine does not count tokens", "invalid_request_error", None, code="not_supported"
 )
 _RESPONSES_ERRORS: Final = RESPONSES_ERRORS
 _NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
@@ -511,7 +511,7 @@ class ResponseRelay:
             if is_external(context):
                 content_type, body = JSON_TYPE, external_refusal(status, body, context.http_request.id)
             if context.request.dialect is COUNT_TOKENS and is_unknown_path(status, body):
-                status, content_type, body = 501, JSON_TYPE, _NOT_COUNTED(context.http_request.id)
+                status, content_type, body = 501, JSON_TYPE, _NOT_COUNTED(request_id=context.http_request.id)
             if not is_error_object(body):
                 content_type, body = JSON_TYPE, refusal_body(status, body, context.http_request.id)
             body = context.request.dialect.errors.body(status, body)

@@ -192,7 +192,6 @@ class RequestRecorder:
         result.itl_mean_seconds = tpot
         if _is_transferred(context):
             result.cached_tokens = None
-        result.predicted_cached_tokens = _predicted_cached_tokens(choice)
         result.attempts = choice.attempt
         result.overhead_seconds = _overhead_seconds(context)
         if attainment is not None:
@@ -259,15 +258,6 @@ def tpot_seconds(result: RequestOutcome, tokens: int) -> float | None:
     if first_at is None or last_at is None or tokens < 2:
         return None
     return (last_at - first_at) / (tokens - 1)
-
-
-def _predicted_cached_tokens(choice: DecisionRecord) -> int | None:
-    """Returns the prompt tokens that routing expected in the cache of the chosen instance.
-
-    None if the decision has no such number.
-    """
-    matched = choice.decision.matched_tokens
-    return None if matched is None else int(matched)
 
 
 def _round_half_even(tokens: float) -> int:

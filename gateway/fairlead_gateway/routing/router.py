@@ -59,6 +59,7 @@ from fairlead_gateway.routing.prefill_placement import PrefillEstimate, estimate
 from fairlead_gateway.routing.prefix.cache_view import CachedTokens, CacheView, slow_tokens
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, chain_seed, shared_bytes
+from fairlead_gateway.routing.prefix.session_prompts import ComputedPrompt, SessionPrompts
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, DEFAULT_TTFT_SECONDS, NO_INSTANCES, RouteRequest
 
 SESSION_PIN_SECONDS: Final = 60.0
@@ -156,6 +157,7 @@ class ModelRouter:
         self._cache = CacheView(self._limits.mirror_blocks_per_instance, cached_tokens)
         self._hot_prefixes = HotPrefixes()
         self._affinity = SessionAffinity(self._limits)
+        self._session_prompts = SessionPrompts(self._limits.session_pins)
         # Fields of the model that every request needs. Why: the model's module is not compiled.
         self._model_key = ""
         self._preset = ""
@@ -368,6 +370,14 @@ class ModelRouter:
         if self.is_indexed and self._hooks is not None:
             self._hooks.on_finish(self._model_key, inflight, prompt_tokens, cached_tokens)
         request = inflight.request
+        if request.session_hash is not None and prompt_tokens:
+            self._session_prompts.observe(
+                request.session_hash,
+                request.chain,
+                ComputedPrompt(inflight.load.instance, request.chain, prompt_tokens, output_tokens or 0),
+                cached_tokens,
+                inflight.matched_share * request.prompt_tokens * _BYTES_PER_TOKEN,
+            )
         # A prompt with pictures says nothing about the tokens of a byte.
         text_tokens = None if request.media else prompt_tokens
         self._calibration.observe(
@@ -454,6 +464,18 @@ class ModelRouter:
     def _text_bytes(self, tokens: int) -> int:
         """Returns the bytes of prompt text that `tokens` engine tokens correspond to."""
         return int(tokens * _BYTES_PER_TOKEN / self._calibration.scale)
+
+    def predict_cached_tokens(self, request: RouteRequest, instance_id: str, matched_tokens: float) -> float:
+        """Returns the prompt tokens that an instance should have cached.
+
+        It is the estimate of the decision, `matched_tokens`, unless the request has a session and
+        an engine has counted the tokens of what was found.
+        """
+        if request.session_hash is None:
+            return matched_tokens
+        matched_bytes = matched_tokens * _BYTES_PER_TOKEN / self._calibration.scale_of(request.caller)
+        known = self._session_prompts.cached(request.session_hash, instance_id, request.chain, matched_bytes)
+        return matched_tokens if known is None else known
 
     def _end_request(self, request_id: str, output_tokens: int | None, now: float) -> InflightRequest | None:
         if self._assigned is not None:

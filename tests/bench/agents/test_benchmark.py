@@ -32,7 +32,9 @@ from fairlead_bench.agents.wire_forms import (
 from fairlead_bench.results import load_goals
 
 (SESSION,) = draw_sessions(1, 3, seed=1)
-RUN = AgentRun(0.9, 4, 0.02, 0.1, 96, 0, {"ttft": 96, "tpot": 96, "usage": 96}, [900, 800, 70], [900, 800, 70])
+RUN = AgentRun(
+    0.9, 4, 0.02, 0.1, 96, 0, {"ttft": 96, "tpot": 96, "usage": 96}, [900, 800, 70], [900, 800, 70], [16, -16]
+)
 
 
 def said(form: WireForm, turn: int) -> list[str]:

@@ -330,7 +330,7 @@ def test_cell_has_the_cached_share_and_a_bound_keeps_the_target(monkeypatch: pyt
     bound = measure_cell(FleetCell("made", 1, BOUND, bound_runs=4))
     fewer, more = (measure_cell(FleetCell("made", 1, BOUND, factor)) for factor in (0.5, 1.2))
     assert ours["requests"] == len(load)
-    assert 0.0 < ours["cached_share"] < 0.3
+    assert 0.0 < ours["cached_share"] < 0.4
     assert ours["window_attainment"] > 0.99
     assert bound["attainment"] >= 0.99
     assert bound["cost"] < ours["cost"]

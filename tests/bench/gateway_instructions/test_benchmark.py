@@ -60,7 +60,7 @@ def test_every_unit_has_a_row_with_its_goal() -> None:
     windows = {unit: [100.0, 100.0] for unit in units}
     table = rows(windows, windows, "0123abc")
     assert {row.metric: row.goal for row in table if row.goal is not None} == load_goals("gateway-instructions")
-    assert len(table) == len(units) + 1
+    assert len(table) == len(units) + 3
     slower = {unit: [104.0, 104.0] for unit in units}
     for base in (windows, {}):  # what the base cannot do is not compared
         compared = [row for row in rows(slower, base, "0123abc") if row.goal is not None and row.versus is not None]

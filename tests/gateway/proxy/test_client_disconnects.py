@@ -109,7 +109,7 @@ async def test_a_half_closed_client_gets_a_stream_to_its_end() -> None:
         await connection.close()
 
 
-PASSED_ON = "/v1/responses"
+PASSED_ON = "/v1/audio/speech"
 
 
 async def _foreign(call: EngineCall, go_on: asyncio.Event) -> None:

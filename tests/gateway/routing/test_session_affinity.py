@@ -137,3 +137,24 @@ async def test_a_named_session_is_pinned_and_a_user_is_not(more: dict[str, str],
         entry = running.gateway.decisions.find(answer.fields["x-fairlead-decision"])[0]
         inputs = entry.records[0].decision.inputs
         assert any(name.endswith("/session_last") for name in inputs) == pinned
+
+
+def conversation(turns: int) -> RouteRequest:
+    """The same conversation, which grows by 3 KiB with each turn."""
+    text = b"".join([Random(turn).randbytes(3_072) for turn in range(turns)])
+    chain = prefix_chain(text, secret=b"secret", seed=b"m")
+    return RouteRequest(f"turn-{turns}", chain, len(text) / 4, session_hash=session_hash("s", MODEL.key, b"secret"))
+
+
+def test_cached_tokens_are_those_that_the_engine_counted_of_the_last_turn() -> None:
+    router, request = make_router(1), conversation(3)
+    router.on_dispatch(request, "pod-0", 0.0)
+    router.on_finish(request.id, 1.0, prompt_tokens=2_400, cached_tokens=0, output_tokens=50)
+    after = conversation(4)
+    decision = router.choose_instance(after, 2.0)
+    assert decision.matched_tokens is not None
+    assert decision.matched_tokens != 2_400
+    assert router.predict_cached_tokens(after, "pod-0", decision.matched_tokens) == 2_400
+    assert router.predict_cached_tokens(after, "pod-0", 100.0) == 100.0, "blocks of it were evicted since"
+    unnamed = RouteRequest("unnamed", after.chain, after.prompt_tokens)
+    assert router.predict_cached_tokens(unnamed, "pod-0", 900.0) == 900.0

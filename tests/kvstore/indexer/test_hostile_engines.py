@@ -142,4 +142,4 @@ async def test_engine_that_closes_each_replay_is_connected_to_after_pauses(monke
             await wait_until(lambda number=number: len(opened) > number)  # type: ignore[misc]  # a default
             await wait_until(lambda: subscription._replay_connection is None)
         pauses = [later - earlier for earlier, later in pairwise(opened)]
-        assert min(pauses) >= 0.2 - 0.001  # uvloop counts milliseconds
+        assert min(pauses) > 0.1  # uvloop counts from the time at which it woke
