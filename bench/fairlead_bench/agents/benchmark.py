@@ -83,20 +83,20 @@ CHAT_ARM, POOL_ARM = "chat", "one pool"
 ARMS: Final[Mapping[str, Arm]] = {
     CHAT_ARM: Arm(CHAT),
     "messages": Arm(MESSAGES),
-    "responses, prompt_cache_key": Arm(KEYED_RESPONSES),
-    "messages, x-claude-code-session-id": Arm(MESSAGES, "x-claude-code-session-id"),
-    "responses, session_id": Arm(RESPONSES, "session_id"),
-    "chat, x-session-id": Arm(CHAT, "x-session-id"),
-    "messages, billing line": Arm(BILLED_MESSAGES),
-    "messages, moving cache_control": Arm(CACHED_MESSAGES),
+    "responses with prompt_cache_key": Arm(KEYED_RESPONSES),
+    "messages with x-claude-code-session-id": Arm(MESSAGES, "x-claude-code-session-id"),
+    "responses with session_id": Arm(RESPONSES, "session_id"),
+    "chat with x-session-id": Arm(CHAT, "x-session-id"),
+    "messages with billing line": Arm(BILLED_MESSAGES),
+    "messages with moving cache_control": Arm(CACHED_MESSAGES),
     POOL_ARM: Arm(CHAT, engines=1),
 }
-UNNAMED_ARMS: Final = ("messages", "responses, prompt_cache_key")
+UNNAMED_ARMS: Final = ("messages", "responses with prompt_cache_key")
 """Arms that are compared with chat."""
 NAMED_ARMS: Final = (
-    "messages, x-claude-code-session-id",
-    "responses, session_id",
-    "chat, x-session-id",
+    "messages with x-claude-code-session-id",
+    "responses with session_id",
+    "chat with x-session-id",
 )
 """Arms whose header names the session, which are compared with one pool."""
 

@@ -38,6 +38,7 @@ _REQUEST_PATHS: Final[Mapping[str, str]] = {
     "input": "/v1/embeddings",
 }
 """Field of a request's body → the path of its endpoint."""
+_RESPONSES_FIELDS: Final = ("max_output_tokens", "instructions", "tools", "stream", "previous_response_id", "store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,9 @@ def explain_route(
     """Explain where a prompt would go now, and why. Nothing is sent to an engine or stored.
 
     Text becomes one user message. A prompt finds only what a request in the same form left: for a
-    request with several messages or tools, give its whole JSON body. Tokens are estimates from
-    bytes. Of a route, it shows the target that this request would get, and the fallbacks.
+    request with several messages or tools, give its whole JSON body. Its fields say what it is:
+    chat, completion, embedding, message or response. Tokens are estimates from bytes. Of a route,
+    it shows the target that this request would get, and the fallbacks.
 
     Exits 0 with an answer, 1 when the request would be refused, 2 on wrong usage, 3 when no gateway
     can be reached.
@@ -221,7 +223,7 @@ def build_request(file: str, model: str | None) -> tuple[str, bytes]:
         body = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except ValueError:
         body = {}
-    path = next((path for name, path in _REQUEST_PATHS.items() if name in body), None)
+    path = _request_path(body)
     if path is None:
         path = _REQUEST_PATHS["messages"]
         body = {"messages": msgspec.Raw(msgspec.json.encode([{"role": "user", "content": text}]))}
@@ -229,6 +231,19 @@ def build_request(file: str, model: str | None) -> tuple[str, bytes]:
         raise BadInput("the request names no model", field="--model", hint="--model MODEL")
     content = msgspec.json.encode(body)
     return path, content if model is None else _name_model(content, model)
+
+
+def _request_path(body: Mapping[str, msgspec.Raw]) -> str | None:
+    """Returns the path of the endpoint whose requests have these fields; None if there is none.
+
+    Only Anthropic's messages have the system prompt, or the schema of a tool, in fields of their
+    own. Responses have fields, or turns, that embeddings do not have.
+    """
+    if "messages" in body and ("system" in body or b'"input_schema"' in bytes(body.get("tools", b""))):
+        return "/v1/messages"
+    if "input" in body and (any(field in body for field in _RESPONSES_FIELDS) or b'"role"' in bytes(body["input"])):
+        return "/v1/responses"
+    return next((path for name, path in _REQUEST_PATHS.items() if name in body), None)
 
 
 def _check_headers(headers: Sequence[str]) -> None:

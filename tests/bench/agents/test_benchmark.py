@@ -147,8 +147,8 @@ def test_rows_compare_unnamed_arms_with_chat_and_named_ones_with_one_pool() -> N
     made = rows(found, load_goals("agents"))
     values = {row.metric: row.value if row.ratio is None else row.ratio for row in made}
     assert values["cached share: chat − messages, points"] == pytest.approx(5)
-    assert values["moves of 80 turns: responses, session_id"] == 6
-    assert values["cached share: responses, session_id ÷ one pool"] == pytest.approx(1)
+    assert values["moves of 80 turns: responses with session_id"] == 6
+    assert values["cached share: responses with session_id ÷ one pool"] == pytest.approx(1)
     assert {row.metric: row.goal for row in made if row.goal is not None} == load_goals("agents")
     assert [row.metric for row in made if not row.holds] == ["cached share: chat − messages, points"]
     assert {*UNNAMED_ARMS, *NAMED_ARMS} < set(ARMS)

@@ -10,7 +10,7 @@ from fairlead import management_api as api
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.management_api import ShadowOut
 from fairlead_cli.app import build_app
-from fairlead_cli.explain.command import render_comparison, render_decision
+from fairlead_cli.explain.command import build_request, render_comparison, render_decision
 from fairlead_gateway.disaggregation.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_gateway.routes.target_choice import RouteDecision
 from fairlead_gateway.telemetry import RequestOutcome
@@ -378,6 +378,24 @@ def test_file_with_a_json_request_is_sent_unchanged(tmp_path: Path) -> None:
     assert done.returncode == 0
     (asked,) = server.requests
     assert (asked.path, msgspec.json.decode(asked.body)["prompt"]) == ("/api/route?path=%2Fv1%2Fcompletions", "once")
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ('"messages": []', "/v1/chat/completions"),
+        ('"messages": [], "tools": [{"type": "function", "function": {}}]', "/v1/chat/completions"),
+        ('"messages": [], "system": "be brief"', "/v1/messages"),
+        ('"messages": [], "tools": [{"name": "ls", "input_schema": {}}]', "/v1/messages"),
+        ('"input": ["a", "b"]', "/v1/embeddings"),
+        ('"input": "a", "instructions": "be brief"', "/v1/responses"),
+        ('"input": [{"role": "user", "content": "a"}]', "/v1/responses"),
+    ],
+)
+def test_the_fields_of_a_request_name_its_endpoint(tmp_path: Path, fields: str, path: str) -> None:
+    request = tmp_path / "request.json"
+    request.write_text(f'{{"model": "llama", {fields}}}')
+    assert build_request(str(request), None)[0] == path
 
 
 @pytest.mark.parametrize(
