@@ -7,14 +7,17 @@ together, so that a pool may refer to an AcceleratorClass of another file.
 """
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
 
 from cyclopts import Parameter
 
+from fairlead import __version__
 from fairlead.errors import BadInput, FileProblem, ManifestError
 from fairlead.fleet import file as fleetfile
 from fairlead.limits import Limits
@@ -24,6 +27,7 @@ from fairlead.manifests.skipped_files import is_fleet_document, skip_files
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.names import suggest_fix
 from fairlead_cli.formatting import pluralize
+from fairlead_cli.output import format_document, is_document
 
 Files = Annotated[
     str, Parameter(allow_leading_hyphen=True, help="Files, folders of YAML files, or - for standard input.")
@@ -33,12 +37,35 @@ MoreFiles = Annotated[
     Parameter(name=["--file", "-f"], allow_leading_hyphen=True, help="More FILES, given as with kubectl."),
 ]
 MAX_SHOWN = 50
-"""Problems printed; the rest is counted."""
+"""Problems printed without ``-o wide``; the rest is counted."""
+LintFormat = Literal["table", "wide", "json", "yaml", "sarif"]
+SARIF_SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_NOTE: Final = "note: "
+
+
+@dataclass(frozen=True, slots=True)
+class LintReport:
+    """The findings in files: problems and notes with places, and a line on what is valid."""
+
+    problems: list[FileProblem]
+    notes: list[FileProblem]
+    contents: list[str]
+
+    @property
+    def remarks(self) -> list[str]:
+        """The lines that are shown if there is no problem."""
+        return [*map(str, self.notes), *self.contents]
 
 
 def lint(
     *files: Files,
     file: MoreFiles = None,
+    output: Annotated[
+        LintFormat,
+        Parameter(
+            name=["--output", "-o"], help="Text; wide: with all problems; or problems and notes as JSON, YAML or SARIF."
+        ),
+    ] = "table",
 ) -> int:
     """Check manifests and fleet files without a cluster.
 
@@ -47,6 +74,8 @@ def lint(
 
     In a folder, files without a Kubernetes object are skipped with a note. Such files are values
     of Helm charts, unrendered templates and empty files. It is an error if no file has an object.
+
+    SARIF is what code hosts show at the lines of a change.
     """
     paths = collect_paths(lint, files, file)
     if not paths:
@@ -54,30 +83,70 @@ def lint(
     for path in paths:
         if path != STDIN_PATH and not Path(path).exists():
             raise BadInput(f"no such file: {path}", field="FILES")
-    problems, remarks = lint_paths(paths)
-    for problem in problems[:MAX_SHOWN]:
+    report = lint_paths(paths)
+    problems = report.problems
+    if output == "sarif":
+        print(format_document(_sarif_report(report), "json"))
+        return 1 if problems else 0
+    if is_document(output):
+        print(format_document(_report(report), output))
+        return 1 if problems else 0
+    shown = problems if output == "wide" else problems[:MAX_SHOWN]
+    for problem in shown:
         print(problem)
-    if len(problems) > MAX_SHOWN:
-        print(f"… and {len(problems) - MAX_SHOWN:,} more")
+    if len(problems) > len(shown):
+        print(f"… and {len(problems) - len(shown):,} more: -o wide")
     if problems:
         where = len({problem.file for problem in problems})
         print(f"\n{pluralize(len(problems), 'problem')} in {pluralize(where, 'file')}", file=sys.stderr)
         return 1
-    for line in remarks:
+    for line in report.remarks:
         print(line)
     return 0
 
 
-def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
-    """Returns all problems in the order of the files; and, for valid files, notes and a line on
-    their contents.
-    """
+def _report(report: LintReport) -> dict[str, Any]:
+    return {"problems": report.problems, "notes": [_without_mark(note) for note in report.notes]}
+
+
+def _sarif_report(report: LintReport) -> dict[str, Any]:
+    """Returns a log of SARIF 2.1.0 with one run. A rule is a field, without the places in lists."""
+    found = [("error", problem) for problem in report.problems]
+    found += [("note", _without_mark(note)) for note in report.notes]
+    results = [
+        {
+            "ruleId": re.sub(r"\[[^]]*]", "", problem.field),
+            "level": level,
+            "message": {"text": f"{problem.field}: {problem.message}" + (f" ({problem.fix})" if problem.fix else "")},
+            "locations": [
+                {
+                    "physicalLocation": {
+                        "artifactLocation": {"uri": quote(problem.file)},
+                        "region": {"startLine": problem.line},
+                    }
+                }
+            ],
+        }
+        for level, problem in found
+    ]
+    rules = [{"id": name} for name in sorted({str(result["ruleId"]) for result in results})]
+    driver = {"name": "fairlead lint", "version": __version__, "rules": rules}
+    return {"version": "2.1.0", "$schema": SARIF_SCHEMA, "runs": [{"tool": {"driver": driver}, "results": results}]}
+
+
+def _without_mark(note: FileProblem) -> FileProblem:
+    return replace(note, message=note.message.removeprefix(_NOTE))
+
+
+def lint_paths(paths: Iterable[str]) -> LintReport:
+    """Returns all problems in the order of the files; and, of valid files, notes and contents."""
     limits = Limits()
     every = list(paths)
     texts, problems = read_texts(every, limits=limits)
     texts, skipped = skip_files(texts, every, limits=limits)
     objects: list[tuple[str, str]] = []
-    remarks = [str(replace(one, message=f"note: {one.message}")) for one in skipped]
+    notes = [replace(one, message=f"{_NOTE}{one.message}") for one in skipped]
+    contents: list[str] = []
     for name, text in texts:
         if not _is_fleet_file(name, text, limits):
             objects.append((name, text))
@@ -88,16 +157,17 @@ def lint_paths(paths: Iterable[str]) -> tuple[list[FileProblem], list[str]]:
             problems += error.problems
             continue
         instances = sum(len(members) for members in fleet.instances.values())
-        remarks.append(
+        contents.append(
             f"{name}: ok, a fleet of {pluralize(len(fleet.models), 'model')} on {pluralize(instances, 'instance')}"
         )
     found, more = loader.combine_texts(objects, limits=limits, complete=not problems)
-    remarks += map(str, found.notes)
+    notes += found.notes
     if objects:
         names = objects[0][0] if len(objects) == 1 else pluralize(len(objects), "file")
-        remarks.append(f"{names}: ok, {_objects(found)}")
+        contents.append(f"{names}: ok, {_objects(found)}")
     order = {name: position for position, (name, _) in enumerate(texts)}
-    return sorted(problems + more, key=lambda problem: order.get(problem.file, -1)), remarks
+    problems = sorted(problems + more, key=lambda problem: order.get(problem.file, -1))
+    return LintReport(problems, notes, contents)
 
 
 def _objects(manifests: loader.Manifests) -> str:

@@ -93,7 +93,8 @@ def test_output_has_the_same_formats_everywhere() -> None:
     verbs = [words for words in VERBS if any("--output" in argument.names for argument in arguments_of(words))]
     for words in verbs:
         (output,) = [argument for argument in arguments_of(words) if "--output" in argument.names]
-        assert output.get_choices() == ("table", "wide", "json", "yaml"), words
+        more = ("sarif",) if words == "lint" else ()
+        assert output.get_choices() == ("table", "wide", "json", "yaml", *more), words
         assert "-o" in output.names
     operating = {words for words, verb in VERBS.items() if verb.group == "Operate"}
     assert operating - set(verbs) == {"airgap images", "chat", "support-bundle"}

@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.manifests.loader import Manifests, combine_texts, load_manifests
-from fairlead_cli.manifest_lint import lint_paths
+from fairlead_cli.manifest_lint import LintReport, lint_paths
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "adapters" / "cluster.yaml"
 MODEL = """\
@@ -38,7 +38,7 @@ def loaded(*texts: str) -> Manifests:
 def test_example_has_adapters_of_one_model() -> None:
     manifests = load_manifests([EXAMPLE])
     assert [adapter.key for adapter in manifests.adapters] == ["chat/sql", "chat/legal", "chat/support"]
-    assert lint_paths([str(EXAMPLE)]) == ([], [f"{EXAMPLE}: ok, 1 ModelDeployment, 3 ModelAdapters"])
+    assert lint_paths([str(EXAMPLE)]) == LintReport([], [], [f"{EXAMPLE}: ok, 1 ModelDeployment, 3 ModelAdapters"])
 
 
 @pytest.mark.parametrize(

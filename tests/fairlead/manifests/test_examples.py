@@ -22,7 +22,7 @@ from fairlead.kube.resources import ACCELERATOR_CLASSES, MODEL_ADAPTERS, MODEL_D
 from fairlead.manifests.loader import load_manifests
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.local.stack.component_commands import LOCAL_PEPPER
-from fairlead_cli.manifest_lint import lint_paths
+from fairlead_cli.manifest_lint import LintReport, lint_paths
 from fairlead_gateway.tenants.worker.api_keys import key_digest
 from fairlead_operator.render import render_model
 from fairlead_testing.kube.api_server import ApiServer
@@ -131,9 +131,9 @@ def test_the_example_of_the_catalogue_is_a_model_on_its_own_class() -> None:
     profile = manifests.engine_profile(model.spec.pools[0])
     assert profile is not None
     assert profile.weights_seconds == pytest.approx(65.5e9 / (2 * 3.35e12 * 0.85), rel=0.01)
-    problems, remarks = lint_paths([str(CATALOG)])
-    assert problems == []
-    assert len(remarks) == 1
+    report = lint_paths([str(CATALOG)])
+    assert report.problems == []
+    assert len(report.remarks) == 1
 
 
 def test_tenants_of_the_example_have_the_keys_of_its_first_lines() -> None:
@@ -143,7 +143,7 @@ def test_tenants_of_the_example_have_the_keys_of_its_first_lines() -> None:
     digests = {key_digest(key.encode(), LOCAL_PEPPER.encode()).hex() for key in keys}
     tenants = load_manifests([TENANTS]).tenants
     assert {key.digest for tenant in tenants for key in tenant.spec.keys} == digests
-    assert lint_paths([str(TENANTS)]) == ([], [f"{TENANTS}: ok, 2 ModelDeployments, 2 ModelTenants"])
+    assert lint_paths([str(TENANTS)]) == LintReport([], [], [f"{TENANTS}: ok, 2 ModelDeployments, 2 ModelTenants"])
 
 
 def test_the_external_example_has_the_key_of_its_last_lines() -> None:
@@ -152,7 +152,9 @@ def test_the_external_example_has_the_key_of_its_last_lines() -> None:
     (tenant,) = manifests.tenants
     assert [key.digest for key in tenant.spec.keys] == [key_digest(key.encode(), LOCAL_PEPPER.encode()).hex()]
     assert not tenant.to_tenant().may_leave_cluster
-    assert lint_paths([str(EXTERNAL)]) == ([], [f"{EXTERNAL}: ok, 2 ModelDeployments, 1 ModelTenant, 1 ModelRoute"])
+    assert lint_paths([str(EXTERNAL)]) == LintReport(
+        [], [], [f"{EXTERNAL}: ok, 2 ModelDeployments, 1 ModelTenant, 1 ModelRoute"]
+    )
 
 
 def test_the_example_for_coding_agents_has_the_key_of_its_first_lines() -> None:
@@ -160,13 +162,12 @@ def test_the_example_for_coding_agents_has_the_key_of_its_first_lines() -> None:
     (tenant,) = load_manifests([CODING_AGENTS]).tenants
     assert [key.digest for key in tenant.spec.keys] == [key_digest(key.encode(), LOCAL_PEPPER.encode()).hex()]
     counts = f"{CODING_AGENTS}: ok, 1 ModelDeployment, 1 ModelTenant, 1 ModelRoute"
-    assert lint_paths([str(CODING_AGENTS)]) == ([], [counts])
+    assert lint_paths([str(CODING_AGENTS)]) == LintReport([], [], [counts])
 
 
 @pytest.mark.parametrize("path", [*ON_GPUS, *SIMULATED], ids=relative_path)
 def test_lint_has_no_findings(path: Path) -> None:
-    problems, counts = lint_paths([str(path)])
-    assert (problems, counts) == ([], [f"{path}: ok, 1 ModelDeployment"])
+    assert lint_paths([str(path)]) == LintReport([], [], [f"{path}: ok, 1 ModelDeployment"])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """``fairlead lint`` as a user meets it: what it prints, word for word, and its exit codes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -243,7 +244,7 @@ def test_large_file_is_checked_and_shows_the_first_problems(tmp_path: Path, caps
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * MAX_SHOWN + 1
     assert lines[0] == f"{path}:8: spec.pool00000: unknown field"
-    assert lines[-1] == "… and 951 more"
+    assert lines[-1] == "… and 951 more: -o wide"
 
 
 def test_one_mib_of_anything_gets_a_result(tmp_path: Path) -> None:
@@ -362,3 +363,38 @@ def test_a_limit_of_a_revoked_key_is_a_note(tmp_path: Path, capsys: pytest.Captu
     )
     assert lint(str(path)) == 0
     assert "spec.limits[0].key: note: the tenant has no key of this name" in capsys.readouterr().out
+
+
+def test_json_and_sarif_have_every_problem_and_note_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, noted = tmp_path / "bad file.yaml", tmp_path / "noted.yaml"
+    bad.write_text(GOOD.replace(POOLS, "[{acceleratorClassName: nvidia-l4, minReplicas: -2}]"))
+    noted.write_text(GOOD.replace("nvidia-l4}", "nvidia-l4, maxReplicas: 3}").replace("qwen3-8b", "other"))
+    assert lint(str(bad), str(noted), output="json") == 1
+    report = json.loads(capsys.readouterr().out)
+    (problem,) = report["problems"]
+    assert (problem["file"], problem["line"], problem["field"]) == (str(bad), 7, "spec.pools[0].minReplicas")
+    assert problem["fix"] == "write a number that is at least 0"
+    assert lint(str(noted), output="json") == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert not note["message"].startswith("note")
+    assert lint(str(bad), output="sarif") == 1
+    log = json.loads(capsys.readouterr().out)
+    (run,) = log["runs"]
+    (result,) = run["results"]
+    assert (log["version"], result["level"], result["ruleId"]) == ("2.1.0", "error", "spec.pools.minReplicas")
+    place = result["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"].endswith("/bad%20file.yaml")
+    assert place["region"] == {"startLine": 7}
+    assert run["tool"]["driver"]["rules"] == [{"id": "spec.pools.minReplicas"}]
+
+
+def test_more_problems_than_text_shows_are_all_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = "".join(f"  unknown{number}: 1\n" for number in range(MAX_SHOWN + 5))
+    file = tmp_path / "bad.yaml"
+    file.write_text(GOOD + lines)
+    assert lint(str(file), output="json") == 1
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == MAX_SHOWN + 5
+    assert lint(str(file), output="wide") == 1
+    assert capsys.readouterr().out.count("unknown field") == MAX_SHOWN + 5
