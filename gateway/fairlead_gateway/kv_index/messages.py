@@ -9,7 +9,6 @@ from fairlead_gateway.kv_index.cache_correction import CacheCorrection
 PREFIX_MAP_CORRECTION_SECONDS: Final = 0.05
 """Limit: corrections are batched this long for the workers."""
 CHAT_SAMPLE: Final = "chat"
-COMPLETION_SAMPLE: Final = "completions"
 
 
 class IndexedModels(msgspec.Struct, tag=True):

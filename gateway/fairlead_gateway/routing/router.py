@@ -376,7 +376,7 @@ class ModelRouter:
                 request.chain,
                 ComputedPrompt(inflight.load.instance, request.chain, prompt_tokens, output_tokens or 0),
                 cached_tokens,
-                inflight.matched_share * request.prompt_tokens * _BYTES_PER_TOKEN,
+                inflight.matched_bytes,
             )
         # A prompt with pictures says nothing about the tokens of a byte.
         text_tokens = None if request.media else prompt_tokens
@@ -501,7 +501,7 @@ class ModelRouter:
         endpoint, chain = self._endpoints.get(instance), request.chain
         if endpoint is None:
             return
-        size = round(inflight.matched_share * request.prompt_tokens * _BYTES_PER_TOKEN)
+        size = round(inflight.matched_bytes)
         for other in self._inflight.requests_at(instance):
             size = max(size, shared_bytes(chain, other.request.chain))
         self._cache.remove(endpoint, chain, size)

@@ -100,9 +100,13 @@ class Tokenizer:
 
         continues_last: leaves the last message open for its continuation.
         """
+        return self.encode_turns(turn_texts(messages, tools), continues_last=continues_last)
+
+    def encode_turns(self, turns: Iterable[tuple[str, str]], *, continues_last: bool = False) -> list[int]:
+        """Returns the tokens of turns, each a role and a text, in the fixed chat template."""
         line = self.encode("\n")
         tokens = [self.bos]
-        for role, text in turn_texts(messages, tools):
+        for role, text in turns:
             known = self._roles.get(role)
             tokens += [known] if known is not None else self.encode(f"<|{role}|>")
             tokens += line

@@ -311,8 +311,9 @@ class PromptParser:
         """
         if injected is not None:
             return TokenizedPrompt(injected, is_token_ids=True)
-        self._check_length(sum(len(text) for _, text in turn_texts(messages, tools)))
-        return TokenizedPrompt(self.tokenizer.encode_chat(messages, tools=tools, continues_last=unfinished))
+        turns = list(turn_texts(messages, tools))
+        self._check_length(sum(len(text) for _, text in turns))
+        return TokenizedPrompt(self.tokenizer.encode_turns(turns, continues_last=unfinished))
 
     def _check_length(self, characters: int) -> None:
         min_tokens = -(-characters // TOKEN_BYTES)

@@ -23,6 +23,7 @@ from typing import Final
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.request import RouteRequest
 
 NOTHING_DEFERRED: Final[Mapping[str, float]] = MappingProxyType({})
@@ -147,6 +148,11 @@ class InflightRequest:
         self.indexed_share = indexed_share
         self.matched_share = matched_share
         self.waiting = True
+
+    @property
+    def matched_bytes(self) -> float:
+        """Returns the bytes of the prompt that should be cached."""
+        return self.matched_share * self.request.prompt_tokens * BYTES_PER_TOKEN
 
 
 class InflightTracker:

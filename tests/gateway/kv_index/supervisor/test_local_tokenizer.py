@@ -8,7 +8,8 @@ import pytest
 from fairlead.errors import SettingsError, Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.kv_index.messages import CHAT_SAMPLE, COMPLETION_SAMPLE, PromptSample
+from fairlead_gateway.dialects.completions import COMPLETIONS
+from fairlead_gateway.kv_index.messages import CHAT_SAMPLE, PromptSample
 from fairlead_gateway.kv_index.supervisor.local_tokenizer import (
     TOKENIZE_REFUSED_SECONDS,
     TOKENIZER_UNVERIFIED_PROMPTS,
@@ -76,7 +77,7 @@ class Scene:
     async def pause(self, seconds: float) -> None:
         self.waited.append(seconds)
 
-    async def prompt(self, kind: str = COMPLETION_SAMPLE, body: bytes = TEXT) -> bool:
+    async def prompt(self, kind: str = COMPLETIONS.name, body: bytes = TEXT) -> bool:
         """Sends a prompt that is not linked; returns whether its body was requested."""
         self.clock.advance(1.0)
         self.number += 1
