@@ -38,6 +38,10 @@ _VERBS_BY_GROUP: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "cluster.checks.command",
             "Check that a cluster is fit for Fairlead, and that the installation is healthy.",
         ),
+        "requests": (
+            "requests.command",
+            "List the last requests, the slow or the failed ones, each with its main cause.",
+        ),
         "explain request": ("explain.command", "Explain why a request went to its instance, and how it ended."),
         "explain route": ("explain.command", "Explain where a prompt would go now, and why. Nothing is sent."),
         "explain scaling": ("scaling.explain_command", "Explain why a model has as many replicas as it has."),

@@ -18,6 +18,7 @@ from fairlead.errors import BadInput
 from fairlead.units import format_duration
 from fairlead_cli import formatting
 from fairlead_cli.exit_codes import run_query
+from fairlead_cli.explain.wait_parts import wait_parts
 from fairlead_cli.formatting import UNKNOWN, align_columns, format_count, format_seconds, short_instance_name
 from fairlead_cli.management.client import (
     GatewaySource,
@@ -38,6 +39,7 @@ _REQUEST_PATHS: Final[Mapping[str, str]] = {
     "input": "/v1/embeddings",
 }
 """Field of a request's body → the path of its endpoint."""
+_SHOWN_SHARE: Final = 0.01
 _RESPONSES_FIELDS: Final = ("max_output_tokens", "instructions", "tools", "stream", "previous_response_id", "store")
 
 
@@ -463,6 +465,10 @@ def _outcome(decision: api.DecisionOut, objectives: api.ObjectivesOut | None) ->
     if outcome.overhead_seconds is not None:
         times.append(f"the gateway itself took {format_duration(max(0.0, outcome.overhead_seconds))}")
     lines += ["     " + ", ".join(times)] if times else []
+    shares = [f"{100 * part.share:.0f} % {part.text}" for part in wait_parts(decision) if part.share >= _SHOWN_SHARE]
+    if len(shares) > 1:
+        what = "the whole answer" if outcome.ttft_seconds is None else "the first token"
+        lines.append(f"     of the wait for {what}: {', '.join(shares)}")
     tokens = _tokens(outcome)
     lines += ["     " + ", ".join(tokens)] if tokens else []
     if outcome.within_objective is not None:

@@ -99,9 +99,15 @@ class ManagementClient:
         """Returns the budgets of a tenant."""
         return (await self._get("/api/budgets", api.BudgetsOut, {"tenant": tenant})).budgets
 
-    async def decisions(self, limit: int, model: str | None = None) -> api.DecisionsOut:
-        """Returns the last decisions, newest first."""
-        filter_ = {"model": model} if model else {}
+    async def decisions(
+        self, limit: int, model: str | None = None, kind: str | None = None, tenant: str | None = None
+    ) -> api.DecisionsOut:
+        """Returns the last decisions, newest first.
+
+        kind: `failed`, or `slow` for the slowest first.
+        """
+        wanted = {"model": model, "kind": kind, "tenant": tenant}
+        filter_ = {name: value for name, value in wanted.items() if value is not None}
         return await self._get("/api/decisions", api.DecisionsOut, {"limit": str(limit), **filter_})
 
     async def decision(self, request_id: str) -> api.DecisionOut:

@@ -94,6 +94,7 @@ def logged_decision(logged: RequestOutcome) -> LoggedDecision:
         latest.decision.chosen,
         route,
         msgspec.json.encode(shown),
+        logged.waited_seconds,
     )
 
 

@@ -45,6 +45,7 @@ class LoggedDecision(msgspec.Struct, array_like=True):
     wall, latest_wall: Unix seconds of the first decision and of the latest.
     chosen, route: the instance and the route of the latest decision.
     json: `DecisionOut` of the management API.
+    waited_seconds: until the first token of a stream, or the end of another answer.
     """
 
     request_id: str
@@ -54,6 +55,7 @@ class LoggedDecision(msgspec.Struct, array_like=True):
     chosen: str | None
     route: str | None
     json: bytes
+    waited_seconds: float
 
 
 # --- supervisor → worker
@@ -143,15 +145,17 @@ class GetCounters(msgspec.Struct, tag=True):
 
 
 class GetDecisions(msgspec.Struct, tag=True):
-    """Query for the last requests. The reply is lists of `LoggedDecision`, newest first.
+    """Query for requests. The reply is lists of `LoggedDecision`.
 
     callers: only requests of these tenants; None: of all.
+    kind: of `DecisionLog.latest`.
     """
 
     query_id: int
     limit: int
     model: str | None
     callers: frozenset[str] | None = None
+    kind: str = "latest"
 
 
 class GetDecision(msgspec.Struct, tag=True):

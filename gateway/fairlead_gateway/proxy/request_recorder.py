@@ -122,8 +122,8 @@ class RequestRecorder:
     def record_unserved(self, http_request: HttpRequest, context: RequestContext | None, error: GatewayError) -> None:
         """Logs a request that no instance has got.
 
-        Its last fallback has refused it, it was withheld from external endpoints, or a field of it
-        was refused.
+        Its last fallback has refused it, it was withheld from external endpoints, a field of it was
+        refused, or no engine could take it.
 
         context: None if the error came before it.
         """
@@ -132,14 +132,22 @@ class RequestRecorder:
                 self.telemetry.record_kept_back(error.key, "refused-field", error.param or "unknown")
             elif not isinstance(error, ExternalRefused):
                 return
-            if http_request.received_at - self._refusal_logged_at >= LOGGED_REFUSAL_SECONDS:
-                self._refusal_logged_at = http_request.received_at
+            if self._may_log_refusal(http_request):
                 self._log_refusal(http_request, error, _unrouted_record(http_request, error))
             return
         route = context.request.route
         if route is not None and (route.steps or route.withheld):
             decision = Decision(None, "fallback", DecisionText(str(error)))
             self._log_refusal(http_request, error, _refused_record(context, decision))
+        elif error.status >= 500 and self._may_log_refusal(http_request):
+            decision = Decision(None, "unserved", DecisionText(str(error)))
+            self._log_refusal(http_request, error, _refused_record(context, decision))
+
+    def _may_log_refusal(self, http_request: HttpRequest) -> bool:
+        if http_request.received_at - self._refusal_logged_at < LOGGED_REFUSAL_SECONDS:
+            return False
+        self._refusal_logged_at = http_request.received_at
+        return True
 
     def _log_refusal(self, http_request: HttpRequest, error: GatewayError, record: DecisionRecord) -> None:
         if http_request.id != record.request_id:

@@ -41,6 +41,7 @@ from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
 from fairlead_gateway.supervisor.worker_handle import PreforkedWorkers, RoutedMessage, WorkerHandle
 from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.decision_log import LATEST, SLOW
 from fairlead_gateway.telemetry.snapshot import restore_counters
 
 if TYPE_CHECKING:  # loaded only when an engine reports KV events
@@ -421,14 +422,14 @@ class Supervisor:
         return TenantsSnapshot() if self.access is None else self.access.snapshot()
 
     async def decisions(
-        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
+        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None, kind: str = LATEST
     ) -> list[LoggedDecision]:
-        """Returns the last `limit` requests of all workers, newest first, of these tenants."""
+        """Returns `limit` requests of all workers: the newest first, or the slowest."""
         answers = await self.workers.query(
-            lambda number: say.GetDecisions(number, limit, model_key, tenants), list[LoggedDecision]
+            lambda number: say.GetDecisions(number, limit, model_key, tenants, kind), list[LoggedDecision]
         )
         entries = [entry for _, pieces in answers for piece in pieces for entry in piece]
-        entries.sort(key=lambda entry: entry.wall, reverse=True)
+        entries.sort(key=lambda entry: entry.waited_seconds if kind == SLOW else entry.wall, reverse=True)
         return entries[:limit]
 
     async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedDecision]:

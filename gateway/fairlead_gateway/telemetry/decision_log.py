@@ -4,14 +4,16 @@ Each request has an entry under the gateway's own id, which is unique. An id tha
 finds the newest request of the same tenant with it. No tenant finds requests of another.
 
 It is bounded by number. It never holds a prompt: only ids, counts, seconds and the texts of the
-rules.
+rules. Requests that failed, and the slowest of each five minutes of the last hour, stay longer than
+others: people ask about them, and often later.
 
 The outcome of one request, from which metrics, decision log and trace are made.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from heapq import heappush, heappushpop
 from itertools import islice
 from typing import Final
 
@@ -21,7 +23,17 @@ from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
 from fairlead_gateway.routes.target_choice import RouteDecision
 
 ENGINE_REFUSED: Final = "engine-refused"
-
+LATEST: Final = "latest"
+FAILED: Final = "failed"
+SLOW: Final = "slow"
+FAILED_REQUESTS: Final = 512
+"""Limit: requests that failed and that a worker keeps after the others of their time."""
+REFUSED_REQUESTS: Final = 256
+"""Limit: the same for requests that were answered with 4xx, so that they displace no others."""
+SLOWEST_REQUESTS: Final = 48
+"""Limit: requests of each five minutes that a worker keeps for an hour because they were slow."""
+_WINDOW_SECONDS: Final = 300.0
+_WINDOWS: Final = 12
 
 CONTINUATION_RULE = "continue-1"
 """The rule of a decision for the rest of a stream that had begun."""
@@ -180,6 +192,11 @@ class RequestOutcome:
         return self.error is None and 0 < self.status < 400 and not self.client_disconnected
 
     @property
+    def waited_seconds(self) -> float:
+        """The seconds until the first token of a stream; until the end of any other answer."""
+        return self.duration_seconds if self.ttft_seconds is None else self.ttft_seconds
+
+    @property
     def is_refunded(self) -> bool:
         """Whether nothing is charged: an engine or the gateway has failed, or has refused it."""
         return not (self.client_disconnected or self.is_charged or self.is_complete)
@@ -290,8 +307,36 @@ def _microseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1e6 + 0.5)
 
 
+class _SlowestRequests:
+    """The slowest requests of each of the last windows of time, by the time of their end."""
+
+    def __init__(self) -> None:
+        self._windows: dict[int, list[tuple[float, int, RequestOutcome]]] = {}  # heaps: the fastest first
+        self._count = 0
+
+    def add(self, outcome: RequestOutcome) -> list[RequestOutcome]:
+        """Takes a request that has ended; returns those that are kept no longer, or this one."""
+        number = int((outcome.started_wall + outcome.duration_seconds) / _WINDOW_SECONDS)
+        window = self._windows.setdefault(number, [])
+        self._count += 1
+        entry = (outcome.waited_seconds, self._count, outcome)
+        if len(window) == SLOWEST_REQUESTS:
+            return [heappushpop(window, entry)[2]]
+        heappush(window, entry)
+        if len(self._windows) <= _WINDOWS + 1:
+            return []
+        return [entry[2] for entry in self._windows.pop(next(iter(self._windows)))]
+
+    def slowest_first(self) -> list[RequestOutcome]:
+        entries = [entry for window in self._windows.values() for entry in window]
+        entries.sort(key=lambda entry: -entry[0])
+        return [entry[2] for entry in entries]
+
+
 class DecisionLog:
-    """The log of the decisions of at most `max_requests` requests.
+    """The log of the decisions of the last `max_requests` requests.
+
+    It has those that failed and the slowest for longer.
 
     on_record: called with every record; must return at once.
     """
@@ -301,6 +346,10 @@ class DecisionLog:
         self.on_record = on_record
         self._entries: OrderedDict[str, RequestOutcome] = OrderedDict()  # the oldest goes in constant time
         self._by_client_id: dict[tuple[str | None, str], RequestOutcome] = {}
+        self._failed: OrderedDict[str, RequestOutcome] = OrderedDict()
+        self._refused: OrderedDict[str, RequestOutcome] = OrderedDict()
+        self._slowest = _SlowestRequests()
+        self._slow: dict[str, RequestOutcome] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -319,6 +368,9 @@ class DecisionLog:
                 known.records.append(record)
                 return
             self._remove(known)
+            self._failed.pop(name, None)
+            self._refused.pop(name, None)
+            self._slow.pop(name, None)
         outcome.records = [record]
         requests[name] = outcome
         if record.client_id is not None:
@@ -341,16 +393,43 @@ class DecisionLog:
             first = known.records[0]
             if first.client_id is not None and self._by_client_id.get((first.caller, first.client_id)) is known:
                 self._by_client_id[first.caller, first.client_id] = outcome
+        self._keep_longer(outcome)
+
+    def _keep_longer(self, outcome: RequestOutcome) -> None:
+        name = outcome.request_id
+        if not (outcome.is_complete or outcome.client_disconnected):
+            is_refusal = 400 <= outcome.status < 500
+            kept, most = (self._refused, REFUSED_REQUESTS) if is_refusal else (self._failed, FAILED_REQUESTS)
+            kept[name] = outcome
+            if len(kept) > most:
+                self._forget(kept.popitem(last=False)[1])
+        self._slow[name] = outcome
+        for dropped in self._slowest.add(outcome):
+            if self._slow.get(dropped.request_id) is dropped:
+                del self._slow[dropped.request_id]
+                self._forget(dropped)
 
     def latest(
-        self, count: int, model_key: str | None = None, callers: Collection[str] | None = None
+        self,
+        count: int,
+        model_key: str | None = None,
+        callers: Collection[str] | None = None,
+        kind: str = LATEST,
     ) -> list[RequestOutcome]:
-        """Returns the newest `count` requests, newest first.
+        """Returns `count` requests: the newest ones, or the slowest of the last hour.
 
         model_key: only of this model, or of the route with this key.
         callers: only of these tenants.
+        kind: `latest`, newest first; `failed`, newest first; or `slow`, slowest first.
         """
-        return list(islice(self._newest_first(model_key, callers), max(0, count)))
+        if kind == SLOW:
+            entries: Iterable[RequestOutcome] = self._slowest.slowest_first()
+        elif kind == FAILED:
+            failed = [*self._failed.values(), *self._refused.values()]
+            entries = sorted(failed, key=lambda entry: -entry.started_wall)
+        else:
+            entries = reversed(self._entries.values())
+        return list(islice(_selected(entries, model_key, callers), max(0, count)))
 
     def find(self, request_id: str, callers: Collection[str] | None = None) -> list[RequestOutcome]:
         """Returns the request with this id, or the newest one of each tenant that chose this id.
@@ -358,7 +437,7 @@ class DecisionLog:
         request_id: the gateway's own id, or a client's.
         callers: only requests of these tenants.
         """
-        entry = self._entries.get(request_id)
+        entry = self._entry(request_id)
         if entry is not None and (callers is None or entry.records[0].caller in callers):
             return [entry]
         if callers is not None:
@@ -367,14 +446,28 @@ class DecisionLog:
         return [found for (_, client_id), found in self._by_client_id.items() if client_id == request_id]
 
     def _remove(self, entry: RequestOutcome) -> None:
+        del self._entries[entry.records[0].request_id]
+        self._forget(entry)
+
+    def _forget(self, entry: RequestOutcome) -> None:
+        """Drops the client's id of a request that left a part of the log, unless another has it."""
         first = entry.records[0]
-        del self._entries[first.request_id]
-        if first.client_id is not None and self._by_client_id.get((first.caller, first.client_id)) is entry:
+        if first.client_id is None or self._entry(first.request_id) is entry:
+            return
+        if self._by_client_id.get((first.caller, first.client_id)) is entry:
             del self._by_client_id[first.caller, first.client_id]
 
-    def _newest_first(self, model_key: str | None, callers: Collection[str] | None) -> Iterator[RequestOutcome]:
-        for entry in reversed(self._entries.values()):
-            if (model_key is None or entry.is_of(model_key)) and (
-                callers is None or entry.records[0].caller in callers
-            ):
-                yield entry
+    def _entry(self, request_id: str) -> RequestOutcome | None:
+        for kept in (self._entries, self._failed, self._refused, self._slow):
+            entry = kept.get(request_id)
+            if entry is not None:
+                return entry
+        return None
+
+
+def _selected(
+    entries: Iterable[RequestOutcome], model_key: str | None, callers: Collection[str] | None
+) -> Iterator[RequestOutcome]:
+    for entry in entries:
+        if (model_key is None or entry.is_of(model_key)) and (callers is None or entry.records[0].caller in callers):
+            yield entry

@@ -190,7 +190,7 @@ class QueryHandler:
         elif isinstance(query, messages.GetCounters):
             await self._send_counters(query)
         elif isinstance(query, messages.GetDecisions):
-            latest = self._gateway.decisions.latest(query.limit, query.model, query.callers)
+            latest = self._gateway.decisions.latest(query.limit, query.model, query.callers, query.kind)
             await self._send_decisions(query.query_id, latest)
         elif isinstance(query, messages.PreviewRoute):
             await self._send_chunk(query.query_id, _encode(await self._preview(query)), is_last=True)

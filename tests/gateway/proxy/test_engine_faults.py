@@ -199,6 +199,14 @@ async def test_when_every_engine_fails_the_client_gets_one_error_object(
         assert (outcome.status, outcome.error) == (status, code)
 
 
+async def test_a_request_that_no_engine_could_take_is_among_the_failed_ones() -> None:
+    async with running_gateway(fleet_of([])) as running:
+        answers = [await request(running.url, GOOD) for _ in range(3)]
+        assert [answer.error["code"] for answer in answers] == ["no_ready_instance"] * 3
+        [entry] = running.gateway.decisions.latest(9, kind="failed")  # not one for each of a flood
+        assert (entry.status, entry.error, entry.latest.decision.rule) == (503, "no_ready_instance", "unserved")
+
+
 async def test_a_request_that_breaks_two_engines_is_not_given_to_a_third() -> None:
     met = []
 

@@ -5,7 +5,14 @@ from collections import OrderedDict
 
 from fairlead.decision import Decision, DecisionText
 from fairlead_gateway.routes.target_choice import RouteDecision
-from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.telemetry.decision_log import (
+    FAILED,
+    REFUSED_REQUESTS,
+    SLOW,
+    SLOWEST_REQUESTS,
+    DecisionLog,
+    DecisionRecord,
+)
 from fairlead_testing.gateway.decision_view import append_decision
 from fairlead_testing.gateway.running_gateway import make_outcome
 
@@ -151,3 +158,59 @@ def test_requests_without_an_api_key_belong_to_no_tenant() -> None:
     append_decision(log, _record("r1", client_id="mine"))
     assert _ids(log, "r1", "acme") == _ids(log, "mine", "acme") == []
     assert _ids(log, "mine") == ["r1"]
+
+
+def _end(log: DecisionLog, name: str, ended_at: float, waited: float = 0.1, status: int = 200) -> None:
+    """Adds a stream that has ended."""
+    record = _record(name, client_id=f"client-{name}")
+    outcome = make_outcome(name, record.model_key, "a/1/0", status, None if status < 400 else "timeout", ended_at - 1.0)
+    outcome.duration_seconds, outcome.ttft_seconds = 1.0, waited
+    log.append(record, outcome)
+    log.complete(outcome)
+
+
+def _kind(log: DecisionLog, kind: str, count: int = 9) -> list[str]:
+    return [entry.request_id for entry in log.latest(count, kind=kind)]
+
+
+def test_failed_requests_stay_longer_than_others_with_the_ids_of_their_clients() -> None:
+    log = DecisionLog(2)
+    _end(log, "bad", 1.0, status=502)
+    for number in range(2_000):
+        _end(log, f"r{number}", 300.0 + number, waited=9.0 if number == 0 else 0.1)
+    assert _kind(log, FAILED) == ["bad"]
+    assert _ids(log, "bad") == _ids(log, "client-bad") == ["bad"]
+    assert _ids(log, "r0") == _ids(log, "client-r0") == ["r0"]  # among the slowest of its five minutes
+    assert _ids(log, "r100") == _ids(log, "client-r100") == []
+
+
+def test_refused_requests_displace_no_failed_ones() -> None:
+    log = DecisionLog(2)
+    _end(log, "bad", 1.0, status=502)
+    for number in range(2 * REFUSED_REQUESTS):
+        _end(log, f"refused-{number}", 2.0 + number, status=429)
+    assert len(_kind(log, FAILED, 9_999)) == REFUSED_REQUESTS + 1
+    assert _kind(log, FAILED, 9_999)[-1] == "bad"
+
+
+def test_the_slowest_of_each_five_minutes_are_kept_for_an_hour() -> None:
+    draw = random.Random(5)
+    log, waits = DecisionLog(3), dict[str, tuple[float, float]]()
+    for number in range(30_000):
+        name, at, waited = f"r{number}", number * 0.2, draw.expovariate(1.0)
+        waits[name] = (at, waited)
+        _end(log, name, at, waited)
+    first = 30_000 * 0.2 - 13 * 300.0  # twelve whole windows, and the present one
+    wanted = sorted(waits, key=lambda name: -waits[name][1])
+    last_hour = [name for name in wanted if waits[name][0] >= first]
+    assert _kind(log, SLOW, 20) == last_hour[:20]
+    assert len(_kind(log, SLOW, 9_999)) == 13 * SLOWEST_REQUESTS
+    assert len(log._by_client_id) <= 13 * SLOWEST_REQUESTS + 3
+
+
+def test_a_clock_that_jumps_back_keeps_the_log_bounded() -> None:
+    log = DecisionLog(1)
+    for number in range(4_000):
+        _end(log, f"r{number}", 1e9 - 600.0 * number)
+    assert len(_kind(log, SLOW, 9_999)) <= 13 * SLOWEST_REQUESTS
+    assert len(log._by_client_id) <= 13 * SLOWEST_REQUESTS + 1

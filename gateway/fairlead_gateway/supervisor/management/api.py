@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 from datetime import date
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from fastapi import Depends, FastAPI, Query, Request, Response
@@ -48,6 +48,7 @@ from fairlead_gateway.supervisor.management.serializers import (
 )
 from fairlead_gateway.supervisor.management.stats import model_stats, unknown_model_requests
 from fairlead_gateway.supervisor.management.view import GatewayView
+from fairlead_gateway.telemetry.decision_log import LATEST
 
 _DIMENSION = f"({'|'.join(DIMENSIONS)})"
 _DIMENSION_LIST = f"^({_DIMENSION}(,{_DIMENSION}){{0,4}})?$"
@@ -124,6 +125,7 @@ _PreviewHeaders = Annotated[
     Sequence[Annotated[str, Query(max_length=8_192)]],
     Query(description="A header that the client would send, as NAME:VALUE; several are allowed.", max_length=64),
 ]
+_KINDS: Final = "latest; failed; or slow: the slowest of the last hour first, by the wait for the first token."
 _ModelOrRoute = Annotated[
     str | None,
     Query(
@@ -247,6 +249,7 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
         tenants: VisibleTenants,
         limit: Annotated[int, Query(ge=1, le=500)] = 50,
         model: _ModelOrRoute = None,
+        kind: Annotated[Literal["latest", "failed", "slow"], Query(description=_KINDS)] = LATEST,
     ) -> api.DecisionsOut:
         key = None
         if model is not None:
@@ -257,7 +260,7 @@ def _add_tenant_routes(app: FastAPI, view: GatewayView) -> None:
                 raise _unknown_name(model, [*snapshot.models, *snapshot.routes])
             if key is None:
                 return api.DecisionsOut(decisions=[])
-        found = await view.decisions(limit, key, tenants)
+        found = await view.decisions(limit, key, tenants, kind)
         return api.DecisionsOut(decisions=[_shown(logged, access) for logged in found])
 
     @app.get(

@@ -17,6 +17,7 @@ from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.profiles.profile_estimator import LearnedProfile
 from fairlead_gateway.telemetry import LoadView, MetricsRecorder
+from fairlead_gateway.telemetry.decision_log import LATEST
 from fairlead_gateway.telemetry.status_types import IndexStatus
 
 if TYPE_CHECKING:  # only gateways with a ledger or with limits load their modules
@@ -106,11 +107,12 @@ class GatewayView(Protocol):
         """Returns the tenants, and when their keys were used last."""
 
     async def decisions(
-        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
+        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None, kind: str = LATEST
     ) -> list[LoggedDecision]:
-        """Returns the last `limit` requests, newest first.
+        """Returns `limit` requests: the newest ones, or the slowest of the last hour.
 
         tenants: only their requests; None: those of all.
+        kind: of `DecisionLog.latest`.
         """
 
     async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedDecision]:

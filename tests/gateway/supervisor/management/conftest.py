@@ -33,7 +33,7 @@ from fairlead_gateway.proxy.gateway import DECISION_LOG
 from fairlead_gateway.routing import InstanceLoad
 from fairlead_gateway.supervisor.management.view import GatewayStatus, TenantsSnapshot
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
-from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.telemetry.decision_log import LATEST, DecisionLog, DecisionRecord
 from fairlead_testing.gateway.decision_view import append_decision
 from fairlead_testing.gateway.running_gateway import make_outcome
 
@@ -107,9 +107,9 @@ class SimulatedGateway:
         return TenantsSnapshot(self.tenant_table, 1_000.0, self.key_uses.get)
 
     async def decisions(
-        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
+        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None, kind: str = LATEST
     ) -> list[LoggedDecision]:
-        return [logged_decision(logged) for logged in self.log.latest(limit, model_key, tenants)]
+        return [logged_decision(logged) for logged in self.log.latest(limit, model_key, tenants, kind)]
 
     async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedDecision]:
         return [logged_decision(logged) for logged in self.log.find(request_id, tenants)]
