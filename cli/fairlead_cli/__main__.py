@@ -13,13 +13,22 @@ def main() -> None:
     try:
         from pathlib import Path
 
+        from cyclopts import CycloptsError
+
         from fairlead.errors import FairleadError, plain_text
         from fairlead_cli.app import build_app, with_default_verb
+        from fairlead_cli.console import allow_any_encoding
         from fairlead_cli.exit_codes import describe_error
+        from fairlead_cli.usage_errors import usage_message
 
+        allow_any_encoding()
         try:
             arguments = with_default_verb(sys.argv[1:])
-            build_app(Path(sys.argv[0]).name, arguments)(arguments)
+            app = build_app(Path(sys.argv[0]).name, arguments)
+            app(arguments, exit_on_error=False, print_error=False)
+        except CycloptsError as error:
+            print(plain_text(f"fairlead: {usage_message(error, app.name[0])}"), file=sys.stderr)
+            sys.exit(2)
         except FairleadError as error:
             print(plain_text(f"fairlead: {describe_error(error)}"), file=sys.stderr)
             sys.exit(2)

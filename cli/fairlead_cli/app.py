@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from cyclopts import App, Group, Parameter
 
 from fairlead import __version__
+from fairlead_cli.examples import examples_text
 
 LOCAL, OPERATE, TOOLS = "Run locally", "Operate", "Tools"
 
@@ -46,6 +47,8 @@ _VERBS_BY_GROUP: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "explain route": ("explain.command", "Explain where a prompt would go now, and why. Nothing is sent."),
         "explain scaling": ("scaling.explain_command", "Explain why a model has as many replicas as it has."),
         "explain shadow": ("explain.command", "Explain how a model answers copies of requests for another."),
+        "routes": ("fleet.command", "List the routes: targets with weights, fallbacks and shadows."),
+        "adapters": ("fleet.command", "List the LoRA adapters that engines hold now."),
         "index stats": ("index.command", "Show who writes the index, and what each instance has cached."),
         "index match": ("index.command", "Show which instances have a prompt cached, how far, and in which tier."),
         "index verify": ("index.command", "Compare the index with itself and with what engines can replay."),
@@ -104,6 +107,7 @@ NOUNS: Final = {
     "rollout": "Follow, pause, resume, undo and promote the rollout of a model in a cluster.",
 }
 """Nouns with verbs of their own → one sentence for the help."""
+_NAMES: Final = {"kubectl-fairlead": "kubectl fairlead"}
 _DEFAULT_VERBS: Final = {"tenants": "list", "catalog": "list"}
 """Noun → the verb that it means alone, or before an option."""
 
@@ -117,6 +121,12 @@ def with_default_verb(arguments: Sequence[str]) -> list[str]:
     return [arguments[0], verb, *arguments[1:]]
 
 
+def _epilogue(words: str, program: str) -> str:
+    """Returns the end of a verb's help, in Markdown: a line that stays one ends with two spaces."""
+    lines = examples_text(words, _NAMES.get(program, "fairlead")).splitlines()
+    return "  \n".join(["Examples:", *(f"`{line}`" for line in lines)])
+
+
 def build_app(program: str = "fairlead", arguments: Sequence[str] = ()) -> App:
     """Returns the application with all verbs; no verb is imported yet.
 
@@ -126,7 +136,7 @@ def build_app(program: str = "fairlead", arguments: Sequence[str] = ()) -> App:
     shows the verb's whole docstring with the exit codes; that of other verbs is one sentence.
     """
     app = App(
-        name="kubectl fairlead" if program == "kubectl-fairlead" else "fairlead",
+        name=_NAMES.get(program, "fairlead"),
         version=__version__,
         help="A Kubernetes-native control plane for serving large language models.",
         default_parameter=Parameter(negative_iterable=()),  # no --empty-presets
@@ -143,6 +153,7 @@ def build_app(program: str = "fairlead", arguments: Sequence[str] = ()) -> App:
             f"fairlead_cli.{verb.function}",
             name=name,
             help=None if is_requested else verb.sentence,
+            help_epilogue=_epilogue(words, program) if is_requested else None,
             group=None if noun else groups[verb.group],
         )
     return app

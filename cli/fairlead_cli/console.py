@@ -5,8 +5,10 @@ people read goes through `terminal_text` before it is printed. JSON, YAML and re
 pipe do not: programs need them unchanged.
 """
 
+import codecs
 import shutil
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,10 +16,53 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH: Final = 2_000
+_ERROR_HANDLER: Final = "fairlead-ascii"
 _REPLACED: Final = {
     code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
 }
 """Control characters, except line feed and tab, and what replaces them."""
+
+
+_ASCII: Final = {
+    **dict.fromkeys("─━", "-"),
+    **dict.fromkeys("│┃", "|"),
+    **dict.fromkeys("├└┌┐┘╭╮╰╯", "+"),
+    **dict.fromkeys("█▉▊▋▌▍▎▏", "#"),
+    "→": "->",
+    "·": "-",
+    "×": "x",
+    "…": "...",
+    "≤": "<=",
+    "≥": ">=",
+    "√": "*",
+    "÷": "/",
+    "‼": "!",
+    "µ": "u",
+    "–": "-",
+    "−": "-",
+    "±": "+-",
+    "²": "2",
+    "σ": "s",
+    "Σ": "sum ",
+    "●": "o",
+    "○": "o",
+    "↻": "@",
+    "é": "e",
+}
+"""Characters that this program prints → what replaces them where only ASCII can be printed."""
+
+
+def allow_any_encoding() -> None:
+    """Lets standard output and error print what their encoding lacks: as ASCII, or as `?`."""
+
+    def replace(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        return "".join(_ASCII.get(char, "?") for char in error.object[error.start : error.end]), error.end
+
+    codecs.register_error(_ERROR_HANDLER, replace)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "backslashreplace"):
+            stream.reconfigure(errors=_ERROR_HANDLER)
 
 
 def terminal_text(text: str) -> str:

@@ -25,29 +25,25 @@ USAGE: Final = 2
 UNREACHABLE: Final = 3
 
 
-def run_query(
-    verb: str, fetch: Callable[[], T], render: Callable[[T], str], *, misuse: tuple[type[Exception], ...] = ()
-) -> int:
-    """Fetches, prints and returns the exit code of ``verb``.
+def run_query(fetch: Callable[[], T], render: Callable[[T], str]) -> int:
+    """Fetches, prints and returns the exit code.
 
     fetch: raises StackUnreachable or ClusterUnreachable when nothing answers. It raises LookupError
     with a message when nothing is known, and one of ``misuse`` for wrong usage; other errors pass.
     """
     try:
         answer = fetch()
-    except misuse as error:
-        return report_failure(verb, describe_error(error), USAGE)
     except (StackUnreachable, ClusterUnreachable) as error:
-        return report_failure(verb, error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
     except LookupError as error:
-        return report_failure(verb, error.args[0], PROBLEM)
+        return report_failure(error.args[0], PROBLEM)
     print(terminal_text(render(answer)))
     return OK
 
 
-def report_failure(verb: str, reason: object, code: int) -> int:
+def report_failure(reason: object, code: int) -> int:
     """Prints the reason to stderr and returns the exit code."""
-    print(plain_text(f"fairlead {verb}: {reason}"), file=sys.stderr)
+    print(plain_text(f"fairlead: {reason}"), file=sys.stderr)
     return code
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -16,12 +17,14 @@ from cyclopts.argument import Argument
 import fairlead_cli.__main__ as entry
 import fairlead_cli.app
 from fairlead.errors import BadInput
-from fairlead_cli.app import NOUNS, VERBS, build_app
+from fairlead_cli.app import NOUNS, VERBS, build_app, with_default_verb
+from fairlead_cli.examples import EXAMPLES
 from fairlead_cli.exit_codes import describe_error
 from fairlead_cli.local.run_directory import RunningStack
 from fairlead_cli.local.stack.launch import up
 from fairlead_cli.manifest_lint import collect_paths, lint
 from fairlead_cli.output import OutputFormat, format_document, is_document
+from fairlead_cli.watching import show_repeatedly
 from fairlead_testing.cli.command_line import run_command_line, run_program
 
 SHARED_FLAGS = ("--model", "--namespace", "--install-namespace", "--context", "--kubeconfig", "--manage", "--out")
@@ -68,6 +71,81 @@ def test_help_of_a_verb_names_its_exit_codes(words: str, capsys: pytest.CaptureF
     assert words in text
     if VERBS[words].group == "Operate":
         assert "Exits 0" in text
+
+
+@pytest.mark.parametrize("words", VERBS)
+def test_help_of_a_verb_ends_with_examples_that_can_be_parsed(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, *words.split())
+    shown = " ".join(text[text.index("Examples:") :].split())
+    for example in EXAMPLES[words]:
+        assert f"fairlead {example}" in shown
+        command = with_default_verb(shlex.split(example))
+        assert command[: len(words.split())] == words.split()
+        build_app().parse_args(command, exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["keys", "create"], "TENANT is missing (see fairlead keys create --help)"),
+        (["stauts"], 'unknown command "stauts". Did you mean "status"? (see fairlead --help)'),
+        (["status", "--bogus"], "unknown option: --bogus (see fairlead status --help)"),
+        (["lint", "-o"], "-o needs a value (see fairlead lint --help)"),
+        (["status", "a", "b"], "unexpected words: b (see fairlead status --help)"),
+        (["explain", "route"], "--file is missing (see fairlead explain route --help)"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_the_help(words: list[str], message: str) -> None:
+    done = run_program(*words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"fairlead: {message}\n")
+
+
+@pytest.mark.parametrize("words", [["catalog"], ["rollout", "--help"], ["lint", "nowhere.yaml"]])
+def test_a_terminal_without_unicode_gets_ascii(words: list[str]) -> None:
+    done = run_program(*words, PYTHONIOENCODING="ascii")
+    assert done.returncode in (0, 2)
+    assert "Traceback" not in done.stderr
+    assert (done.stdout + done.stderr).isascii()
+
+
+def test_a_watched_answer_is_shown_again_until_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    def show() -> int:
+        print("all is well")
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        show_repeatedly(show, watch=True, output="table", pause=pause)
+    assert capsys.readouterr().out == "all is well\n\n" * 3
+    assert show_repeatedly(show, watch=False, output="json", pause=pause) == 0
+    with pytest.raises(BadInput, match="--watch shows text"):
+        show_repeatedly(show, watch=True, output="json", pause=pause)
+
+
+def test_a_watched_terminal_is_cleared_once_an_answer_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def pause(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    def show() -> int:
+        assert terminal.getvalue() == ""
+        print("one", "two", sep="\n")
+        return 0
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    with pytest.raises(KeyboardInterrupt):
+        show_repeatedly(show, watch=True, output="table", pause=pause)
+    assert terminal.getvalue() == "\x1b[H\x1b[2Jone\ntwo\n"
 
 
 def test_a_flag_means_the_same_in_all_verbs() -> None:

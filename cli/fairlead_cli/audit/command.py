@@ -52,12 +52,12 @@ def audit(
 
     def render(found: FoundRecords) -> str:
         for problem in found.problems:
-            print(plain_text(f"fairlead audit: {problem}"), file=sys.stderr)
+            print(plain_text(f"fairlead: {problem}"), file=sys.stderr)
         if is_document(output):
             return format_document({"records": [to_builtins(record) for record in found.records]}, output)
         return render_records(found.records, is_wide=output == "wide")
 
-    return run_query("audit", fetch, render)
+    return run_query(fetch, render)
 
 
 AUDIT_ANSWER: Final = 1_000

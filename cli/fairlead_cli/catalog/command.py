@@ -141,7 +141,7 @@ def catalog_show(
     request = PlanRequest(entry, device, engine, devices.context, devices.tensor)
     plan = choose_plan(request)
     if plan is None:
-        return report_failure("catalog show", describe_misfit(request, figures), PROBLEM)
+        return report_failure(describe_misfit(request, figures), PROBLEM)
     if devices.with_class:
         sys.stdout.write(render_with_class(entry, plan, deployment, figures[device.name]))
     else:

@@ -312,14 +312,14 @@ def chat(
     except BadInput:
         raise  # wrong usage
     except (StackUnreachable, ClusterUnreachable) as error:
-        return report_failure("chat", error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
     except FairleadError as error:
-        return report_failure("chat", error, PROBLEM)
+        return report_failure(error, PROBLEM)
 
 
 def _once(conversation: Conversation, text: str) -> int:
     if not text.strip():
-        print("fairlead chat: there is no message to send: stdin or --message is empty", file=sys.stderr)
+        print("fairlead: there is no message to send: stdin or --message is empty", file=sys.stderr)
         return USAGE
     has_output = False
     try:

@@ -102,7 +102,7 @@ def explain_request(
 
         return _shown(explained.content, output, api.DecisionOut, render)
 
-    return run_query("explain request", fetch, show)
+    return run_query(fetch, show)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ def explain_route(
         wide = output == "wide"
         return _shown(content, output, api.RoutePreviewOut, lambda preview: render_preview(preview, wide=wide))
 
-    return run_query("explain route", fetch, show, misuse=(BadInput,))
+    return run_query(fetch, show)
 
 
 def build_request(file: str, model: str | None) -> tuple[str, bytes]:
@@ -547,7 +547,7 @@ def explain_shadow(
             for shadow in shadows
         )
 
-    return run_query("explain shadow", fetch, show)
+    return run_query(fetch, show)
 
 
 def render_comparison(key: str, shadow: api.ShadowOut, gateway: str | None) -> list[str]:

@@ -136,9 +136,7 @@ def index_match(
                 if snapshot.last_written is None
                 else f" since {format_duration(max(0.0, snapshot.wall - snapshot.last_written))}"
             )
-            print(
-                f"fairlead index: no indexer writes this index{since}; the answer may be out of date", file=sys.stderr
-            )
+            print(f"fairlead: no indexer writes this index{since}; the answer may be out of date", file=sys.stderr)
         return OK
 
     return _run(source, show_match)
@@ -224,6 +222,6 @@ def _run(source: IndexSource, query: Callable[[_OpenIndex], Awaitable[int]]) -> 
         with open_index(source) as address:
             return asyncio.run(connect_and_query(address))
     except (IndexUnreachable, ClusterUnreachable) as error:
-        return report_failure("index", error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
     except UnusableIndex as error:
-        return report_failure("index", error, PROBLEM)
+        return report_failure(error, PROBLEM)

@@ -149,7 +149,7 @@ def keys_revoke(
             print(format_document(value, output))
         return OK
 
-    return _run("keys revoke", flags, run, revoked=revoked)
+    return _run(flags, run, revoked=revoked)
 
 
 def _add_to_revocation_list(store: TenantStore, name: str, digest: str | None, owner: KeyOwner) -> str | None:
@@ -197,7 +197,7 @@ def keys_list(
             print(terminal_text(render_keys(keys, uses, SystemClock().wall(), is_wide=output == "wide")))
         return OK
 
-    return _run("keys list", flags, run, manage=manage)
+    return _run(flags, run, manage=manage, finds_stack=True)
 
 
 def _issue(
@@ -226,22 +226,22 @@ def _issue(
         _note("the key is shown only here: give it to the tenant over a safe channel")
         return OK
 
-    return _run("keys", flags, run)
+    return _run(flags, run)
 
 
 def _run(
-    verb: str,
     flags: TenantFlags,
     run: Callable[[TenantsPlace], int],
     *,
     revoked: Path | None = None,
     manage: str | None = None,
+    finds_stack: bool = False,
 ) -> int:
     try:
-        with open_tenants(flags, revoked=revoked, manage=manage) as place:
+        with open_tenants(flags, revoked=revoked, manage=manage, finds_stack=finds_stack) as place:
             return run(place)
     except ClusterUnreachable as error:
-        return report_failure(verb, error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
 
 
 def _note(text: str) -> None:

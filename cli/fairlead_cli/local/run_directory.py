@@ -35,6 +35,8 @@ class RunningStack:
 
     autoscaler: its URL, empty when nothing is scaled.
 
+    tenant_files: files of ModelTenants that its gateway follows.
+
     process_start: when the process started, see ``process_start``; empty where that is unknown.
     """
 
@@ -48,6 +50,7 @@ class RunningStack:
     redis: str = ""
     hash_secret: str = ""
     autoscaler: str = ""
+    tenant_files: tuple[str, ...] = ()
     process_start: str = ""
 
 

@@ -91,7 +91,7 @@ def requests(
             return format_document(found, output)
         return render_requests(found, is_wide=output == "wide")
 
-    return run_query("requests", fetch, show)
+    return run_query(fetch, show)
 
 
 def _wall(decision: api.DecisionOut) -> float:

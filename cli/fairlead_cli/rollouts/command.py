@@ -334,7 +334,7 @@ def _run(action: str, model: str | None, flags: RolloutFlags, to: int | None = N
     try:
         return asyncio.run(_apply(action, model, flags, to, seconds))
     except ClusterUnreachable as error:
-        return report_failure("rollout", error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
 
 
 async def _apply(action: str, model: str | None, flags: RolloutFlags, to: int | None, seconds: float | None) -> int:

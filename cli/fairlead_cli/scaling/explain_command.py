@@ -14,7 +14,6 @@ import msgspec
 from cyclopts import Parameter
 
 from fairlead.decision import DecisionInput
-from fairlead.errors import BadInput
 from fairlead.units import format_duration
 from fairlead_autoscaler.core import ModelSpec, PoolObservation, PoolPlan, PoolSpec
 from fairlead_autoscaler.history.recorder import TickRecord, decode_record
@@ -252,7 +251,7 @@ def explain_scaling(
             return format_document(content, output)
         return "\n".join([*render_look(decode_record(content)), f"read from the autoscaler of {origin}"])
 
-    return run_query("explain scaling", fetch, show, misuse=(BadInput,))
+    return run_query(fetch, show)
 
 
 def _query(endpoint: AutoscalerEndpoint, model: str | None, moment: float | None) -> dict[str, str]:

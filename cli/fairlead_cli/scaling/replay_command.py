@@ -83,7 +83,7 @@ def replay_scaling(
             return format_document([_to_plain(pool) for pool in replayed], output)
         return "\n".join(render_differences(replayed, set))
 
-    return run_query("replay-scaling", fetch, show, misuse=(BadInput,))
+    return run_query(fetch, show)
 
 
 def _to_plain(pool: PoolReplay) -> dict[str, Any]:

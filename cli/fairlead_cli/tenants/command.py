@@ -27,10 +27,10 @@ def tenants_list(*, flags: TenantFlagsParameter = DEFAULT_FLAGS, output: OutputF
     Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
     """
     try:
-        with open_tenants(flags) as place:
+        with open_tenants(flags, finds_stack=True) as place:
             tenants = place.store.tenants()
     except ClusterUnreachable as error:
-        return report_failure("tenants", error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
     if is_document(output):
         print(format_document({"tenants": [_to_plain(tenant) for tenant in tenants]}, output))
     else:
@@ -50,12 +50,12 @@ def tenants_show(
     Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
     """
     try:
-        with open_tenants(flags, manage=manage) as place:
+        with open_tenants(flags, manage=manage, finds_stack=True) as place:
             tenant = place.store.tenant(name)
             uses = read_key_uses(place)
             budget = read_budget(place, name) if (tenant.get("spec") or {}).get("budget") else None
     except ClusterUnreachable as error:
-        return report_failure("tenants", error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
     for problem in uses.problems:
         print(plain_text(f"last use unknown: {problem}"), file=sys.stderr)
     if is_document(output):

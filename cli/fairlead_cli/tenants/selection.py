@@ -13,6 +13,7 @@ from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
 from fairlead_cli.cluster.installation import Installation, open_installation
+from fairlead_cli.local.run_directory import RunningStack, newest_stack, running_stacks
 from fairlead_cli.management.client import ManagementEndpoint, gateway_endpoints
 from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, KubeconfigFlag, is_cluster_target
 from fairlead_cli.tenants.file_store import FileTenantStore
@@ -73,12 +74,13 @@ class TenantsPlace:
 
 @contextmanager
 def open_tenants(
-    options: TenantFlags, *, revoked: Path | None = None, manage: str | None = None
+    options: TenantFlags, *, revoked: Path | None = None, manage: str | None = None, finds_stack: bool = False
 ) -> Iterator[TenantsPlace]:
     """Yields the tenants of a file, or of a cluster.
 
     revoked: the file of revoked keys; None for a cluster.
     manage: management address of a gateway that reads the file.
+    finds_stack: without a file and a cluster, those of the newest stack on this machine.
 
     Raises BadInput for options that exclude each other and without any, ClusterUnreachable.
     """
@@ -92,6 +94,10 @@ def open_tenants(
     if revoked is not None:
         raise BadInput("--revoked belongs to a file of tenants", field="--revoked", hint="give it together with --file")
     if not is_cluster_target(options.cluster, None):
+        if finds_stack and running_stacks():
+            stack = newest_stack("--file")
+            yield TenantsPlace(FileTenantStore(_tenant_file(stack), None, os.environ), manage or stack.manage)
+            return
         raise BadInput(
             "neither a file nor a cluster was named",
             field="--file",
@@ -101,3 +107,17 @@ def open_tenants(
 
     with open_installation(options.cluster) as installation:
         yield TenantsPlace(ClusterTenantStore(installation), manage, installation)
+
+
+def _tenant_file(stack: RunningStack) -> Path:
+    """Returns the file of ModelTenants of a stack. Raises BadInput if it has none, or several."""
+    if not stack.tenant_files:
+        raise BadInput(
+            f"the stack at {stack.url} asks for no API key: it was given no ModelTenant",
+            field="--file",
+            hint="give `fairlead up` a file with ModelTenants, or name one here with --file",
+        )
+    if len(stack.tenant_files) > 1:
+        hint = f"name one of them with --file: {', '.join(stack.tenant_files)}"
+        raise BadInput(f"the stack at {stack.url} has several files of ModelTenants", field="--file", hint=hint)
+    return Path(stack.tenant_files[0])

@@ -102,7 +102,7 @@ def usage(*, by: _ByFlag = "tenant", flags: _Options = _DEFAULTS) -> int:
     try:
         content = read_ledgers(flags, first, last)
     except (ClusterUnreachable, StackUnreachable) as error:
-        return report_failure("usage", error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
     rows = group_usage(content.usage, dimensions)
     if is_document(flags.output):
         document = {"from": first, "to": last, "usage": usage_rows(rows, dimensions)}
@@ -130,7 +130,7 @@ def cost(*, by: _ByFlag = "tenant", flags: _Options = _DEFAULTS) -> int:
     try:
         content = read_ledgers(flags, first, last)
     except (ClusterUnreachable, StackUnreachable) as error:
-        return report_failure("cost", error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
     report = cost_report(content, dimensions)
     if is_document(flags.output):
         document = {

@@ -426,7 +426,7 @@ def test_unreachable_cluster_names_context_and_fix(furnished: ApiServer, tmp_pat
     for command in (["status", "tiny"], ["check"], ["check", "--pre"], ["support-bundle"]):
         done = fairlead(furnished, *command, KUBECONFIG=str(tmp_path / "away"))
         assert (done.returncode, done.stdout) == (3, "")
-        assert done.stderr.startswith(f"fairlead {command[0]}: the API server https://127.0.0.1:1 does not answer: ")
+        assert done.stderr.startswith("fairlead: the API server https://127.0.0.1:1 does not answer: ")
         assert f"the address is from the context fairlead-e2e of {tmp_path}/away" in done.stderr
         assert "--context" in done.stderr
     done = fairlead(furnished, "check", "--context", "prod")

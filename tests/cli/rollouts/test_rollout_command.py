@@ -189,4 +189,4 @@ async def test_unknown_model_error_lists_existing_models(api_server: ApiServer) 
 def test_unreachable_cluster_exits_3(tmp_path: Path) -> None:
     done = run_program("rollout", "status", "qwen", "--kubeconfig", str(tmp_path / "none"))
     assert done.returncode == 3
-    assert done.stderr.startswith("fairlead rollout: ")
+    assert done.stderr.startswith("fairlead: ")

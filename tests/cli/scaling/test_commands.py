@@ -13,7 +13,7 @@ import pytest
 
 from fairlead.decision import DecisionInput
 from fairlead.engine_profile import builtin_profile
-from fairlead.errors import BadInput
+from fairlead.errors import BadInput, FairleadError
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core import (
     GatewayTraffic,
@@ -31,6 +31,7 @@ from fairlead_autoscaler.history.recorder import TickRecord, encode_record
 from fairlead_autoscaler.history.replay import parse_changes
 from fairlead_autoscaler.scaling_policy import EnforcedPlan
 from fairlead_cli.app import build_app
+from fairlead_cli.exit_codes import describe_error, report_failure
 from fairlead_cli.scaling.explain_command import (
     INPUT_LABELS,
     decision_terms,
@@ -77,7 +78,10 @@ def url() -> Iterator[str]:
 
 def exit_code(*words: str) -> int:
     """The exit code of the command line."""
-    return int(build_app()(words, result_action="return_value"))
+    try:
+        return int(build_app()(words, result_action="return_value"))
+    except FairleadError as error:
+        return report_failure(describe_error(error), 2)
 
 
 def test_explain_scaling_accepts_short_name_or_no_name(url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,14 +141,14 @@ def test_differences_show_both_rules(tmp_path: Path, capsys: pytest.CaptureFixtu
     (comparison,) = json.loads(capsys.readouterr().out)
     assert {moment["other"]["rule"] for moment in comparison["moments"]} == {"frozen"}
     assert exit_code("replay-scaling", str(tmp_path), "--model", "huge") == 1
-    missing = "fairlead replay-scaling: --model: nothing is recorded of huge; recorded are: default/tiny\n"
+    missing = "fairlead: --model: nothing is recorded of huge; recorded are: default/tiny\n"
     assert capsys.readouterr().err == missing
     assert exit_code("replay-scaling", str(tmp_path), "--since", f"{NOW + 99}") == 1
     assert "--since: nothing is recorded since" in capsys.readouterr().err
     assert exit_code("replay-scaling", str(tmp_path), "--set", "nothing=1") == 2
     capsys.readouterr()
     assert exit_code("replay-scaling", str(tmp_path / "gone")) == 2
-    assert capsys.readouterr().err == f"fairlead replay-scaling: {tmp_path}/gone: No such file or directory\n"
+    assert capsys.readouterr().err == f"fairlead: {tmp_path}/gone: No such file or directory\n"
 
 
 def test_targets_are_changed_as_the_api_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +179,7 @@ def test_invalid_replay_options_are_named(tmp_path: Path, capsys: pytest.Capture
         (("--since", "yesterday"), "--since: 'yesterday' is not a time "),
     ):
         assert exit_code("replay-scaling", str(tmp_path), *words) == 2
-        assert capsys.readouterr().err.startswith(f"fairlead replay-scaling: {message}")
+        assert capsys.readouterr().err.startswith(f"fairlead: {message}")
 
 
 @pytest.mark.parametrize(

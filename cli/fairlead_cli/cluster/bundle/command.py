@@ -170,7 +170,7 @@ def support_bundle(
     try:
         packed = asyncio.run(_build(installation.cluster, clock))
     except ClusterUnreachable as error:
-        return report_failure("support-bundle", error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
     size = write_archive(packed, path, name, clock.wall())
     print(path)
     _print_summary(packed, size)

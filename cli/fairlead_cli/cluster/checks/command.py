@@ -58,7 +58,7 @@ def check(
             _check_until_passed(partial(check_once, installation.cluster, pre, clock), limit, clock, asyncio.sleep)
         )
     except ClusterUnreachable as error:
-        return report_failure("check", error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
     if is_document(output):
         print(format_document(to_plain(results, before_install=pre), output))
     else:
@@ -86,7 +86,7 @@ async def _check_until_passed(
         if limit is None or (results and not has_failures(results)) or clock.now() - start >= limit:
             return results
         if results and sys.stderr.isatty():
-            print(f"fairlead check: {summarize(results)}; checking again", file=sys.stderr)
+            print(f"fairlead: {summarize(results)}; checking again", file=sys.stderr)
         await sleep(min(RETRY_SECONDS, limit - (clock.now() - start)))
 
 

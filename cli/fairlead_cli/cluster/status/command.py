@@ -64,6 +64,7 @@ from fairlead_cli.formatting import Advice
 from fairlead_cli.local.run_directory import running_stacks
 from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
 from fairlead_cli.target import ClusterOptions, ModelFlag
+from fairlead_cli.watching import WatchFlag, show_repeatedly
 
 _MAX_GATEWAYS: Final = 8
 
@@ -75,6 +76,7 @@ def status(
     model: ModelFlag = None,
     *,
     cluster: Annotated[ClusterOptions, Parameter(name="*")] = _DEFAULTS,
+    watch: WatchFlag = False,
     output: OutputFlag = "table",
 ) -> int:
     """Show what a cluster serves, how well, and what to do next.
@@ -85,13 +87,17 @@ def status(
 
     Exits 0 when all is well, 1 on a problem, 2 on wrong usage, 3 when no API server can be reached.
     """
-    try:
-        return asyncio.run(_run(model, cluster, output, SystemClock()))
-    except ClusterUnreachable as error:
-        code = report_failure("status", error, UNREACHABLE)
-        if running_stacks():
-            print(f"for the stack on this machine, run: {program_name()} local status", file=sys.stderr)
-        return code
+
+    def show() -> int:
+        try:
+            return asyncio.run(_run(model, cluster, output, SystemClock()))
+        except ClusterUnreachable as error:
+            code = report_failure(error, UNREACHABLE)
+            if running_stacks():
+                print(f"for the stack on this machine, run: {program_name()} local status", file=sys.stderr)
+            return code
+
+    return show_repeatedly(show, watch=watch, output=output)
 
 
 async def _run(model: str | None, way: ClusterOptions, output: OutputFormat, clock: Clock) -> int:

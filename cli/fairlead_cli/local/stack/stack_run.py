@@ -174,8 +174,9 @@ class StackRun:
         secrets = (self._redis_url, self._config.secret, self._autoscaler.url if self._autoscaler else "")
         started = self._clock.wall()
         pid = os.getpid()
+        files = tuple(map(str, self._config.tenant_files))
         stack = RunningStack(
-            pid, url, manage, started, engines, fleet_file, simulated, *secrets, process_start=process_start(pid)
+            pid, url, manage, started, engines, fleet_file, simulated, *secrets, files, process_start(pid)
         )
         write_stack_file(directory, stack)
 
@@ -313,7 +314,7 @@ def run(config: StackConfig, screen: Screen, clock: Clock) -> int:
     try:
         return asyncio.run(StackRun(config, screen, clock).run())
     except (StartFailed, Unavailable) as error:
-        print(f"fairlead up: {error}", file=sys.stderr)
+        print(f"fairlead: {error}", file=sys.stderr)
         return 1
 
 

@@ -37,6 +37,7 @@ from fairlead_cli.management.client import GatewaySnapshot, ManagementClient
 from fairlead_cli.output import OutputFlag, OutputFormat, format_document, is_document
 from fairlead_cli.scaling.autoscaler_client import PoolScaling, read_pool_scaling
 from fairlead_cli.target import ModelFlag
+from fairlead_cli.watching import WatchFlag, show_repeatedly
 
 READY_STATE = "Ready"
 ASLEEP_STATE = "Sleeping"
@@ -346,6 +347,7 @@ def local_status(
     manage: Annotated[
         str | None, Parameter(help="A gateway's management address. Default: that of the running `fairlead up`.")
     ] = None,
+    watch: WatchFlag = False,
     output: OutputFlag = "table",
 ) -> int:
     """Show what the stack of `fairlead up` serves, how well, its last decisions, and what to do
@@ -353,13 +355,17 @@ def local_status(
 
     Exits 0 when all is well, 1 on a problem, 2 on wrong usage, 3 when no gateway can be reached.
     """
+    return show_repeatedly(lambda: _show_status(model, manage, output), watch=watch, output=output)
+
+
+def _show_status(model: str | None, manage: str | None, output: OutputFormat) -> int:
     try:
         stack = None if manage else newest_stack("--manage")
         address = stack.manage if stack else service_url(manage or "", flag="--manage")
         known = stack or next((running for running in running_stacks() if running.manage == address), None)
         snapshot, key = asyncio.run(_fetch(address, read_settings(CliSettings, os.environ).manage_token, model))
     except StackUnreachable as error:
-        return report_failure("local status", error, UNREACHABLE)
+        return report_failure(error, UNREACHABLE)
     wanted: Mapping[str, int] = known.engines if known else {}
     url = known.url if known else None
     sized = _sized(known.autoscaler) if known else {}

@@ -1,0 +1,1 @@
+"""``fairlead routes`` and ``fairlead adapters``: what gateways route to, apart from models."""
