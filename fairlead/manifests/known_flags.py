@@ -48,6 +48,11 @@ def flag_problem(engine: EngineType, name: str, value: str | None) -> str:
     return ""
 
 
+def is_known_flag(engine: EngineType, flag: str) -> bool:
+    """Whether an engine has a flag of this name, written in full."""
+    return flag in _flags(engine)
+
+
 @cache
 def _flags(engine: EngineType) -> frozenset[str]:
     return frozenset(_known()[engine.label]["flags"])

@@ -42,7 +42,7 @@ from fairlead.limits import Limits
 from fairlead.manifests.files import read_texts
 from fairlead.manifests.lint import LintNote, access_modes, lint_claims, lint_spec, lint_template, lint_tenant
 from fairlead.manifests.skipped_files import API_GROUP, known_kinds, skip_files
-from fairlead.manifests.validation_messages import validation_problems
+from fairlead.manifests.validation_messages import check_remainder, validation_problems
 from fairlead.manifests.yaml_nodes import (
     YamlNode,
     format_path,
@@ -162,7 +162,7 @@ def combine_texts(
 ) -> tuple[Manifests, list[FileProblem]]:
     """Returns the valid objects of the given files, and the problems.
 
-    Unknown accelerators are reported only if there are no other problems.
+    Unknown accelerators are reported only if every AcceleratorClass could be read.
 
     complete: False if other files could not be read; unknown accelerators are then not reported.
     """
@@ -170,19 +170,33 @@ def combine_texts(
     problems: list[FileProblem] = []
     skipped: list[FileProblem] = []
     foreign: list[YamlNode] = []
-    for file, text in texts:
+    deployments: list[tuple[str, YamlNode]] = []
+    read = list(texts)
+    for file, text in read:
         try:
             nodes = _read_nodes(text, file, limits)
-            foreign += filter(_is_foreign, nodes)
-            documents += _to_documents(nodes, file)
-            skipped += _foreign_note(nodes, file)
         except ManifestError as error:
             problems += error.problems
+            complete = False
+            continue
+        foreign += filter(_is_foreign, nodes)
+        skipped += _foreign_note(nodes, file)
+        for node in nodes:
+            if not _is_foreign(node):
+                found, more = _check_node(node, file)
+                documents += found
+                problems += more
+                if _kind_of(node) == "ModelDeployment":
+                    deployments.append((file, node))
+                else:
+                    complete &= bool(found)
     problems += _duplicate_names(documents)
     problems += _template_problems(documents, fatal=True)
     accelerators = _accelerators(documents)
-    if complete and not problems:  # a broken file may be the one that defines the accelerator
-        problems += _unknown_accelerators(documents, accelerators)
+    if complete:  # a broken document may be the one that defines the accelerator
+        problems += _unknown_accelerators(deployments, accelerators)
+    order = {file: number for number, (file, _) in enumerate(read)}
+    problems.sort(key=lambda problem: (order[problem.file], problem.line))
     models = tuple(document.value for document in documents if isinstance(document.value, ModelDeployment))
     tenants = tuple(document.value for document in documents if isinstance(document.value, ModelTenant))
     tenant_files = dict.fromkeys(document.file for document in documents if isinstance(document.value, ModelTenant))
@@ -252,13 +266,34 @@ def _to_documents(nodes: Iterable[YamlNode], file: str) -> list[_Document]:
 
 
 def _to_document(node: YamlNode, file: str) -> _Document:
-    model = _model_type(node, file)
+    documents, problems = _check_node(node, file)
+    if problems:
+        raise ManifestError(tuple(problems))
+    return documents[0]
+
+
+def _check_node(node: YamlNode, file: str) -> tuple[list[_Document], list[FileProblem]]:
+    """Returns the object of a document, and its problems.
+
+    With problems, the object lacks the fields that are wrong. There is none if it is then no whole
+    object.
+    """
     try:
-        value = model.model_validate(node.to_python(), by_alias=True, by_name=False)
+        model = _model_type(node, file)
+    except ManifestError as error:
+        return [], list(error.problems)
+    problems: list[FileProblem] = []
+    try:
+        value: object = model.model_validate(node.to_python(), by_alias=True, by_name=False)
     except ValidationError as error:
-        raise ManifestError(tuple(validation_problems(error, model, node, file))) from error
-    assert isinstance(value, ManifestObject)
-    return _Document(file, node, value)
+        value, hidden = check_remainder(error, model, node, file)
+        problems = [*validation_problems(error, model, node, file), *hidden]
+    return [_Document(file, node, value)] if isinstance(value, ManifestObject) else [], problems
+
+
+def _kind_of(node: YamlNode) -> object:
+    kind = node.value.get("kind") if isinstance(node.value, dict) else None
+    return None if kind is None else kind.value
 
 
 def _model_type(node: YamlNode, file: str) -> type[StrictModel]:
@@ -367,7 +402,8 @@ def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
         claim, document = claims[key]
         is_model = is_model_claim(key)
         for refused in grant.refused:
-            if refused.name not in claim.served_names and is_model:
+            is_cut_over = refused.owner == f"{key}{EXTERNAL_SUFFIX}"
+            if refused.name not in claim.served_names and is_model and not is_cut_over:
                 continue
             why = (
                 f"{describe_owner(refused.owner)} has it"
@@ -380,7 +416,7 @@ def _lint_served_names(documents: Sequence[_Document]) -> Iterator[FileProblem]:
             what = document.value.kind.removeprefix("Model").lower() if not is_model else "model"
             message = f"note: clients do not reach the {what} by {refused.name}: {why}"
             fix = "remove it, or rename one"
-            if refused.owner == f"{key}{EXTERNAL_SUFFIX}":
+            if is_cut_over:
                 fix = "leave it: a cut-over gives the name over later, with the annotation fairlead.io/release-names"
             yield _problem_at(document, path, message, fix)
 
@@ -430,28 +466,30 @@ def _lint_targets(documents: Sequence[_Document], models: Mapping[str, ModelDepl
 
 
 def _unknown_accelerators(
-    documents: Iterable[_Document], accelerators: Mapping[str, AcceleratorClass]
+    nodes: Iterable[tuple[str, YamlNode]], accelerators: Mapping[str, AcceleratorClass]
 ) -> list[FileProblem]:
-    """Returns a problem for each pool that names an unknown accelerator."""
+    """Returns a problem for each pool that names an unknown accelerator.
+
+    It reads the text, since a document with other problems may be no valid object.
+    """
     problems = []
-    for document in documents:
-        if not isinstance(document.value, ModelDeployment):
-            continue
-        takes_profiles = document.value.spec.engine.type in _ENGINES_WITH_PROFILE_NAMES
-        known = [*accelerators, *(builtin_profiles() if takes_profiles else ())]
-        for index, pool in enumerate(document.value.spec.pools):
-            if pool.accelerator_class_name is None or pool.accelerator_class_name in known:
+    for file, node in nodes:
+        spec = node.to_python().get("spec")
+        engine, pools = (spec.get(name) for name in ("engine", "pools")) if isinstance(spec, dict) else (None, None)
+        kind = engine.get("type") if isinstance(engine, dict) else None
+        known = [*accelerators, *(builtin_profiles() if kind in _ENGINES_WITH_PROFILE_NAMES else ())]
+        for index, pool in enumerate(pools if isinstance(pools, list) else ()):
+            name = pool.get("acceleratorClassName") if isinstance(pool, dict) else None
+            if not isinstance(name, str) or name in known:
                 continue
             path: tuple[str | int, ...] = ("spec", "pools", index, "acceleratorClassName")
             otherwise = f"add an AcceleratorClass, give its file too, or use {', '.join(sorted(known))}"
-            fix = suggest_fix(pool.accelerator_class_name, known, otherwise)
-            message = f"no AcceleratorClass and no built-in one is called {format_value(pool.accelerator_class_name)}"
-            if pool.accelerator_class_name in builtin_profiles():
+            fix = suggest_fix(name, known, otherwise)
+            message = f"no AcceleratorClass and no built-in one is called {format_value(name)}"
+            if name in builtin_profiles():
                 message += ", a built-in profile"
-                fix = (
-                    "name a class; an AcceleratorClass may say `profile: {preset: " + pool.accelerator_class_name + "}`"
-                )
-            problems.append(_problem_at(document, path, message, fix))
+                fix = "name a class; an AcceleratorClass may say `profile: {preset: " + name + "}`"
+            problems.append(FileProblem(file, node.locate(path).line, format_path(path), message, fix))
     return problems
 
 

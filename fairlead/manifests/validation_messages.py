@@ -13,9 +13,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fairlead.api.strict_model import StrictModel, field_names
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.errors import FileProblem
+from fairlead.manifests.foreign_words import own_words
 from fairlead.manifests.yaml_nodes import YamlNode, format_path, format_value, node_from_value
-from fairlead.names import suggest_fix
+from fairlead.names import closest_matches, suggest_fix
 
 FieldPath = tuple[str | int, ...]
 
@@ -37,6 +39,7 @@ _BOUND_ERRORS = {
 }
 
 
+_ABSENT = object()
 MAX_PROBLEMS = 1_000
 """Problems reported for one document; the rest are counted. That many errors have one cause."""
 
@@ -60,6 +63,56 @@ def validation_problems(
         )
 
 
+def check_remainder(
+    error: ValidationError, model: type[BaseModel], node: YamlNode, file: str
+) -> tuple[BaseModel | None, list[FileProblem]]:
+    """Returns the object without the fields that are wrong, and the problems that they hid.
+
+    Rules across fields are only checked once each field is right by itself. Without this, a file
+    would have to be corrected in several rounds. A rule about a field that was left out is not
+    checked. None if the remainder is no whole object.
+    """
+    value, emptied = node.to_python(), set[FieldPath]()
+    for detail in error.errors(include_url=False):
+        path = _error_path(detail)
+        if detail["type"] in ("missing", "fairlead"):
+            emptied.add(path[:-1])
+        elif not _remove(value, path):
+            return None, []
+        elif detail["type"] != "extra_forbidden" or _is_misspelt(model, path):
+            emptied.add(path[:-1])
+    try:
+        return model.model_validate(value, by_alias=True, by_name=False), []
+    except ValidationError as second:
+        details = [detail for detail in second.errors(include_url=False) if detail["type"] == "fairlead"]
+    known = {(detail["loc"], detail["msg"]) for detail in error.errors(include_url=False)}
+    hidden = [
+        detail
+        for detail in details
+        if (detail["loc"], detail["msg"]) not in known
+        and not any(path[: len(detail["loc"])] == detail["loc"] for path in emptied)
+    ]
+    return None, [_to_problem(detail, model, node, file) for detail in hidden]
+
+
+def _is_misspelt(root: type[BaseModel], path: FieldPath) -> bool:
+    """Whether an unknown field resembles one that it may stand for."""
+    model, _ = field_at(root, path)
+    name = str(path[-1])
+    is_own = root is ModelDeployment and own_words(name) is not None
+    return model is not None and not is_own and bool(closest_matches(name, field_names(model), count=1))
+
+
+def _remove(value: Any, path: FieldPath) -> bool:
+    """Removes the field at a path from a document. Returns whether there was one."""
+    try:
+        for step in path[:-1]:
+            value = value[step]
+    except (LookupError, TypeError):
+        return False
+    return isinstance(value, dict) and value.pop(path[-1], _ABSENT) is not _ABSENT
+
+
 def describe_problems(error: ValidationError, model: type[StrictModel], value: Any, *, most: int) -> str:
     """Returns the problems of a value that was not read from a file, as one line of text.
 
@@ -79,19 +132,22 @@ def _to_problem(item: ErrorDetails, root: type[BaseModel], node: YamlNode, file:
     path = _error_path(item)
     model, info = field_at(root, path)
     if item["type"] == "extra_forbidden":
-        message, fix = _unknown_field(model, str(path[-1]))
+        message, fix = _unknown_field(root, model, str(path[-1]))
     else:
         message, fix = _message_and_fix(item, path, info)
     return FileProblem(file, node.locate(path).line, format_path(path), message, fix)
 
 
-def _unknown_field(model: type[BaseModel] | None, name: str) -> tuple[str, str]:
+def _unknown_field(root: type[BaseModel], model: type[BaseModel] | None, name: str) -> tuple[str, str]:
     if model is None:
         return "unknown field", "remove it"
     if issubclass(model, StrictModel) and name in model.planned:
         return "this field is planned, but nothing in this release honours it", "remove it for now"
     if issubclass(model, StrictModel) and name in model.misplaced:
         return "unknown field", f"write it as {model.misplaced[name]}"
+    own = own_words(name) if root is ModelDeployment else None
+    if own is not None:
+        return "unknown field", f"write it as {own}"
     known = field_names(model)
     return "unknown field", suggest_fix(name, known, f"remove it; known here: {', '.join(known)}")
 

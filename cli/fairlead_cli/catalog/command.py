@@ -76,8 +76,13 @@ class DeploymentOptions:
     name: Annotated[str | None, Parameter(help="Name of the ModelDeployment. Default: that of the catalogue.")] = None
     replicas: Annotated[int, Parameter(help="Minimum number of replicas.")] = 1
     secret: Annotated[
-        str | None, Parameter(help="Name of a Secret with HF_TOKEN, for repositories that ask for a licence.")
+        str | None,
+        Parameter(help="Name of a Secret with HF_TOKEN. Default: hf-token for repositories that ask for a licence."),
     ] = None
+
+    def secret_of(self, entry: CatalogEntry) -> str | None:
+        """Returns the Secret with the token for an entry; None if it needs none."""
+        return self.secret or (_TOKEN_SECRET if entry.gated else None)
 
 
 _DEVICES: Final = DeviceOptions()
@@ -200,6 +205,14 @@ def render_list(
 
 
 _WIDTH: Final = 120
+_TOKEN_SECRET: Final = "hf-token"
+_STUBS: Final = """\
+  # Next: latency targets, by which requests are routed and replicas scaled.
+  # slo: {ttft: 2s, tpot: 50ms}
+  # autoscaling: {mode: Auto}  # and maxReplicas in the pool
+  # To keep the weights between starts, a PersistentVolumeClaim, below model:
+  #   cache: {claimName: models}
+"""
 
 
 def render_with_class(
@@ -219,7 +232,7 @@ def render_manifest(
 ) -> str:
     """Returns a ModelDeployment as YAML, below comments on memory and sources."""
     comments = "\n".join(f"# {line}".rstrip() for line in _comments(entry, plan, options))
-    return f"{comments}\n{_yaml(model_deployment(entry, plan, options, class_name))}"
+    return f"{comments}\n{_yaml(model_deployment(entry, plan, options, class_name))}{_STUBS}"
 
 
 def model_deployment(
@@ -227,8 +240,9 @@ def model_deployment(
 ) -> dict[str, Any]:
     """Returns the ModelDeployment of an entry on the devices of a plan."""
     model: dict[str, Any] = {"uri": f"hf://{entry.repository}", "servedNames": [entry.repository]}
-    if options.secret is not None:
-        model["credentials"] = {"secretRef": {"name": options.secret}}
+    secret = options.secret_of(entry)
+    if secret is not None:
+        model["credentials"] = {"secretRef": {"name": secret}}
     pool: dict[str, Any] = {
         "acceleratorClassName": class_name or plan.device.name,
         "minReplicas": options.replicas,
@@ -313,6 +327,13 @@ def _comments(entry: CatalogEntry, plan: MemoryPlan, options: DeploymentOptions)
         *(f"Figures: {source}" for source in entry.config_sources),
         *(f"Parsers: {source}" for source in entry.parser_sources),
     ]
+    if entry.gated:
+        secret = options.secret_of(entry)
+        lines += [
+            "",
+            f"{entry.repository} is gated: accept its licence on Hugging Face, and store a token of that account:",
+            f"kubectl create secret generic {secret} --from-literal=HF_TOKEN=…",
+        ]
     if entry.trust_remote_code:
         lines += ["", "Engines run Python code of the model's repository: set model.revision to a commit."]
     return lines

@@ -83,6 +83,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repository: on Hugging Face.
     config_sources, parser_sources: `FILE in REPOSITORY at REVISION`.
     trust_remote_code: its repository has Python code that engines must run.
+    gated: Hugging Face gives its files to accounts that have accepted its licence.
     """
 
     name: str
@@ -93,6 +94,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sglang: Parsers = Parsers()
     parser_sources: list[str] = []
     trust_remote_code: bool = False
+    gated: bool = False
 
     def parsers(self, engine: str) -> Parsers:
         """Returns the parsers of an engine of `ENGINES`."""

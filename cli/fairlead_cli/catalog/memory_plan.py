@@ -5,7 +5,7 @@ engine. The engine takes `MEMORY_SHARE` of the device for all three.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fairlead.errors import BadInput
@@ -170,18 +170,28 @@ def describe_misfit(request: PlanRequest, figures: Mapping[str, AcceleratorFigur
         f"request of {context:,} tokens; {plan.devices} × {gib(request.device.usable_bytes)} of {request.device.name} "
         "are there"
     )
-    fixes = [fix for fix in (_other_accelerators(request, figures), _shorter_context(request, plan)) if fix]
+    proposals = (_more_devices(request), _other_accelerators(request, figures), _shorter_context(request, plan))
+    fixes = [fix for fix in proposals if fix]
     return f"{needed}: use {', or '.join(fixes)}" if fixes else f"{needed}: use devices with more memory"
 
 
+def _more_devices(request: PlanRequest) -> str:
+    """Returns a larger number of the same devices that fits, if the user gave a number."""
+    plan = None if request.devices is None else choose_plan(replace(request, devices=None))
+    return "" if plan is None else f"--tensor {plan.devices}"
+
+
 def _other_accelerators(request: PlanRequest, figures: Mapping[str, AcceleratorFigures]) -> str:
+    """Returns accelerators on which the model fits, on the number of devices that the user gave."""
     fitting = []
     for name in figures:
         device = known_device(name, figures, None)
-        other = PlanRequest(request.entry, device, request.engine, request.context)
-        if name != request.device.name and choose_plan(other) is not None:
+        if name == request.device.name or (request.devices or 0) > device.count:
+            continue
+        if choose_plan(replace(request, device=device)) is not None:
             fitting.append(name)
-    return f"--on {' or '.join(fitting[:_MAX_PROPOSALS])}" if fitting else ""
+    tensor = "" if request.devices is None else f" with --tensor {request.devices}"
+    return f"--on {' or '.join(fitting[:_MAX_PROPOSALS])}{tensor}" if fitting else ""
 
 
 def _shorter_context(request: PlanRequest, plan: MemoryPlan) -> str:

@@ -17,6 +17,7 @@ from fairlead_cli.app import build_app
 from fairlead_cli.catalog.entry import IMAGES, read_entries
 from fairlead_cli.catalog.roofline import accelerator_figures
 from fairlead_operator.render import render_model
+from fairlead_testing.cli.command_line import run_command_line
 from fairlead_testing.kube.render_cases import default_context
 from fairlead_testing.yaml_documents import load_document, load_documents
 
@@ -206,3 +207,24 @@ def test_the_list_is_a_document_for_programs(capsys: pytest.CaptureFixture[str])
 
 def test_accelerators_with_figures_are_built_in() -> None:
     assert set(accelerator_figures()) <= set(builtin_accelerators())
+
+
+def test_a_gated_model_names_its_secret_and_how_to_make_it() -> None:
+    gated = run_command_line("catalog", "show", "llama-3.1-8b", "--on", "nvidia-h100").stdout
+    assert load_document(gated)["spec"]["model"]["credentials"] == {"secretRef": {"name": "hf-token"}}
+    assert "# kubectl create secret generic hf-token --from-literal=HF_TOKEN=…" in gated
+    own = run_command_line("catalog", "show", "llama-3.1-8b", "--on", "nvidia-h100", "--secret", "mine").stdout
+    assert "generic mine" in own
+    assert "hf-token" not in own
+    assert "credentials" not in run_command_line("catalog", "show", "qwen3-8b", "--on", "nvidia-h100").stdout
+
+
+def test_the_last_comments_become_fields_once_their_mark_is_removed(tmp_path: Path) -> None:
+    text = run_command_line("catalog", "show", "qwen3-8b", "--on", "nvidia-h100").stdout
+    text = text.replace("  # slo:", "  slo:").replace("  # autoscaling:", "  autoscaling:")
+    text = text.replace("    minReplicas: 1\n", "    minReplicas: 1\n    maxReplicas: 4\n")
+    text = text.replace("    uri:", "    cache: {claimName: models}\n    uri:")
+    (tmp_path / "model.yaml").write_text(text)
+    assert "cache: {claimName: models}" in text.partition("# To keep")[2]
+    done = run_command_line("lint", str(tmp_path / "model.yaml"))
+    assert done.returncode == 0, done.stdout

@@ -65,8 +65,16 @@ def test_weights_that_are_too_large_have_no_context_that_fits() -> None:
     assert text.endswith("use devices with more memory")
 
 
-def test_a_proposed_context_with_given_devices_does_not_repeat_them() -> None:
-    assert "--tensor" not in describe_misfit(request_for("qwen3-32b", 80, devices=1), {})
+def test_proposals_keep_the_given_number_of_devices() -> None:
+    text = describe_misfit(request_for("qwen3-32b", 80, devices=1), accelerator_figures())
+    more, others, context = text.partition(": use ")[2].split(", or ")
+    assert more == "--tensor 2"
+    assert others.endswith(" with --tensor 1")
+    assert context.startswith("--context ≤ ")
+    assert "--tensor" not in context
+    for name in others.removeprefix("--on ").removesuffix(" with --tensor 1").split(" or "):
+        device = known_device(name, accelerator_figures(), None)
+        assert choose_plan(PlanRequest(read_entries()["qwen3-32b"], device, devices=1)) is not None
 
 
 @pytest.mark.parametrize("devices", [3, 5, 16])

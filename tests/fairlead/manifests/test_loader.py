@@ -13,7 +13,9 @@ from fairlead.engine_profile import EngineProfile, builtin_profile, builtin_prof
 from fairlead.errors import BadInput, FileProblem, ManifestError
 from fairlead.fleet.model import Instance, Model, RoutingPreset, SloTargets
 from fairlead.limits import Limits
+from fairlead.manifests.foreign_words import _WORDS
 from fairlead.manifests.loader import Manifests, combine_texts, load_manifests, read_object, to_fleet_model
+from fairlead.manifests.validation_messages import field_at
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 
 SMALLEST = """\
@@ -330,3 +332,59 @@ spec:
     assert {note.fix for note in load_valid(converted, other).notes if "servedNames" in note.field} == {
         "remove it, or rename one"
     }
+
+
+def test_one_round_names_the_problems_of_all_layers() -> None:
+    text = SMALLEST.replace(
+        "[{acceleratorClassName: nvidia-l4}]",
+        "[{acceleratorClassName: h100, minReplicas: 3, maxReplicas: 2, tensorParallelSize: 4}]\n  slo: {ttft: 2}",
+    )
+    _, problems = combine(text)
+    assert [(problem.field, problem.fix) for problem in problems] == [
+        ("spec.pools[0].tensorParallelSize", "write it as spec.pools[].parallelism.tensor"),
+        ("spec.pools[0].maxReplicas", "raise maxReplicas, or lower minReplicas"),
+        ("spec.pools[0].acceleratorClassName", "did you mean nvidia-h100?"),
+        ("spec.slo.ttft", "write 2ms or 2s"),
+    ]
+
+
+def test_a_rule_about_a_field_that_is_wrong_itself_is_not_checked() -> None:
+    text = SMALLEST.replace("nvidia-l4}", 'nvidia-l4, minReplicas: 3, maxReplicas: "2"}')
+    assert only_problem(text)[1] == "spec.pools[0].maxReplicas"
+    text = SMALLEST.replace("nvidia-l4}", "nvidia-l4, minReplicas: 3, maxReplica: 2}")
+    assert only_problem(text)[1] == "spec.pools[0].maxReplica"
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("gpus", "write it as spec.pools[].parallelism.tensor"),
+        ("tensor_parallel_size", "write it as spec.pools[].parallelism.tensor"),
+        ("storageUri", "write it as spec.model.uri"),
+        ("resourceProfile", "write it as spec.pools[].acceleratorClassName"),
+        ("maxModelLen", 'write it as spec.engine.args: ["--max-model-len=…"]'),
+        ("gpu-memory-utilization", 'write it as spec.engine.args: ["--gpu-memory-utilization=…"]'),
+    ],
+)
+def test_words_of_other_systems_get_their_place_as_the_fix(name: str, fix: str) -> None:
+    assert only_problem(SMALLEST.replace("nvidia-l4}", f"nvidia-l4, {name}: 1}}"))[3] == fix
+
+
+def test_every_place_of_a_foreign_word_is_a_field() -> None:
+    for place in _WORDS.values():
+        steps = place.partition(",")[0].replace("[]", "").split(".")
+        if "template" in steps:
+            steps = steps[: steps.index("template") + 1]
+        path = tuple(steps)
+        assert field_at(ModelDeployment, path)[1] is not None, place
+
+
+def test_a_cut_over_notes_that_its_second_model_does_not_get_the_name_yet() -> None:
+    first = SMALLEST.replace("{name: qwen3-8b}", "{name: qwen3-8b-external}").replace(
+        'Qwen3-8B"', 'Qwen3-8B", servedNames: [qwen3-8b]'
+    )
+    manifests, problems = combine(first, SMALLEST)
+    assert problems == []
+    assert [note.message for note in manifests.notes if "clients do not reach" in note.message] == [
+        "note: clients do not reach the model by qwen3-8b: default/qwen3-8b-external has it"
+    ]

@@ -175,4 +175,4 @@ def test_claim_for_one_node_that_several_pods_mount_is_a_note(pool: dict[str, An
 def test_items_of_a_list_are_checked() -> None:
     listed = {"apiVersion": "v1", "kind": "List", "items": [model({"minReplica": 3}), model()]}
     _, problems = lint(json.loads(json.dumps(listed)))
-    assert [problem.fix for problem in problems] == ["did you mean minReplicas?"]
+    assert [problem.fix for problem in problems] == ["did you mean minReplicas?", "remove one or rename it"]
