@@ -1,5 +1,6 @@
 """``fairlead replay``: recorded traffic against a running gateway."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,10 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fairlead.errors import BadInput
+from fairlead.errors import BadInput, FairleadError
 from fairlead.fleet import file
 from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
+from fairlead.units import format_duration
 from fairlead_cli.local.run_directory import RunningStack, newest_stack, running_stacks
 from fairlead_cli.replay.client.open_loop_client import OpenLoopClient, PlannedRequest, ProgressCounts, ReplayResult
 from fairlead_cli.replay.fleet_simulation import JITTER_SECONDS, FleetSimulation, timing_doubts, transport_seconds
@@ -26,6 +28,7 @@ from fairlead_cli.replay.report.report import (
     count_finished_requests,
     foreign_request_doubts,
     lag_doubts,
+    max_lag_seconds,
     publish,
     read_lags,
     scale_times,
@@ -157,9 +160,7 @@ def replay_once(
     builder = PromptBuilder(Tokenizer())
     target = ReplayTarget(gateway.url, model=gateway.model, key=os.environ.get(KEY_VARIABLE))
     planned = plan_requests(traffic.requests, target, speed=speed, builder=builder)
-    measurement = measure(
-        target, planned, speed=speed, title="replay", manage=gateway.manage, instances=gateway.instances
-    )
+    measurement = measure(target, planned, gateway, speed=speed, title="replay")
     model = gateway.fleet_model
     objectives = SloTargets() if model is None else _simulated_objectives(model.objectives, speed)
     name = UNKNOWN_PRESET if model is None else model.preset
@@ -169,6 +170,7 @@ def replay_once(
     invalid_reasons = list(measurement.doubts)
     simulation = _simulation(gateway, builder, on_progress)
     if simulation is not None:
+        on_progress(f"simulating the same {len(traffic.requests)} requests, once and then in several runs")
         # The fleet file's profiles are in wall seconds, so the simulation is too.
         wall_requests = [replace(request, arrival=request.arrival / speed) for request in traffic.requests]
         rerun = scale_times(simulation.run_on_choices(wall_requests, measurement.results), speed)
@@ -206,7 +208,9 @@ def _simulation(
         return None
     secret = os.environ.get(SECRET_VARIABLE, "")
     if not secret:
-        on_progress(f"simulated with other homes than the gateway's: {SECRET_VARIABLE} is not set here")
+        on_progress(
+            f"note: {SECRET_VARIABLE} is not set here, so the simulation hashes prompts to other replicas than the gateway"
+        )
     return FleetSimulation(
         profile=profile,
         instance_ids=[instance.id for instance in gateway.instances],
@@ -228,6 +232,10 @@ def _simulated_objectives(objectives: SloTargets, speed: float) -> SloTargets:
     )
 
 
+class TooBusy(FairleadError):
+    """Raised when the machine is too busy for a valid measurement."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """One measurement: results in simulated seconds, loop lags and doubts. ``lags``: p99 in wall
@@ -243,21 +251,30 @@ class Measurement:
 def measure(
     target: ReplayTarget,
     plan: Sequence[PlannedRequest],
+    gateway: GatewayTarget,
     *,
     speed: float,
     title: str,
-    manage: str | None,
-    instances: Sequence[Instance] = (),
+    ends_early: float | None = None,
 ) -> Measurement:
     """Replays ``plan`` once and returns the measurement.
 
-    manage: management address of the gateway. None: its loop lag is unknown, which is a doubt.
+    gateway: without its management address, its loop lag is unknown, which is a doubt.
+    ends_early: raises TooBusy when this loop's lag is so many times what is valid.
     """
+    manage = gateway.manage
     before = None if manage is None else count_finished_requests(manage)
+    most = math.inf if ends_early is None else ends_early * max_lag_seconds(speed)
     with ProgressView(title) as view:
-        client = OpenLoopClient(target.host, target.port, on_progress=view.update)
+
+        def update(counts: ProgressCounts) -> None:
+            view.update(counts)
+            if counts.seconds > _SETTLING_SECONDS and (counts.loop_lag_p99_seconds or 0.0) > most:
+                raise TooBusy(f"replay's loop ran {format_duration(counts.loop_lag_p99_seconds or 0.0)} late (p99)")
+
+        client = OpenLoopClient(target.host, target.port, on_progress=update)
         run = uvloop.run(client.run(plan))
-    urls = {f"engine {instance.id}": instance.url.rstrip("/") for instance in instances}
+    urls = {f"engine {instance.id}": instance.url.rstrip("/") for instance in gateway.instances}
     if manage is not None:
         urls["gateway"] = manage.rstrip("/")
     lag_by_url = read_lags(dict.fromkeys(urls.values()))
@@ -269,11 +286,13 @@ def measure(
     if manage is None:
         lags["gateway"] = None
     after = None if manage is None else count_finished_requests(manage)
-    reasons = [*lag_doubts(lags), *foreign_request_doubts(before, after, len(plan))]
+    reasons = [*lag_doubts(lags, speed), *foreign_request_doubts(before, after, len(plan))]
     return Measurement(scale_times(run.results, speed), lags, reasons, run.seconds)
 
 
 _LINE_SECONDS = 10.0
+_SETTLING_SECONDS = 10.0
+"""Before this, a loop's lag says little: the first prompts are built and connections opened."""
 
 
 class ProgressView:

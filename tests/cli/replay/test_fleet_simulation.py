@@ -125,12 +125,13 @@ def test_refused_statistics_are_unknown_not_zero() -> None:
 
 
 def test_lag_over_the_limit_is_a_doubt() -> None:
-    assert lag_doubts({"gateway": 0.020, "replay's loop": 0.001}) == []
-    assert lag_doubts({"gateway": 0.0201}) == ["gateway ran 20.1ms late (p99), more than 20ms"]
+    assert lag_doubts({"gateway": 0.020, "replay's loop": 0.001}, 2.0) == []
+    assert lag_doubts({"gateway": 0.0201}, 2.0) == ["gateway ran 20.1ms late (p99), more than 20ms"]
+    assert lag_doubts({"gateway": 0.0201}, 1.0) == [], "slower simulated time makes it matter less"
 
 
 def test_unknown_gateway_lag_is_a_doubt_unknown_engine_lag_is_not() -> None:
-    assert len(lag_doubts({"gateway": None, "engine a/1/0": None})) == 1
+    assert len(lag_doubts({"gateway": None, "engine a/1/0": None}, 1.0)) == 1
 
 
 def test_foreign_requests_are_a_doubt() -> None:

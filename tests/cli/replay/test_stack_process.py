@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.errors import BadInput, Unavailable
 from fairlead.fleet.model import SloTargets
 from fairlead_cli.local.run_directory import running_stacks
-from fairlead_cli.replay.command import find_gateway, replay_once
+from fairlead_cli.replay.command import TooBusy, find_gateway, replay_once
 from fairlead_cli.replay.demo import (
+    MIN_SPEED,
     MeasuredStack,
     MeasuredStackOptions,
     PresetComparison,
@@ -22,7 +24,8 @@ from fairlead_cli.replay.demo import (
     _kill_survivors,
     _parse_ps,
 )
-from fairlead_cli.replay.traffic import load_traffic
+from fairlead_cli.replay.traffic import PromptBuilder, load_traffic
+from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.processes import block_until, descendants, is_alive
 
@@ -65,11 +68,55 @@ def test_stack_serves_a_replay_and_leaves_no_process(tmp_path: Path, monkeypatch
     assert [result.prompt_tokens - (result.cached_tokens or 0) > 0 for result in policy.live.results] == [True] * 12
     assert report.objectives.ttft_seconds == pytest.approx(5.0)
     assert report.lags["gateway"] is not None
-    assert messages == []
+    assert messages == ["simulating the same 12 requests, once and then in several runs"]
     assert not any("other clients" in doubt for doubt in report.invalid_reasons)
     assert not (tmp_path / "up.run").exists()
     assert len(processes) > 3
     assert not any(is_alive(pid) for pid in processes)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeMeasurement:
+    doubts: list[str]
+
+
+@pytest.mark.parametrize(
+    ("findings", "speeds"),
+    [
+        ([[]], [3.0]),
+        ([["a lag"], TooBusy("the loop is late"), []], [3.0, 1.5, 0.75]),
+        ([["a lag"]] * 5, [3.0, 1.5, 0.75, 0.375]),
+    ],
+)
+def test_a_run_in_doubt_is_repeated_with_slower_simulated_time(
+    findings: list[list[str] | TooBusy], speeds: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[float] = []
+
+    def measured(self: object, preset: str, speed: float, *rest: object, ends_early: float | None) -> FakeMeasurement:
+        found = findings[len(tried)]
+        tried.append(speed)
+        assert (ends_early is None) == (speed / 2 < MIN_SPEED), "the last try is always measured to its end"
+        if isinstance(found, TooBusy):
+            raise found
+        return FakeMeasurement(found)
+
+    monkeypatch.setattr(PresetComparison, "_measure", measured)
+    comparison = PresetComparison(
+        traffic=load_traffic(None, limit=1, rate=None),
+        presets=("dual-hash",),
+        profile=builtin_profile("910b4"),
+        engines=2,
+        objectives=SloTargets(),
+        speed=3.0,
+        light_rate=1.0,
+        folder=tmp_path,
+    )
+    lines: list[str] = []
+    _, speed = comparison._measure_valid("dual-hash", 3.0, PromptBuilder(Tokenizer()), lines.append)
+    assert (tried, speed) == (speeds, speeds[-1])
+    assert len(lines) == len(speeds) - 1
+    assert all("the machine is busy" in line for line in lines)
 
 
 def test_failed_stack_start_shows_last_output_lines(tmp_path: Path) -> None:

@@ -337,13 +337,17 @@ class PlannedRequest:
 
 @dataclass(frozen=True, slots=True)
 class ProgressCounts:
-    """Progress of a run."""
+    """Progress of a run.
+
+    loop_lag_p99_seconds: of the client so far; None at the very start.
+    """
 
     total: int
     sent: int
     answered: int
     failed: int
     seconds: float
+    loop_lag_p99_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +389,7 @@ class OpenLoopClient:
         self._planned = self._sent = self._answered = self._failed = 0
         self._given_up = False
         self._start = 0.0
+        self._lag = LoopLag()
         self._finished: asyncio.Event | None = None
         self._all_closed: asyncio.Event | None = None
 
@@ -396,7 +401,7 @@ class OpenLoopClient:
         await self._connect_first()
         self._planned = len(plan)
         self._finished = asyncio.Event()
-        lag = LoopLag()
+        self._lag = lag = LoopLag()
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -450,7 +455,8 @@ class OpenLoopClient:
         self._report_progress(len(plan))
 
     def _report_progress(self, total: int) -> None:
-        self._on_progress(ProgressCounts(total, self._sent, self._answered, self._failed, perf_counter() - self._start))
+        seconds, lag = perf_counter() - self._start, self._lag.quantile(0.99)
+        self._on_progress(ProgressCounts(total, self._sent, self._answered, self._failed, seconds, lag))
 
     def _send(self, number: int, request: PlannedRequest) -> None:
         exchange = Exchange(request.wire, partial(self._on_exchange_done, number))

@@ -1,7 +1,7 @@
 """Statistics of replay results, and the report with its documented form."""
 
 from array import array
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -13,6 +13,7 @@ from fairlead_cli.replay.report.report import (
     RunSummary,
     computed_tokens,
     describe_findings,
+    headline,
     is_within_slo,
     live_simulated_gap,
     markdown,
@@ -155,6 +156,13 @@ def test_report_with_a_doubt_is_invalid() -> None:
 
 def test_reported_lag_is_the_worst_known() -> None:
     assert report().to_json()["lag_p99_seconds"] == 0.004
+
+
+def test_the_headline_compares_the_first_preset_with_the_best_of_the_others() -> None:
+    assert headline(report()) == "dual-hash: p90 of first tokens 0.25 × that of round-robin"
+    alone = {"gateway": report().policies["dual-hash"]}
+    assert headline(replace(report(), policies=alone)) == "First tokens under gateway"
+    assert headline(replace(report(), policies={})) == "Routing presets compared"
 
 
 def test_findings_compare_dual_hash_with_others_and_live_with_simulated() -> None:
