@@ -5,8 +5,6 @@ The build takes a minute. `make test` checks the sources of the pages (`tests/te
 
 import json
 import re
-import subprocess
-import sys
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,22 +13,10 @@ import pytest
 
 pytestmark = pytest.mark.nightly
 
-ROOT = Path(__file__).parents[2]
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
 """Elements whose address a browser loads by itself."""
 ADDRESS_ONLY = {"canonical", "prev", "next", "alternate", "edit"}
 """Kinds of ``link`` that name an address and load nothing."""
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all versions, built as ``make docs`` builds it."""
-    out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "scripts/docs_site.py", "--out", str(out), "--version", "9.8"]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert built.returncode == 0, built.stdout + built.stderr
-    assert "WARNING" not in built.stdout + built.stderr
-    return out
 
 
 class Page(HTMLParser):
