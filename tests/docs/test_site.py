@@ -13,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.nightly
 
+DOCS = Path(__file__).parents[2] / "docs"
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
 """Elements whose address a browser loads by itself."""
 ADDRESS_ONLY = {"canonical", "prev", "next", "alternate", "edit"}
@@ -96,3 +97,23 @@ def test_a_former_address_leads_to_the_present_page(site: Path) -> None:
 def test_a_file_outside_of_docs_that_a_page_links_to_is_part_of_the_site(site: Path) -> None:
     chart = site / "9.8" / "source" / "charts" / "fairlead" / "index.html"
     assert "autoscaler.enabled" in chart.read_text()
+
+
+def test_the_list_for_language_models_has_each_page_of_the_menu_and_its_markdown(site: Path) -> None:
+    version = site / "9.8"
+    text = (version / "llms.txt").read_text()
+    assert text.startswith("# Fairlead\n\n> Serve large language models ")
+    sections = re.findall("^## (.+)$", text, re.MULTILINE)
+    assert sections[:2] == ["Getting started", "How to"]
+    assert sections[-1] == "Optional"
+    listed = re.findall(r"^- \[.+\]\((\S+)\)", text, re.MULTILINE)
+    assert [page for page in listed if not (version / page).is_file()] == []
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+    assert set(listed) == pages - {"index.md"}
+    bare = re.findall(r"^- .+\.md\)$", text, re.MULTILINE)
+    assert len(bare) < 3, "pages without a sentence of prose"
+
+
+def test_each_page_has_a_description_of_its_own(site: Path) -> None:
+    page = (site / "9.8/how-to/vllm.html").read_text()
+    assert '<meta name="description" content="You deploy a model with vLLM, ' in page
