@@ -14,6 +14,7 @@ import yaml
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
 from fairlead.distribution import ADDRESSES
+from scripts.docs_openapi import openapi_files
 from scripts.generators.api_reference import NOTE, api_page, conditions_page, settings_page
 from scripts.generators.benchmarks_page import BENCHMARKS_PAGE, benchmarks_page
 from scripts.generators.chart_files import CHART, chart_files
@@ -77,7 +78,7 @@ def outputs() -> dict[str, str]:
             pages[f"{folder}/{kind.plural}.yaml"] = (
                 f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"
             )
-    files = chart_files(ROOT) | image_requirements(ROOT) | address_files(ROOT, ADDRESSES)
+    files = chart_files(ROOT) | image_requirements(ROOT) | address_files(ROOT, ADDRESSES) | openapi_files(NOTE)
     return pages | cli_pages(NOTE) | deployment_pages(ROOT, NOTE) | files
 
 
