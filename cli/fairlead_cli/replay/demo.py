@@ -189,7 +189,7 @@ class PresetComparison:
     def _measure_valid(
         self, preset: str, speed: float, builder: PromptBuilder, on_progress: Callable[[str], None]
     ) -> "tuple[_LiveMeasurement, float]":
-        """Measures at ever slower simulated time until there is no doubt; returns its speed, too."""
+        """Measures at ever slower simulated time until no doubt is left; also returns its speed."""
         while True:
             is_last = speed / 2 < MIN_SPEED
             try:
