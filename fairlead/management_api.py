@@ -171,12 +171,23 @@ class InstanceOut(Struct, frozen=True):
     profile: ProfileOut | None = None
 
 
+class LostInstanceOut(Struct, frozen=True):
+    """An instance that left the fleet without being drained.
+
+    - seconds: Seconds since then.
+    """
+
+    id: str
+    seconds: float = 0.0
+
+
 class ModelOut(Struct, frozen=True):
     """One model with its instances.
 
     - key: namespace/name
     - wakes: True if a request waits for an instance to start or wake when none serves.
     - links: Null if no instance of the model sends KV events.
+    - lost: Instances that are gone and not replaced, of the last five minutes.
     """
 
     key: str
@@ -187,6 +198,7 @@ class ModelOut(Struct, frozen=True):
     objectives: ObjectivesOut = ObjectivesOut()
     links: LinksOut | None = None
     instances: list[InstanceOut] = []
+    lost: list[LostInstanceOut] = []
 
 
 class DeclaredFallbackOut(Struct, frozen=True):

@@ -35,6 +35,7 @@ from fairlead_gateway.profiles.supervisor import ProfilingService
 from fairlead_gateway.supervisor import worker_handle as reports
 from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
 from fairlead_gateway.supervisor.config import GatewayConfig
+from fairlead_gateway.supervisor.lost_instances import LostInstances
 from fairlead_gateway.supervisor.management import GatewayStatus, TenantsSnapshot
 from fairlead_gateway.supervisor.management.server import ManagementServer
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
@@ -84,6 +85,7 @@ class Supervisor:
         self._has_failed = False
         self._stop_now = asyncio.Event()
         self._fleet = Fleet()
+        self._lost = LostInstances()
         self._scale_up_notifier = (
             None
             if config.autoscaler_url is None
@@ -232,6 +234,7 @@ class Supervisor:
 
     async def _follow_fleet(self, snapshots: AsyncIterator[Fleet]) -> None:
         async for fleet in snapshots:
+            self._lost.update(self._fleet, fleet, self.clock.now())
             self._fleet = fleet
             self._use_fleet(fleet)
             self.workers.update_fleet(fleet)
@@ -389,6 +392,7 @@ class Supervisor:
             reports.merge_ejections([state for _, state in states], self.clock.now(), progress_times),
             reports.merge_answer_times([state for _, state in states]),
             reports.merge_adapters(state.adapters for _, state in states),
+            self._lost.present(self.clock.now()),
         )
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:

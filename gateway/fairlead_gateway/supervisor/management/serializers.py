@@ -40,6 +40,7 @@ def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> api.F
                 instances=[
                     _instance_out(instance, status, index.get(key), now) for instance in snapshot.instances.get(key, ())
                 ],
+                lost=[api.LostInstanceOut(one.id, now - one.lost_at) for one in status.lost.get(key, ())],
             )
             for key, model in snapshot.models.items()
         ],

@@ -16,6 +16,7 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.profiles.profile_estimator import LearnedProfile
+from fairlead_gateway.supervisor.lost_instances import LostInstance
 from fairlead_gateway.telemetry import LoadView, MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LATEST
 from fairlead_gateway.telemetry.status_types import IndexStatus
@@ -40,6 +41,7 @@ class GatewayStatus:
     ejections: the instances that have not answered since they were ejected.
     answer_times: when each instance answered last, in monotonic seconds.
     adapters: the LoRA adapters that workers know to be loaded, by instance.
+    lost: instances that left the fleet without being drained, by model.
     """
 
     ready: bool
@@ -54,6 +56,7 @@ class GatewayStatus:
     ejections: Mapping[str, EjectionReport] = field(default_factory=dict)
     answer_times: Mapping[str, float] = field(default_factory=dict)
     adapters: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    lost: Mapping[str, Sequence[LostInstance]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,12 @@ NODE = shutil.which("node")
 def model_status(wakes: bool, *states: str) -> dict[str, Any]:
     """Returns the page's text for a model with instances in these states, computed by node."""
     assert NODE is not None
-    match = re.search(r"^function standingOf.*?^}", SCRIPT, re.DOTALL | re.MULTILINE)
-    assert match is not None
-    model = json.dumps({"wakes": wakes, "instances": [{"state": state} for state in states]})
-    program = (
-        "const times = (count, one, many) => `${count} ${count === 1 ? one : many}`;\n"
-        f"{match[0]}\nconsole.log(JSON.stringify(standingOf({model})));"
-    )
-    process = subprocess.run([NODE, "-e", program], capture_output=True, text=True, check=True, timeout=60)
-    return json.loads(process.stdout)  # type: ignore[no-any-return]
+    return standing([{"state": state} for state in states], wakes=wakes)
+
+
+def standing(instances: list[dict[str, Any]], lost: int = 0, *, wakes: bool = False) -> dict[str, Any]:
+    model = {"wakes": wakes, "instances": instances, "lost": [{"id": f"gone-{number}"} for number in range(lost)]}
+    return json.loads(_words("standingOf", model))  # type: ignore[no-any-return]
 
 
 @pytest.mark.skipif(NODE is None, reason="no JavaScript engine here")
@@ -56,14 +53,46 @@ def test_a_model_that_wakes_is_idle_and_not_broken(
     assert status["words"].endswith(words)
 
 
+@pytest.mark.skipif(NODE is None, reason="no JavaScript engine here")
+@pytest.mark.parametrize(
+    ("changes", "lost", "state", "tone"),
+    [
+        ({}, 0, "2 ready", "good"),
+        ({"signals": {"age_seconds": 26.1}}, 0, "1 of 2 ready, 1 silent", "bad"),
+        ({"signals": {"age_seconds": 3.0}}, 0, "2 ready", "good"),
+        ({"waiting": 5, "answer_age_seconds": 40.0}, 0, "1 of 2 ready, 1 silent", "bad"),
+        ({"waiting": 0, "answer_age_seconds": 40.0}, 0, "2 ready", "good"),
+        ({"standing": "Ejected", "signals": {"age_seconds": 26.1}}, 0, "1 of 2 ready, 1 ejected", "bad"),
+        ({"standing": "Probing"}, 0, "2 ready", "good"),
+        ({}, 1, "2 of 3 ready, 1 lost", "bad"),
+    ],
+)
+def test_a_hung_an_ejected_and_a_lost_engine_are_red(changes: dict[str, Any], lost: int, state: str, tone: str) -> None:
+    status = standing([{"state": "Ready", "standing": "Healthy"}, {"state": "Ready", **changes}], lost)
+    assert (status["state"], status["tone"]) == (state, tone)
+
+
+@pytest.mark.skipif(NODE is None, reason="no JavaScript engine here")
+def test_latencies_over_their_target_have_a_colour() -> None:
+    for p90, p99, target, tone in (
+        (0.1, 0.2, 2.0, ""),
+        (0.1, 14.7, 2.0, "warn"),
+        (3.0, 14.7, 2.0, "bad"),
+        (9, 9, None, ""),
+    ):
+        assert _words("toneOf", {"p90": p90, "p99": p99}, target) == tone
+
+
 def _words(function: str, *values: object) -> str:
     """Returns what functions of the page say of values, computed by node."""
     assert NODE is not None
-    names = ("share", "seconds", "long", function)
+    names = dict.fromkeys(["share", "seconds", "long", "healthOf", "standingOf", function])
     parts = [re.search(rf"^function {name}\(.*?^}}", SCRIPT, re.DOTALL | re.MULTILINE) for name in names]
-    constants = re.findall(r"^const (?:known|whole) = .*$", SCRIPT, re.MULTILINE)
+    constants = re.findall(r"^const (?:known|whole|times|TONES|SILENT_SECONDS) = .*$", SCRIPT, re.MULTILINE)
     sources = "\n".join([*constants, *(part[0] for part in parts if part is not None)])
-    program = f"{sources}\nconsole.log({function}({', '.join(map(json.dumps, values))}));"
+    result = f"{function}({', '.join(map(json.dumps, values))})"
+    shown = f"JSON.stringify({result})" if function == "standingOf" else result
+    program = f"{sources}\nconsole.log({shown});"
     process = subprocess.run([NODE, "-e", program], capture_output=True, text=True, check=True, timeout=60)
     return process.stdout.strip()
 

@@ -97,7 +97,7 @@ function modelCard(model) {
   const title = make("h2", {}, make("span", { text: model.namespace + "/" }), model.name);
   const card = make("section", { class: "card model", "aria-label": `Model ${model.key}` });
   const entry = { nodes: [card], state: make("span"), preset: make("span", { class: "chip" }), simulated: make("span", { class: "chip", text: "simulated engines", title: "Their timing comes from a profile, their text is made up." }), objective: make("span", { class: "objective" }),
-    banner: make("div", { class: "banner bad", role: "status", hidden: "" }), tiles: [], body: make("tbody"), caption: make("caption") };
+    banner: make("div", { class: "banner bad", role: "status", hidden: "" }), lost: make("p", { class: "lost bad" }), tiles: [], body: make("tbody"), caption: make("caption") };
   const tiles = make("dl", { class: "tiles" });
   for (const name of TILES) {
     const tile = { value: make("span"), unit: make("small"), note: make("dd", { class: "note" }), spark: null };
@@ -113,7 +113,7 @@ function modelCard(model) {
     make("tr", {}, ...[["Instance", ""], ["State", ""], ["In flight", "number split"], ["Waiting", "number"], ["Backlog", "number"], ["Share of work", "number"],
       ["Running", "number split"], ["Waiting", "number"], ["KV in use", "number"], ["Cache hits", "number"], ["Reported", "number"]]
       .map(([text, name]) => make("th", { scope: "col", class: name, text }))));
-  card.append(make("div", {}, title, entry.state, entry.preset, entry.simulated, entry.objective), entry.banner, tiles,
+  card.append(make("div", {}, title, entry.state, entry.preset, entry.simulated, entry.objective), entry.banner, entry.lost, tiles,
     make("div", { class: "scroll", role: "region", "aria-label": `Instances of ${model.key}`, tabindex: "0" }, make("table", { class: "instances" }, entry.caption, columns, head, entry.body)));
   return entry;
 }
@@ -123,22 +123,44 @@ function objectiveWords(goal) {
   if (known(goal.itl_seconds)) parts.push(`${seconds(goal.itl_seconds)} between tokens`);
   return parts.length ? `SLO: ${share(goal.target)} with ${parts.join(" and ")}` : "No SLO set";
 }
+// What an instance is fit for. The state is that of its process; health is what requests and its metrics say.
+const SILENT_SECONDS = 10;
+const TONES = { Ready: "good", Starting: "warn", Draining: "warn", Sleeping: "none" };
+function healthOf(instance) {
+  const age = (instance.signals || {}).age_seconds, answered = instance.answer_age_seconds;
+  if (instance.state !== "Ready") return { words: instance.state, tone: TONES[instance.state] || "none", title: "" };
+  if (instance.standing === "Ejected") return { words: "ejected", tone: "bad", title: instance.standing_reason || "" };
+  if (known(age) && age > SILENT_SECONDS) return { words: `silent ${seconds(age)}`, tone: "bad", title: "Its metrics do not answer." };
+  if (!known(age) && instance.waiting && known(answered) && answered > 3 * SILENT_SECONDS) return { words: `silent ${seconds(answered)}`, tone: "bad", title: "Requests wait there, and none was answered." };
+  if (instance.standing && instance.standing !== "Healthy") return { words: instance.standing === "Probing" ? "probing" : "warming up", tone: "warn", title: instance.standing_reason || "" };
+  return { words: "Ready", tone: "good", title: "" };
+}
 function standingOf(model) {
   const count = (state) => model.instances.filter((instance) => instance.state === state).length;
   const ready = count("Ready"), asleep = count("Sleeping"), awake = model.instances.length - asleep;
+  const lost = (model.lost || []).length, healths = model.instances.map((instance) => healthOf(instance).words.split(" ")[0]);
+  const ill = ["ejected", "silent"].map((word) => [healths.filter((found) => found === word).length, word]).filter(([number]) => number);
+  const fit = ready - ill.reduce((sum, [number]) => sum + number, 0), all = awake + lost;
+  const more = [...ill, ...(lost ? [[lost, "lost"]] : []), ...(asleep ? [[asleep, "asleep"]] : [])].map(([number, word]) => `, ${number} ${word}`).join("");
   const parts = ["Starting", "Draining", "Sleeping"].filter(count).map((state) => `${count(state)} ${state.toLowerCase()}`);
   const there = parts.length ? `${times(model.instances.length, "instance", "instances")}: ${parts.join(", ")}.` : "This model has no instance.";
   const then = !model.wakes ? "Requests are answered 503 until one is ready." : asleep ? "The next request waits while one wakes." : "The next request waits while one starts.";
   const idle = ready === 0 && model.wakes && awake === 0;
   return {
     ready, words: `${there} ${then}`, idle,
-    state: (idle ? "idle" : ready === 0 ? "no instance ready" : ready < awake ? `${ready} of ${awake} ready` : `${ready} ready`) + (asleep ? `, ${asleep} asleep` : ""),
-    tone: idle ? "none" : ready === 0 ? "bad" : ready < awake ? "warn" : "good",
+    state: (idle ? "idle" : ready === 0 ? "no instance ready" : fit < all ? `${fit} of ${all} ready` : `${fit} ready`) + more,
+    tone: idle ? "none" : fit === 0 || lost || ill.length ? "bad" : fit < all ? "warn" : "good",
   };
 }
 function tile(entry, value, unit, note, tone) {
   say(entry.value, value); say(entry.unit, unit); say(entry.note, note);
   mark(entry.value, tone || "");
+}
+const SEVERITY = { good: 0, none: 0, warn: 1, bad: 2 };
+// Amber: one in a hundred is over the target. Red: one in ten is.
+function toneOf(quantiles, target) {
+  if (!known(target)) return "";
+  return quantiles.p90 > target ? "bad" : quantiles.p99 > target ? "warn" : "";
 }
 function modelUpdate(entry, item) {
   const { model, stats, past } = item, goal = model.objectives, minute = stats.window;
@@ -154,12 +176,12 @@ function modelUpdate(entry, item) {
   const met = minute.within_objective, missed = known(met) && met < goal.target;
   const problems = [minute.errors ? times(minute.errors, "error", "errors") : "", minute.retries ? times(minute.retries, "retry", "retries") : "",
     minute.rejected ? `${whole(minute.rejected)} refused` : "", minute.aborts ? times(minute.aborts, "client disconnect", "client disconnects") : ""].filter(Boolean);
-  tile(entry.tiles[0], rate(minute.requests_per_second), "/s", problems.length ? problems.join(", ") : minute.requests ? "no errors" : "none in the last minute", "");
+  tile(entry.tiles[0], rate(minute.requests_per_second), "/s", problems.length ? problems.join(", ") : minute.requests ? "no errors" : "none in the last minute", minute.errors ? "bad" : "");
   entry.tiles[0].note.classList.toggle("bad", minute.errors > 0);
   tile(entry.tiles[1], share(met), "", !known(met) ? "nothing to assess" : missed ? `below the target ${share(goal.target)}` : `target ${share(goal.target)}, met`,
     !known(met) ? "" : !missed ? "good" : met < goal.target - 0.05 ? "bad" : "warn");
-  tile(entry.tiles[2], seconds(minute.ttft_seconds.p50), known(minute.ttft_seconds.p50) ? "p50" : "", `p90\u00a0${seconds(minute.ttft_seconds.p90)} · p99\u00a0${seconds(minute.ttft_seconds.p99)}`);
-  tile(entry.tiles[3], seconds(minute.itl_seconds.p50), known(minute.itl_seconds.p50) ? "p50" : "", `p90\u00a0${seconds(minute.itl_seconds.p90)} · p99\u00a0${seconds(minute.itl_seconds.p99)}`);
+  tile(entry.tiles[2], seconds(minute.ttft_seconds.p50), known(minute.ttft_seconds.p50) ? "p50" : "", `p90\u00a0${seconds(minute.ttft_seconds.p90)} · p99\u00a0${seconds(minute.ttft_seconds.p99)}`, toneOf(minute.ttft_seconds, goal.ttft_per_kilo_token_seconds ? null : goal.ttft_seconds));
+  tile(entry.tiles[3], seconds(minute.itl_seconds.p50), known(minute.itl_seconds.p50) ? "p50" : "", `p90\u00a0${seconds(minute.itl_seconds.p90)} · p99\u00a0${seconds(minute.itl_seconds.p99)}`, toneOf(minute.itl_seconds, goal.itl_seconds));
   tile(entry.tiles[4], share(minute.cached_token_share), "", known(minute.predicted_cached_token_share) ? `router predicted\u00a0${share(minute.predicted_cached_token_share)}` : "of prompt tokens");
   tile(entry.tiles[5], share(minute.share_on_homes), "", known(minute.load_cov) ? `load spread ${minute.load_cov.toFixed(2)}` : "of requests");
   tile(entry.tiles[6], whole(stats.in_flight), "", `${whole(stats.queue)} waiting`);
@@ -167,7 +189,9 @@ function modelUpdate(entry, item) {
   entry.tiles[2].spark.draw(past.ttft);
   entry.body.closest(".scroll").hidden = !all;
   say(entry.caption, all ? `Instances · ${whole(minute.prompt_tokens)} prompt and ${whole(minute.output_tokens)} output tokens in the last minute` : "");
-  updateList(entry.body, model.instances, (instance) => instance.id, instanceRow, (row, instance) => instanceUpdate(row, instance, stats.instances[instance.id]));
+  say(entry.lost, (model.lost || []).map((gone) => `${gone.id} is gone since ${seconds(gone.seconds)}`).join(" · "));
+  const byHealth = [...model.instances].sort((one, other) => SEVERITY[healthOf(other).tone] - SEVERITY[healthOf(one).tone]);
+  updateList(entry.body, byHealth, (instance) => instance.id, instanceRow, (row, instance) => instanceUpdate(row, instance, stats.instances[instance.id]));
 }
 function meter() {
   const fill = make("b"), text = make("span");
@@ -182,11 +206,12 @@ function instanceRow(instance) {
   cells[7].append(usage.node);
   return { nodes: [make("tr", {}, make("th", { scope: "row", class: "mono", text: instance.id, title: instance.url }), ...cells)], cells, state, work, usage };
 }
-const TONES = { Ready: "good", Starting: "warn", Draining: "warn", Sleeping: "none" };
 function instanceUpdate(row, instance, stats) {
   const signals = instance.signals || {}, cells = row.cells;
-  say(row.state, instance.state);
-  mark(row.state, "pill " + (TONES[instance.state] || "none"));
+  const health = healthOf(instance);
+  say(row.state, health.words);
+  mark(row.state, "pill " + health.tone);
+  row.state.title = health.title;
   say(cells[1], whole(instance.in_flight));
   say(cells[2], whole(instance.waiting));
   say(cells[3], seconds(instance.backlog_seconds));
