@@ -22,6 +22,7 @@ from fairlead_cli.management.client import GatewaySnapshot
 KEY_VARIABLE = "FAIRLEAD_API_KEY"
 """The variable that hints and other commands take the API key from."""
 SAMPLE_QUESTION = "Why is the sky blue?"
+_SAMPLE_MESSAGES = json.dumps([{"role": "user", "content": SAMPLE_QUESTION}])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +63,30 @@ def autoscaler_lines(stack: StackSummary) -> list[str]:
 
 
 def curl_lines(stack: StackSummary) -> list[str]:
-    """Returns a streaming request for a shell."""
-    body = {"model": stack.models[0], "messages": [{"role": "user", "content": SAMPLE_QUESTION}], "stream": True}
+    """Returns a streaming request for a shell, in lines for a narrow terminal."""
     key = [f'  -H "authorization: Bearer ${KEY_VARIABLE}" \\'] if stack.needs_key else []
     return [
-        f"curl -sN {stack.url}/v1/chat/completions -H 'content-type: application/json' \\",
+        f"curl -sN {stack.url}/v1/chat/completions \\",
         *key,
-        f"  -d '{json.dumps(body)}'",
+        "  -H 'content-type: application/json' -d '{",
+        f'  "model": {json.dumps(stack.models[0])}, "stream": true,',
+        f'  "messages": {_SAMPLE_MESSAGES}}}\'',
     ]
 
 
 def sdk_lines(stack: StackSummary) -> list[str]:
-    """Returns the same request with the OpenAI SDK."""
-    messages = json.dumps([{"role": "user", "content": SAMPLE_QUESTION}])
+    """Returns the same request with the OpenAI SDK, in lines for a narrow terminal."""
     imported = ["import os", ""] if stack.needs_key else []
     key = f'os.environ["{KEY_VARIABLE}"]' if stack.needs_key else '"none"'
     return [
         *imported,
         "from openai import OpenAI",
-        f'client = OpenAI(base_url="{stack.url}/v1", api_key={key})',
-        f'answer = client.chat.completions.create(model="{stack.models[0]}", messages={messages})',
+        f'client = OpenAI(base_url="{stack.url}/v1",',
+        f"                api_key={key})",
+        "answer = client.chat.completions.create(",
+        f"    model={json.dumps(stack.models[0])},",
+        f"    messages={_SAMPLE_MESSAGES},",
+        ")",
         "print(answer.choices[0].message.content)",
     ]
 
@@ -96,9 +101,9 @@ def plain_lines(stack: StackSummary) -> list[str]:
         *(f"  {line}" for line in autoscaler_lines(stack)),
         *(f"  note: {note}" for note in stack.notes),
         "  with curl:",
-        *(f"    {line}" for line in curl_lines(stack)),
+        *curl_lines(stack),
         "  with the OpenAI SDK:",
-        *(f"    {line}" for line in sdk_lines(stack)),
+        *sdk_lines(stack),
         f"  from another terminal: {stack.program} chat {stack.models[0]}, {stack.program} local status",
     ]
 
@@ -402,7 +407,7 @@ class LiveScreen:
             show(Text(f"  {line}"))
         show()
         for line in (*curl_lines(stack), "", *sdk_lines(stack)):
-            show(Text(f"  {line}" if line else "", "dim"), soft_wrap=True)
+            show(Text(line, "dim"), soft_wrap=True)
         chat, status = f"{stack.program} chat {stack.models[0]}", f"{stack.program} local status"
         show(Text.assemble("\n  in another terminal: ", (chat, "cyan"), " · ", (status, "cyan"), "\n"))
         for note in stack.notes:

@@ -1,6 +1,7 @@
 """The live view: its size, and the engines, decisions and events in it."""
 
 import io
+import shlex
 from dataclasses import replace
 
 import msgspec
@@ -8,7 +9,14 @@ import pytest
 from rich.console import Console
 
 from fairlead import management_api as api
-from fairlead_cli.local.view.live_view import Frame, ProcessView, render_frame
+from fairlead_cli.local.view.live_view import (
+    Frame,
+    ProcessView,
+    StackSummary,
+    curl_lines,
+    render_frame,
+    sdk_lines,
+)
 from fairlead_cli.management.client import GatewaySnapshot
 
 KEY = "default/tiny"
@@ -125,3 +133,20 @@ def test_no_color_disables_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[32m" in "".join(render(frame(), colour=True))
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[32m" not in "".join(render(frame(), colour=True))
+
+
+@pytest.mark.parametrize("needs_key", [False, True])
+def test_the_first_requests_can_be_copied_from_a_narrow_terminal(needs_key: bool) -> None:
+    stack = StackSummary("http://127.0.0.1:8000", "http://m", ("qwen2.5-7b",), 8, ("sim",), 1.0, needs_key=needs_key)
+    code, command = sdk_lines(stack), curl_lines(stack)
+    assert max(map(len, [*code, *command])) <= 79
+    compile("\n".join(code), "snippet", "exec")
+    words = shlex.split("\n".join(command).replace("\\\n", ""))
+    assert words[:3] == ["curl", "-sN", "http://127.0.0.1:8000/v1/chat/completions"]
+    body = msgspec.json.decode(words[-1])
+    assert body == {
+        "model": "qwen2.5-7b",
+        "stream": True,
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+    }
+    assert ("authorization: Bearer" in " ".join(words)) == needs_key
