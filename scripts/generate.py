@@ -1,11 +1,12 @@
-"""Generates files from code: CRDs, reference pages, the chart's values and dashboards, and the
-images' locks.
+"""Generates files from code: CRDs and their schema for editors, reference pages, the chart's values
+and dashboards, and the images' locks.
 
 ``python scripts/generate.py`` writes the files; ``--check`` only compares and exits 1 with the
 names of stale files.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import yaml
 
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
+from fairlead.api.manifest_schema import SCHEMA_FILE, manifest_schema
 from fairlead.distribution import ADDRESSES
 from scripts.docs_openapi import openapi_files
 from scripts.generators.api_reference import NOTE, api_page, conditions_page, settings_page
@@ -71,6 +73,7 @@ def outputs() -> dict[str, str]:
         "docs/reference/limits.md": limits_page(ROOT, NOTE),
         "docs/reference/redis.md": redis_page(ROOT),
         "docs/reference/settings.md": settings_page(),
+        f"crds/schema/{SCHEMA_FILE}": json.dumps(manifest_schema(), indent=2, ensure_ascii=False) + "\n",
     }
     for kind in served_kinds():
         text = yaml.dump(crd_manifest(kind), Dumper=CrdDumper, sort_keys=False, width=116, allow_unicode=True)

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from cyclopts import Parameter
 
 from fairlead import __version__
+from fairlead.api.manifest_schema import manifest_schema
 from fairlead.errors import BadInput, FileProblem, ManifestError
 from fairlead.fleet import file as fleetfile
 from fairlead.limits import Limits
@@ -66,6 +67,9 @@ def lint(
             name=["--output", "-o"], help="Text; wide: with all problems; or problems and notes as JSON, YAML or SARIF."
         ),
     ] = "table",
+    schema: Annotated[
+        bool, Parameter(negative="", help="Print the JSON schema of manifests, and check nothing.")
+    ] = False,
 ) -> int:
     """Check manifests and fleet files without a cluster.
 
@@ -75,9 +79,17 @@ def lint(
     In a folder, files without a Kubernetes object are skipped with a note. Such files are values
     of Helm charts, unrendered templates and empty files. It is an error if no file has an object.
 
-    SARIF is what code hosts show at the lines of a change.
+    SARIF is what code hosts show at the lines of a change. Editors check and complete fields with
+    the schema of --schema: `fairlead lint --schema > fairlead.schema.json`.
     """
     paths = collect_paths(lint, files, file)
+    if schema:
+        if paths:
+            raise BadInput(
+                "--schema takes no files", field="--schema", hint="fairlead lint --schema > fairlead.schema.json"
+            )
+        print(format_document(manifest_schema(), "json"))
+        return 0
     if not paths:
         raise BadInput("no file was given", field="FILES", hint="fairlead lint FILE, or - for standard input")
     for path in paths:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import yaml
 
+from fairlead.api.manifest_schema import SCHEMA_FILE
 from fairlead_cli.catalog.architecture import count_parameters, kv_bytes_per_device, weight_bytes
 from fairlead_cli.catalog.command import DeploymentOptions, render_with_class
 from fairlead_cli.catalog.entry import CatalogEntry, find_entry, read_entries
@@ -161,7 +162,8 @@ def catalog_example() -> str:
     if plan is None:
         raise ValueError("the example does not fit")
     note = "# Written by `fairlead catalog show qwen3-32b --on nvidia-h100 --with-class`.\n"
-    return note + render_with_class(entry, plan, DeploymentOptions(), figures[device.name])
+    manifests = render_with_class(entry, plan, DeploymentOptions(), figures[device.name])
+    return note + manifests.replace(SCHEMA_FILE, f"../../crds/schema/{SCHEMA_FILE}")
 
 
 def catalog_page(note: str) -> str:

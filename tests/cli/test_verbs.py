@@ -16,6 +16,7 @@ from cyclopts.argument import Argument
 
 import fairlead_cli.__main__ as entry
 import fairlead_cli.app
+from fairlead.api.manifest_schema import manifest_schema
 from fairlead.errors import BadInput
 from fairlead_cli.app import NOUNS, VERBS, build_app, with_default_verb
 from fairlead_cli.examples import EXAMPLES
@@ -301,6 +302,15 @@ def test_missing_file_argument_is_wrong_usage() -> None:
     done = run_program("lint")
     assert done.returncode == 2
     assert "no file was given" in done.stderr
+
+
+def test_lint_prints_the_schema_for_editors_and_then_takes_no_files() -> None:
+    printed = run_program("lint", "--schema")
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert json.loads(printed.stdout) == manifest_schema()
+    refused = run_program("lint", "--schema", str(EXAMPLE))
+    assert refused.returncode == 2
+    assert "--schema takes no files" in refused.stderr
 
 
 @pytest.mark.parametrize(("word", "hint"), [("--speeed", "did you mean --speed"), ("-z", "fairlead up --help")])
