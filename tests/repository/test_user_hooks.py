@@ -1,0 +1,95 @@
+"""The pre-commit hook and the action of `fairlead lint`, which repositories of users call."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from fairlead_cli.app import VERBS
+from fairlead_testing.yaml_documents import load_document
+
+ROOT = Path(__file__).parents[2]
+ACTION = load_document((ROOT / "action.yml").read_text(encoding="utf-8"))
+GOOD = (ROOT / "examples" / "01-smallest.yaml").read_text(encoding="utf-8")
+
+
+def published_schema(name: str) -> Any:
+    """Returns a schema that the package check-jsonschema brings."""
+    folder = files("check_jsonschema").joinpath("builtin_schemas", "vendor")
+    return json.loads(folder.joinpath(f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("action.yml", "github-actions"),
+        (".github/workflows/*.yaml", "github-workflows"),
+        (".github/dependabot.yml", "dependabot"),
+    ],
+)
+def test_files_for_github_have_its_form(pattern: str, name: str) -> None:
+    paths = sorted(ROOT.glob(pattern))
+    assert paths
+    for path in paths:
+        # YAML 1.1 reads the key `on` as true.
+        document = {"on" if key is True else key: value for key, value in load_document(path.read_text()).items()}
+        jsonschema.Draft7Validator(published_schema(name)).validate(document)
+
+
+def test_pre_commit_runs_lint_once_for_all_files() -> None:
+    (hook,) = load_document((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    assert (hook["id"], hook["language"], hook["entry"]) == ("fairlead-lint", "python", "fairlead lint")
+    assert hook["entry"].removeprefix("fairlead ") in VERBS
+    assert hook["pass_filenames"] is False
+
+
+def test_no_input_of_the_action_becomes_a_command() -> None:
+    for step in ACTION["runs"]["steps"]:
+        assert "${{" not in step.get("run", "")
+
+
+@pytest.mark.parametrize(("replicas", "code", "results"), [(1, 0, 0), (-1, 1, 1)])
+def test_action_writes_findings_and_fails_on_problems(tmp_path: Path, replicas: int, code: int, results: int) -> None:
+    models = tmp_path / "my models"
+    models.mkdir()
+    (models / "a.yaml").write_text(GOOD.replace("nvidia-l4}", f"nvidia-l4, minReplicas: {replicas}}}"))
+    done = run_lint_step(tmp_path, files="\nmy models\n", sarif="found.sarif")
+    assert done.returncode == code, done.stderr
+    assert ("minReplicas" in done.stdout) == bool(code)
+    report = json.loads((tmp_path / "found.sarif").read_text())
+    assert [
+        result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for result in report["runs"][0]["results"]
+    ] == ["my%20models/a.yaml"] * results
+    assert (tmp_path / "outputs").read_text() == "sarif=found.sarif\n"
+
+
+def test_action_names_wrong_usage(tmp_path: Path) -> None:
+    done = run_lint_step(tmp_path, files="absent", sarif="found.sarif")
+    assert done.returncode == 1
+    assert "no such file: absent" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def run_lint_step(folder: Path, *, files: str, sarif: str) -> subprocess.CompletedProcess[str]:
+    """Runs the last step as a runner does. Its command is that of this environment."""
+    programs = folder / "fairlead" / "bin"
+    programs.mkdir(parents=True)
+    command = programs / "fairlead"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fairlead_cli "$@"\n')
+    command.chmod(0o755)
+    step = ACTION["runs"]["steps"][-1]
+    variables = {"FILES": files, "SARIF": sarif, "RUNNER_TEMP": str(folder), "GITHUB_OUTPUT": str(folder / "outputs")}
+    return subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
