@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-IMAGES = ("autoscaler", "gateway", "kvstore", "operator", "sim")
+IMAGES = ("autoscaler", "cli", "gateway", "kvstore", "operator", "sim")
 """Images; the dependency group ``image-NAME`` of pyproject.toml says what each installs."""
 _PLATFORM = {
     "os_name": "posix",

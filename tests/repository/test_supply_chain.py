@@ -9,7 +9,7 @@ import pytest
 from fairlead_testing.yaml_documents import load_document
 
 ROOT = Path(__file__).parents[2]
-COMPONENTS = ("autoscaler", "gateway", "kvstore", "operator", "sim")
+COMPONENTS = ("autoscaler", "cli", "gateway", "kvstore", "operator", "sim")
 DOCKERFILES = [ROOT / component / "Dockerfile" for component in COMPONENTS]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
 CALLERS_OF_ACTIONS = [*WORKFLOWS, ROOT / "action.yml"]

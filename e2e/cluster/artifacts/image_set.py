@@ -32,8 +32,8 @@ NEXT = "next"
 
 def write_set(tag: str | None = None) -> list[OciImage]:
     """Returns the images that a cluster gets: under ``tag`` alone, or under the version and
-    ``NEXT``."""
-    made = ImageBuild(tag=tag or __version__).images()
+    ``NEXT``. No pod runs the command line."""
+    made = [image for image in ImageBuild(tag=tag or __version__).images() if image.component != "cli"]
     return made if tag else [*made, *(replace(one, name=f"{one.name.rpartition(':')[0]}:{NEXT}") for one in made)]
 
 

@@ -102,8 +102,8 @@ def unpack(wheel: Path, root: Path) -> None:
     """Unpacks the packages of a wheel below ``root``; commands are left out."""
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():
-            place = _place(entry.filename)
-            if place is None or entry.is_dir():
+            place = None if entry.is_dir() else _place(entry.filename)
+            if place is None:
                 continue
             target = root / place
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +182,7 @@ ENVIRONMENT = {
 }
 COMPONENTS = {
     "autoscaler": ("python3", "-m", "fairlead_autoscaler"),
+    "cli": ("python3", "-m", "fairlead_cli"),
     "gateway": ("python3", "-m", "fairlead_gateway"),
     "kvstore": ("python3", "-m", "fairlead_kvstore"),
     "operator": ("python3", "-m", "fairlead_operator"),

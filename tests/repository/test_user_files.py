@@ -1,4 +1,4 @@
-"""The pre-commit hook and the action of `fairlead lint`, which repositories of users call."""
+"""Files that other programs read: hook and action of `fairlead lint`, compose and dev container."""
 
 import json
 import os
@@ -11,8 +11,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from fairlead_cli.app import VERBS
+from fairlead import __version__
+from fairlead_cli.app import VERBS, build_app
+from fairlead_cli.local.stack.launch import UpOptions
 from fairlead_testing.yaml_documents import load_document
+from scripts.release.images.components import PREFIX
 
 ROOT = Path(__file__).parents[2]
 ACTION = load_document((ROOT / "action.yml").read_text(encoding="utf-8"))
@@ -31,9 +34,10 @@ def published_schema(name: str) -> Any:
         ("action.yml", "github-actions"),
         (".github/workflows/*.yaml", "github-workflows"),
         (".github/dependabot.yml", "dependabot"),
+        ("compose.yaml", "compose-spec"),
     ],
 )
-def test_files_for_github_have_its_form(pattern: str, name: str) -> None:
+def test_files_have_the_form_of_their_readers(pattern: str, name: str) -> None:
     paths = sorted(ROOT.glob(pattern))
     assert paths
     for path in paths:
@@ -93,3 +97,31 @@ def run_lint_step(folder: Path, *, files: str, sarif: str) -> subprocess.Complet
         text=True,
         check=False,
     )
+
+
+def test_compose_runs_the_built_image_on_loopback_ports() -> None:
+    (service,) = load_document((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"].values()
+    assert service["image"] == f"{PREFIX}/cli:{__version__}"
+    assert service["build"] == {"context": ".", "dockerfile": "cli/Dockerfile"}
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert (service["read_only"], service["cap_drop"], service["tmpfs"]) == (True, ["ALL"], ["/tmp"])
+    (mount,) = service["volumes"]
+    source, target, _ = mount.split(":")
+    verb, *words, file = service["command"]
+    manifest = ROOT / source / Path(file).relative_to(target)
+    assert manifest.is_file()
+    app = build_app(arguments=[verb])
+    command, bound, _ = app.parse_args([verb, *words, str(manifest)])
+    assert command.__name__ == verb
+    options = bound.arguments["options"]
+    assert [options.listen, options.manage] == ["0.0.0.0:8000", "0.0.0.0:8001"]
+    assert options.insecure
+    check, *_ = service["healthcheck"]["test"][4:]
+    assert f"{check} status" in VERBS
+
+
+def test_dev_container_has_the_image_of_the_builds() -> None:
+    described = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert f"FROM {described['image']} AS made" in (ROOT / "gateway" / "Dockerfile").read_text(encoding="utf-8")
+    assert described["postCreateCommand"] == "make env"
+    assert [f"127.0.0.1:{port}" for port in described["forwardPorts"]] == [UpOptions().listen, UpOptions().manage]
