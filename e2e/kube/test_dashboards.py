@@ -65,6 +65,7 @@ EXPECTED_EMPTY = {
     f'FairleadHandoffsFail, fairlead_gateway_handoffs_total{_SELECTED}outcome="failed"}}': _FAILED_ENGINE,
     f'FairleadNoReadyInstance, fairlead_gateway_rejected_total{_SELECTED}kind="no_ready_instance"}}': _REFUSED_FOR_LOAD,
     f'FairleadOverloaded, fairlead_gateway_rejected_total{_SELECTED}kind="overloaded"}}': _REFUSED_FOR_LOAD,
+    "Fairlead / Tenants, Requests over a limit (429), by reason, {{kind}}": "a tenant must be over a limit",
     **{
         f"{alert}, fairlead_operator_model_condition{_SELECTED}{condition}}}": _CONDITION
         for alert, condition in (
@@ -102,7 +103,7 @@ def queries() -> Iterator[tuple[str, str]]:
                 expression = target["expr"].replace("$__rate_interval", RANGE).replace("$namespace", NAMESPACE)
                 yield (
                     f"{board['title']}, {panel['title']}, {target['legendFormat']}",
-                    expression.replace("$model", ".*"),
+                    expression.replace("$model", ".*").replace("$tenant", ".*"),
                 )
     for rule in ALERTS:
         for selector in sorted(set(_SELECTOR.findall(rule["expr"].replace("NAMESPACE", NAMESPACE)))):

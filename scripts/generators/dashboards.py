@@ -1,7 +1,7 @@
 """The Grafana dashboards of the chart, generated from short descriptions of panels.
 
-One for each audience: models (their owners), engines and caches (those who run them), and the
-control plane. Every expression uses metrics that exist; tests/charts compares them.
+One for each audience: models (their owners), tenants (who pays), engines and caches (those who run
+them), and the control plane. Every expression uses metrics that exist; tests/charts compares them.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _WHERE = 'namespace="$namespace",model=~"$model"'
 _HERE = 'namespace="$namespace"'
+_TENANTS = 'namespace="$namespace",tenant=~"$tenant"'
 _G, _O, _I, _A = (f"fairlead_{part}_" for part in ("gateway", "operator", "indexer", "autoscaler"))
 
 
@@ -35,12 +36,12 @@ Rows: TypeAlias = Sequence[tuple[str, Sequence[Panel]]]
 
 @dataclass(frozen=True)
 class Dashboard:
-    """A dashboard; ``name`` is its file's. ``models``: it has a selector of models."""
+    """A dashboard; ``name`` is its file's. ``selected``: the label of its selector, if any."""
 
     name: str
     title: str
     rows: Rows
-    models: bool = True
+    selected: str | None = "model"
 
 
 def _rate(metric: str, by: str, more: str = "", where: str = _WHERE) -> str:
@@ -197,8 +198,61 @@ def control_plane() -> Dashboard:
         "control-plane",
         "Fairlead / Control plane",
         (*_operators(), *_autoscalers(), *_gateways(), *_indexers()),
-        models=False,
+        selected=None,
     )
+
+
+def tenants() -> Dashboard:
+    """Returns the dashboard of tenants: their use, cost, budgets and refused requests."""
+
+    def counted(metric: str) -> str:
+        return _rate(f"{_G}tenant_{metric}_total", "tenant", where=_TENANTS)
+
+    needs = "Absent without a ledger of use, and without a token that may read tenants (serviceMonitors.tenants)."
+    cached = f"{counted('cached_tokens')}\n  / {counted('input_tokens')}"
+    use = (
+        Panel("Requests", [(counted("requests"), "{{tenant}}")], "reqps", needs),
+        Panel(
+            "Tokens",
+            [(counted("input_tokens"), "{{tenant}} prompt"), (counted("output_tokens"), "{{tenant}} generated")],
+            "cps",
+        ),
+        Panel("Share of cached prompt tokens", [(cached, "{{tenant}}")], "percentunit"),
+    )
+    cost = (
+        Panel(
+            "Cost",
+            [(f"3600 * {counted('cost_usd')}", "{{tenant}}")],
+            "currencyUSD",
+            "US dollars an hour, by the prices of the models.",
+        ),
+        Panel(
+            "Saved by cached tokens",
+            [(f"3600 * {counted('saved_usd')}", "{{tenant}}")],
+            "currencyUSD",
+            "US dollars an hour.",
+        ),
+        Panel(
+            "Engines in use",
+            [(counted("engine_seconds"), "{{tenant}}")],
+            description="Seconds of engines used per second.",
+        ),
+    )
+    left = f"clamp_min(1 - {_sum(f'{_G}budget_used_ratio', 'tenant', where=_TENANTS, of='max')}, 0)"
+    over_limits = _rate(f"{_G}rejected_total", "kind", 'status="429"', where=_HERE)
+    keys_refused = _rate(f"{_G}keys_refused_total", "namespace", where=_HERE)
+    limits = (
+        Panel("Share of the budget left", [(left, "{{tenant}}")], "percentunit", "Over all gateways."),
+        Panel(
+            "Requests over a limit (429), by reason",
+            [(over_limits, "{{kind}}")],
+            "reqps",
+            "Of all tenants: insufficient_quota is a used budget, rate_limit_exceeded a used limit.",
+        ),
+        Panel("Requests refused for their API key", [(keys_refused, "all tenants")], "reqps"),
+    )
+    rows = (("Use", use), ("Cost", cost), ("Budgets and limits", limits))
+    return Dashboard("tenants", "Fairlead / Tenants", rows, selected="tenant")
 
 
 def _operators() -> Rows:
@@ -334,7 +388,7 @@ def dashboards() -> dict[str, str]:
     """Returns file name → JSON."""
     return {
         f"{dashboard.name}.json": json.dumps(_grafana(dashboard), indent=1, ensure_ascii=False) + "\n"
-        for dashboard in (models(), engines(), control_plane())
+        for dashboard in (models(), tenants(), engines(), control_plane())
     }
 
 
@@ -347,19 +401,20 @@ def _grafana(dashboard: Dashboard) -> dict[str, Any]:
         "editable": True,
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": list(_variables(dashboard.models))},
+        "templating": {"list": list(_variables(dashboard.selected))},
         "links": [{"type": "dashboards", "tags": ["fairlead"], "title": "Fairlead", "asDropdown": True}],
         "panels": list(_panels(dashboard)),
     }
 
 
-def _variables(models: bool) -> Iterator[dict[str, Any]]:
+def _variables(selected: str | None) -> Iterator[dict[str, Any]]:
     yield {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Source"}
     asked = {"namespace": f"label_values({_G}uptime_seconds, namespace)"}
-    if models:
-        asked["model"] = f"label_values({_G}instances{{{_HERE}}}, model)"
+    if selected is not None:
+        metric = {"model": "instances", "tenant": "tenant_requests_total"}[selected]
+        asked[selected] = f"label_values({_G}{metric}{{{_HERE}}}, {selected})"
     for name, query in asked.items():
-        several = name == "model"
+        several = name == selected
         yield {
             "name": name,
             "type": "query",
