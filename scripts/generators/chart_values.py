@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from fairlead.distribution import ADDRESSES
+
 _NAME = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 Names = list[Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{_NAME}$")]]
 Name = Annotated[str, Field(max_length=253, pattern=f"^({_NAME})?$")]
@@ -24,6 +26,7 @@ Count = Annotated[int, Field(ge=1, le=1000)]
 Seconds = Annotated[int, Field(ge=1, le=3600)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$")]
+WebAddress = Annotated[str, Field(max_length=2048, pattern=r"^(https?://\S+)?$")]
 LogLevel = Annotated[str, Field(pattern="^(debug|info|warning|error)$")]
 _NAMESPACE = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 _NAMESPACE_OR_ALL = r"^(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)$"
@@ -367,8 +370,10 @@ class Alerts(ValuesPart):
     labels: Texts = _value("labels that your Prometheus selects", {})
     alert_labels: Texts = _value("labels to add to every alert, such as the team", {})
     without: AlertNames = _value("names of alerts to leave out", [])
-    runbooks: str = _value(
-        "address of this release's runbooks; each alert links to its heading", "docs/troubleshooting/alerts.md"
+    runbooks: WebAddress = _value(
+        "address of the page of alerts, for `runbook_url`; when empty, alerts have only the text of their runbook, as "
+        "the annotation `runbook`",
+        ADDRESSES.documentation_page("troubleshooting/alerts.html") if ADDRESSES.site else "",
     )
 
 
