@@ -1,10 +1,14 @@
 """Addresses of the project in the metadata of the wheel and of the chart.
 
 They come from ``fairlead/distribution.py``. What is not registered is left out.
+
+Source of the annotations: the documentation of Artifact Hub, page "Helm annotations".
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import yaml
 
@@ -25,6 +29,19 @@ _BlockDumper.add_representer(
 _URLS = re.compile(r"^\[project\.urls\]\n(?:[^\n\[].*\n)*\n", re.MULTILINE)
 _BEFORE_URLS = "[dependency-groups]\n"
 _NOTE = "# For registries of charts, written by `make generate`. Do not edit.\n"
+_EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
+_SHOWN_EXAMPLES: Final = (
+    "single-model/gpu.yaml",
+    "tenants/two-teams.yaml",
+    "routes/fallbacks.yaml",
+    "adapters/object-store.yaml",
+)
+"""Examples whose first object of each kind a registry shows."""
+_SCREENSHOTS: Final = {
+    "Status page of a gateway": "status-page.png",
+    "Live view of `fairlead up`": "terminal-live.svg",
+    "A decision explained": "terminal-explain.svg",
+}
 _CHART_PART = re.compile(rf"^{re.escape(_NOTE)}(?:.+\n)*", re.MULTILINE)
 
 
@@ -56,6 +73,8 @@ def with_chart_part(chart: str, addresses: RegisteredAddresses) -> str:
         part["home"] = home
     if addresses.repository:
         part["sources"] = [addresses.repository]
+    if addresses.site:
+        part["icon"] = addresses.documentation_page("images/logo.svg")
     part["annotations"] = _annotations(addresses)
     text = _NOTE + yaml.dump(part, Dumper=_BlockDumper, sort_keys=False, width=116)
     return _CHART_PART.sub("", chart).rstrip("\n") + "\n" + text
@@ -63,16 +82,42 @@ def with_chart_part(chart: str, addresses: RegisteredAddresses) -> str:
 
 def _annotations(addresses: RegisteredAddresses) -> dict[str, str]:
     definitions = [
-        {"kind": kind.name, "version": "v1alpha1", "name": f"{kind.plural}.{GROUP}", "displayName": kind.name}
+        {
+            "kind": kind.name,
+            "version": "v1alpha1",
+            "name": f"{kind.plural}.{GROUP}",
+            "displayName": kind.name,
+            "description": kind.description,
+        }
         for kind in served_kinds()
     ]
     annotations = {
         "artifacthub.io/category": "ai-machine-learning",
         "artifacthub.io/crds": yaml.safe_dump(definitions, sort_keys=False),
+        "artifacthub.io/crdsExamples": yaml.safe_dump(list(_examples()), sort_keys=False, width=116),
         "artifacthub.io/license": "Apache-2.0",
         "artifacthub.io/operator": "true",
+        "artifacthub.io/operatorCapabilities": "seamless upgrades",
         "artifacthub.io/prerelease": "true",
     }
+    links = {"Documentation": addresses.site, "Sources": addresses.repository}
+    named = [{"name": name, "url": address} for name, address in links.items() if address]
+    if named:
+        annotations["artifacthub.io/links"] = yaml.safe_dump(named)
     if addresses.site:
-        annotations["artifacthub.io/links"] = yaml.safe_dump([{"name": "Documentation", "url": addresses.site}])
+        screenshots = [
+            {"title": title, "url": addresses.documentation_page(f"images/{name}")}
+            for title, name in _SCREENSHOTS.items()
+        ]
+        annotations["artifacthub.io/screenshots"] = yaml.safe_dump(screenshots)
     return annotations
+
+
+def _examples() -> Iterator[dict[str, Any]]:
+    """Yields an object of each kind."""
+    shown = set()
+    for name in _SHOWN_EXAMPLES:
+        for document in yaml.safe_load_all((_EXAMPLES / name).read_text(encoding="utf-8")):
+            if document["kind"] not in shown:
+                shown.add(document["kind"])
+                yield document

@@ -3,8 +3,13 @@
 import re
 import tomllib
 
+import yaml
+
 from fairlead import __version__
+from fairlead.api.kinds import served_kinds
 from fairlead.distribution import ADDRESSES, RegisteredAddresses
+from fairlead.limits import Limits
+from fairlead.manifests.loader import combine_texts
 from fairlead_testing.yaml_documents import load_document
 from scripts.generators.project_addresses import address_files, with_chart_part, with_urls
 from scripts.release.release_run import ROOT
@@ -40,6 +45,13 @@ def test_registered_addresses_stand_in_both_files_and_can_be_removed_again() -> 
     }
     chart = load_document(with_chart_part((ROOT / CHART).read_text(), REGISTERED))
     assert (chart["home"], chart["sources"]) == ("https://docs.example", ["https://code.example/fairlead"])
+    site = REGISTERED.documentation_page("images")
+    assert chart["icon"] == f"{site}/logo.svg"
+    screenshots = load_document(chart["annotations"]["artifacthub.io/screenshots"])
+    for address in [chart["icon"], *(shown["url"] for shown in screenshots)]:
+        assert (ROOT / "docs" / "images" / address.removeprefix(f"{site}/")).is_file()
+    links = load_document(chart["annotations"]["artifacthub.io/links"])
+    assert {link["name"] for link in links} == {"Documentation", "Sources"}
 
 
 def test_pages_are_those_of_the_release_line_where_a_site_is_registered() -> None:
@@ -54,3 +66,24 @@ def test_the_chart_lists_its_kinds_for_registries() -> None:
     assert {kind["name"] for kind in kinds} == {
         load_document(path.read_text())["metadata"]["name"] for path in (ROOT / "crds").glob("*.yaml")
     }
+
+
+def test_the_chart_has_a_valid_example_of_each_kind_for_registries() -> None:
+    annotations = load_document((ROOT / CHART).read_text())["annotations"]
+    text = annotations["artifacthub.io/crdsExamples"]
+    kinds = [example["kind"] for example in load_document(text)]
+    assert sorted(kinds) == sorted(kind.name for kind in served_kinds())
+    documents = "---\n".join(yaml.safe_dump(example) for example in load_document(text))
+    assert combine_texts([("examples", documents)], limits=Limits())[1] == []
+
+
+def test_annotations_are_those_that_registries_know() -> None:
+    chart = load_document(with_chart_part((ROOT / CHART).read_text(), REGISTERED))
+    known = {
+        *("category", "crds", "crdsExamples", "license", "links", "operator", "operatorCapabilities"),
+        *("prerelease", "screenshots"),
+    }
+    assert chart["annotations"].keys() == {f"artifacthub.io/{name}" for name in known}
+    assert all(isinstance(text, str) for text in chart["annotations"].values())
+    levels = ("basic install", "seamless upgrades", "full lifecycle", "deep insights", "auto pilot")
+    assert chart["annotations"]["artifacthub.io/operatorCapabilities"] in levels
