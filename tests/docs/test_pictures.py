@@ -5,6 +5,7 @@ import os
 import threading
 from base64 import b64encode
 from pathlib import Path
+from urllib.parse import unquote
 
 from scripts.debian_programs import LOCK, PROGRAMS
 from scripts.draw_screens import last_redraw
@@ -12,6 +13,7 @@ from scripts.page_browser import PageBrowser
 from scripts.release.images.debian_packages import lock_path, read_lock
 
 ROOT = Path(__file__).parents[2]
+STATIC = ROOT / "gateway" / "fairlead_gateway" / "supervisor" / "management" / "static"
 
 
 def test_the_lock_of_programs_has_every_package_with_its_hash_and_no_host() -> None:
@@ -26,6 +28,14 @@ def test_each_picture_is_shown_on_a_page() -> None:
     shown = "".join(page.read_text(encoding="utf-8") for page in pages)
     names = [picture.name for picture in (ROOT / "docs" / "images").iterdir()]
     assert [name for name in names if f"/{name}" not in shown] == []
+
+
+def test_the_status_page_has_the_logo_of_the_site() -> None:
+    logo = (ROOT / "docs" / "images" / "logo.svg").read_text(encoding="utf-8")
+    shapes = "".join(line.strip() for line in logo.splitlines()[1:-1])
+    page = unquote((STATIC / "page.html").read_text(encoding="utf-8"))
+    assert page.count(shapes) == 1, "in the header"
+    assert page.count(shapes.replace('"', "'")) == 1, "as the icon"
 
 
 def test_the_view_of_a_terminal_is_the_last_one_that_was_complete() -> None:
