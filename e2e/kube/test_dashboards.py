@@ -49,6 +49,7 @@ _FAILED_ENGINE = "an engine must fail"
 _REFUSED_FOR_LOAD = "requests must be refused for lack of engines"
 _CONDITION = "no model is in this condition"
 _REPLICAS = "the autoscaler must write a number of replicas, or fail to"
+_NO_TOKEN = "series of tenants need a token, and the API server's proxy passes none to the gateway"
 _TELEMETRY = "access log and tracing are off by default"
 _ALL = f'{{namespace="{NAMESPACE}"}}'
 _SELECTED = f'{{namespace="{NAMESPACE}",'
@@ -66,6 +67,18 @@ EXPECTED_EMPTY = {
     f'FairleadNoReadyInstance, fairlead_gateway_rejected_total{_SELECTED}kind="no_ready_instance"}}': _REFUSED_FOR_LOAD,
     f'FairleadOverloaded, fairlead_gateway_rejected_total{_SELECTED}kind="overloaded"}}': _REFUSED_FOR_LOAD,
     "Fairlead / Tenants, Requests over a limit (429), by reason, {{kind}}": "a tenant must be over a limit",
+    **{
+        f"Fairlead / Tenants, {panel}": _NO_TOKEN
+        for panel in (
+            *("Requests, {{tenant}}", "Tokens, {{tenant}} prompt", "Tokens, {{tenant}} generated"),
+            *("Share of cached prompt tokens, {{tenant}}", "Cost, {{tenant}}", "Saved by cached tokens, {{tenant}}"),
+            *("Engines in use, {{tenant}}", "Share of the budget left, {{tenant}}"),
+        )
+    },
+    **{
+        f"{alert}, fairlead_gateway_budget_used_ratio{_ALL}": _NO_TOKEN
+        for alert in ("FairleadBudgetNearlyUsed", "FairleadBudgetUsed")
+    },
     **{
         f"{alert}, fairlead_operator_model_condition{_SELECTED}{condition}}}": _CONDITION
         for alert, condition in (
@@ -111,10 +124,10 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 def variables() -> Iterator[str]:
-    """Yields the selectors of the dashboards' variables."""
+    """Yields the selectors of the dashboards' variables, without that of tenants (`_NO_TOKEN`)."""
     for board in BOARDS.values():
         for variable in board["templating"]["list"]:
-            if variable["type"] == "query":
+            if variable["type"] == "query" and variable["name"] != "tenant":
                 yield re.sub(r"label_values\((.*), \w+\)", r"\1", variable["query"]["query"]).replace(
                     "$namespace", NAMESPACE
                 )
