@@ -40,7 +40,7 @@ from scripts.generators.image_locks import lock_part
 from scripts.generators.package_licences import ALLOWED as ALLOWED_LICENCES
 from scripts.generators.package_licences import FILE, licence_ids
 from scripts.release.images.bill_of_materials import bill_of_materials, locked_packages
-from scripts.release.images.components import ImageBuild, write_descriptions
+from scripts.release.images.components import COMMAND_LINE, ImageBuild, write_descriptions
 from scripts.release.images.layers import OciImage, distinct_layers, image_documents, index_document
 from scripts.release.oci import (
     CHART_CONFIG,
@@ -178,8 +178,10 @@ def add_chart(layout: OciLayout, version: str, registry: str | None) -> Path:
 
 
 def image_digests(entries: Mapping[str, Descriptor], version: str) -> dict[str, str]:
-    """Returns component → digest of its image in a layout. Raises ReleaseError where there is
-    none."""
+    """Returns component → digest of each image in a layout that pods run.
+
+    Raises ReleaseError where there is none.
+    """
     found = {
         name.removesuffix(f":{version}"): described["digest"]
         for name, described in entries.items()
@@ -187,6 +189,7 @@ def image_digests(entries: Mapping[str, Descriptor], version: str) -> dict[str, 
     }
     if not found:
         raise ReleaseError(f"there are no images of version {version}: make the part `images` first")
+    found.pop(COMMAND_LINE, None)
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from fairlead_testing.yaml_documents import load_document
 from scripts.release import artefacts
-from scripts.release.artefacts import add_chart, add_images
+from scripts.release.artefacts import add_chart, add_images, image_digests
 from scripts.release.images.layers import ImageLayer, LayerStore, OciImage, read_layer, write_archive, write_layer
 from scripts.release.oci import OciLayout
 
@@ -108,6 +108,12 @@ def test_the_same_release_has_the_same_digests(tmp_path: Path, layer: ImageLayer
     assert first.entries() == second.entries()
     charts = [(tmp_path / name / "fairlead-1.2.3.tgz").read_bytes() for name in ("one", "two")]
     assert charts[0] == charts[1]
+
+
+def test_a_chart_names_no_image_that_no_pod_runs() -> None:
+    described = {"digest": "sha256:1"}
+    entries = {f"{name}:1.2.3": described for name in ("cli", "sim", "charts/fairlead")}
+    assert image_digests(entries, "1.2.3") == {"sim": "sha256:1"}
 
 
 def test_a_released_chart_names_its_version_and_the_digests_of_its_images(tmp_path: Path, layer: ImageLayer) -> None:

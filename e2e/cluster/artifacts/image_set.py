@@ -14,6 +14,7 @@ from e2e.cluster.artifacts.go_builds import build
 from fairlead import __version__
 from scripts.release.images.bill_of_materials import bill_of_materials, dockerfile_base
 from scripts.release.images.components import (
+    COMMAND_LINE,
     COMPONENTS,
     PREFIX,
     ROOT,
@@ -33,7 +34,7 @@ NEXT = "next"
 def write_set(tag: str | None = None) -> list[OciImage]:
     """Returns the images that a cluster gets: under ``tag`` alone, or under the version and
     ``NEXT``. No pod runs the command line."""
-    made = [image for image in ImageBuild(tag=tag or __version__).images() if image.component != "cli"]
+    made = [image for image in ImageBuild(tag=tag or __version__).images() if image.component != COMMAND_LINE]
     return made if tag else [*made, *(replace(one, name=f"{one.name.rpartition(':')[0]}:{NEXT}") for one in made)]
 
 

@@ -189,6 +189,8 @@ COMPONENTS = {
     "sim": ("python3", "-m", "fairlead_sim"),
 }
 """Component → what its image runs."""
+COMMAND_LINE = "cli"
+"""The component that no pod runs, and so no chart names."""
 COMPILED = ("gateway", "kvstore")
 """Components whose images hold the compiled data plane, where a compiler is present."""
 VALKEY = "valkey"
