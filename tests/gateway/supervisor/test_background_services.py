@@ -29,7 +29,7 @@ from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.supervisor.background_services import BackgroundServices, PeerMembership
 from fairlead_gateway.supervisor.management import GatewayStatus, create_management_app
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.telemetry.decision_log import DecisionRecord
+from fairlead_gateway.telemetry.decision_log import LATEST, DecisionRecord
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.codec import decode
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, well_behaved
@@ -74,9 +74,9 @@ class SingleProcessView:
         return self.gateway.telemetry
 
     async def decisions(
-        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None
+        self, limit: int, model_key: str | None, tenants: frozenset[str] | None = None, kind: str = LATEST
     ) -> list[LoggedDecision]:
-        return [logged_decision(logged) for logged in self.gateway.decisions.latest(limit, model_key, tenants)]
+        return [logged_decision(logged) for logged in self.gateway.decisions.latest(limit, model_key, tenants, kind)]
 
     async def decision(self, request_id: str, tenants: frozenset[str] | None = None) -> list[LoggedDecision]:
         return [logged_decision(logged) for logged in self.gateway.decisions.find(request_id, tenants)]
