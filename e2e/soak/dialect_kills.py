@@ -4,26 +4,15 @@ No engine can continue such a stream. A broken one must end with the error event
 all events before it are those of the engine. A request that had not begun must be answered whole.
 """
 
-import asyncio
 import json
-import random
 import re
 import time
 from pathlib import Path
 from typing import Any
 
-from e2e.soak.gateway_processes import (
-    REPORT,
-    SEED,
-    chat_body,
-    scaled_count,
-    send_request,
-    start_engines,
-    write,
-    write_fleet,
-)
-from e2e.soak.scenarios import ENGINES, KILLS, RequestLoad, kill_engines
-from fairlead_testing.gateway.gateway_process import gateway_process
+from e2e.soak.gateway_processes import REPORT, chat_body, scaled_count, send_request, write
+from e2e.soak.scenarios import KILLS, RequestLoad, kill_figures, load_and_kill
+from fairlead_testing.gateway.gateway_process import GatewayProcess
 from fairlead_testing.http.raw_client import RawResponse
 from fairlead_testing.reports import ReportLine
 
@@ -49,33 +38,33 @@ def body_of(number: int, dialect: str) -> dict[str, Any]:
     return body
 
 
-def check_stream(answer: RawResponse, tokens: int) -> tuple[str, str]:
-    """Returns a strict client's verdict on a stream of messages or responses, and its text."""
+def check_stream(answer: RawResponse, tokens: int) -> str:
+    """Returns a strict client's verdict on a stream of messages or responses."""
     if answer.status != 200:
-        return f"status {answer.status} {json.loads(answer.body)['error'].get('code')}", ""
+        return f"status {answer.status} {json.loads(answer.body)['error'].get('code')}"
     if not answer.complete:
-        return "cut without an event", ""
+        return "cut without an event"
     parts = [part for part in answer.body.decode().split("\n\n") if part and not part.startswith(":")]
     matches = [_EVENT.fullmatch(part.strip("\n")) for part in parts]
     if None in matches or not matches:
-        return "an event that is not whole", ""
+        return "an event that is not whole"
     events = [(match[1], json.loads(match[2])) for match in matches if match is not None]
     name, fields = events[-1]
     if any(event["type"] != event_name for event_name, event in events):
-        return "an event whose type is not its name", ""
+        return "an event whose type is not its name"
     numbers = [event.get("sequence_number", number) for number, (_, event) in enumerate(events)]
     if numbers != list(range(len(events))):
-        return "numbers that do not follow each other", ""
+        return "numbers that do not follow each other"
     if name == "error":
-        return (BROKEN if is_own_error(fields, is_numbered="response" in events[0][1]) else "another error event"), ""
-    texts = [_text(event) for event_name, event in events if event_name.endswith(("block_delta", "text.delta"))]
+        return BROKEN if is_own_error(fields, is_numbered="response" in events[0][1]) else "another error event"
     if name == "message_stop":
         used = events[-2][1]["usage"]["output_tokens"]
     elif name in ("response.completed", "response.incomplete"):
         used = fields["response"]["usage"]["output_tokens"]
     else:
-        return "ended without its last event", ""
-    return WHOLE if len(texts) == used == tokens else "looks complete and is not", "".join(texts)
+        return "ended without its last event"
+    texts = sum(event_name.endswith(("block_delta", "text.delta")) for event_name, _ in events)
+    return WHOLE if texts == used == tokens else "looks complete and is not"
 
 
 def is_own_error(fields: dict[str, Any], *, is_numbered: bool) -> bool:
@@ -86,11 +75,6 @@ def is_own_error(fields: dict[str, Any], *, is_numbered: bool) -> bool:
     return {"code", "message", "param", "sequence_number"} <= set(fields) and fields["message"] == error["message"]
 
 
-def _text(event: dict[str, Any]) -> str:
-    delta = event["delta"]
-    return str(delta if isinstance(delta, str) else delta["text"])
-
-
 async def send_stream(url: str, number: int) -> tuple[str, str, str]:
     """Sends a request; returns the verdict with its dialect, no text, and the instance."""
     dialect = dialect_of(number)
@@ -98,8 +82,14 @@ async def send_stream(url: str, number: int) -> tuple[str, str, str]:
     if dialect == "chat":
         outcome, _, instance = await send_request(url, body)
     else:
-        outcome, _, instance = await send_request(url, body, _PATHS[dialect], check_stream)
+        outcome, _, instance = await send_request(
+            url, body, _PATHS[dialect], lambda answer, tokens: (check_stream(answer, tokens), "")
+        )
     return f"{dialect}: {outcome}", "", instance
+
+
+async def _retried(running: GatewayProcess) -> int:
+    return int(await running.metric("fairlead_gateway_retries_total"))
 
 
 async def run_dialect_kills(folder: Path) -> list[ReportLine]:
@@ -107,32 +97,20 @@ async def run_dialect_kills(folder: Path) -> list[ReportLine]:
     begun, kills = time.monotonic(), scaled_count(*KILLS)
     known = {f"{dialect}: {outcome}" for dialect in _PATHS for outcome in (WHOLE, BROKEN)}
     known |= {"chat: complete", "chat: ended with an error event"}
-    async with start_engines(ENGINES, "--model", "tiny", "--served-model-name", "tiny", "--speed", "1") as found:
-        write_fleet(folder / "fleet.yaml", found.urls)
-        async with gateway_process(folder / "fleet.yaml") as running:
-            load, done = RequestLoad(running.url, send_stream, STREAMS_PER_SECOND, known), asyncio.Event()
-            loading = asyncio.create_task(load.run(done))
-            await kill_engines(load, found, kills, random.Random(SEED), GAP_SECONDS)
-            done.set()
-            await loading
-            retried = int(await running.metric("fairlead_gateway_retries_total"))
+    load, retried = await load_and_kill(
+        folder, lambda url: RequestLoad(url, send_stream, STREAMS_PER_SECOND, known), _retried, GAP_SECONDS
+    )
     seen = load.outcomes
     broken = {dialect: seen[f"{dialect}: {BROKEN}"] for dialect in _PATHS}
     lost = {name: number for name, number in seen.items() if ": status" in name or ": no answer" in name}
     others = {name: number for name, number in seen.items() if name not in known and name not in lost}
     hangs = sum(number for name, number in seen.items() if name.endswith("hangs"))
     lines = [
-        ReportLine(f"{kills} engine kills under streams", found.kills, found.kills == kills),
+        ReportLine(f"{kills} engine kills under streams", load.kills, load.kills == kills),
         ReportLine("as many broken streams as kills, or more", broken, sum(broken.values()) >= kills),
         ReportLine("each broken stream ends with the error event of its dialect", others, not others),
         ReportLine("0 lost requests that had not started", lost, not lost),
         ReportLine("requests that had not started are retried", retried, retried > 0),
         ReportLine("0 hangs", hangs, not hangs),
     ]
-    figures = {
-        "kills": found.kills,
-        "requests": seen.total(),
-        "outcomes": dict(sorted(seen.items())),
-        "details": load.strange,
-    }
-    return write("dialect_kills", begun, figures, lines, REPORT.with_name("soak-dialects.json"))
+    return write("dialect_kills", begun, kill_figures(load), lines, REPORT.with_name("soak-dialects.json"))

@@ -39,7 +39,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from e2e.soak.gateway_processes import (
@@ -47,7 +47,6 @@ from e2e.soak.gateway_processes import (
     ROOT,
     SEED,
     TIMEOUT_SECONDS,
-    ForkedEngines,
     chat_body,
     is_flat,
     scaled_count,
@@ -153,43 +152,62 @@ class RequestLoad:
             del self.busy[:-20]
 
 
-async def kill_engines(
-    load: RequestLoad, found: ForkedEngines, kills: int, draw: random.Random, gap_seconds: float = KILL_SECONDS
-) -> None:
-    """Kill one that has just answered, bring it back, and so on."""
-    met: list[asyncio.Task[None]] = []
-    for _ in range(kills):
-        await asyncio.sleep(gap_seconds)
-        await asyncio.gather(*met)
-        met = load.under_way()
-        names = [name for name in load.busy if int(name[2]) in found.running]
-        number = int(draw.choice(names)[2]) if names else draw.choice(list(found.running))
-        found.kill(number)
-        load.kills = found.kills
-        await found.start(number)
+_Metrics = TypeVar("_Metrics")
+
+
+async def load_and_kill(
+    folder: Path,
+    load_of: Callable[[str], RequestLoad],
+    read: Callable[[GatewayProcess], Awaitable[_Metrics]],
+    gap_seconds: float = KILL_SECONDS,
+) -> tuple[RequestLoad, _Metrics]:
+    """Kills engines behind a gateway while the load at its URL runs, and reads its metrics.
+
+    Each time one that has just answered is killed, and then brought back.
+    """
+    draw, met = random.Random(SEED), list[asyncio.Task[None]]()
+    async with start_engines(ENGINES, "--model", "tiny", "--served-model-name", "tiny", "--speed", "1") as found:
+        write_fleet(folder / "fleet.yaml", found.urls)
+        async with gateway_process(folder / "fleet.yaml") as running:
+            load, done = load_of(running.url), asyncio.Event()
+            loading = asyncio.create_task(load.run(done))
+            for _ in range(scaled_count(*KILLS)):
+                await asyncio.sleep(gap_seconds)
+                await asyncio.gather(*met)
+                met = load.under_way()
+                names = [name for name in load.busy if int(name[2]) in found.running]
+                number = int(draw.choice(names)[2]) if names else draw.choice(list(found.running))
+                found.kill(number)
+                load.kills = found.kills
+                await found.start(number)
+            done.set()
+            await loading
+            return load, await read(running)
+
+
+def kill_figures(load: RequestLoad) -> dict[str, object]:
+    """Returns what came of the requests."""
+    outcomes = dict(sorted(load.outcomes.items()))
+    return {"kills": load.kills, "requests": load.outcomes.total(), "outcomes": outcomes, "details": load.strange}
+
+
+async def _continued(running: GatewayProcess) -> dict[str, int]:
+    return {
+        how: int(sum(await running.samples("fairlead_gateway_continued_total", f'result="{how}"')))
+        for how in ("whole", "broken")
+    }
 
 
 async def run_engine_kills(folder: Path) -> list[ReportLine]:
     """The part; the lines that do not hold."""
     begun, kills = time.monotonic(), scaled_count(*KILLS)
-    async with start_engines(ENGINES, "--model", "tiny", "--served-model-name", "tiny", "--speed", "1") as found:
-        write_fleet(folder / "fleet.yaml", found.urls)
-        async with gateway_process(folder / "fleet.yaml") as running:
-            load, done = RequestLoad(running.url), asyncio.Event()
-            loading = asyncio.create_task(load.run(done))
-            await kill_engines(load, found, kills, random.Random(SEED))
-            done.set()
-            await loading
-            continued = {
-                how: int(sum(await running.samples("fairlead_gateway_continued_total", f'result="{how}"')))
-                for how in ("whole", "broken")
-            }
+    load, continued = await load_and_kill(folder, RequestLoad, _continued)
     seen = load.outcomes
     lost = {name: number for name, number in seen.items() if name not in _KNOWN}
     untrue = seen["looks complete and is not"] + seen["cut silently"]
     different = sum(len(texts) > 1 for texts in load.texts.values())
     lines = [
-        ReportLine(f"{kills} engine kills under load", found.kills, found.kills == kills),
+        ReportLine(f"{kills} engine kills under load", load.kills, load.kills == kills),
         ReportLine(
             "0 lost requests that had not started",
             lost,
@@ -199,14 +217,7 @@ async def run_engine_kills(folder: Path) -> list[ReportLine]:
         ReportLine("0 streams that look complete and are not", untrue, not untrue),
         ReportLine("greedy answers of one conversation are one text, continued or not", different, not different),
     ]
-    figures = {
-        "kills": found.kills,
-        "requests": seen.total(),
-        "outcomes": dict(sorted(seen.items())),
-        "continued": continued,
-        "details": load.strange,
-    }
-    return write("engine_kills", begun, figures, lines)
+    return write("engine_kills", begun, {**kill_figures(load), "continued": continued}, lines)
 
 
 LANES = 8

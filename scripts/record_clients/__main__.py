@@ -19,6 +19,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fairlead_gateway.errors import (
+    BudgetSpent,
+    ConcurrencyReached,
+    EngineFailed,
+    InvalidApiKey,
+    LimitReached,
+    NoReadyInstance,
+    UnknownModel,
+)
 from fairlead_testing.client_recordings import FOLDER, FillerWriter, share
 from scripts.record_clients.clients import CLIENTS, Client, write_files
 from scripts.record_clients.stub_server import SUBAGENT_PROMPT, Fault, SentRequest, StubServer
@@ -29,35 +38,27 @@ PROMPTS = (
     "Which files are here? Run echo hi.",
     "Again.",
 )
-UNKNOWN_KEY = "the API key is not known (send it as Authorization: Bearer)"
+UNKNOWN_KEY = InvalidApiKey("the API key is not known (send it as Authorization: Bearer)")
+BROKEN_OFF = EngineFailed("the engine broke off; the answer is incomplete", code="stream_cut")
 FAULTS = {
-    "wrong key": Fault(401, "invalid_api_key", UNKNOWN_KEY),
-    "wrong key, no retry": Fault(401, "invalid_api_key", UNKNOWN_KEY, (("x-should-retry", "false"),)),
-    "unknown model": Fault(404, "model_not_found", "model: no model of this name is served here"),
+    "wrong key": Fault(UNKNOWN_KEY),
+    "wrong key, no retry": Fault(UNKNOWN_KEY, (("x-should-retry", "false"),)),
+    "unknown model": Fault(UnknownModel("model: no model of this name is served here")),
     "limit for 2 s": Fault(
-        429,
-        "rate_limit_exceeded",
-        "the limit of 60 requests per minute of tenant acme is reached",
+        LimitReached("the limit of 60 requests per minute of tenant acme is reached"),
         (("retry-after", "2"),),
         count=1,
     ),
     "limit without end": Fault(
-        429, "concurrency_limit_exceeded", "tenant acme has 4 requests in flight, its limit", (("retry-after", "1"),)
+        ConcurrencyReached("tenant acme has 4 requests in flight, its limit"), (("retry-after", "1"),)
     ),
     "budget": Fault(
-        429,
-        "insufficient_quota",
-        "the budget of 5 USD per month of tenant acme is used up",
+        BudgetSpent("the budget of 5 USD per month of tenant acme is used up"),
         (("retry-after", "86400"), ("x-should-retry", "false")),
     ),
-    "no engine": Fault(503, "no_ready_instance", "no engine of the model is ready", (("retry-after", "1"),)),
-    "stream cut once": Fault(
-        502, "stream_cut", "the engine broke off; the answer is incomplete", after_start=True, count=1
-    ),
-    "stream cut": Fault(502, "stream_cut", "the engine broke off; the answer is incomplete", after_start=True),
-    "response failed": Fault(
-        502, "stream_cut", "the engine broke off; the answer is incomplete", after_start=True, response_failed=True
-    ),
+    "no engine": Fault(NoReadyInstance("no engine of the model is ready"), (("retry-after", "1"),)),
+    "stream cut once": Fault(BROKEN_OFF, after_start=True, count=1),
+    "stream cut": Fault(BROKEN_OFF, after_start=True),
 }
 TURN_SECONDS, FAULT_SECONDS = 120, 75
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -133,11 +134,7 @@ def record(client: Client, programs: Path, home: Path) -> dict[str, Any]:
             server.begin()
             run.start(arguments, TURN_SECONDS)
             conversations.append([[_sent(request, writer) for request in server.sent]])
-        faults = {
-            name: _fault(run, fault, writer)
-            for name, fault in FAULTS.items()
-            if client.has_faults and (client.speaks_responses or not fault.response_failed)
-        }
+        faults = {name: _fault(run, fault, writer) for name, fault in FAULTS.items() if client.has_faults}
         _, version = run.start(["--version"], TURN_SECONDS)
         for arguments in client.teardown:
             run.start(arguments, TURN_SECONDS)
@@ -167,7 +164,7 @@ def _fault(run: Run, fault: Fault, writer: FillerWriter) -> dict[str, Any]:
     run.server.begin(fault)
     code, output = run.turn(run.client.first, PROMPTS[0], "", FAULT_SECONDS)
     attempts = [request for request in run.server.sent if request.method == "POST"]
-    print(f"{run.client.name}: {fault.code}: exit code {code}, {len(attempts)} requests", flush=True)
+    print(f"{run.client.name}: {fault.error.code}: exit code {code}, {len(attempts)} requests", flush=True)
     shown = writer.rename(run.client.shown(_ANSI.sub("", output)).strip())
     return {
         "attempts": len(attempts),

@@ -37,7 +37,6 @@ class Client:
     sessions: Sequence[str] = ()
     session: str = ""
     error: str = ""
-    speaks_responses: bool = False
     has_subagents: bool = False
     has_faults: bool = True
 
@@ -74,7 +73,7 @@ wire_api = "responses"
     return {".codex/config.toml": config}
 
 
-def _opencode_files(url: str, package: str = "openai-compatible") -> Mapping[str, str]:
+def _opencode_files(package: str, url: str) -> Mapping[str, str]:
     provider = {
         "npm": f"@ai-sdk/{package}",
         "name": "Fairlead",
@@ -98,6 +97,21 @@ def _key_environment(_: str) -> Mapping[str, str]:
 
 def _aider_environment(url: str) -> Mapping[str, str]:
     return {"OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
+
+def _opencode(name: str, package: str, *, is_first: bool = False) -> Client:
+    """Returns OpenCode with a package for a dialect; only the first one has all recordings."""
+    return Client(
+        name,
+        "opencode-ai",
+        "opencode-ai/node_modules/.bin/opencode",
+        _key_environment,
+        partial(_opencode_files, package),
+        ("run", "{prompt}"),
+        ("run", "--continue", "{prompt}"),
+        has_subagents=is_first,
+        has_faults=is_first,
+    )
 
 
 AIDER = (
@@ -128,39 +142,11 @@ CLIENTS = (
         ("exec", *CODEX, "{prompt}"),
         ("exec", "resume", "--last", *CODEX, "{prompt}"),
         error="^ERROR",
-        speaks_responses=True,
         has_subagents=True,
     ),
-    Client(
-        "opencode",
-        "opencode-ai",
-        "opencode-ai/node_modules/.bin/opencode",
-        _key_environment,
-        _opencode_files,
-        ("run", "{prompt}"),
-        ("run", "--continue", "{prompt}"),
-        has_subagents=True,
-    ),
-    Client(
-        "opencode-messages",
-        "opencode-ai",
-        "opencode-ai/node_modules/.bin/opencode",
-        _key_environment,
-        partial(_opencode_files, package="anthropic"),
-        ("run", "{prompt}"),
-        ("run", "--continue", "{prompt}"),
-        has_faults=False,
-    ),
-    Client(
-        "opencode-responses",
-        "opencode-ai",
-        "opencode-ai/node_modules/.bin/opencode",
-        _key_environment,
-        partial(_opencode_files, package="openai"),
-        ("run", "{prompt}"),
-        ("run", "--continue", "{prompt}"),
-        has_faults=False,
-    ),
+    _opencode("opencode", "openai-compatible", is_first=True),
+    _opencode("opencode-messages", "anthropic"),
+    _opencode("opencode-responses", "openai"),
     Client(
         "cline",
         "cline",

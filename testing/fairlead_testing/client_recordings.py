@@ -6,7 +6,7 @@ A recording is JSON. Two objects stand for what is long:
   number, so that texts with a common start keep one.
 - ``{"$shared": number}``: an entry of the recording's list ``shared``, which occurs several times.
 
-``FillerWriter`` makes them, and ``RecordedClient`` reads a recording.
+``FillerWriter`` makes them, and ``read_client`` reads a recording.
 """
 
 import hashlib
@@ -146,16 +146,8 @@ class ClientRequest:
         return json.dumps({**self.body, **changes}, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedClient:
-    """A recording: ``name`` of the client, and its requests in order."""
-
-    name: str
-    requests: tuple[ClientRequest, ...]
-
-
-def read_client(path: Path) -> RecordedClient:
-    """Reads a recording, with its filler written out."""
+def read_client(path: Path) -> list[ClientRequest]:
+    """Returns the requests of a recording in order, with its filler written out."""
     recording = json.loads(path.read_text())
 
     def expand(value: Any) -> Any:
@@ -169,7 +161,7 @@ def read_client(path: Path) -> RecordedClient:
             return expand(recording["shared"][value["$shared"]])
         return {key: expand(item) for key, item in value.items()}
 
-    found = [
+    return [
         ClientRequest(
             conversation,
             turn,
@@ -182,4 +174,3 @@ def read_client(path: Path) -> RecordedClient:
         for turn, requests in enumerate(turns)
         for sent in expand(requests)
     ]
-    return RecordedClient(recording["client"], tuple(found))

@@ -57,6 +57,6 @@ def test_a_recording_is_read_as_it_was_shared(tmp_path: Path) -> None:
     assert len(shared) == 1
     path = tmp_path / "client.json"
     path.write_text(json.dumps({"client": "x", "conversations": conversations, "shared": shared}))
-    first, second = read_client(path).requests
+    first, second = read_client(path)
     assert (first.body, second.body) == ({"tools": tools, "n": 1}, {"tools": tools, "n": 2})
     assert json.loads(second.encode_body(n=3))["n"] == 3

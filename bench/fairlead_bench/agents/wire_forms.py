@@ -109,17 +109,19 @@ def _parameters(number: int) -> Body:
     return {"type": "object", "properties": properties, "required": list(properties)[:1]}
 
 
-def _tool(number: int) -> tuple[str, str]:
-    return f"tool_{number}", f"Does the work of tool {number} in the folder of the project. " * 4
+_TOOLS: Final = [
+    (f"tool_{number}", f"Does the work of tool {number} in the folder of the project. " * 4, _parameters(number))
+    for number in range(TOOLS)
+]
+"""Names, descriptions and schemas."""
 
 
 def chat_body(session: AgentSession, turn: int) -> Body:
     """Returns the body of a turn as a chat completion."""
-    tools = []
-    for number in range(TOOLS):
-        name, description = _tool(number)
-        function = {"name": name, "description": description, "parameters": _parameters(number)}
-        tools.append({"type": "function", "function": function})
+    tools = [
+        {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+        for name, description, schema in _TOOLS
+    ]
     messages = [{"role": role, "content": text} for role, text in (("system", session.system), *_turns(session, turn))]
     return {
         "model": "tiny",
@@ -133,10 +135,7 @@ def chat_body(session: AgentSession, turn: int) -> Body:
 
 def messages_body(session: AgentSession, turn: int) -> Body:
     """Returns the body of a turn in Anthropic's dialect, its fields in Claude Code's order."""
-    tools = []
-    for number in range(TOOLS):
-        name, description = _tool(number)
-        tools.append({"name": name, "description": description, "input_schema": _parameters(number)})
+    tools = [{"name": name, "description": description, "input_schema": schema} for name, description, schema in _TOOLS]
     messages = [{"role": role, "content": [_text(text)]} for role, text in _turns(session, turn)]
     return {
         "model": "tiny",
@@ -167,10 +166,10 @@ def cached_messages_body(session: AgentSession, turn: int) -> Body:
 
 def responses_body(session: AgentSession, turn: int) -> Body:
     """Returns the body of a turn in the dialect of Responses, its fields in Codex' order."""
-    tools = []
-    for number in range(TOOLS):
-        name, description = _tool(number)
-        tools.append({"type": "function", "name": name, "description": description, "parameters": _parameters(number)})
+    tools = [
+        {"type": "function", "name": name, "description": description, "parameters": schema}
+        for name, description, schema in _TOOLS
+    ]
     kinds = {"user": "input_text", "assistant": "output_text"}
     items = [
         {"type": "message", "role": role, "content": [{"type": kinds[role], "text": text}]}
@@ -210,8 +209,8 @@ def _chat_usage(event: Body) -> Usage | None:
     return Usage(usage["prompt_tokens"], cached, usage["completion_tokens"])
 
 
-def _has_message_token(event: Body) -> bool:
-    return bool(event.get("type") == "content_block_delta")
+def _is_type(name: str) -> Callable[[Body], bool]:
+    return lambda event: bool(event.get("type") == name)
 
 
 def _message_usage(event: Body) -> Usage | None:
@@ -221,10 +220,6 @@ def _message_usage(event: Body) -> Usage | None:
     cached = usage["cache_read_input_tokens"]
     prompt = usage["input_tokens"] + usage["cache_creation_input_tokens"] + cached
     return Usage(prompt, cached, usage["output_tokens"])
-
-
-def _has_response_token(event: Body) -> bool:
-    return bool(event.get("type") == "response.output_text.delta")
 
 
 def _response_usage(event: Body) -> Usage | None:
@@ -239,11 +234,11 @@ def _chat(body: Callable[[AgentSession, int], Body]) -> WireForm:
 
 
 def _messages(body: Callable[[AgentSession, int], Body]) -> WireForm:
-    return WireForm("/v1/messages", body, _has_message_token, _message_usage)
+    return WireForm("/v1/messages", body, _is_type("content_block_delta"), _message_usage)
 
 
 def _responses(body: Callable[[AgentSession, int], Body]) -> WireForm:
-    return WireForm("/v1/responses", body, _has_response_token, _response_usage)
+    return WireForm("/v1/responses", body, _is_type("response.output_text.delta"), _response_usage)
 
 
 CHAT: Final = _chat(chat_body)

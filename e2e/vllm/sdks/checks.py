@@ -77,6 +77,10 @@ def _raised(call: Callable[[], object]) -> list[Any]:
     return ["nothing", 200]
 
 
+def _refused(create: Callable[..., object], usual: dict[str, Any], **fields: Any) -> list[Any]:
+    return _raised(lambda: create(**{**usual, **fields}))
+
+
 def messages_whole() -> Said:
     return _message(claude.messages.create(**MESSAGE))
 
@@ -126,14 +130,12 @@ def messages_count_tokens() -> Said:
 
 
 def messages_errors() -> Said:
-    def send(**fields: Any) -> Callable[[], object]:
-        return lambda: claude.messages.create(**{**MESSAGE, **fields})
-
+    send = claude.messages.create
     return {
-        "unknown model": _raised(send(model="nobody")),
-        "no messages": _raised(send(messages=[])),
-        "negative limit": _raised(send(max_tokens=-1)),
-        "too long": _raised(send(messages=[{"role": "user", "content": "x y " * 9_000}])),
+        "unknown model": _refused(send, MESSAGE, model="nobody"),
+        "no messages": _refused(send, MESSAGE, messages=[]),
+        "negative limit": _refused(send, MESSAGE, max_tokens=-1),
+        "too long": _refused(send, MESSAGE, messages=[{"role": "user", "content": "x y " * 9_000}]),
         "count of an unknown model": _raised(lambda: claude.messages.count_tokens(model="nobody", messages=TURNS)),
     }
 
@@ -206,15 +208,13 @@ def responses_are_cancelled() -> Said:
 
 
 def responses_errors() -> Said:
-    def send(**fields: Any) -> Callable[[], object]:
-        return lambda: client.responses.create(**{**RESPONSE, **fields})
-
+    send = client.responses.create
     return {
-        "unknown model": _raised(send(model="nobody")),
-        "too long": _raised(send(input="x y " * 9_000)),
+        "unknown model": _refused(send, RESPONSE, model="nobody"),
+        "too long": _refused(send, RESPONSE, input="x y " * 9_000),
         "unknown id": _raised(lambda: client.responses.retrieve("resp_nobody")),
         "cancel of an unknown id": _raised(lambda: client.responses.cancel("resp_nobody")),
-        "unknown earlier id": _raised(send(previous_response_id="resp_nobody")),
+        "unknown earlier id": _refused(send, RESPONSE, previous_response_id="resp_nobody"),
     }
 
 
@@ -237,41 +237,16 @@ def chat_follows_a_json_schema() -> Said:
 
 
 def chat_errors() -> Said:
-    def send(**fields: Any) -> Callable[[], object]:
-        return lambda: client.chat.completions.create(**{**CHAT, **fields})
-
+    send = client.chat.completions.create
     return {
-        "unknown model": _raised(send(model="nobody")),
-        "too long": _raised(send(messages=[{"role": "user", "content": "x y " * 9_000}])),
-        "temperature": _raised(send(temperature=-1)),
+        "unknown model": _refused(send, CHAT, model="nobody"),
+        "too long": _refused(send, CHAT, messages=[{"role": "user", "content": "x y " * 9_000}]),
+        "temperature": _refused(send, CHAT, temperature=-1),
     }
 
 
-CHECKS = (
-    messages_whole,
-    messages_with_a_system_prompt,
-    messages_streamed,
-    messages_with_the_streaming_helper,
-    messages_call_a_tool,
-    messages_take_the_result_of_a_tool,
-    messages_count_tokens,
-    messages_errors,
-    responses_whole,
-    responses_with_instructions_and_turns,
-    responses_streamed,
-    responses_with_the_streaming_helper,
-    responses_call_a_tool,
-    responses_take_the_result_of_a_tool,
-    responses_follow_a_json_schema,
-    responses_are_retrieved_by_id,
-    responses_continue_an_earlier_one,
-    responses_are_cancelled,
-    responses_errors,
-    chat_whole,
-    chat_streamed,
-    chat_follows_a_json_schema,
-    chat_errors,
-)
+DIALECTS = ("messages", "responses", "chat")
+CHECKS = [check for name, check in list(globals().items()) if name.startswith(tuple(f"{kind}_" for kind in DIALECTS))]
 
 
 def spend(dialect: str) -> Said:

@@ -5,10 +5,7 @@ They have environments of their own, so that another pin of an SDK does not inst
 again. It needs Node 20 or newer, npm and the registries of both languages.
 """
 
-import fcntl
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,11 +13,10 @@ import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead.runtime.compiled_build import cache_folder
+from e2e.vllm.engine.installation import install_part, locked_folder, pip_install
 
 HERE = Path(__file__).parent
 _PINS = ("requirements.txt", "package.json", "package-lock.json")
-_COMPLETE = "complete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +41,21 @@ class SdkInstallation:
 
 def install_sdks() -> SdkInstallation:
     """Installs what is missing. Idempotent, and safe in several processes."""
-    seen = hashlib.sha256(sys.version.encode())
-    for name in _PINS:
-        seen.update((HERE / name).read_bytes())
-    cache = cache_folder(os.environ)
-    cache.mkdir(parents=True, exist_ok=True)
-    found = SdkInstallation(cache / f"client-sdks-{seen.hexdigest()[:12]}")
-    with (cache / "client-sdks.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (found.folder / _COMPLETE).exists():
-            shutil.rmtree(found.folder, ignore_errors=True)
-            _install(found.folder)
-        shutil.copy(HERE / "checks.mjs", found.folder / "node")  # imports are resolved from where a program lies
-    return found
+    with locked_folder("client-sdks", [HERE / name for name in _PINS]) as folder:
+        install_part(folder, "node", lambda: _node(folder / "node"))
+        install_part(folder, "python", lambda: _python(folder / "python"))
+        shutil.copy(HERE / "checks.mjs", folder / "node")  # imports are resolved from where a program lies
+    return SdkInstallation(folder)
 
 
-def _install(folder: Path) -> None:
-    print(f"installing the SDKs of clients into {folder} (once) …", file=sys.stderr, flush=True)
-    node = folder / "node"
-    node.mkdir(parents=True)
+def _node(folder: Path) -> None:
+    folder.mkdir()
     for name in _PINS[1:]:
-        shutil.copy(HERE / name, node)
-    _run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", folder=node)
-    venv.create(folder / "python", with_pip=True)
-    pip = (str(folder / "python" / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check")
-    _run(*pip, "--no-deps", "-r", str(HERE / "requirements.txt"), folder=folder)
-    (folder / _COMPLETE).touch()
-
-
-def _run(*command: str, folder: Path) -> None:
+        shutil.copy(HERE / name, folder)
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
     subprocess.run(command, check=True, cwd=folder, stdout=sys.stderr)
+
+
+def _python(folder: Path) -> None:
+    venv.create(folder, with_pip=True)
+    pip_install(folder / "bin" / "python", "--no-deps", "-r", str(HERE / "requirements.txt"))

@@ -5,7 +5,7 @@ from typing import ClassVar, Final
 from msgspec import UNSET, Raw, UnsetType
 
 from fairlead_gateway.dialects.body_form import ALL_SAMPLING, BodyForm
-from fairlead_gateway.dialects.dialect import Answer, Dialect, Prompt
+from fairlead_gateway.dialects.dialect import Dialect, Prompt
 from fairlead_gateway.dialects.schemas import GenerationFields, OptionalInt
 
 
@@ -46,11 +46,16 @@ class ListedChatRequest(ChatRequest, kw_only=True, gc=False, forbid_unknown_fiel
     verbosity: Raw | UnsetType = UNSET
 
 
-CHAT_FORM: Final = BodyForm(("max_completion_tokens", "max_tokens"), ALL_SAMPLING, ("n",), has_min_tokens=True)
-CHAT: Final = Dialect(
+CHAT_FORM: Final[BodyForm] = BodyForm(
+    ("max_completion_tokens", "max_tokens"), ALL_SAMPLING, ("n",), has_min_tokens=True
+)
+CHAT: Final[Dialect] = Dialect(
     "chat",
     ("/v1/chat/completions",),
-    (ChatRequest, ListedChatRequest),
-    prompt=Prompt("messages", ("tools", "functions", "documents")),
-    answer=Answer(CHAT_FORM, operation="chat", requests_usage=True),
+    ChatRequest,
+    ListedChatRequest,
+    Prompt("messages", ("tools", "functions", "documents")),
+    CHAT_FORM,
+    operation="chat",
+    requests_usage=True,
 )

@@ -5,7 +5,7 @@ from typing import ClassVar, Final
 from msgspec import UNSET, Raw, UnsetType
 
 from fairlead_gateway.dialects.body_form import ALL_SAMPLING, BodyForm
-from fairlead_gateway.dialects.dialect import Answer, Dialect, Prompt
+from fairlead_gateway.dialects.dialect import Dialect, Prompt
 from fairlead_gateway.dialects.schemas import GenerationFields, OptionalInt, OptionalText
 
 
@@ -34,10 +34,13 @@ class ListedCompletionRequest(CompletionRequest, kw_only=True, forbid_unknown_fi
 
 # Engines answer a completion without a limit with 16 tokens, as OpenAI does.
 _FORM: Final = BodyForm(("max_tokens",), ALL_SAMPLING, ("n", "best_of"), absent_limit=16, has_min_tokens=True)
-COMPLETIONS: Final = Dialect(
+COMPLETIONS: Final[Dialect] = Dialect(
     "completions",
     ("/v1/completions",),
-    (CompletionRequest, ListedCompletionRequest),
-    prompt=Prompt("prompt", ("suffix",), is_context_first=False),
-    answer=Answer(_FORM, operation="text_completion", requests_usage=True),
+    CompletionRequest,
+    ListedCompletionRequest,
+    Prompt("prompt", ("suffix",), is_context_first=False),
+    _FORM,
+    operation="text_completion",
+    requests_usage=True,
 )

@@ -4,7 +4,7 @@ from typing import ClassVar, Final
 
 from msgspec import UNSET, Raw, UnsetType
 
-from fairlead_gateway.dialects.dialect import Answer, Dialect, Prompt
+from fairlead_gateway.dialects.dialect import Dialect, Prompt
 from fairlead_gateway.dialects.schemas import CommonFields, OptionalInt
 
 
@@ -24,10 +24,12 @@ class ListedEmbeddingRequest(EmbeddingRequest, kw_only=True, forbid_unknown_fiel
     truncate_prompt_tokens: Raw | UnsetType = UNSET
 
 
-EMBEDDINGS: Final = Dialect(
+EMBEDDINGS: Final[Dialect] = Dialect(
     "embeddings",
     ("/v1/embeddings",),
-    (EmbeddingRequest, ListedEmbeddingRequest),
-    prompt=Prompt("input"),
-    answer=Answer(operation="embeddings", is_early=True),
+    EmbeddingRequest,
+    ListedEmbeddingRequest,
+    Prompt("input"),
+    operation="embeddings",
+    has_early_answer=True,
 )

@@ -1,5 +1,6 @@
 """Error objects and error events, in the form that the clients of a dialect know."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +25,7 @@ _ANTHROPIC_TYPES: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
 class ErrorShape:
     """The form of errors.
 
@@ -36,18 +38,13 @@ class ErrorShape:
     Source: platform.openai.com/docs/api-reference/responses-streaming/error.
     """
 
-    __slots__ = ("_is_anthropic", "_is_numbered", "has_named_events")
-
-    def __init__(
-        self, *, is_anthropic: bool = False, has_named_events: bool = False, is_numbered: bool = False
-    ) -> None:
-        self._is_anthropic = is_anthropic
-        self.has_named_events = has_named_events
-        self._is_numbered = is_numbered
+    is_anthropic: bool = False
+    has_named_events: bool = False
+    is_numbered: bool = False
 
     def body(self, status: int, body: bytes) -> bytes:
         """Returns an error object of an engine or of the gateway, in this form."""
-        if not self._is_anthropic:
+        if not self.is_anthropic:
             return body
         decoded = _decode(body)
         fields = decoded["error"]
@@ -68,7 +65,7 @@ class ErrorShape:
         body = self.body(500, error_body(message, GatewayError.error_type, None, code, request_id))
         if not self.has_named_events:
             return b"data: " + body + b"\n\n"
-        if not self._is_numbered:
+        if not self.is_numbered:
             return b"\n\nevent: error\ndata: " + body + b"\n\n"
         error = {"code": "server_error", "message": message}
         failed = {"type": _FAILED, "sequence_number": sequence_number, "response": {"status": "failed", "error": error}}
@@ -77,6 +74,6 @@ class ErrorShape:
         return b"\n\nevent: %b\ndata: %b\n\nevent: error\ndata: %b\n\n" % (_FAILED.encode(), _encode(failed), body)
 
 
-OPENAI_ERRORS: Final = ErrorShape()
-ANTHROPIC_ERRORS: Final = ErrorShape(is_anthropic=True, has_named_events=True)
-RESPONSES_ERRORS: Final = ErrorShape(has_named_events=True, is_numbered=True)
+OPENAI_ERRORS: Final[ErrorShape] = ErrorShape()
+ANTHROPIC_ERRORS: Final[ErrorShape] = ErrorShape(is_anthropic=True, has_named_events=True)
+RESPONSES_ERRORS: Final[ErrorShape] = ErrorShape(has_named_events=True, is_numbered=True)

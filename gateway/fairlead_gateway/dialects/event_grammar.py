@@ -3,7 +3,10 @@
 The chunks of OpenAI's chats have no names, so `upstream.sse` reads them by their fields.
 """
 
+from dataclasses import dataclass
 
+
+@dataclass(frozen=True, slots=True)
 class EventGrammar:
     """The names of the events of a dialect's streams.
 
@@ -15,21 +18,9 @@ class EventGrammar:
     is_numbered: each event has a `sequence_number`.
     """
 
-    __slots__ = ("closing", "delta", "failed", "finals", "is_numbered", "last")
-
-    def __init__(
-        self,
-        delta: bytes,
-        finals: frozenset[bytes],
-        last: frozenset[bytes],
-        *,
-        failed: bytes = b"error",
-        closing: bytes = b"",
-        is_numbered: bool = False,
-    ) -> None:
-        self.delta = delta
-        self.finals = finals
-        self.last = last
-        self.failed = failed
-        self.closing = closing
-        self.is_numbered = is_numbered
+    delta: bytes
+    finals: frozenset[bytes]
+    last: frozenset[bytes]
+    failed: bytes = b"error"
+    closing: bytes = b""
+    is_numbered: bool = False

@@ -9,7 +9,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.json import Decoder
 
 from fairlead_gateway.dialects.body_form import SAMPLING, BodyForm
-from fairlead_gateway.dialects.dialect import Answer, Dialect, Prompt
+from fairlead_gateway.dialects.dialect import Dialect, Prompt
 from fairlead_gateway.dialects.error_shape import ANTHROPIC_ERRORS
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.dialects.schemas import GenerationFields
@@ -47,20 +47,19 @@ class ListedMessagesRequest(MessagesRequest, kw_only=True, gc=False, forbid_unkn
 
 
 METADATA_DECODER: Final = Decoder(MessagesMetadata)
-MESSAGES: Final = Dialect(
+MESSAGES: Final[Dialect] = Dialect(
     "messages",
     ("/v1/messages",),
-    (MessagesRequest, ListedMessagesRequest),
-    prompt=Prompt("messages", ("system", "tools"), is_open=True, without_marks=without_marks),
-    answer=Answer(
-        BodyForm(("max_tokens",), SAMPLING),
-        EventGrammar(
-            b"content_block_delta",
-            frozenset((b"message_start", b"message_delta", b"message_stop")),
-            frozenset((b"message_stop",)),
-            closing=b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
-        ),
-        operation="chat",
+    MessagesRequest,
+    ListedMessagesRequest,
+    Prompt("messages", ("system", "tools"), is_open=True, without_marks=without_marks),
+    BodyForm(("max_tokens",), SAMPLING),
+    EventGrammar(
+        b"content_block_delta",
+        frozenset((b"message_start", b"message_delta", b"message_stop")),
+        frozenset((b"message_stop",)),
+        closing=b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
     ),
+    operation="chat",
     errors=ANTHROPIC_ERRORS,
 )

@@ -1,11 +1,12 @@
 """Requests whose bodies and answers are passed on: scores, token ids, and whatever engines add."""
 
+from dataclasses import replace
 from typing import Final
 
 from msgspec import UNSET, Raw, UnsetType
 
 from fairlead_gateway.dialects.chat import CHAT_FORM
-from fairlead_gateway.dialects.dialect import Answer, Dialect
+from fairlead_gateway.dialects.dialect import Dialect
 from fairlead_gateway.dialects.error_shape import ANTHROPIC_ERRORS, RESPONSES_ERRORS
 from fairlead_gateway.dialects.schemas import CommonFields, OptionalInt
 
@@ -38,27 +39,22 @@ class GenericRequest(CommonFields, kw_only=True):
     data_2: Raw | UnsetType = UNSET
 
 
-_BODIES: Final = (GenericRequest, None)
-_EARLY: Final = Answer(is_early=True)
-_NOT_COMPUTED: Final = Answer(is_computed=False)
-TOKENIZE: Final = Dialect("tokenize", ("/tokenize", "/detokenize"), _BODIES, answer=_NOT_COMPUTED)
-SCORES: Final = Dialect(
+TOKENIZE: Final[Dialect] = Dialect(
+    "tokenize", ("/tokenize", "/detokenize"), GenericRequest, is_computed=False, has_early_answer=True
+)
+SCORES: Final[Dialect] = Dialect(
     "scores",
     ("/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score", "/classify", "/v1/classify"),
-    _BODIES,
-    answer=_EARLY,
+    GenericRequest,
+    has_early_answer=True,
 )
-POOLING: Final = Dialect("pooling", ("/v1/pooling",), _BODIES, answer=_EARLY)
-CHAT_BATCH: Final = Dialect("chat-batch", ("/v1/chat/completions/batch",), _BODIES, answer=Answer(CHAT_FORM))
-TOKENIZE_V1: Final = Dialect("tokenize", ("/v1/tokenize", "/v1/detokenize"), _BODIES, answer=_NOT_COMPUTED)
-COUNT_TOKENS: Final = Dialect(
-    "count-tokens",
-    ("/v1/messages/count_tokens",),
-    _BODIES,
-    answer=_NOT_COMPUTED,
-    errors=ANTHROPIC_ERRORS,
+POOLING: Final[Dialect] = Dialect("pooling", ("/v1/pooling",), GenericRequest, has_early_answer=True)
+CHAT_BATCH: Final[Dialect] = Dialect("chat-batch", ("/v1/chat/completions/batch",), GenericRequest, form=CHAT_FORM)
+TOKENIZE_V1: Final[Dialect] = replace(TOKENIZE, paths=("/v1/tokenize", "/v1/detokenize"))
+COUNT_TOKENS: Final[Dialect] = replace(
+    TOKENIZE, name="count-tokens", paths=("/v1/messages/count_tokens",), errors=ANTHROPIC_ERRORS
 )
-STORED_RESPONSE: Final = Dialect("stored-response", (), _BODIES, answer=_NOT_COMPUTED, errors=RESPONSES_ERRORS)
-OTHER_MESSAGES: Final = Dialect("other", (), _BODIES, errors=ANTHROPIC_ERRORS)
-OTHER: Final = Dialect("other", (), _BODIES)
+STORED_RESPONSE: Final[Dialect] = replace(TOKENIZE, name="stored-response", paths=(), errors=RESPONSES_ERRORS)
+OTHER: Final[Dialect] = Dialect("other", (), GenericRequest)
 """Whatever path a dialect of the table does not have."""
+OTHER_MESSAGES: Final[Dialect] = replace(OTHER, errors=ANTHROPIC_ERRORS)

@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 from msgspec import UNSET, Raw, UnsetType
 
 from fairlead_gateway.dialects.body_form import BodyForm
-from fairlead_gateway.dialects.dialect import Answer, Dialect, Prompt
+from fairlead_gateway.dialects.dialect import Dialect, Prompt
 from fairlead_gateway.dialects.error_shape import RESPONSES_ERRORS
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.dialects.schemas import GenerationFields, OptionalInt, OptionalText
@@ -45,15 +45,14 @@ class ListedResponsesRequest(ResponsesRequest, kw_only=True, gc=False, forbid_un
 
 
 _ENDS: Final = frozenset((b"response.completed", b"response.incomplete"))
-RESPONSES: Final = Dialect(
+RESPONSES: Final[Dialect] = Dialect(
     "responses",
     ("/v1/responses",),
-    (ResponsesRequest, ListedResponsesRequest),
-    prompt=Prompt("input", ("instructions", "tools"), is_open=True),
-    answer=Answer(
-        BodyForm(("max_output_tokens",), ("temperature", "top_p")),
-        EventGrammar(b".delta", _ENDS, _ENDS, failed=b"response.failed", is_numbered=True),
-        operation="chat",
-    ),
+    ResponsesRequest,
+    ListedResponsesRequest,
+    Prompt("input", ("instructions", "tools"), is_open=True),
+    BodyForm(("max_output_tokens",), ("temperature", "top_p")),
+    EventGrammar(b".delta", _ENDS, _ENDS, failed=b"response.failed", is_numbered=True),
+    operation="chat",
     errors=RESPONSES_ERRORS,
 )

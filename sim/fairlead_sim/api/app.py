@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from fairlead.limits import Limits
 from fairlead_sim.api.response_store import ResponseStore
+from fairlead_sim.generation.requests import GenerationRequest
 from fairlead_sim.http.connection import HeaderBuilder, HttpRequest, ResponseWriter, ServerConnection
 from fairlead_sim.http.errors import ApiError, EndpointDisabled, RouteNotFound
 from fairlead_sim.runtime.fault_injection import Fault
-from fairlead_sim.runtime.simulated_engine import SimulatedEngine
+from fairlead_sim.runtime.simulated_engine import ResponseKind, SimulatedEngine
 
 _RESPONSES = "/v1/responses/"
 SCALE_OUT_DISABLED = "Scale-out endpoints are disabled. Set --enable-scale-out to enable them."
@@ -30,6 +31,10 @@ class RequestContext:
         """Raises RouteNotFound on an engine that only embeds."""
         if self.engine.settings.task == "embed":
             raise RouteNotFound
+
+    def begin(self, request: GenerationRequest, whole: ResponseKind, stream: ResponseKind) -> None:
+        """Starts the answer, whole or as a stream."""
+        self.engine.begin(request, stream if request.stream else whole, self.writer, self.fault)
 
 
 Handler = Callable[[RequestContext], None]

@@ -24,12 +24,7 @@ def create_chat_completion(context: RequestContext) -> None:
     context.require_generation()
     fields = RequestFields(json_body(context.request))
     generation_request = parse_chat_request(fields, context.request, engine.new_id(), engine.prompt_parser)
-    engine.begin(
-        generation_request,
-        ChatCompletionStream if generation_request.stream else ChatCompletion,
-        context.writer,
-        context.fault,
-    )
+    context.begin(generation_request, ChatCompletion, ChatCompletionStream)
 
 
 def parse_chat_request(

@@ -30,12 +30,7 @@ def create_completion(context: RequestContext) -> None:
     context.require_generation()
     fields = RequestFields(json_body(context.request))
     generation_request = parse_completion_request(fields, context.request, engine.new_id(), engine.prompt_parser)
-    engine.begin(
-        generation_request,
-        TextCompletionStream if generation_request.stream else TextCompletion,
-        context.writer,
-        context.fault,
-    )
+    context.begin(generation_request, TextCompletion, TextCompletionStream)
 
 
 def parse_completion_request(

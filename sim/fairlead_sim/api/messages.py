@@ -59,12 +59,7 @@ def create_message(context: RequestContext) -> None:
     requests.validate_sampling(fields, generation_request)
     prompt = engine.prompt_parser.from_chat(turns, tools=tools, injected=injected_token_ids(fields))
     generation_request.prompts = [prompt]
-    engine.begin(
-        generation_request,
-        AnthropicMessageStream if generation_request.stream else AnthropicMessage,
-        context.writer,
-        context.fault,
-    )
+    context.begin(generation_request, AnthropicMessage, AnthropicMessageStream)
 
 
 def count_tokens(context: RequestContext) -> None:
@@ -222,7 +217,7 @@ class AnthropicMessage(GenerationResponse):
         choice, reply = self.choices[0], self.choices[0].parsed_reply
         content: list[dict[str, Any]] = []
         if reply.reasoning:
-            content.append({"type": "thinking", "thinking": reply.reasoning, "signature": self._signature()})
+            content.append({"type": "thinking", "thinking": reply.reasoning, "signature": _signature(self.host)})
         if reply.content:
             content.append({"type": "text", "text": reply.content})
         for call in reply.calls:
@@ -241,8 +236,9 @@ class AnthropicMessage(GenerationResponse):
             body["kv_transfer_params"] = transfer
         self.writer.send(200, json_bytes(body))
 
-    def _signature(self) -> str:
-        return self.host.new_id() + self.host.new_id()
+
+def _signature(host: ResponseHost) -> str:
+    return host.new_id() + host.new_id()
 
 
 def _tool_block(number: str, name: str) -> dict[str, Any]:
@@ -300,8 +296,7 @@ class AnthropicMessageStream(PartStream):
             return b""
         chunks = b""
         if self.part.kind == "reasoning":
-            signature = self.host.new_id() + self.host.new_id()
-            chunks = self._delta_event({"type": "signature_delta", "signature": signature})
+            chunks = self._delta_event({"type": "signature_delta", "signature": _signature(self.host)})
         chunks += _named_event("content_block_stop", index=self._index)
         self._index += 1
         return chunks

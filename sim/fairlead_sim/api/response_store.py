@@ -13,7 +13,7 @@ from fairlead_sim.http.errors import ApiError
 SIM_STORED_RESPONSES: Final = 1_000
 """Limit: stored responses of one simulated engine; the oldest is dropped."""
 SIM_STORED_RESPONSE_BYTES: Final = 64 * 1024 * 1024
-"""Limit: characters of the conversations and outputs that one simulated engine stores."""
+"""Limit: bytes of the conversations and outputs that one simulated engine stores."""
 
 
 class ResponseRefused(ApiError):
@@ -63,9 +63,9 @@ class StoredResponse:
         self.body = self.queued
 
     @property
-    def characters(self) -> int:
+    def size(self) -> int:
         turns = [*self.turns, *self.output_turns()]
-        return sum(len(text) for _, text in turn_texts(turns, ()))
+        return sum(len(text.encode()) for _, text in turn_texts(turns, ()))
 
     def output_turns(self) -> list[dict[str, Any]]:
         """Returns the turns of the output: its texts, without reasoning and calls, as in vLLM."""
@@ -125,7 +125,7 @@ class ResponseStore:
 
     def __init__(self) -> None:
         self._responses: dict[str, StoredResponse] = {}
-        self._characters: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
 
     def find(self, response_id: str) -> StoredResponse:
         """Raises ResponseRefused for an unknown id."""
@@ -137,7 +137,7 @@ class ResponseStore:
         """Stores a response, or counts it again after a change."""
         response_id = stored.body["id"]
         self._responses[response_id] = stored
-        self._characters[response_id] = stored.characters
-        while len(self._responses) > SIM_STORED_RESPONSES or sum(self._characters.values()) > SIM_STORED_RESPONSE_BYTES:
+        self._sizes[response_id] = stored.size
+        while len(self._responses) > SIM_STORED_RESPONSES or sum(self._sizes.values()) > SIM_STORED_RESPONSE_BYTES:
             oldest = next(iter(self._responses))
-            del self._responses[oldest], self._characters[oldest]
+            del self._responses[oldest], self._sizes[oldest]

@@ -311,11 +311,8 @@ class FleetSimulation(SimulationContext):
                     return
                 session, index = waiting.popleft(), 0
             at = now + round_trip_seconds * random_.uniform(0.5, 1.5)
-            request = replace(session[index], arrival=at)
-            self._on_ended[request.id] = partial(turn, session, index + 1)
             self._open_requests += 1
-            arrive: Action = partial(self._arrive, request)
-            heapq.heappush(self._event_heap, (at, _ARRIVAL, next(self._order), 0, arrive))
+            self._schedule_turn(session[index], at, partial(turn, session, index + 1))
 
         for _ in range(min(concurrency, len(sessions))):
             turn((), 0, 0.0)
@@ -341,20 +338,22 @@ class FleetSimulation(SimulationContext):
                     begin(call, now + call.pause_seconds)
 
         def begin(call: AgentCall, at: float) -> None:
-            request = replace(call.request, arrival=at)
-            self._on_ended[request.id] = partial(end, request.id)
-            arrive: Action = partial(self._arrive, request)
-            heapq.heappush(self._event_heap, (at, _ARRIVAL, next(self._order), 0, arrive))
+            self._schedule_turn(call.request, at, partial(end, call.request.id))
 
+        self._open_requests += len(calls)
         for call in calls:
             for name in call.after:
                 followers.setdefault(name, []).append(call)
-        self._open_requests += len(calls)
-        for call in calls:
             if not call.after:
                 begin(call, call.request.arrival)
         self._run_events([])
         return [self._requests[call.request.id].result() for call in calls]
+
+    def _schedule_turn(self, request: TraceRequest, at: float, on_ended: Action) -> None:
+        """Schedules a request of a closed loop; ``on_ended`` is called at its end."""
+        self._on_ended[request.id] = on_ended
+        arrive: Action = partial(self._arrive, replace(request, arrival=at))
+        heapq.heappush(self._event_heap, (at, _ARRIVAL, next(self._order), 0, arrive))
 
     # --- a caller with its own clock ---------------------------------------------------------------------------------------
 

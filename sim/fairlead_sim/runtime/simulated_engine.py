@@ -211,6 +211,9 @@ class SleepMode:
             call()
 
 
+ResponseKind = Callable[[ResponseHost, GenerationRequest, ResponseWriter], GenerationResponse]
+
+
 class SimulatedEngine:
     """The state of one engine; create it on a running loop.
 
@@ -303,7 +306,7 @@ class SimulatedEngine:
     def begin(
         self,
         request: GenerationRequest,
-        kind: Callable[[ResponseHost, GenerationRequest, ResponseWriter], GenerationResponse],
+        kind: ResponseKind,
         writer: ResponseWriter,
         fault: Fault | None = None,
     ) -> None:

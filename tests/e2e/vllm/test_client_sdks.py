@@ -10,8 +10,10 @@ SDKS = Path(__file__).parents[3] / "e2e" / "vllm" / "sdks"
 
 
 def test_both_languages_make_the_same_checks() -> None:
-    (listed,) = re.findall(r"^CHECKS = \((.*?)^\)", (SDKS / "checks.py").read_text(), re.DOTALL | re.MULTILINE)
-    python = [name.replace("_", " ") for name in re.findall(r"\w+", listed)]
+    text = (SDKS / "checks.py").read_text()
+    python = [
+        name.replace("_", " ") for name in re.findall(r"^def ((?:messages|responses|chat)_\w+)", text, re.MULTILINE)
+    ]
     node = re.findall(r'^  "([\w ]+)": async', (SDKS / "checks.mjs").read_text(), re.MULTILINE)
     assert python == node
     assert len(python) >= 20

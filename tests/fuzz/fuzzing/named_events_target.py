@@ -15,7 +15,7 @@ from typing import Any
 from zlib import crc32
 
 from fuzzing.sse_target import events_of, parsed, subsequence
-from fuzzing.target import Target, cuttings
+from fuzzing.target import Target, cuttings, decode_distinct
 
 from fairlead_gateway.dialects.dialect import Dialect
 from fairlead_gateway.dialects.event_grammar import EventGrammar
@@ -119,7 +119,7 @@ def well_formed(data: bytes) -> bool:
             continue
         if b"\\u" in text or not is_text(text):
             return False
-        if not is_json_object(text):
+        if not isinstance(decode_distinct(text), dict):
             if match.re is _PART and not isinstance(parsed(text), dict):
                 continue
             return False
@@ -143,14 +143,6 @@ def is_text(data: bytes) -> bool:
     return min(data, default=32) >= 32
 
 
-def is_json_object(text: bytes) -> bool:
-    """Whether a text is a JSON object in UTF-8, as both readers understand it: no name is twice."""
-    try:
-        return isinstance(_DECODER.decode(text.decode()), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 def meant(data: bytes, grammar: EventGrammar) -> tuple[bytes, bool, bool, int]:
     """Returns the bytes for the client, whether there is an error and a proper end, and the next
     number.
@@ -165,7 +157,7 @@ def meant(data: bytes, grammar: EventGrammar) -> tuple[bytes, bool, bool, int]:
         assert match is not None
         at = match.end()
         name, text = match[1] or b"", match[2]
-        if text == b"[DONE]" or (match.re is _PART and not (text and is_json_object(text))):
+        if text == b"[DONE]" or (match.re is _PART and not (text and isinstance(decode_distinct(text), dict))):
             continue
         if text is not None:
             fields = parsed(text)
@@ -189,16 +181,6 @@ def meant(data: bytes, grammar: EventGrammar) -> tuple[bytes, bool, bool, int]:
     if has_ended and grammar.closing:
         return b"".join(passed) + grammar.closing, False, True, next_number
     return b"".join(passed), False, False, next_number
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError
-    return members
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_constant=int)
 
 
 def is_readable(fields: dict[str, Any]) -> bool:

@@ -4,9 +4,11 @@ The cuts of an input are drawn from its bytes, so that the input alone repeats a
 """
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 from fairlead_gateway.errors import GatewayError
@@ -52,3 +54,21 @@ def cuttings(data: bytes) -> Iterator[list[bytes]]:
     yield [data[start:stop] for start, stop in itertools.pairwise(edges) if stop > start]
     if not pick % 16:
         yield [data[n : n + 1] for n in range(size)]
+
+
+def decode_distinct(data: bytes) -> Any:
+    """Returns JSON, as all readers understand it; None if it is none, or has a name twice."""
+    try:
+        return _DECODER.decode(data.decode())
+    except (ValueError, RecursionError):
+        return None
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError
+    return members
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_constant=int)

@@ -4,14 +4,13 @@ What parses still parses, and the texts that stay are what they were. The time i
 reader is the standard library's JSON parser.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 from zlib import crc32
 
-from fuzzing.target import Target
+from fuzzing.target import Target, decode_distinct
 
 from fairlead_gateway.dialects.volatile_text import without_marks
 
@@ -31,11 +30,11 @@ def check(data: bytes) -> Hashable:
         begun = time.thread_time()
         without_marks(repeated)
         assert time.thread_time() - begun < _MAX_SECONDS, "the time is not linear"
-    was = parsed(data)
-    if was is None:
+    was = decode_distinct(data)
+    if not isinstance(was, dict | list):
         return None
-    stays = parsed(out)
-    assert stays is not None, "what parsed does not parse any more"
+    stays = decode_distinct(out)
+    assert isinstance(stays, dict | list), "what parsed does not parse any more"
     before, after = list(texts(was)), list(texts(stays))
     assert before == after, "another text"
     return len(after), len(before), len(out) == len(data)
@@ -55,25 +54,6 @@ def texts(value: Any) -> Iterator[str]:
             if name != "cache_control":
                 yield name
                 yield from texts(member)
-
-
-def parsed(data: bytes) -> Any:
-    """Returns an object or array in which no name is twice; None for all else."""
-    try:
-        found = _DECODER.decode(data.decode())
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict | list) else None
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError
-    return members
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_constant=int)
 
 
 _LINE = b'"x-anthropic-billing-header: cc_version=2.1.7; cch=a1;\\nYou are."'

@@ -100,10 +100,10 @@ def assert_complete(path: str, answer: RawResponse) -> None:
 
 @pytest.mark.parametrize("recording", CLIENTS, ids=[path.stem for path in CLIENTS])
 async def test_requests_are_accepted_complete_and_counted(recording: Path) -> None:
-    client = read_client(recording)
-    assert client.requests
+    requests = read_client(recording)
+    assert requests
     async with gateway_for_clients() as running:
-        for request in client.requests:
+        for request in requests:
             path = request.target.partition("?")[0]
             answer = await replay(running, request)
             if path not in LIMITS:
@@ -123,7 +123,7 @@ async def test_requests_are_accepted_complete_and_counted(recording: Path) -> No
 async def test_other_paths_get_what_the_client_can_use(recording: Path) -> None:
     expected = {"/v1/models": 200, "/v1/messages/count_tokens": 200}
     async with gateway_for_clients() as running:
-        for request in read_client(recording).requests:
+        for request in read_client(recording):
             path = request.target.partition("?")[0]
             if path not in LIMITS:
                 answer = await replay(running, request)
@@ -137,7 +137,7 @@ def session_of(client: str, request: ClientRequest) -> str | None:
 
 def generating(client: str, conversations: tuple[int, ...] = (0, 1)) -> list[ClientRequest]:
     """The requests of a client for text, in some of its conversations."""
-    requests = read_client(FOLDER / f"{client}.json").requests
+    requests = read_client(FOLDER / f"{client}.json")
     return [one for one in requests if one.conversation in conversations and one.target.partition("?")[0] in LIMITS]
 
 

@@ -1,20 +1,16 @@
 """Streams that are passed on: how they begin, and comments while they are silent."""
 
 import asyncio
-import json
 
 import pytest
 
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, streams
+from fairlead_testing.engines.scripted import named_event as event
 from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import RawConnection, post_request, send
 
 pytestmark = pytest.mark.simulated
-
-
-def event(kind: str, **fields: object) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind} | fields)}\n\n".encode()
 
 
 CREATED = event("response.created", response={"id": "r"}) + event("response.in_progress", response={"id": "r"})

@@ -15,6 +15,7 @@ from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.sse import filter_first_chunks
 from fairlead_gateway.upstream.usage import LongAnswerCounts, counts_of_long_answer
 from fairlead_testing.engines.scripted import EngineCall, responds, silent, streams
+from fairlead_testing.engines.scripted import named_event as _event
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, limited_gateway
 from fairlead_testing.waiting import wait_until
 
@@ -41,10 +42,6 @@ _MESSAGES = {
     "output_tokens": 30,
 }
 _USAGES = {"/v1/responses": _RESPONSES, "/v1/messages": _MESSAGES}
-
-
-def _event(name: str, **fields: object) -> bytes:
-    return f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n".encode()
 
 
 def _events(path: str, end: str) -> list[bytes]:
