@@ -202,6 +202,7 @@ class ReplayReport:
             "rate": self.rate,
             "valid": not self.invalid_reasons,
             "lag_p99_seconds": self.lag_p99_seconds,
+            "ideal_cached_share": self.ideal_reuse,
             "policies": {name: policy.to_json() for name, policy in self.policies.items()},
             "light_load": {"rate": self.light_rate, "policies": light},
         }

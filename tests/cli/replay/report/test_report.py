@@ -135,6 +135,7 @@ def test_report_json_has_the_documented_keys() -> None:
     document = report().to_json()
     assert set(document) == {
         *("trace", "objective", "speed", "rate", "valid", "lag_p99_seconds", "policies", "light_load"),
+        "ideal_cached_share",
     }
     assert set(document["policies"]["dual-hash"]) == {"live", "simulated"}
     assert set(document["light_load"]) == {"rate", "policies"}
