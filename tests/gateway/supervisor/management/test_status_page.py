@@ -19,10 +19,10 @@ NODE = shutil.which("node")
 def model_status(wakes: bool, *states: str) -> dict[str, Any]:
     """Returns the page's text for a model with instances in these states, computed by node."""
     assert NODE is not None
-    return standing([{"state": state} for state in states], wakes=wakes)
+    return status_of([{"state": state} for state in states], wakes=wakes)
 
 
-def standing(instances: list[dict[str, Any]], lost: int = 0, *, wakes: bool = False) -> dict[str, Any]:
+def status_of(instances: list[dict[str, Any]], lost: int = 0, *, wakes: bool = False) -> dict[str, Any]:
     model = {"wakes": wakes, "instances": instances, "lost": [{"id": f"gone-{number}"} for number in range(lost)]}
     return json.loads(_words("standingOf", model))  # type: ignore[no-any-return]
 
@@ -68,7 +68,7 @@ def test_a_model_that_wakes_is_idle_and_not_broken(
     ],
 )
 def test_a_hung_an_ejected_and_a_lost_engine_are_red(changes: dict[str, Any], lost: int, state: str, tone: str) -> None:
-    status = standing([{"state": "Ready", "standing": "Healthy"}, {"state": "Ready", **changes}], lost)
+    status = status_of([{"state": "Ready", "standing": "Healthy"}, {"state": "Ready", **changes}], lost)
     assert (status["state"], status["tone"]) == (state, tone)
 
 
