@@ -13,7 +13,17 @@ from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.manifest_schema import EDITOR_COMMENT
 from fairlead.api.v1alpha1 import API_VERSION
 from fairlead.errors import BadInput
-from fairlead_cli.catalog.architecture import count_parameters, model_cost, read_config_entry, weight_bytes
+from fairlead_cli.catalog.architecture import (
+    count_parameters,
+    full_attention_layers,
+    full_kv_heads,
+    index_bytes,
+    indexer_layers,
+    model_cost,
+    read_config_entry,
+    state_bytes_per_layer,
+    weight_bytes,
+)
 from fairlead_cli.catalog.entry import ENGINES, IMAGES, CatalogEntry, find_entry, read_entries
 from fairlead_cli.catalog.memory_plan import (
     MEMORY_SHARE,
@@ -272,6 +282,8 @@ def engine_arguments(entry: CatalogEntry, plan: MemoryPlan, options: DeploymentO
     parsers = entry.parsers(options.engine)
     if options.engine == "vllm":
         arguments = [f"--max-model-len={plan.context}", f"--gpu-memory-utilization={MEMORY_SHARE}"]
+        if parsers.tokenizer_mode is not None:
+            arguments.append(f"--tokenizer-mode={parsers.tokenizer_mode}")
         if parsers.tool_call_parser is not None:
             arguments.append("--enable-auto-tool-choice")
     else:
@@ -316,7 +328,7 @@ def _yaml(document: dict[str, Any]) -> str:
 def _comments(entry: CatalogEntry, plan: MemoryPlan, options: DeploymentOptions) -> list[str]:
     config, counts = entry.config, count_parameters(entry.config)
     quantization = config.quantization_config
-    kind = config.torch_dtype if quantization is None else quantization.quant_method
+    kind = config.torch_dtype if quantization is None else quantization.data_type
     lines = [
         f"{entry.repository} on {plan.devices} × {plan.device.name}, {gib(plan.device.memory_bytes)} each",
         "",
@@ -343,13 +355,21 @@ def _comments(entry: CatalogEntry, plan: MemoryPlan, options: DeploymentOptions)
 
 def _kv_shape(entry: CatalogEntry, plan: MemoryPlan, engine: str) -> str:
     config = entry.config
+    layers, full = config.num_hidden_layers, full_attention_layers(config)
     if config.kv_lora_rank is not None:
-        size = config.kv_lora_rank + config.qk_rope_head_dim
-        return f"{config.num_hidden_layers} layers × {size} compressed values, whole on each device"
-    shape = f"{config.num_hidden_layers} layers × {config.num_key_value_heads} KV heads"
+        shape = f"{layers} layers × {config.kv_lora_rank + config.qk_rope_head_dim} compressed values"
+        if config.index_n_heads:
+            shape += f" and {indexer_layers(config)} × {index_bytes(config)} bytes of index"
+        return f"{shape}, whole on each device"
+    if config.linear_num_value_heads:
+        state = gib((layers - full) * state_bytes_per_layer(config))
+        shape = f"{full} layers × {config.num_key_value_heads} KV heads, and {state} of linear attention's state"
+    elif full_kv_heads(config) != config.num_key_value_heads:
+        shape = f"{full} layers × {full_kv_heads(config)} and {layers - full} × {config.num_key_value_heads} KV heads"
+    else:
+        shape = f"{layers} layers × {config.num_key_value_heads} KV heads"
     if config.sliding_window is not None and frees_windows(config, engine):
-        full = config.full_attention_layers or 0
-        shape += f", {config.num_hidden_layers - full} of them with a window of {config.sliding_window:,} tokens"
-    if plan.devices > config.num_key_value_heads:
+        shape += f", {layers - full} of them with a window of {config.sliding_window:,} tokens"
+    if plan.devices > full_kv_heads(config):
         shape += ", each head on several devices"
     return shape

@@ -16,11 +16,45 @@ IMAGES: Final = {"vllm": "vllm/vllm-openai:v0.32.0", "sglang": "lmsysorg/sglang:
 """The images whose parsers the entries name, for NVIDIA's GPUs."""
 
 
+class QuantizedWeights(msgspec.Struct, frozen=True):
+    """`weights` of a group of compressed-tensors."""
+
+    type: str
+    num_bits: int
+    group_size: int | None = None
+
+
+class QuantizationGroup(msgspec.Struct, frozen=True):
+    """A group of `config_groups`, which compressed-tensors writes."""
+
+    weights: QuantizedWeights
+
+
 class Quantization(msgspec.Struct, frozen=True):
-    """`quantization_config` of a config.json."""
+    """`quantization_config` of a config.json.
+
+    ignore: patterns of the parts that stay in the model's own type.
+    """
 
     quant_method: str
     weight_block_size: list[int] = []
+    config_groups: dict[str, QuantizationGroup] = {}
+    ignore: list[str] = []
+
+    @property
+    def data_type(self) -> str:
+        """The type of the quantized weights.
+
+        It is `quant_method`, except `int4` where compressed-tensors quantized routed experts alone.
+        """
+        weights = [group.weights for group in self.config_groups.values()]
+        ignores_rest = all(any(part in name for name in self.ignore) for part in ("self_attn", "shared_experts"))
+        if self.quant_method == "compressed-tensors" and weights == [_INT4_WEIGHTS] and ignores_rest:
+            return "int4"
+        return self.quant_method
+
+
+_INT4_WEIGHTS: Final = QuantizedWeights("int", 4, 32)
 
 
 class VisionConfig(msgspec.Struct, frozen=True):
@@ -34,7 +68,8 @@ class VisionConfig(msgspec.Struct, frozen=True):
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The figures of a config.json that decide about memory, under their own names.
 
-    full_attention_layers: layers whose attention has no window; all without `sliding_window`.
+    full_attention_layers: layers with ordinary attention: no window, not linear. None for all.
+    indexer_layers: layers with an indexer of their own; None for all where `index_n_heads` is set.
     """
 
     model_type: str
@@ -54,12 +89,26 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     qk_nope_head_dim: int = 0
     qk_rope_head_dim: int = 0
     v_head_dim: int = 0
+    index_n_heads: int = 0
+    index_head_dim: int = 0
+    indexer_layers: int | None = None
+    global_head_dim: int | None = None
+    num_global_key_value_heads: int | None = None
+    attention_k_eq_v: bool = False
+    linear_num_key_heads: int = 0
+    linear_num_value_heads: int = 0
+    linear_key_head_dim: int = 0
+    linear_value_head_dim: int = 0
+    linear_conv_kernel_dim: int = 4
     num_experts: int = 0
     num_local_experts: int = 0
     n_routed_experts: int = 0
     num_experts_per_tok: int = 0
+    top_k_experts: int = 0
     moe_intermediate_size: int | None = None
     n_shared_experts: int = 0
+    shared_expert_intermediate_size: int = 0
+    enable_moe_block: bool = False
     first_k_dense_replace: int = 0
     interleave_moe_layer_step: int = 1
     sliding_window: int | None = None
@@ -70,11 +119,15 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Parsers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The parsers of one engine for a model; None where it has none for it."""
+    """The parsers of one engine for a model; None where it has none for it.
+
+    tokenizer_mode: of vLLM, for models without a chat template.
+    """
 
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     chat_template: str | None = None
+    tokenizer_mode: str | None = None
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

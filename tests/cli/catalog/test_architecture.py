@@ -22,7 +22,7 @@ from fairlead_cli.catalog.architecture import (
     read_config_entry,
     weight_bytes,
 )
-from fairlead_cli.catalog.entry import CatalogEntry, Quantization, find_entry, read_entries
+from fairlead_cli.catalog.entry import CatalogEntry, Quantization, VisionConfig, find_entry, read_entries
 from fairlead_cli.catalog.memory_plan import known_device
 from fairlead_cli.catalog.roofline import accelerator_figures, roofline_profile
 
@@ -46,8 +46,23 @@ PUBLISHED_BILLIONS = {
     "phi-4": 14.7,
     "mistral-small-3.1-24b": 24.0,
     "phi-4-mini": 3.84,
+    "deepseek-v3.2": 671.0,
+    "glm-4.7-flash": 30.0,
+    "glm-5-fp8": 744.0,
+    "glm-5.1-fp8": 744.0,
+    "glm-5.2-fp8": 743.0,
+    "kimi-k2.5": 1026.0,
+    "minimax-m2.5": 230.0,
+    "minimax-m2.7": 230.0,
+    "mistral-small-4-119b": 119.4,
+    "qwen3.5-35b-a3b": 35.0,
+    "qwen3.5-122b-a10b": 122.0,
+    "qwen3.5-397b-a17b": 397.0,
+    "qwen3.6-35b-a3b": 35.0,
 }
 """Parameters by the models' own pages and by the recipes of vLLM."""
+PUBLISHED_TEXT_BILLIONS = {"gemma-4-26b-a4b": 25.2, "gemma-4-31b": 30.7, "qwen3.5-27b": 26.896, "qwen3.8-27b": 26.896}
+"""Parameters without those of the part that reads images."""
 BUILT_PARAMETERS = {
     "qwen3-8b": 8_190_735_360,
     "qwen3-32b": 32_762_123_264,
@@ -66,7 +81,16 @@ BUILT_PARAMETERS = {
     "mistral-small-3.1-24b": 23_572_403_200,
 }
 """Parameters of the text models as transformers 5.19.0 builds them on the meta device."""
-ACTIVE_BILLIONS = {"qwen3-30b-a3b": 3.3, "qwen3-235b-a22b": 22.0, "deepseek-v3": 37.0, "kimi-k2": 32.0}
+ACTIVE_BILLIONS = {
+    "qwen3-30b-a3b": 3.3,
+    "qwen3-235b-a22b": 22.0,
+    "deepseek-v3": 37.0,
+    "kimi-k2": 32.0,
+    "mistral-small-4-119b": 6.5,
+    "qwen3.5-397b-a17b": 17.0,
+}
+SPARSE_PAIR = ("deepseek-v3", "deepseek-v3.2")
+INDEXER_PAIR = ("glm-5.2-fp8", "glm-5.1-fp8")
 
 
 def entry(name: str) -> CatalogEntry:
@@ -76,6 +100,12 @@ def entry(name: str) -> CatalogEntry:
 @pytest.mark.parametrize("name", PUBLISHED_BILLIONS)
 def test_parameters_are_those_that_are_published(name: str) -> None:
     assert count_parameters(entry(name).config).total / 1e9 == pytest.approx(PUBLISHED_BILLIONS[name], rel=0.015)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_TEXT_BILLIONS)
+def test_parameters_of_the_text_are_those_that_are_published(name: str) -> None:
+    counts = count_parameters(entry(name).config)
+    assert (counts.total - counts.vision) / 1e9 == pytest.approx(PUBLISHED_TEXT_BILLIONS[name], rel=0.015)
 
 
 @pytest.mark.parametrize("name", BUILT_PARAMETERS)
@@ -98,8 +128,13 @@ def test_quantization_shrinks_what_it_quantizes() -> None:
     plain, quantized = weight_bytes(entry("qwen3-32b").config), weight_bytes(entry("qwen3-32b-fp8").config)
     embeddings = 2 * count_parameters(entry("qwen3-32b").config).embeddings
     assert plain - embeddings == 2 * (quantized - embeddings)
-    # Source: the checkpoint of openai/gpt-oss-120b has 65.2 GB.
-    assert weight_bytes(entry("gpt-oss-120b").config) == pytest.approx(65.2e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"), [("gpt-oss-120b", 65.2), ("kimi-k2.5", 595.0), ("mistral-small-4-119b", 120.92)]
+)
+def test_weights_are_as_large_as_the_files_of_the_checkpoint(name: str, gigabytes: float) -> None:
+    assert weight_bytes(entry(name).config) == pytest.approx(gigabytes * 1e9, rel=0.01)
 
 
 def test_kv_of_a_dense_model_is_divided_up_to_the_number_of_its_heads() -> None:
@@ -114,6 +149,36 @@ def test_compressed_kv_is_whole_on_each_device() -> None:
     config = entry("deepseek-v3").config
     assert kv_bytes_per_device(config, 1, 1, has_windows=True) == 61 * (512 + 64) * 2
     assert kv_bytes_per_device(config, 1, 8, has_windows=True) == 61 * (512 + 64) * 2
+
+
+def test_an_indexer_keeps_keys_of_its_own() -> None:
+    # Source: 128 values of FP8 and a scale of 4 bytes in vLLM's `DeepseekV32IndexerCache`.
+    dense, sparse = (kv_bytes_per_device(entry(name).config, 1, 8, has_windows=True) for name in SPARSE_PAIR)
+    assert sparse - dense == 61 * 132
+    counts = [count_parameters(entry(name).config).total for name in SPARSE_PAIR]
+    assert counts[1] - counts[0] == 61 * (1536 * 64 * 128 + 7168 * 128 + 7168 * 64)
+    # 57 of the 78 layers use the tokens that another layer's indexer chose.
+    shared, own = (kv_bytes_per_device(entry(name).config, 1, 1, has_windows=True) for name in INDEXER_PAIR)
+    assert own - shared == 57 * 132
+
+
+def test_layers_without_a_window_have_heads_of_their_own() -> None:
+    config = entry("gemma-4-31b").config
+    windowed, full = 50 * 2 * 16 * 256 * 2, 10 * 2 * 4 * 512 * 2
+    assert kv_bytes_per_device(config, 1_000, 1, has_windows=True) == 1_000 * (windowed + full)
+    long = kv_bytes_per_device(config, 201_000, 1, has_windows=True)
+    assert long - kv_bytes_per_device(config, 200_000, 1, has_windows=True) == 1_000 * full
+    assert kv_bytes_per_device(config, 1_000, 8, has_windows=False) == 1_000 * (windowed // 8 + full // 4)
+
+
+def test_linear_attention_keeps_a_state_of_one_size() -> None:
+    config = entry("qwen3.5-27b").config
+    state = 48 * (48 * 128 * 128 * 4 + (2 * 16 * 128 + 48 * 128) * 3 * 2)
+    for tokens in (1, 100_000):
+        assert kv_bytes_per_device(config, tokens, 1, has_windows=True) == state + tokens * 16 * 2 * 4 * 256 * 2
+    assert kv_bytes_per_device(config, 1, 4, has_windows=False) == state // 4 + 16 * 2 * 256 * 2
+    assert model_cost(config, 1).kv_bytes == 16 * 2 * 4 * 256 * 2
+    assert model_cost(config, 1).attention_flops == 4 * 16 * 24 * 256
 
 
 def test_layers_with_a_window_keep_no_more_than_it() -> None:
@@ -190,6 +255,23 @@ GEMMA: dict[str, Any] = {
 }
 
 
+INT4: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"group_0": {"weights": {"type": "int", "num_bits": 4, "group_size": 32}, "targets": ["Linear"]}},
+    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*"],
+    "kv_cache_scheme": None,
+}
+LINEAR: dict[str, Any] = {
+    "model_type": "qwen3_5_moe_text",
+    "moe_intermediate_size": 512,
+    "num_experts": 8,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+}
+
+
 def as_config_file(entry: CatalogEntry) -> dict[str, Any]:
     """Returns the figures of an entry, as its config.json has them."""
     figures: dict[str, Any] = msgspec.to_builtins(entry.config)
@@ -220,6 +302,28 @@ def test_the_text_of_a_model_with_images_is_read() -> None:
     assert count_parameters(config).vision > 400e6
 
 
+def test_figures_are_found_under_the_names_of_each_family() -> None:
+    kimi = {
+        "text_config": {**LLAMA, "quantization_config": INT4},
+        "vision_config": {"vt_hidden_size": 8, "vt_intermediate_size": 9, "vt_num_hidden_layers": 7},
+    }
+    config = parse_config(kimi)
+    assert config.quantization_config is not None
+    assert config.quantization_config.data_type == "int4"
+    assert config.vision_config == VisionConfig(8, 9, 7)
+    qwen: dict[str, Any] = {
+        "text_config": {**LLAMA, **LINEAR, "layer_types": ["linear_attention", "full_attention"] * 16},
+        "vision_config": {"hidden_size": 8, "intermediate_size": 9, "depth": 7},
+        "tie_word_embeddings": True,
+    }
+    del qwen["text_config"]["intermediate_size"]
+    config = parse_config(qwen)
+    assert (config.full_attention_layers, config.intermediate_size, config.tie_word_embeddings) == (16, 512, True)
+    assert config.vision_config == VisionConfig(8, 9, 7)
+    assert parse_config({**LLAMA, **LINEAR, "full_attention_interval": 4}).full_attention_layers == 8
+    assert parse_config({**LLAMA, "indexer_types": ["full", "shared"]}).indexer_layers == 1
+
+
 def test_a_window_without_its_layers_counts_as_whole() -> None:
     config = parse_config({**LLAMA, "model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False})
     assert config.sliding_window is None
@@ -228,7 +332,11 @@ def test_a_window_without_its_layers_counts_as_whole() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen3_next"}, "type 'qwen3_next' is not known"),
+        ({"model_type": "nemotron_h"}, "type 'nemotron_h' is not known"),
+        ({"model_type": "gemma4_text", "hidden_size_per_layer_input": 256}, "with hidden_size_per_layer_input"),
+        ({"quantization_config": {**INT4, "ignore": ["lm_head"]}}, "quantized by compressed-tensors"),
+        ({"full_attention_layers": 33}, "too small"),
+        ({"model_type": "qwen3_5_text"}, "too small"),
         ({"model_type": None}, "type None is not known"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantized by awq"),
         ({"quantization_config": {"bits": 4}}, "quant_method"),
