@@ -682,6 +682,7 @@ class UsageTotalsOut(Struct, frozen=True):
 
     - day: UTC day on which the requests ended.
     - key: Name of the API key.
+    - dialect: Such as chat, messages or responses.
     - failed: Requests with a status of 400 or more; disconnected clients count.
     - estimated: Requests whose tokens the engine did not report.
     - unpriced: Requests for models without a price; they are not in cost_nano_usd.
@@ -696,6 +697,7 @@ class UsageTotalsOut(Struct, frozen=True):
     key: str = ""
     model: str = ""
     adapter: str = ""
+    dialect: str = ""
     pool: str = ""
     requests: int = 0
     failed: int = 0

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-DIMENSIONS: Final = ("tenant", "key", "model", "adapter", "day")
+DIMENSIONS: Final = ("tenant", "key", "model", "adapter", "dialect", "day")
 """The dimensions by which usage can be grouped."""
 
 
@@ -59,12 +59,12 @@ class UsageRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
         return self.at[:10]
 
 
-UsageKey: TypeAlias = tuple[str, str, str, str, str, str]
-"""Day, tenant, key, model, adapter and pool."""
+UsageKey: TypeAlias = tuple[str, str, str, str, str, str, str]
+"""Day, tenant, key, model, adapter, dialect and pool."""
 
 
 class UsageTotals(msgspec.Struct, rename="camel"):
-    """The totals of requests with the same day, tenant, key, model, adapter and pool.
+    """The totals of requests that have all of the first fields in common, `day` to `pool`.
 
     - failed: requests with a status of 400 or more. Those of disconnected clients count.
     - estimated: requests whose tokens are estimates.
@@ -76,6 +76,7 @@ class UsageTotals(msgspec.Struct, rename="camel"):
     key: str = ""
     model: str = ""
     adapter: str = ""
+    dialect: str = ""
     pool: str = ""
     requests: int = 0
     failed: int = 0
@@ -90,8 +91,8 @@ class UsageTotals(msgspec.Struct, rename="camel"):
 
     @property
     def identity(self) -> UsageKey:
-        """The day, tenant, key, model, adapter and pool of the totals."""
-        return self.day, self.tenant, self.key, self.model, self.adapter, self.pool
+        """Returns what the requests of the totals have in common."""
+        return self.day, self.tenant, self.key, self.model, self.adapter, self.dialect, self.pool
 
     def add(self, other: "UsageTotals") -> None:
         """Adds the amounts of other totals."""
@@ -108,7 +109,7 @@ class UsageTotals(msgspec.Struct, rename="camel"):
 
 
 class UsageTable:
-    """Totals by day, tenant, key, model, adapter and pool."""
+    """Totals by what their requests have in common, `day` to `pool`."""
 
     def __init__(self, rows: Iterable[UsageTotals] = ()) -> None:
         self._rows: dict[UsageKey, UsageTotals] = {}
@@ -117,7 +118,8 @@ class UsageTable:
 
     def add_record(self, record: UsageRecord) -> None:
         """Adds the use of one request."""
-        totals = self._totals((record.day, record.tenant, record.key, record.model, record.adapter, record.pool))
+        place = (record.day, record.tenant, record.key, record.model, record.adapter, record.dialect)
+        totals = self._totals((*place, record.pool))
         totals.requests += 1
         totals.failed += record.status >= 400
         totals.estimated += record.is_estimated
@@ -131,8 +133,7 @@ class UsageTable:
             totals.cost_nano_usd += record.cost_nano_usd
             totals.saved_nano_usd += record.saved_nano_usd or 0
         if record.prefill_pool:
-            prefill = (record.day, record.tenant, record.key, record.model, record.adapter, record.prefill_pool)
-            self._totals(prefill).engine_microseconds += record.prefill_microseconds
+            self._totals((*place, record.prefill_pool)).engine_microseconds += record.prefill_microseconds
 
     def add_totals(self, row: UsageTotals) -> None:
         """Adds totals to those of the same identity."""

@@ -1,4 +1,4 @@
-"""Usage and cost, grouped by tenant, key, model, adapter and day.
+"""Usage and cost, grouped by tenant, key, model, adapter, dialect and day.
 
 Divides the cost of replicas among those who used them, so that the parts add up to the bill.
 
@@ -141,8 +141,9 @@ def _capacity_order(item: tuple[Capacity, int]) -> tuple[str, str, str, str, int
     return day, model, pool, state, -1 if price is None else price
 
 
-UserKey: TypeAlias = tuple[str, str, str]
-"""Tenant, key and adapter."""
+UserKey: TypeAlias = tuple[str, str, str, str]
+"""Tenant, key, adapter and dialect."""
+_USER_DIMENSIONS: Final = ("tenant", "key", "adapter", "dialect")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +206,7 @@ def attribute_ledger(content: LedgerContent) -> CostAttribution[UserKey]:
     use: dict[tuple[str, str, str], dict[UserKey, int]] = defaultdict(lambda: defaultdict(int))
     for row in content.usage:
         if row.engine_microseconds:
-            use[row.day, row.model, row.pool][row.tenant, row.key, row.adapter] += row.engine_microseconds
+            use[row.day, row.model, row.pool][row.tenant, row.key, row.adapter, row.dialect] += row.engine_microseconds
     ordered: Mapping[tuple[str, str, str], Mapping[UserKey, int]] = {
         place: dict(sorted(users.items())) for place, users in use.items()
     }
@@ -217,8 +218,8 @@ def cost_report(content: LedgerContent, dimensions: Sequence[str]) -> CostReport
     attribution = attribute_ledger(content)
     costs: dict[tuple[tuple[str | None, ...], str], int] = defaultdict(int)
     for share in attribution.shares:
-        tenant, key, adapter = share.user or (None, None, None)
-        found = {"day": share.day, "model": share.model, "tenant": tenant, "key": key, "adapter": adapter}
+        user = share.user or (None, None, None, None)
+        found = {"day": share.day, "model": share.model, **dict(zip(_USER_DIMENSIONS, user, strict=True))}
         costs[tuple(found[name] for name in dimensions), share.state] += share.nano_usd
     usage = {tuple(getattr(row, name) for name in dimensions): row for row in group_usage(content.usage, dimensions)}
     for group in usage:

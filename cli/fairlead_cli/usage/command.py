@@ -85,7 +85,7 @@ def _parse_span(text: str) -> int:
     return int(match[1])
 
 
-_ByFlag = Annotated[str, Parameter(help="What to group by, with commas: tenant, key, model, adapter, day.")]
+_ByFlag = Annotated[str, Parameter(help="What to group by, with commas: tenant, key, model, adapter, dialect, day.")]
 _Options = Annotated[ReportOptions, Parameter(name="*")]
 _DEFAULTS = ReportOptions()
 

@@ -27,6 +27,7 @@ COLUMNS: Final = (
     *("PricingQuantity", "PricingUnit", "ProviderName", "PublisherName", "ResourceId", "ResourceName"),
     *("ResourceType", "ServiceCategory", "ServiceName", "ServiceSubcategory", "SkuId"),
     *("SubAccountId", "SubAccountName", "Tags", "x_Adapter", "x_ApiKey", "x_CachedTokens"),
+    "x_Dialect",
     *("x_EngineSeconds", "x_InputTokens", "x_OutputTokens", "x_Pool", "x_Requests", "x_SavedCost"),
 )
 _ISSUER: Final = "Fairlead"
@@ -53,6 +54,7 @@ def usage_rows(rows: Iterable[UsageTotals]) -> list[dict[str, str]]:
                 "x_Adapter": row.adapter,
                 "x_ApiKey": row.key,
                 "x_CachedTokens": str(row.cached_tokens),
+                "x_Dialect": row.dialect,
                 "x_EngineSeconds": _seconds(row.engine_microseconds),
                 "x_InputTokens": str(row.input_tokens),
                 "x_OutputTokens": str(row.output_tokens),
@@ -68,9 +70,9 @@ def cost_rows(content: LedgerContent) -> list[dict[str, str]]:
 
     The sum of `BilledCost` is replica-seconds × price.
     """
-    engine_time: dict[tuple[str, str, str, tuple[str, str, str]], int] = {}
+    engine_time: dict[tuple[str, str, str, tuple[str, str, str, str]], int] = {}
     for row in content.usage:
-        place = row.day, row.model, row.pool, (row.tenant, row.key, row.adapter)
+        place = row.day, row.model, row.pool, (row.tenant, row.key, row.adapter, row.dialect)
         engine_time[place] = engine_time.get(place, 0) + row.engine_microseconds
     found = []
     for share in attribute_ledger(content).shares:
@@ -80,7 +82,7 @@ def cost_rows(content: LedgerContent) -> list[dict[str, str]]:
             charge["ChargeDescription"] = f"Replicas of {share.model}: {share.state}"
         else:
             used = _seconds(engine_time.get((share.day, share.model, share.pool, share.user), 0))
-            tenant, key, adapter = share.user
+            tenant, key, adapter, dialect = share.user
             charge |= {
                 "ChargeDescription": f"Engine time of {share.model}",
                 "ConsumedQuantity": used,
@@ -91,6 +93,7 @@ def cost_rows(content: LedgerContent) -> list[dict[str, str]]:
                 "SubAccountName": tenant,
                 "x_Adapter": adapter,
                 "x_ApiKey": key,
+                "x_Dialect": dialect,
                 "x_EngineSeconds": used,
             }
         found.append(charge)

@@ -4,6 +4,7 @@ import csv
 import io
 from decimal import Decimal
 
+import msgspec
 import pytest
 
 from fairlead.engine_profile import builtin_profile
@@ -56,6 +57,22 @@ def test_usage_is_grouped_by_dimensions() -> None:
     ]
 
 
+def test_usage_and_cost_are_grouped_by_dialect() -> None:
+    table = UsageTable()
+    for number, dialect in enumerate(("chat", "messages", "messages")):
+        record = UsageRecord(
+            str(number), f"{DAY}T00:00:00.000Z", "acme", "x/tiny", 200, dialect=dialect, pool="main", output_tokens=5
+        )
+        table.add_record(msgspec.structs.replace(record, engine_microseconds=10_000_000))
+    found = LedgerContent("id", table.rows(), content().replicas)
+    rows = group_usage(found.usage, ("dialect",))
+    assert [(row.dialect, row.requests, row.output_tokens) for row in rows] == [("chat", 1, 5), ("messages", 2, 10)]
+    costs = {row.group: row.nano_usd for row in cost_report(found, ("dialect",)).rows if not row.state}
+    assert costs["messages",] == 2 * costs["chat",] > 0
+    charges = {row.get("x_Dialect", "") for row in cost_rows(found)} | {row["x_Dialect"] for row in usage_rows(found.usage)}
+    assert {"chat", "messages"} <= charges
+
+
 def test_cost_is_grouped_and_what_nobody_used_has_its_own_row() -> None:
     report = cost_report(content(), ("tenant",))
     assert [(row.group, row.state, row.nano_usd, row.saved_nano_usd) for row in report.rows] == [
@@ -73,8 +90,8 @@ def test_cost_is_grouped_and_what_nobody_used_has_its_own_row() -> None:
     ("text", "message", "hint"),
     [
         ("tenants", "usage cannot be grouped by 'tenants'", "did you mean tenant?"),
-        ("tenant,zzz", "usage cannot be grouped by 'zzz'", "use tenant, key, model, adapter, day"),
-        ("", "there is nothing to group by", "use tenant, key, model, adapter, day"),
+        ("tenant,zzz", "usage cannot be grouped by 'zzz'", "use tenant, key, model, adapter, dialect, day"),
+        ("", "there is nothing to group by", "use tenant, key, model, adapter, dialect, day"),
     ],
 )
 def test_unknown_dimension_is_named(text: str, message: str, hint: str) -> None:
