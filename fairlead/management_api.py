@@ -550,7 +550,7 @@ class DecisionOut(Struct, frozen=True):
     """The choices of one request, oldest first, and its outcome, null while it runs.
 
     - prompt_tokens: The estimate at the time of the choice.
-    - caller: The name of the client's API key; null if none is required.
+    - caller: The tenant of the client's key or token; null if none is required.
     - route: Null if the client named the model itself.
     - kept_back: Fields and headers of the request that its engine did not get.
     - handoff: Null unless the model has prefill engines.

@@ -323,7 +323,7 @@ def render_decision(
     """
     head = [decision.request_id, f"to {decision.model}", f"about {decision.prompt_tokens:,.0f} prompt tokens"]
     if decision.caller is not None:
-        head.append(f"key {decision.caller}")
+        head.append(f"tenant {decision.caller}")
     if decision.wall:
         head.append(datetime.fromtimestamp(decision.wall, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"))
     lines = ["request " + " · ".join(head), *_route(decision)]

@@ -72,7 +72,7 @@ def test_attempt_shows_candidates_inputs_and_outcome() -> None:
         prompt_tokens=4_096, cached_tokens=3_072, predicted_cached_tokens=3_100, output_tokens=50, within_objective=True
     )
     assert text(record(1, decided(HOME, "affinity", "a home")), outcome=outcome) == [
-        "request req-1 · to chat/llama · about 4,100 prompt tokens · key team-a · 2027-01-15 08:00:00 UTC",
+        "request req-1 · to chat/llama · about 4,100 prompt tokens · tenant team-a · 2027-01-15 08:00:00 UTC",
         "",
         "attempt 1 → main-0 by the rule affinity",
         "     a home",
