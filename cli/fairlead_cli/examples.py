@@ -12,7 +12,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "explain request": ("explain request", "explain request req-35fc5680-e7728e4ba8522a46 -o wide"),
     "explain route": (
         "explain route qwen3-8b --file prompt.txt",
-        'explain route --file request.json --tenant acme --header "x-canary: yes"',
+        'explain route -f request.json --tenant acme --header "x-canary: yes"',
     ),
     "explain scaling": ("explain scaling qwen3-8b", "explain scaling qwen3-8b --at 15m"),
     "explain shadow": ("explain shadow", "explain shadow qwen3-8b-next"),

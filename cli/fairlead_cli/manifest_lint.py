@@ -78,6 +78,7 @@ def lint(
 
     In a folder, files without a Kubernetes object are skipped with a note. Such files are values
     of Helm charts, unrendered templates and empty files. It is an error if no file has an object.
+    Folders in a folder are not read: name each of them.
 
     SARIF is what code hosts show at the lines of a change. Editors check and complete fields with
     the schema of --schema: `fairlead lint --schema > fairlead.schema.json`.

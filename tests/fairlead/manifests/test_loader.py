@@ -268,6 +268,8 @@ def test_files_folders_and_stdin_are_read(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text(SMALLEST)
     (tmp_path / "a.yml").write_text(CLASS)
     (tmp_path / "notes.txt").write_text("not: [yaml")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "c.yaml").write_text("not: [yaml")
     assert [model.metadata.name for model in load_manifests([tmp_path]).models] == ["qwen3-8b"]
     stdin = io.BytesIO(SMALLEST.replace("qwen3-8b", "other").encode())
     both: list[ModelDeployment] = list(load_manifests([tmp_path / "b.yaml", "-"], stdin=stdin).models)
