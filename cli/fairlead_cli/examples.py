@@ -45,7 +45,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "version": ("version", "version -o json"),
     "lint": ("lint model.yaml", "lint manifests -o sarif", "lint -"),
-    "convert": ("convert config.yaml --out converted", "convert old.yaml --accelerator nvidia-l4"),
+    "convert": ("convert config.yaml --out converted.yaml", "convert old.yaml --accelerator nvidia-l4"),
     "catalog list": ("catalog", "catalog list --on nvidia-h100"),
     "catalog show": ("catalog show qwen3-8b --on nvidia-l4", "catalog show llama-3.3-70b --on nvidia-h100 --tensor 4"),
     "replay": ("replay --limit 200", "replay --trace trace.jsonl --rate 5 --out report"),

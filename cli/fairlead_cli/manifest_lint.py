@@ -23,7 +23,7 @@ from fairlead.errors import BadInput, FileProblem, ManifestError
 from fairlead.fleet import file as fleetfile
 from fairlead.limits import Limits
 from fairlead.manifests import loader
-from fairlead.manifests.files import STDIN_PATH, read_texts
+from fairlead.manifests.files import STDIN_PATH, read_texts, unread_folders
 from fairlead.manifests.skipped_files import is_fleet_document, skip_files
 from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.names import suggest_fix
@@ -78,7 +78,7 @@ def lint(
 
     In a folder, files without a Kubernetes object are skipped with a note. Such files are values
     of Helm charts, unrendered templates and empty files. It is an error if no file has an object.
-    Folders in a folder are not read: name each of them.
+    Folders in a folder are not read, with a note: name each of them.
 
     SARIF is what code hosts show at the lines of a change. Editors check and complete fields with
     the schema of --schema: `fairlead lint --schema > fairlead.schema.json`.
@@ -158,7 +158,7 @@ def lint_paths(paths: Iterable[str]) -> LintReport:
     texts, problems = read_texts(every, limits=limits)
     texts, skipped = skip_files(texts, every, limits=limits)
     objects: list[tuple[str, str]] = []
-    notes = [replace(one, message=f"{_NOTE}{one.message}") for one in skipped]
+    notes = [replace(one, message=f"{_NOTE}{one.message}") for one in (*skipped, *unread_folders(every))]
     contents: list[str] = []
     for name, text in texts:
         if not _is_fleet_file(name, text, limits):

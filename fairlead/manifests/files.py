@@ -45,6 +45,19 @@ def expand_path(path: str | Path) -> list[str]:
     return files
 
 
+def unread_folders(paths: Sequence[str | Path]) -> list[FileProblem]:
+    """Returns a finding for each given folder that has YAML files in folders of its own."""
+    found = []
+    for path in paths:
+        if str(path) == STDIN_PATH or not Path(path).is_dir():
+            continue
+        inner = sorted(one.name for one in Path(path).iterdir() if one.is_dir() and any(one.rglob("*.y*ml")))
+        if inner:
+            message = f"not read: the folders {', '.join(inner)} in it"
+            found.append(FileProblem(str(path), 1, "(folder)", message, "name them, too"))
+    return found
+
+
 def read_text(file: str, *, limits: Limits, stdin: BinaryIO | None = None) -> str:
     """Returns the text of a file or of standard input. Raises ManifestError."""
     try:

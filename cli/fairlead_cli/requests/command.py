@@ -113,9 +113,9 @@ def render_requests(found: Sequence[api.DecisionOut], *, is_wide: bool = False) 
     header = ["TIME (UTC)", "REQUEST", "MODEL", "STATUS", "FIRST TOKEN", "TOTAL", "SLO"]
     header += ["TENANT", "INSTANCE", "PROMPT", "CACHED", "OUTPUT"] if is_wide else []
     rows = [[*header, "MOST OF IT"], *([*_cells(decision, is_wide), main_cause(decision)] for decision in found)]
-    missed = sum(1 for one in found if one.outcome is not None and one.outcome.within_objective is False)
-    summary = pluralize(len(found), "request")
-    return f"{align_columns(rows)}\n{summary}, {missed} missed the SLO · why: fairlead explain request ID"
+    verdicts = [one.outcome.within_objective for one in found if one.outcome is not None]
+    missed = f", {verdicts.count(False)} missed the SLO" if any(verdict is not None for verdict in verdicts) else ""
+    return f"{align_columns(rows)}\n{pluralize(len(found), 'request')}{missed} · why: fairlead explain request ID"
 
 
 def _cells(decision: api.DecisionOut, is_wide: bool) -> list[str]:

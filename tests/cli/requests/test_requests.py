@@ -98,3 +98,7 @@ def test_no_match_exits_1_and_wrong_flags_exit_2() -> None:
         assert both.returncode == 2
         assert "--slow and --failed exclude each other" in both.stderr
         assert run_program("requests", "--limit", "0", "--manage", server.url).returncode == 2
+
+
+def test_a_list_without_a_target_says_nothing_about_one() -> None:
+    assert render_requests([decision(1, ended())]).splitlines()[-1] == "1 request · why: fairlead explain request ID"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.limits import Limits
-from fairlead.manifests.files import read_texts
+from fairlead.manifests.files import read_texts, unread_folders
 from fairlead_testing.cli.command_line import run_command_line
 
 REASON = "cannot be read: it is no regular file"
@@ -43,3 +43,11 @@ def test_link_to_a_file_and_stream_of_a_shell_are_read(tmp_path: Path) -> None:
     os.close(writing)
     assert read_texts([f"/dev/fd/{reading}"], limits=Limits())[0] == [(f"/dev/fd/{reading}", "b: 2\n")]
     os.close(reading)
+
+
+def test_folders_in_a_folder_are_named_as_not_read(tmp_path: Path) -> None:
+    (tmp_path / "team" / "deep").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "team" / "deep" / "x.yml").write_text("kind: x")
+    [found] = unread_folders([tmp_path, "-", tmp_path / "team" / "deep"])
+    assert (found.field, found.message) == ("(folder)", "not read: the folders team in it")

@@ -69,7 +69,9 @@ def test_usage_and_cost_are_grouped_by_dialect() -> None:
     assert [(row.dialect, row.requests, row.output_tokens) for row in rows] == [("chat", 1, 5), ("messages", 2, 10)]
     costs = {row.group: row.nano_usd for row in cost_report(found, ("dialect",)).rows if not row.state}
     assert costs["messages",] == 2 * costs["chat",] > 0
-    charges = {row.get("x_Dialect", "") for row in cost_rows(found)} | {row["x_Dialect"] for row in usage_rows(found.usage)}
+    charges = {row.get("x_Dialect", "") for row in cost_rows(found)} | {
+        row["x_Dialect"] for row in usage_rows(found.usage)
+    }
     assert {"chat", "messages"} <= charges
 
 
