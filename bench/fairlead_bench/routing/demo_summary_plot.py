@@ -1,4 +1,4 @@
-"""The README's picture of routing: three presets on the same requests, in three figures each.
+"""The README's picture of routing: four presets on the same requests, in three figures each.
 
 ``python -m fairlead_bench.routing.demo_summary_plot`` draws it from the committed report of the
 demo. The figures are those of the live run; the report has the simulator's too.
@@ -14,6 +14,7 @@ REPORT = Path("bench/results/demo.json")
 PICTURE = Path("docs/images/routing-results.svg")
 PRESETS = {
     "dual-hash": "Fairlead's default\n(dual-hash)",
+    "llm-d": "llm-d's scorer\n(prefixes and load)",
     "least-request": "fewest requests\nin flight",
     "round-robin": "round robin",
 }
@@ -22,12 +23,16 @@ _FIRST_COLOUR, _OTHER_COLOUR = "#0b7a75", "#b5bec8"
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One figure of each preset, in the order of ``PRESETS``."""
+    """One figure of each preset, in the order of ``PRESETS``.
+
+    bound: the best that is possible; None if that is not known.
+    """
 
     title: str
     better: str
     values: tuple[float, ...]
     labels: tuple[str, ...]
+    bound: float | None = None
 
 
 def panels(report: dict[str, Any]) -> list[Panel]:
@@ -38,7 +43,13 @@ def panels(report: dict[str, Any]) -> list[Panel]:
     within = tuple(100.0 * run["within_objective"] for run in runs)
     return [
         Panel("Wait for the first token\n(90th percentile)", "shorter is better", first, _labels(first, "{:.1f} s")),
-        Panel("Prompt tokens that\nwere cached", "more is better", cached, _labels(cached, "{:.0f} %")),
+        Panel(
+            "Prompt tokens that\nwere cached",
+            f"more is better; dotted: one unlimited cache, {100.0 * report['ideal_cached_share']:.0f} %",
+            cached,
+            _labels(cached, "{:.0f} %"),
+            100.0 * report["ideal_cached_share"],
+        ),
         Panel("Requests within\nthe latency target", "more is better", within, _labels(within, "{:.0f} %")),
     ]
 
@@ -61,7 +72,7 @@ def draw(found: list[Panel], path: Path) -> None:
 
     style: Any = {"svg.hashsalt": "fairlead", "svg.fonttype": "path", "font.size": 11}
     with mpl.rc_context(style):
-        figure, columns = plt.subplots(1, len(found), figsize=(9.6, 3.1), sharey=True)
+        figure, columns = plt.subplots(1, len(found), figsize=(9.6, 3.7), sharey=True)
         places = range(len(PRESETS))
         for axes, panel in zip(columns, found, strict=True):
             colours = [_FIRST_COLOUR if place == 0 else _OTHER_COLOUR for place in places]
@@ -69,6 +80,8 @@ def draw(found: list[Panel], path: Path) -> None:
             for place, (value, label) in enumerate(zip(panel.values, panel.labels, strict=True)):
                 weight = "bold" if place == 0 else "normal"
                 axes.text(value + max(panel.values) * 0.03, place, label, va="center", weight=weight)
+            if panel.bound is not None:
+                axes.axvline(panel.bound, color="#566270", linewidth=1, linestyle=":")
             axes.set_title(panel.title, fontsize=11, weight="bold", loc="left")
             axes.set_xlabel(panel.better, fontsize=9.5, color="#566270", loc="left")
             axes.set_xlim(0, max(panel.values) * 1.28)

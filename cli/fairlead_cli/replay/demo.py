@@ -57,12 +57,12 @@ class DemoOptions:
         Parameter(help="A trace in Mooncake's format. Default: 1,000 requests of its conversation trace, bundled."),
     ] = None
     out: Annotated[Path, Parameter(help="Where the report goes.")] = Path("out/demo")
-    limit: Annotated[int, Parameter(help="How many requests of at most 20,480 prompt tokens, from the start.")] = 600
+    limit: Annotated[int, Parameter(help="How many requests of at most 20,480 prompt tokens, from the start.")] = 400
     rate: Annotated[float, Parameter(help="Mean arrivals per simulated second.")] = 6.5
     light_rate: Annotated[
         float, Parameter(help="Mean arrivals per simulated second of a light load, simulated too.")
     ] = 1.0
-    speed: Annotated[float, Parameter(help="Simulated seconds in one second; halved on a busy machine.")] = 3.0
+    speed: Annotated[float, Parameter(help="Simulated seconds in one second; halved on a busy machine.")] = 2.0
     presets: Annotated[tuple[str, ...], Parameter(help="Routing presets to compare.", consume_multiple=True)] = (
         "dual-hash",
         "round-robin",
