@@ -323,7 +323,8 @@ class MeasuredStack:
 
     def __init__(self, options: MeasuredStackOptions) -> None:
         self._options = options
-        self._runtime = options.log.with_suffix(".run").resolve()
+        # Of this process alone: a second demo in the folder must not end this one's stack.
+        self._runtime = options.log.with_suffix(f".{os.getpid()}.run").resolve()
         self._reaper: Reaper | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.running_stack: RunningStack | None = None
