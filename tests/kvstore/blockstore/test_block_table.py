@@ -57,7 +57,7 @@ def test_hashes_that_an_engine_chooses_make_no_search_long(step: int) -> None:
     keys.reads, cells = 0, index.bytes // 4
     for number in range(1, 1_001):
         assert not index.find(number * step + 1_000_003 * cells)
-    assert keys.reads < 60_000
+    assert keys.reads < 200_000  # about 40,000, by a random salt; two million if the hashes gave the places
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4), st.booleans()), max_size=100))
