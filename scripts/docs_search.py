@@ -5,6 +5,7 @@ tags of the page's own entry in the index, and not of the entries of its section
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 TABLE = Path(__file__).resolve().parents[1] / "docs" / ".search.yml"
 
 
+@cache
 def table() -> dict[str, dict[str, Any]]:
     """Returns the boosts by folder and the words by page."""
     loaded: dict[str, dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))

@@ -5,18 +5,13 @@ request. Each line is what the programs wrote, with the usual ports, and appears
 picture begins again after ``ROUND_SECONDS``; who wants less motion sees all lines at once.
 """
 
-import os
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
-
 from fairlead_testing.local_stack import LocalStack
 from fairlead_testing.processes import block_until
-from scripts.draw_screens import FAIRLEAD, IMAGES, MODEL, PATIENCE_SECONDS, output
+from scripts.draw_screens import FAIRLEAD, IMAGES, MODEL, PATIENCE_SECONDS, output, terminal_svg
 
 NAME = "terminal-cast"
 COLUMNS, OUTPUT_LINES, BANNER_LINES = 112, 14, 4
@@ -59,11 +54,7 @@ def cast(shown: Sequence[tuple[str, Sequence[str]]]) -> str:
             lines.append(line)
             times.append(now)
             now += _LINE_SECONDS
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
-    for line in lines:
-        console.print(Text.from_ansi(line), overflow="crop", no_wrap=True)
-    svg = console.export_svg(title="fairlead", unique_id=NAME)
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "ui-monospace")
+    svg = terminal_svg(NAME, "fairlead", lines, COLUMNS, crops=True)
     return svg.replace("</style>", "".join(map(_rule, range(len(times)), times)) + "</style>", 1)
 
 

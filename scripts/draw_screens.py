@@ -18,7 +18,7 @@ import sys
 import tempfile
 import termios
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fcntl import ioctl
 from pathlib import Path
@@ -159,11 +159,19 @@ def output(environment: Mapping[str, str], *command: str) -> str:
 
 def draw_terminal(name: str, title: str, text: str) -> None:
     """Writes the picture of a terminal."""
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
-    console.print(Text.from_ansi(text.rstrip()))
+    (IMAGES / f"{name}.svg").write_text(terminal_svg(name, title, [text.rstrip()]), encoding="utf-8")
+
+
+def terminal_svg(name: str, title: str, texts: Sequence[str], columns: int = COLUMNS, *, crops: bool = False) -> str:
+    """Returns the picture of a terminal with texts below each other, without a font of others.
+
+    crops: the end of a long line is left out, so that each text is one line.
+    """
+    console = Console(record=True, width=columns, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+    for text in texts:
+        console.print(Text.from_ansi(text), overflow="crop" if crops else None, no_wrap=crops or None)
     svg = console.export_svg(title=title, unique_id=name)
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "ui-monospace")
-    (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "ui-monospace")
 
 
 if __name__ == "__main__":

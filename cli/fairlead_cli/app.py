@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from cyclopts import App, Group, Parameter
 
 from fairlead import __version__
-from fairlead_cli.examples import examples_text
+from fairlead_cli.examples import example_lines
 
 LOCAL, OPERATE, TOOLS = "Run locally", "Operate", "Tools"
 
@@ -123,7 +123,7 @@ def with_default_verb(arguments: Sequence[str]) -> list[str]:
 
 def _epilogue(words: str, program: str) -> str:
     """Returns the end of a verb's help, in Markdown: a line that stays one ends with two spaces."""
-    lines = examples_text(words, _NAMES.get(program, "fairlead")).splitlines()
+    lines = example_lines(words, _NAMES.get(program, "fairlead"))
     return "  \n".join(["Examples:", *(f"`{line}`" for line in lines)])
 
 

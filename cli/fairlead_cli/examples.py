@@ -55,6 +55,6 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
 """Words of a verb → its command lines, without the program."""
 
 
-def examples_text(words: str, program: str) -> str:
-    """Returns the examples of a verb, each on a line."""
-    return "\n".join(f"{program} {line}" for line in EXAMPLES[words])
+def example_lines(words: str, program: str) -> list[str]:
+    """Returns the command lines of a verb's examples."""
+    return [f"{program} {line}" for line in EXAMPLES[words]]

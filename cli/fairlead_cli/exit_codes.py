@@ -29,7 +29,7 @@ def run_query(fetch: Callable[[], T], render: Callable[[T], str]) -> int:
     """Fetches, prints and returns the exit code.
 
     fetch: raises StackUnreachable or ClusterUnreachable when nothing answers. It raises LookupError
-    with a message when nothing is known, and one of ``misuse`` for wrong usage; other errors pass.
+    with a message when nothing is known; other errors pass.
     """
     try:
         answer = fetch()

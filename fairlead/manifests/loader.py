@@ -251,18 +251,11 @@ def _foreign_note(nodes: Iterable[YamlNode], file: str) -> list[FileProblem]:
 
 def _to_documents(nodes: Iterable[YamlNode], file: str) -> list[_Document]:
     """Returns the objects of a file but foreign ones. Raises ManifestError with all problems."""
-    documents: list[_Document] = []
-    problems: list[FileProblem] = []
-    for node in nodes:
-        if _is_foreign(node):
-            continue
-        try:
-            documents.append(_to_document(node, file))
-        except ManifestError as error:
-            problems += error.problems
+    checked = [_check_node(node, file) for node in nodes if not _is_foreign(node)]
+    problems = [problem for _, found in checked for problem in found]
     if problems:
         raise ManifestError(tuple(problems))
-    return documents
+    return [document for documents, _ in checked for document in documents]
 
 
 def _to_document(node: YamlNode, file: str) -> _Document:

@@ -72,8 +72,8 @@ def check_remainder(
     would have to be corrected in several rounds. A rule about a field that was left out is not
     checked. None if the remainder is no whole object.
     """
-    value, emptied = node.to_python(), set[FieldPath]()
-    for detail in error.errors(include_url=False):
+    value, emptied, first = node.to_python(), set[FieldPath](), error.errors(include_url=False)
+    for detail in first:
         path = _error_path(detail)
         if detail["type"] in ("missing", "fairlead"):
             emptied.add(path[:-1])
@@ -85,7 +85,7 @@ def check_remainder(
         return model.model_validate(value, by_alias=True, by_name=False), []
     except ValidationError as second:
         details = [detail for detail in second.errors(include_url=False) if detail["type"] == "fairlead"]
-    known = {(detail["loc"], detail["msg"]) for detail in error.errors(include_url=False)}
+    known = {(detail["loc"], detail["msg"]) for detail in first}
     hidden = [
         detail
         for detail in details

@@ -8,7 +8,7 @@ from typing import Any
 from cyclopts import App
 
 from fairlead_cli.app import VERBS, build_app
-from fairlead_cli.examples import examples_text
+from fairlead_cli.examples import example_lines
 
 _KINDS = {"str": "TEXT", "int": "N", "float": "X", "pathlib.Path": "PATH"}
 
@@ -48,7 +48,7 @@ def _verb(verb: str, sentence: str, command: App, app: App) -> str:
     positionals = [argument for argument in arguments if argument.index is not None]
     usage = " ".join([f"fairlead {verb}", *(_word(argument) for argument in positionals), "[OPTION …]"])
     details = inspect.getdoc(command.default_command) or ""
-    examples = f"```text\n{examples_text(verb, 'fairlead')}\n```\n\n"
+    examples = "\n".join(["```text", *example_lines(verb, "fairlead"), "```\n\n"])
     text = f"# `fairlead {verb}`\n\n```\n{usage}\n```\n\n{sentence}\n\n{_rest(details)}{examples}"
     return text + "| Option | Default | Meaning |\n|---|---|---|\n" + "\n".join(_rows(arguments)) + "\n"
 

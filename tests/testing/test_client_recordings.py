@@ -28,12 +28,12 @@ def test_texts_with_a_common_start_keep_one() -> None:
 
 
 def test_names_stay_and_ids_and_paths_are_replaced_by_equal_ones() -> None:
-    writer = FillerWriter({"/var/work": "/home/xyz"})
+    writer = FillerWriter({"/projects": "/home/xyz"})
     body = {
         "name": "exec_command",
         "id": SESSION,
         "user": json.dumps({"session": SESSION}),
-        "cwd": "/var/work/a",
+        "cwd": "/projects/a",
         "n": 1,
     }
     found = writer.shorten(body)

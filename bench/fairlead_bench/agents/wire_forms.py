@@ -109,10 +109,10 @@ def _parameters(number: int) -> Body:
     return {"type": "object", "properties": properties, "required": list(properties)[:1]}
 
 
-_TOOLS: Final = [
+_TOOLS: Final = tuple(
     (f"tool_{number}", f"Does the work of tool {number} in the folder of the project. " * 4, _parameters(number))
     for number in range(TOOLS)
-]
+)
 """Names, descriptions and schemas."""
 
 

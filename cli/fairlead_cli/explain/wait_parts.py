@@ -17,6 +17,11 @@ class WaitPart:
     share: float
 
 
+def waited_seconds(outcome: api.OutcomeOut) -> float:
+    """Returns the seconds until the first token of a stream, or the end of any other answer."""
+    return outcome.duration_seconds if outcome.ttft_seconds is None else outcome.ttft_seconds
+
+
 def wait_parts(decision: api.DecisionOut) -> list[WaitPart]:
     """Returns the parts of the wait, the longest first; none while the request runs.
 
@@ -26,7 +31,7 @@ def wait_parts(decision: api.DecisionOut) -> list[WaitPart]:
     outcome = decision.outcome
     if outcome is None:
         return []
-    whole = outcome.duration_seconds if outcome.ttft_seconds is None else outcome.ttft_seconds
+    whole = waited_seconds(outcome)
     if whole <= 0.0:
         return []
     measured = {

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from fairlead import management_api as api
 from fairlead.errors import BadInput
 from fairlead_cli.exit_codes import run_query
-from fairlead_cli.explain.wait_parts import wait_parts
+from fairlead_cli.explain.wait_parts import wait_parts, waited_seconds
 from fairlead_cli.formatting import (
     UNKNOWN,
     align_columns,
@@ -99,10 +99,7 @@ def _wall(decision: api.DecisionOut) -> float:
 
 
 def _waited(decision: api.DecisionOut) -> float:
-    outcome = decision.outcome
-    if outcome is None:
-        return 0.0
-    return outcome.duration_seconds if outcome.ttft_seconds is None else outcome.ttft_seconds
+    return 0.0 if decision.outcome is None else waited_seconds(decision.outcome)
 
 
 def render_requests(found: Sequence[api.DecisionOut], *, is_wide: bool = False) -> str:

@@ -13,7 +13,7 @@ from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
 from fairlead_cli.cluster.installation import Installation, open_installation
-from fairlead_cli.local.run_directory import RunningStack, newest_stack, running_stacks
+from fairlead_cli.local.run_directory import RunningStack, running_stacks
 from fairlead_cli.management.client import ManagementEndpoint, gateway_endpoints
 from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, KubeconfigFlag, is_cluster_target
 from fairlead_cli.tenants.file_store import FileTenantStore
@@ -94,9 +94,9 @@ def open_tenants(
     if revoked is not None:
         raise BadInput("--revoked belongs to a file of tenants", field="--revoked", hint="give it together with --file")
     if not is_cluster_target(options.cluster, None):
-        if finds_stack and running_stacks():
-            stack = newest_stack("--file")
-            yield TenantsPlace(FileTenantStore(_tenant_file(stack), None, os.environ), manage or stack.manage)
+        stacks = running_stacks() if finds_stack else []
+        if stacks:
+            yield TenantsPlace(FileTenantStore(_tenant_file(stacks[0]), None, os.environ), manage or stacks[0].manage)
             return
         raise BadInput(
             "neither a file nor a cluster was named",

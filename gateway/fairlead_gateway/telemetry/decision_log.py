@@ -313,19 +313,29 @@ class _SlowestRequests:
     def __init__(self) -> None:
         self._windows: dict[int, list[tuple[float, int, RequestOutcome]]] = {}  # heaps: the fastest first
         self._count = 0
+        self.by_id: dict[str, RequestOutcome] = {}
 
     def add(self, outcome: RequestOutcome) -> list[RequestOutcome]:
-        """Takes a request that has ended; returns those that are kept no longer, or this one."""
+        """Takes a request that has ended, if it is slow; returns those that are kept no longer."""
         number = int((outcome.started_wall + outcome.duration_seconds) / _WINDOW_SECONDS)
         window = self._windows.setdefault(number, [])
         self._count += 1
         entry = (outcome.waited_seconds, self._count, outcome)
+        dropped: list[RequestOutcome] = []
         if len(window) == SLOWEST_REQUESTS:
-            return [heappushpop(window, entry)[2]]
-        heappush(window, entry)
-        if len(self._windows) <= _WINDOWS + 1:
-            return []
-        return [entry[2] for entry in self._windows.pop(next(iter(self._windows)))]
+            fastest = heappushpop(window, entry)[2]
+            if fastest is outcome:
+                return dropped
+            dropped.append(fastest)
+        else:
+            heappush(window, entry)
+        self.by_id[outcome.request_id] = outcome
+        if len(self._windows) > _WINDOWS + 1:
+            dropped += [old[2] for old in self._windows.pop(next(iter(self._windows)))]
+        for old in dropped:
+            if self.by_id.get(old.request_id) is old:
+                del self.by_id[old.request_id]
+        return dropped
 
     def slowest_first(self) -> list[RequestOutcome]:
         entries = [entry for window in self._windows.values() for entry in window]
@@ -349,7 +359,6 @@ class DecisionLog:
         self._failed: OrderedDict[str, RequestOutcome] = OrderedDict()
         self._refused: OrderedDict[str, RequestOutcome] = OrderedDict()
         self._slowest = _SlowestRequests()
-        self._slow: dict[str, RequestOutcome] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -370,7 +379,7 @@ class DecisionLog:
             self._remove(known)
             self._failed.pop(name, None)
             self._refused.pop(name, None)
-            self._slow.pop(name, None)
+            self._slowest.by_id.pop(name, None)
         outcome.records = [record]
         requests[name] = outcome
         if record.client_id is not None:
@@ -403,11 +412,8 @@ class DecisionLog:
             kept[name] = outcome
             if len(kept) > most:
                 self._forget(kept.popitem(last=False)[1])
-        self._slow[name] = outcome
         for dropped in self._slowest.add(outcome):
-            if self._slow.get(dropped.request_id) is dropped:
-                del self._slow[dropped.request_id]
-                self._forget(dropped)
+            self._forget(dropped)
 
     def latest(
         self,
@@ -458,7 +464,7 @@ class DecisionLog:
             del self._by_client_id[first.caller, first.client_id]
 
     def _entry(self, request_id: str) -> RequestOutcome | None:
-        for kept in (self._entries, self._failed, self._refused, self._slow):
+        for kept in (self._entries, self._failed, self._refused, self._slowest.by_id):
             entry = kept.get(request_id)
             if entry is not None:
                 return entry

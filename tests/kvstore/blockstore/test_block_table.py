@@ -1,11 +1,13 @@
 """The block table: open addressing against a dict, and the memory of a block."""
 
+import random
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from fairlead_kvstore.blockstore import block_table
 from fairlead_kvstore.blockstore.block_table import MAX_ROWS_AT_ONCE, BlockTable, RowIndex
 
 KEYS = st.one_of(st.integers(0, 40), st.integers(0, 30).map(lambda number: number * 13), st.integers(2**63, 2**64 - 1))
@@ -48,7 +50,9 @@ class _CountedKeys(list[int]):
 
 
 @pytest.mark.parametrize("step", [1, 3_001, 2**32, 2**44])
-def test_hashes_that_an_engine_chooses_make_no_search_long(step: int) -> None:
+def test_hashes_that_an_engine_chooses_make_no_search_long(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The factor is random in use: with one in some hundreds, searches are longer by chance.
+    monkeypatch.setattr(block_table, "HASH_FACTOR", random.Random(step).getrandbits(64) | 1 << 63 | 1)
     keys: Any = _CountedKeys([0])
     index = RowIndex(keys)
     for number in range(1, 2_001):
@@ -57,7 +61,7 @@ def test_hashes_that_an_engine_chooses_make_no_search_long(step: int) -> None:
     keys.reads, cells = 0, index.bytes // 4
     for number in range(1, 1_001):
         assert not index.find(number * step + 1_000_003 * cells)
-    assert keys.reads < 200_000  # about 40,000, by a random salt; two million if the hashes gave the places
+    assert keys.reads < 60_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4), st.booleans()), max_size=100))
