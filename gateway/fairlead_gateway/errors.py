@@ -35,13 +35,14 @@ A message never repeats bytes of a request: it names the field, and known names 
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Final
 
 import msgspec
 
 from fairlead.errors import FairleadError
 from fairlead_gateway.routes.target_choice import RouteDecision
 
-_NO_RETRY = ("x-should-retry", "false")
+NO_RETRY: Final = ("x-should-retry", "false")
 """For SDKs: the same request fails again. Without it, some repeat a refusal for minutes."""
 
 
@@ -166,7 +167,7 @@ class InvalidApiKey(BadRequest):
     code = "invalid_api_key"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint, headers=(("www-authenticate", 'Bearer realm="fairlead"'), _NO_RETRY))
+        super().__init__(message, hint=hint, headers=(("www-authenticate", 'Bearer realm="fairlead"'), NO_RETRY))
 
 
 class NotPermitted(BadRequest):
@@ -248,7 +249,7 @@ class QuarantinedRequest(BadRequest):
         super().__init__(
             "two engines broke off on this request; it is not given to another one",
             hint="change the request, or give its id to the operator of the gateway",
-            headers=(("x-should-retry", "false"), ("retry-after", f"{max(1, round(seconds))}")),
+            headers=(NO_RETRY, ("retry-after", f"{max(1, round(seconds))}")),
         )
 
 

@@ -22,12 +22,12 @@ def routes(*, source: Annotated[GatewaySource, Parameter(name="*")] = _SOURCE, o
     All gateways of an installation have the same routes; one of them is asked.
 
     Exits 0 with a list, 1 when there is no route, 2 on wrong usage, 3 when no gateway can be
-    reached.
+    reached. As JSON or YAML, an empty list is one too.
     """
 
     def fetch() -> Sequence[api.DeclaredRouteOut]:
         found = _fleet(source).routes
-        if not found:
+        if not found and not is_document(output):
             raise LookupError("no route: clients name models themselves (a ModelRoute makes one)")
         return found
 
@@ -48,13 +48,13 @@ def adapters(
     An adapter that no engine holds is loaded by the first request for it, and is not listed.
 
     Exits 0 with a list, 1 when no engine holds one, 2 on wrong usage, 3 when no gateway can be
-    reached.
+    reached. As JSON or YAML, an empty list is one too.
     """
     wanted = qualified_name(model, source.cluster.namespace)
 
     def fetch() -> Mapping[str, Mapping[str, Sequence[str]]]:
         found = held_adapters(_fleet(source), wanted)
-        if not found:
+        if not found and not is_document(output):
             raise LookupError(f"no engine of {wanted or 'any model'} holds an adapter")
         return found
 

@@ -25,7 +25,7 @@ _TABLE_HEADINGS = (
     "INSTANCE",
     "BLOCKS",
     "UNIQUE",
-    "LOSE",
+    "SCALE DOWN",
     "GPU",
     "CPU",
     "DISK",

@@ -34,6 +34,7 @@ _MIN_CONNECTIONS_SHARE: Final = 0.95
 """With fewer of the configured client connections, a gateway reports it."""
 
 _STATUS_LINES: Final = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\ndate: " for status in HTTPStatus}
+_MESSAGES_PATH: Final = "/v1/messages"  # whose SDKs show the id that the header `request-id` has
 _CHUNK_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(1_024)]
 
 
@@ -209,10 +210,12 @@ class ResponseWriter:
         if status_line is None:
             status_line = f"HTTP/1.1 {status} Unknown\r\ndate: "
         date = self._transport.date()
-        common = "" if self.head is None else self.head.response_fields
-        text = (
-            f"{status_line}{date}\r\nx-request-id: {self.request_id}\r\n{connection}{framing}{common}{header_text}\r\n"
-        )
+        common, request_id = "", self.request_id
+        if self.head is not None:
+            common = self.head.response_fields
+            if self.head.path.startswith(_MESSAGES_PATH):
+                common += f"request-id: {request_id}\r\n"
+        text = f"{status_line}{date}\r\nx-request-id: {request_id}\r\n{connection}{framing}{common}{header_text}\r\n"
         return text.encode("latin-1")
 
     def _detach(self) -> None:

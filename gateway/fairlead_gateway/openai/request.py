@@ -57,7 +57,7 @@ from fairlead_gateway.dialects.passed_on import STORED_RESPONSE, GenericRequest
 from fairlead_gateway.dialects.responses import ResponsesRequest
 from fairlead_gateway.dialects.schemas import CommonFields, GenerationFields, StreamOptions, has_value
 from fairlead_gateway.dialects.table import ROUTED, dialect_of
-from fairlead_gateway.errors import BadRequest, EngineTimeout, GatewayError, UnknownPath, UnsupportedBodyType
+from fairlead_gateway.errors import NO_RETRY, BadRequest, EngineTimeout, GatewayError, UnknownPath, UnsupportedBodyType
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.openai.body_parser import (
     ModelRequest,
@@ -431,6 +431,7 @@ def timeout_error(head: RequestHead, allowed_seconds: float) -> GatewayError:
         return EngineTimeout(
             f"no answer within the request's own deadline ({format_duration(allowed_seconds)})",
             code="deadline_exceeded",
+            headers=(NO_RETRY,),
         )
     return EngineTimeout(f"the answer was not complete after {format_duration(allowed_seconds)}", code="answer_timeout")
 

@@ -18,7 +18,7 @@ import hashlib
 import re
 from typing import Final
 
-from fairlead_gateway.errors import BadRequest, GatewayLoop
+from fairlead_gateway.errors import NO_RETRY, BadRequest, GatewayLoop
 from fairlead_gateway.http import trace_context
 from fairlead_gateway.http.request_parser import RequestHead
 
@@ -282,4 +282,4 @@ def check_hops(head: RequestHead, hop_id: str) -> None:
         hint = "look for endpoints of models that are gateways"
     else:
         return
-    raise GatewayLoop(message, hint=hint, headers=(("x-should-retry", "false"),))
+    raise GatewayLoop(message, hint=hint, headers=(NO_RETRY,))

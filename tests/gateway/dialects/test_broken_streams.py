@@ -66,6 +66,7 @@ async def last_event(path: str, script: Script) -> dict[str, Any]:
         last: dict[str, Any] = json.loads(text.removeprefix("data: "))
         assert (kind, last["type"]) == ("event: error", "error")
         assert last["request_id"] == answer.fields["x-request-id"]
+        assert answer.fields.get("request-id") == (last["request_id"] if path == "/v1/messages" else None)
         return last
 
 

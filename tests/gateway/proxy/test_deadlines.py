@@ -53,6 +53,7 @@ async def test_a_client_deadline_before_the_first_byte_is_a_504_that_says_so(bod
     async with scripted_engine(silent) as engine, running_gateway(fleet_of([engine.url])) as running:
         answer = await request(running.url, body, more="x-request-timeout: 0.2\r\n")
         assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
+        assert answer.fields["x-should-retry"] == "false"
         await wait_until(lambda: not engine.open)
         outcome = running.gateway.decisions.latest(1)[0]
         assert (outcome.status, outcome.client_disconnected) == (504, False)

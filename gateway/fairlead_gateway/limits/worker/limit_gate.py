@@ -11,7 +11,14 @@ from typing import Final
 from fairlead.tenants.model import Limit, LimitUnit, Tenant
 from fairlead.units import format_exact_usd, format_usd
 from fairlead_gateway.admission.admission_policy import ALL_LEARNED_ANSWERS, LEARNED_ANSWER_INTERVAL
-from fairlead_gateway.errors import BudgetSpent, ConcurrencyReached, GatewayError, LimitReached, LimitsUnavailable
+from fairlead_gateway.errors import (
+    NO_RETRY,
+    BudgetSpent,
+    ConcurrencyReached,
+    GatewayError,
+    LimitReached,
+    LimitsUnavailable,
+)
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.limits.exchange import CLOSED, CONTENDED, EXHAUSTED, GRANTED, NOT_YET, UNAVAILABLE
 from fairlead_gateway.limits.worker.amounts import (
@@ -101,9 +108,7 @@ def _retry_headers(seconds: float, *, is_possible: bool = True) -> tuple[tuple[s
     is_possible: False for a request that is refused at any time.
     """
     retry_after = ("retry-after", str(max(1, math.ceil(min(seconds, 40 * 86_400.0)))))
-    return (
-        (retry_after,) if is_possible and seconds <= _FOLLOWED_SECONDS else (retry_after, ("x-should-retry", "false"))
-    )
+    return (retry_after,) if is_possible and seconds <= _FOLLOWED_SECONDS else (retry_after, NO_RETRY)
 
 
 QUOTA_WAIT_SECONDS: Final = 2.0

@@ -36,7 +36,7 @@ from typing import Final
 from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import ANONYMOUS, Caller, CallerKey
-from fairlead_gateway.errors import AdapterNotLoaded, EngineFailed, EngineTimeout, GatewayError, Overloaded
+from fairlead_gateway.errors import NO_RETRY, AdapterNotLoaded, EngineFailed, EngineTimeout, GatewayError, Overloaded
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.upstream.connection import LOCAL_CAUSES, EndpointActivity
 
@@ -237,7 +237,7 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
             f"two engines broke off on this request ({attempts})",
             code="engines_broke_off",
             hint="do not send the request again unchanged",
-            headers=(("x-should-retry", "false"),),
+            headers=(NO_RETRY,),
         )
     if failures[-1].is_of_adapter:
         return AdapterNotLoaded(
