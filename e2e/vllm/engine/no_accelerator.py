@@ -1,5 +1,5 @@
 """A plugin that vLLM loads in each of its processes: where there is no accelerator, its number is 0
-(``kv_connectors.py`` says why)."""
+(``engine_processes.py`` says why)."""
 
 import torch
 
