@@ -66,8 +66,8 @@ def explain_request(
         str | None,
         Parameter(
             name="ID",
-            help="Its id: from the header x-fairlead-decision, the answer's own id, or the x-request-id that the "
-            "client sent. Default: the last request.",
+            help="Its id: from the header x-fairlead-decision, or x-request-id if it was refused, or the answer's "
+            "own id. Default: the last request.",
         ),
     ] = None,
     /,
@@ -137,7 +137,7 @@ def _find_request(endpoints: Sequence[ManagementEndpoint], request_id: str | Non
     raise LookupError(
         f"no decision for request {request_id!r} at {names}: another gateway answered it, it never reached an engine, "
         "or the log (a few thousand decisions) has dropped it. Take the id from the answer's header "
-        "x-fairlead-decision, leave it out for the last request, or look into the access log"
+        "x-fairlead-decision, or x-request-id if it was refused, leave it out for the last request, or look into the access log"
     )
 
 
