@@ -1,5 +1,5 @@
 """Generates files from code: CRDs and their schema for editors, reference pages, the chart's values
-and dashboards, and the images' locks.
+and dashboards, the images' locks, and the figures of pages.
 
 ``python scripts/generate.py`` writes the files; ``--check`` only compares and exits 1 with the
 names of stale files.
@@ -24,6 +24,7 @@ from scripts.generators.checks_reference import checks_page
 from scripts.generators.cli_reference import cli_pages
 from scripts.generators.deployment_reference import deployment_pages
 from scripts.generators.engines_reference import catalog_example, catalog_page, engines_page
+from scripts.generators.figures import figures, with_figures
 from scripts.generators.image_locks import image_requirements
 from scripts.generators.limits_reference import limits_page
 from scripts.generators.page_lists import (
@@ -82,7 +83,8 @@ def outputs() -> dict[str, str]:
                 f"# Generated from fairlead/api by `make generate`. Do not edit.\n{text}"
             )
     files = chart_files(ROOT) | image_requirements(ROOT) | address_files(ROOT, ADDRESSES) | openapi_files(NOTE)
-    return pages | cli_pages(NOTE) | deployment_pages(ROOT, NOTE) | files
+    pages |= cli_pages(NOTE) | deployment_pages(ROOT, NOTE) | files
+    return with_figures(ROOT, pages, figures(ROOT / "bench" / "results"))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import mean
+from statistics import geometric_mean, mean
 from typing import Any, Final
 
 BENCHMARKS_PAGE: Final = "docs/benchmarks.md"
@@ -26,7 +26,7 @@ _LOADS: Final = (
     "1,000 streams × 20 chunks/s",
     "220 KB streamed request, 100/s",
 )
-_GOOD: Final = 0.99
+GOOD: Final = 0.99
 _LIMIT_ERRORS: Final = ("over-run", "under-use")
 _LIMITERS: Final = (
     "fairlead estimated",
@@ -73,12 +73,17 @@ def benchmarks_page(root: Path) -> str:
         "knowledge": _knowledge_table,
         "knowledge-processes": _knowledge_process_table,
         "tiers": _tier_table,
+        "profiles": _profile_table,
+        "outside-plant": _outside_table,
+        "agents": _agent_table,
+        "canaries": _canary_table,
     }
     page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")
     return _MARKER.sub(lambda found: f"{found[1]}{tables[found[2]](results)}{found[3]}", page)
 
 
-def _load(path: Path) -> Any:
+def load(path: Path) -> Any:
+    """Returns a result."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -88,7 +93,7 @@ def _table(head: str, rows: list[str]) -> str:
 
 
 def _routing_table(results: Path) -> str:
-    report = _load(results / "demo.json")
+    report = load(results / "demo.json")
     rows = [
         _routing_row(preset, run, found) for preset, runs in report["policies"].items() for run, found in runs.items()
     ]
@@ -108,10 +113,10 @@ def _routing_row(preset: str, run: str, found: Mapping[str, Any]) -> str:
 
 
 def _gpu_table(results: Path) -> str:
-    parts, rows = _load(results / "gpu.json")["parts"], []
+    parts, rows = load(results / "gpu.json")["parts"], []
     for suffix in ("-load-0.6", "", "-load-0.9"):
         checks = parts[f"fleet{suffix}"]["checks"]
-        load = checks["step costs, all engines at once"]["load"]
+        share = checks["step costs, all engines at once"]["load"]
         simulated = parts[f"simulator{suffix}"]["checks"]["the presets' order, live and simulated"]
         for name, found in checks.items():
             if not name.startswith("replay: "):
@@ -120,7 +125,7 @@ def _gpu_table(results: Path) -> str:
             ttft, tpot = found["ttft_seconds"], found["tpot_seconds"]["mean"]
             other = simulated[preset]["simulated"]
             rows.append(
-                f"| {preset}, {load:.0%} | {number} | {ttft['mean']:.2f} s | {ttft['p90']:.2f} s "
+                f"| {preset}, {share:.0%} | {number} | {ttft['mean']:.2f} s | {ttft['p90']:.2f} s "
                 f"| {1_000 * tpot:.0f} ms | {found['cached_token_share']:.1%} "
                 f"| {other['ttft_mean']:.2f} s | {1_000 * other['tpot_mean']:.0f} ms |\n"
             )
@@ -129,23 +134,23 @@ def _gpu_table(results: Path) -> str:
 
 
 def _gateway_table(results: Path) -> str:
-    value = {row["metric"]: row["value"] for row in _load(results / "gateway.json")["rows"]}
+    value = {row["metric"]: row["value"] for row in load(results / "gateway.json")["rows"]}
     rows = []
-    for load in _LOADS:
-        found = [value.get(f"CPU per {load} | {target}") for target in _TARGETS]
-        rows.append(f"| {load} | {' | '.join('–' if cpu is None else f'{cpu:.0f}' for cpu in found)} |\n")
+    for case in _LOADS:
+        found = [value.get(f"CPU per {case} | {target}") for target in _TARGETS]
+        rows.append(f"| {case} | {' | '.join('–' if cpu is None else f'{cpu:.0f}' for cpu in found)} |\n")
     return _table(f"| CPU µs per | Fairlead | {' | '.join(_TARGETS[1:])} |", rows)
 
 
 def _crowded_table(results: Path) -> str:
     """Returns Fairlead's CPU on a calm and on a crowded machine, and its multiple of two others."""
-    value = {row["metric"]: row["value"] for row in _load(results / "gateway-crowded.json")["rows"]}
+    value = {row["metric"]: row["value"] for row in load(results / "gateway-crowded.json")["rows"]}
     rows = []
-    for load in _LOADS[:4]:
-        cells = [load]
+    for case in _LOADS[:4]:
+        cells = [case]
         for suffix in ("", ", crowded"):
-            cpu = value[f"CPU per {load}{suffix} | fairlead"]
-            others = [value[f"CPU per {load}{suffix} | {other}"] for other in ("sglang-router cache_aware", "Envoy")]
+            cpu = value[f"CPU per {case}{suffix} | fairlead"]
+            others = [value[f"CPU per {case}{suffix} | {other}"] for other in ("sglang-router cache_aware", "Envoy")]
             cells += [f"{cpu:.0f}", *(f"{cpu / other:.2f} ×" for other in others)]
         rows.append(f"| {' | '.join(cells)} |\n")
     return _table(
@@ -156,23 +161,24 @@ def _crowded_table(results: Path) -> str:
 
 def _scenario_table(results: Path) -> str:
     rows = []
-    for name, found in _load(results / "autoscaler.json")["table"]["fairlead"].items():
+    for name, found in load(results / "autoscaler.json")["table"]["fairlead"].items():
         ratio = "–" if found["oracle"] is None else f"{found['oracle']:.2f} ×"
         share = f"{found['attainment']:.2%}"
-        rows.append(f"| {name} | {share if found['attainment'] >= _GOOD else f'**{share}**'} | {ratio} |\n")
+        rows.append(f"| {name} | {share if found['attainment'] >= GOOD else f'**{share}**'} | {ratio} |\n")
     return _table("| scenario | requests within the SLO | cost ÷ offline optimum |", rows)
 
 
 def _controller_table(results: Path) -> str:
-    table = _load(results / "autoscaler.json")["table"]
+    table = load(results / "autoscaler.json")["table"]
     fairlead = table["fairlead"]
-    rows = [f"| Fairlead | one configuration | {_kept_scenarios(fairlead)} | 1.0 × | | | |\n"]
+    rows = [f"| Fairlead | one configuration | {kept_scenarios(fairlead)} of {len(fairlead)} | 1.0 × | | | |\n"]
     for preset, title in _CONTROLLERS:
         cells = []
         for kind in ("fixed", "best"):
             key = next(key for key in table if key.startswith(f"{preset} at ") and key.endswith(f"({kind})"))
             setting = key.removeprefix(f"{preset} at ").removesuffix(f" ({kind})")
-            cells.append(f"{setting} | {_kept_scenarios(table[key])} | {_relative_cost(table[key], fairlead)}")
+            kept, cost = kept_scenarios(table[key]), relative_cost(table[key], fairlead)
+            cells.append(f"{setting} | {kept} of {len(fairlead)} | {'–' if cost is None else f'{cost:.1f} ×'}")
         rows.append(f"| {title} | {' | '.join(cells)} |\n")
     return _table(
         "| controller | usual setting | keeps 99% in | cost | best setting | keeps 99% in | cost |",
@@ -182,12 +188,12 @@ def _controller_table(results: Path) -> str:
 
 def _fleet_table(results: Path) -> str:
     """Returns Fairlead's figures in the fleet simulator; a missed SLO is bold."""
-    report = _load(results / "autoscaler-fleet.json")
+    report = load(results / "autoscaler-fleet.json")
     rows = []
     for name, found in report["table"]["fairlead"].items():
         share = f"{found['attainment']:.2%}"
         rows.append(
-            f"| `{name}` | {share if found['attainment'] >= _GOOD else f'**{share}**'} "
+            f"| `{name}` | {share if found['attainment'] >= GOOD else f'**{share}**'} "
             f"| {found['cost'] / report['bounds'][name]['cost']:.2f} × | {found['cached_share']:.0%} |\n"
         )
     return _table("| scenario | within the SLO | cost ÷ bound of the optimum | prompt tokens cached |", rows)
@@ -197,7 +203,7 @@ def _missed_table(results: Path) -> str:
     """Returns every row with a goal that does not hold."""
     rows = []
     for path in sorted(results.glob("*.json")):
-        for row in _load(path).get("rows", ()):
+        for row in load(path).get("rows", ()):
             if row["goal"] is not None and not row["holds"]:
                 value, unit = (row["value"], row["unit"]) if row["ratio"] is None else (row["ratio"], "×")
                 measured = "–" if value is None else f"{value:.3g} {unit}"
@@ -207,7 +213,7 @@ def _missed_table(results: Path) -> str:
 
 def _limit_table(results: Path) -> str:
     """Returns over-run and under-use by case and product; a dash where none was measured."""
-    value = {row["metric"]: row["value"] for row in _load(results / "quota.json")["rows"]}
+    value = {row["metric"]: row["value"] for row in load(results / "quota.json")["rows"]}
     rows = []
     for part, names in (("simulated", _LIMITERS), ("over loopback", _LOOPBACK_LIMITERS)):
         cases = dict.fromkeys(
@@ -223,28 +229,28 @@ def _limit_table(results: Path) -> str:
 
 
 def _shadow_table(results: Path) -> str:
-    found = _load(results / "shadow.json")["rows"]
+    found = load(results / "shadow.json")["rows"]
     return _table("| part | µs |", [f"| {row['metric']} | {row['value']:.1f} |\n" for row in found])
 
 
-def _kept_scenarios(scenarios: Mapping[str, Any]) -> str:
-    kept = sum(found["attainment"] >= _GOOD for found in scenarios.values())
-    return f"{kept} of {len(scenarios)}"
+def kept_scenarios(scenarios: Mapping[str, Any]) -> int:
+    """Returns in how many scenarios 99% of the requests were within the SLO."""
+    return sum(found["attainment"] >= GOOD for found in scenarios.values())
 
 
-def _relative_cost(scenarios: Mapping[str, Any], fairlead: Mapping[str, Any]) -> str:
+def relative_cost(scenarios: Mapping[str, Any], fairlead: Mapping[str, Any]) -> float | None:
     """Returns the mean of cost ÷ Fairlead's cost, where both keep the SLO for 99% of requests."""
     ratios = [
         found["cost"] / fairlead[name]["cost"]
         for name, found in scenarios.items()
-        if found["attainment"] >= _GOOD and fairlead[name]["attainment"] >= _GOOD
+        if found["attainment"] >= GOOD and fairlead[name]["attainment"] >= GOOD
     ]
-    return f"{mean(ratios):.1f} ×" if ratios else "–"
+    return mean(ratios) if ratios else None
 
 
 def _knowledge_table(results: Path) -> str:
     """Shows each scenario's verdict on the index, and the bound of perfect knowledge."""
-    verdicts = {one["row"]: one for one in _load(results / "knowledge.json")["verdicts"]}
+    verdicts = {one["row"]: one for one in load(results / "knowledge.json")["verdicts"]}
     scenarios = list(dict.fromkeys(row.partition(":")[0] for row in verdicts))
     rows = []
     for name in scenarios:
@@ -261,7 +267,7 @@ def _knowledge_table(results: Path) -> str:
 
 def _knowledge_process_table(results: Path) -> str:
     """Shows each scenario's ratios of real gateways."""
-    verdicts = {one["row"]: one for one in _load(results / "knowledge-processes.json")["verdicts"]}
+    verdicts = {one["row"]: one for one in load(results / "knowledge-processes.json")["verdicts"]}
     rows = []
     for name in dict.fromkeys(row.partition(":")[0] for row in verdicts):
         cells = [
@@ -275,7 +281,7 @@ def _knowledge_process_table(results: Path) -> str:
 
 def _tier_table(results: Path) -> str:
     """Shows each arm's ratio to no sharing."""
-    found = _load(results / "tiers.json")
+    found = load(results / "tiers.json")
     intervals = {one["row"]: one for one in found["intervals"]}
     arms = [arm for arm in dict.fromkeys(run["arm"] for run in found["runs"]) if arm != "no sharing"]
     rows = []
@@ -287,3 +293,71 @@ def _tier_table(results: Path) -> str:
         shown = " | ".join(f"{cell['ratio']:.2f} ({cell['low']:.2f}–{cell['high']:.2f})" for cell in cells)
         rows.append(f"| {arm} | {shown} |\n")
     return _table("| KV memory | peak throughput | mean latency | mean TTFT | p90 TTFT |", rows)
+
+
+def _profile_table(results: Path) -> str:
+    """Shows the mean errors of the profiles of an H100, compared with its measured costs."""
+    checks = load(results / "gpu.json")["parts"]["simulator"]["checks"].values()
+    errors = next(check["builtin_errors"] for check in checks if "builtin_errors" in check)
+    rows = [
+        f"| `{name}` | {found['prompt_mean']:.1%} | {found['decode_mean']:.1%} |\n"
+        for name, found in sorted(errors.items())
+        if name.startswith("h100")
+    ]
+    return _table("| profile | prompts | decode steps |", rows)
+
+
+def outside_costs(results: Path) -> dict[str, float]:
+    """Returns cost ÷ offline optimum of each family of the second plant, a geometric mean."""
+    runs: dict[str, list[float]] = {}
+    for run in load(results / "autoscaler-outside.json")["runs"]:
+        runs.setdefault(run["family"], []).append(run["replica_hours"] / run["optimum"]["replica_hours"])
+    return {family: geometric_mean(ratios) for family, ratios in runs.items()}
+
+
+def _outside_table(results: Path) -> str:
+    """Shows the shares of requests that a start could have served; below 99% they are bold."""
+    tuning, judging = (load(results / f"autoscaler-outside{part}.json")["runs"] for part in ("", "-judging"))
+    rows = []
+    for family, cost in outside_costs(results).items():
+        judged = _servable_shares(judging, family)
+        cells = [*_share_cells(_servable_shares(tuning, family)), f"{cost:.2f} ×", str(len(judged) or "–")]
+        rows.append(f"| {family} | {' | '.join((*cells, *_share_cells(judged)))} |\n")
+    return _table(
+        "| family | within the SLO, mean | least | cost ÷ offline optimum | judging seeds | mean | least |", rows
+    )
+
+
+def _servable_shares(runs: list[Any], family: str) -> list[float]:
+    return [
+        run["share"] * run["requests"] / max(run["requests"] - run["unservable"], 1)
+        for run in runs
+        if run["family"] == family
+    ]
+
+
+def _share_cells(shares: list[float]) -> list[str]:
+    shown = [mean(shares), min(shares)] if shares else []
+    return [f"{share:.2%}" if round(share, 4) >= GOOD else f"**{share:.2%}**" for share in shown] or ["–", "–"]
+
+
+def _agent_table(results: Path) -> str:
+    value = {row["metric"]: row["value"] for row in load(results / "agents.json")["rows"]}
+    arms = [metric.removeprefix("moves: ") for metric in value if metric.startswith("moves: ")]
+    rows = [
+        f"| {arm} | {value[f'cached share: {arm}']:.1%} | {value[f'moves: {arm}']:.1f} "
+        f"| {1_000 * value[f'p90 TTFT: {arm}']:.0f} ms |\n"
+        for arm in arms
+    ]
+    return _table("| what the agents send | cached share of the prompt | moves in 80 turns | TTFT p90 |", rows)
+
+
+def _canary_table(results: Path) -> str:
+    value = {row["metric"]: row["value"] for row in load(results / "canary.json")["rows"]}
+    rows = []
+    for metric in value:
+        if found := re.fullmatch(r"(?:rolled back|found) within (\d+) min: (.+)", metric):
+            time = value.get(f"median time until it is found: {found[2]}")
+            shown = "–" if time is None else f"{time:.1f} min"
+            rows.append(f"| {found[2]}, {found[1]} minutes | {value[metric]:g}% | {shown} |\n")
+    return _table("| canary | rolled back | median time |", rows)

@@ -252,7 +252,7 @@ class Gateway(Placement):
     image: GatewayImage = _value("image", GatewayImage)
     resources: FreeForm = _value(
         "resources of its container; near the memory limit, large bodies are refused. A million cached blocks "
-        "need 64 MB where engines publish KV events",
+        "need 80 MB where engines publish KV events",
         _resources("500m", "192Mi", "1Gi"),
     )
     fleet: Fleet = _value("models to serve", Fleet)
@@ -290,7 +290,7 @@ class Indexer(Placement):
     replicas: Count = _value("number of replicas; one of them reads each model", 2)
     image: IndexerImage = _value("image", IndexerImage)
     resources: FreeForm = _value(
-        "resources of its container; a million cached blocks need 64 MB", _resources("100m", "128Mi", "1Gi")
+        "resources of its container; a million cached blocks need 80 MB", _resources("100m", "128Mi", "1Gi")
     )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
 

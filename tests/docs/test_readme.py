@@ -39,11 +39,3 @@ def test_the_picture_of_the_autoscaler_has_every_scenario_of_its_records() -> No
     assert len(rows) == 16
     assert [len(row.unseen) for row in rows] == [20] * 16
     assert f"figures {summary_plot.figures_digest(rows)}" in (ROOT / summary_plot.PICTURE).read_text()
-
-
-def test_the_first_tokens_are_those_of_its_record() -> None:
-    policies = json.loads((ROOT / REPORT).read_text())["policies"]
-    ours, least = (policies[name]["live"]["ttft_seconds"]["p90"] for name in ("dual-hash", "least-request"))
-    text = " ".join((ROOT / "README.md").read_text().split())
-    assert f"the p90 time to first token was {ours:.1f} s." in text
-    assert f"Least-request routing, as in many load balancers, had {least:.1f} s." in text

