@@ -15,8 +15,10 @@ _SHELLS = {"sh", "bash"}
 _SEPARATORS = {";", "&&", "||", "|", "&", "\n"}
 _SHELL_VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 _SHELL_EXPRESSION = re.compile(
-    r"`[^`]*`|\$\(\((?:[^()]|\([^()]*\))*\)\)|\$\((?!\w+\))(?:[^()]|\([^()]*\))*\)|\$\{\w*+[^\w}][^}]{0,1024}\}"
+    r"\$\$\(\w+\)|`[^`]*`|\$\(\((?:[^()]|\([^()]*\))*\)\)|\$\((?!\w+\))(?:[^()]|\([^()]*\))*\)|\$\{\w*+[^\w}][^}]{0,1024}\}"
 )
+_SHELL_REFERENCE = re.compile(r"\$\((\w+)\)")
+"""A variable of the container, which Kubernetes expands; else the shell runs a command."""
 _EXPRESSION_MARK = re.compile("\ue000(\\d+)\ue001")
 """Stands for an expression of the shell while a script is split into words."""
 _COMMENT = re.compile(r"(?:^|(?<=\s))#.*$", re.MULTILINE)
@@ -89,12 +91,15 @@ class EngineCommand:
     program: VLLM or SGLang; None when the image's entry point decides.
     surroundings: True if a shell script had more commands, which are not in `arguments`.
     variables: variables of the shell in the arguments.
+    references: names in the `$(NAME)` of a shell script, which are variables of the container or
+        commands.
     """
 
     program: str | None
     arguments: tuple[str, ...]
     surroundings: bool = False
     variables: frozenset[str] = frozenset()
+    references: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +202,18 @@ def _find_script_program(script: str) -> EngineCommand:
     command = _find_program(_split_script(_SHELL_EXPRESSION.sub(mark, script)))
     arguments: list[str] = []
     variables: set[str] = set()
+    references: set[str] = set()
     for word in command.arguments:
         marked = _EXPRESSION_MARK.search(word)
         if marked is not None:
             message = f"the shell computes {expressions[int(marked[1])]}, and Fairlead's engines have no shell"
             raise BadInput(message, hint="write its value in the place of it")
+        references.update(_SHELL_REFERENCE.findall(word))
         variables.update(name for found in _SHELL_VARIABLE.findall(word) for name in found if name)
         arguments.append(_SHELL_VARIABLE.sub(lambda found: f"$({found[1] or found[2]})", word))
-    return EngineCommand(command.program, tuple(arguments), command.surroundings, frozenset(variables))
+    return EngineCommand(
+        command.program, tuple(arguments), command.surroundings, frozenset(variables), frozenset(references)
+    )
 
 
 def _split_script(script: str) -> list[list[str]]:

@@ -140,9 +140,16 @@ def _read_command(container: FieldReader, pool: PoolDraft) -> list[str]:
     if command.surroundings:
         container.note("command", "the engine's own command is carried over, without the rest of the script")
     variables = {str(one.peek("name")): str(one.peek("value") or "") for one in container.entries("env")}
-    if (unknown := command.variables - variables.keys()) and "envFrom" not in container:
-        message = f"the script sets ${min(unknown)} itself, and Fairlead's engines have no shell"
-        raise container.error("command", message, "write its value in the place of it")
+    if "envFrom" not in container:
+        problem = ""
+        if unknown := command.variables - variables.keys():
+            problem = f"the script sets ${min(unknown)} itself"
+        # Kubernetes and controllers add variables in capitals, such as LWS_LEADER_ADDRESS.
+        elif commands := [name for name in command.references - variables.keys() if not name.isupper()]:
+            problem = f"the shell computes $({min(commands)})"
+        if problem:
+            message = f"{problem}, and Fairlead's engines have no shell"
+            raise container.error("command", message, "write its value in the place of it")
     kept = [word for word in command.arguments if word != f"$({EXTRA_ARGS})"]
     values = {name: value for name, value in variables.items() if value}
     expanded = [_REFERENCE.sub(lambda found: values.get(found[1], found[0]), word) for word in kept]

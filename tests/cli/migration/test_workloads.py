@@ -232,6 +232,8 @@ def test_class_cpu_names_itself_as_a_guess(image: str, noted: bool) -> None:
         ("--max-model-len ${MAX_LEN:-32768}", r"\$\{MAX_LEN:-32768\}"),
         ("-tp $(nvidia-smi -L | wc -l)", r"\$\(nvidia-smi -L \| wc -l\)"),
         ("-tp `nproc`", "`nproc`"),
+        ("-tp $(nproc)", r"computes \$\(nproc\)"),
+        ("-tp $$(nproc)", r"computes \$\$\(nproc\)"),
         ("--data-parallel-size=$((LWS_GROUP_SIZE * 8))", r"\$\(\(LWS_GROUP_SIZE \* 8\)\)"),
         ("--max-model-len $LENGTH", r"\$LENGTH itself"),
     ],
