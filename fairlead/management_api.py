@@ -381,7 +381,8 @@ class StatsOut(Struct, frozen=True):
 
     - wall: Time of this answer in Unix seconds.
     - gateways: Peers with recent messages; null without Redis.
-    - unknown_model_requests: Requests of the last minute that named no model of the fleet.
+    - unknown_model_requests: Requests of the last minute that named no model of the fleet, or were
+        refused before they were bound to one.
     """
 
     version: str = ""
