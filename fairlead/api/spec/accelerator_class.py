@@ -65,11 +65,14 @@ class Toleration(StrictModel):
         ),
     )
 
-    key: Annotated[str | None, api_field("key of the taint", "nvidia.com/gpu", min_length=1, max_length=317)] = None
+    key: Annotated[
+        str | None,
+        api_field("key of the taint; left out = every taint", "nvidia.com/gpu", min_length=1, max_length=317),
+    ] = None
     operator: Annotated[
         Choice[TolerationOperator], api_field("Equal: the values must be equal; Exists: any value", "Exists")
     ] = TolerationOperator.EQUAL
-    value: Annotated[str | None, api_field("value of the taint", "present", max_length=63)] = None
+    value: Annotated[str | None, api_field("value of the taint; left out = empty", "present", max_length=63)] = None
     effect: Annotated[
         Choice[TaintEffect] | None, api_field("effect of the taint; left out = every effect", "NoSchedule")
     ] = None
@@ -92,7 +95,10 @@ class AcceleratorClassSpec(StrictModel):
     ] = CountRule.PARALLELISM
     rdma_resource: Annotated[
         ResourceName | None,
-        api_field("extended resource of the fast network; requested by pods that transfer KV or span nodes", "rdma/ib"),
+        api_field(
+            "extended resource of the fast network; requested by pods that transfer KV or span nodes; left out = none",
+            "rdma/ib",
+        ),
     ] = None
     node_selector: Labels = api_field(
         "labels that a node must have", "{nvidia.com/gpu.product: NVIDIA-L4}", default_factory=dict, max_length=16
@@ -100,7 +106,13 @@ class AcceleratorClassSpec(StrictModel):
     tolerations: list[Toleration] = api_list(
         "tolerations of the pods", "[{key: nvidia.com/gpu, operator: Exists}]", max_length=16
     )
-    cost_per_hour: Annotated[Cost | None, api_field("US dollars per device and hour", '"2.50"')] = None
+    cost_per_hour: Annotated[
+        Cost | None,
+        api_field(
+            "US dollars per device and hour; left out = no costs are shown, and the autoscaler counts 1 per instance",
+            '"2.50"',
+        ),
+    ] = None
     profile: Annotated[
         Profile,
         api_field(

@@ -107,11 +107,21 @@ class Schedule(StrictModel):
     pool: Annotated[Label | None, api_field("pool to which it applies; left out = all pools", "main")] = None
     min_replicas: Annotated[
         Int32 | None,
-        api_field("replaces the pool's minReplicas, and its maxReplicas where that is lower", "4", ge=0, le=4096),
+        api_field(
+            "replaces the pool's minReplicas, and its maxReplicas where that is lower; left out = the pool's",
+            "4",
+            ge=0,
+            le=4096,
+        ),
     ] = None
     max_replicas: Annotated[
         Int32 | None,
-        api_field("replaces the pool's maxReplicas, and its minReplicas where that is higher", "16", ge=1, le=4096),
+        api_field(
+            "replaces the pool's maxReplicas, and its minReplicas where that is higher; left out = the pool's",
+            "16",
+            ge=1,
+            le=4096,
+        ),
     ] = None
 
     def is_active(self, wall: float) -> bool:

@@ -68,12 +68,14 @@ class Offload(StrictModel):
         ),
     ] = OffloadType.NATIVE
     memory: Annotated[Size, api_field("main memory per pod, added to its memory request", "64Gi")]
-    disk: Annotated[Size | None, api_field("scratch disk per pod, for KV that leaves the memory", "500Gi")] = None
+    disk: Annotated[
+        Size | None, api_field("scratch disk per pod, for KV that leaves the memory; left out = none", "500Gi")
+    ] = None
     store: Annotated[
         str | None,
         api_field(
             "a store that all instances share, behind memory and disk: an LMCache server, a Redis without a password, "
-            "or a Mooncake store. Engines query it themselves for missing KV",
+            "or a Mooncake store. Engines query it themselves for missing KV; left out = none",
             "lm://kv-store.chat.svc:65432",
             pattern=_STORE_PATTERN,
             max_length=256,

@@ -75,11 +75,14 @@ class ModelCache(StrictModel):
         Subdomain | None,
         api_field(
             "a PersistentVolumeClaim in the same namespace, shared by all pods (ReadWriteMany); the weights are "
-            "downloaded once",
+            "downloaded once; left out = a volume for each pod, of `size`",
             "models",
         ),
     ] = None
-    size: Annotated[Size | None, api_field("a volume of this size for each pod, deleted with the pod", "200Gi")] = None
+    size: Annotated[
+        Size | None,
+        api_field("a volume of this size for each pod, deleted with the pod; left out = the claim", "200Gi"),
+    ] = None
     storage_class_name: Annotated[
         Subdomain | None, api_field("StorageClass of that volume; left out = the node's own disk", "nvme")
     ] = None
@@ -129,7 +132,8 @@ class ModelSource(StrictModel):
     revision: Annotated[
         str | None,
         api_field(
-            "commit, tag or branch of an hf:// model; a commit makes every pod serve the same weights",
+            "commit, tag or branch of an hf:// model; a commit makes every pod serve the same weights; "
+            "left out = the branch main",
             "main",
             min_length=1,
             max_length=256,

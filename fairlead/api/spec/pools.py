@@ -143,7 +143,7 @@ class ExternalEndpoint(StrictModel):
     ]
     token_secret_key_ref: Annotated[
         EndpointSecretKey | None,
-        api_field("the bearer token that the endpoint expects", "{name: provider, key: token}"),
+        api_field("the bearer token that the endpoint expects; left out = none", "{name: provider, key: token}"),
     ] = None
     ca_secret_key_ref: Annotated[
         EndpointSecretKey | None,
@@ -202,8 +202,8 @@ class Pool(StrictModel):
     accelerator_class_name: Annotated[
         ShortName | None,
         api_field(
-            "name of an AcceleratorClass, applied or built in; needed unless the engine is external. "
-            "For engines of type Sim, also a built-in profile",
+            "name of an AcceleratorClass, applied or built in; for engines of type Sim, also a built-in profile. "
+            "Left out = none, for external engines only",
             "nvidia-l4",
         ),
     ] = None

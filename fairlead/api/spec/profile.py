@@ -16,6 +16,10 @@ from fairlead.engine_profile import EngineProfile, builtin_profiles
 OptionalCount = Annotated[int | None, Field(ge=1, le=2**40)]
 
 
+def _coefficient(description: str, example: str) -> Any:
+    return api_field(f"{description}; left out = the preset's, or 0", example)
+
+
 class Profile(StrictModel):
     """The cost of an engine step: a preset, coefficients, or a preset with changed coefficients.
 
@@ -31,32 +35,38 @@ class Profile(StrictModel):
         ),
     )
 
-    preset: Annotated[str | None, api_field("a built-in profile", "h100-llama8b", min_length=1, max_length=63)] = None
+    preset: Annotated[
+        str | None, api_field("a built-in profile; left out = none", "h100-llama8b", min_length=1, max_length=63)
+    ] = None
     prefill_token_seconds: Annotated[
-        PositiveQuantity | None, api_field("p: one computed token, prompt or decode", "36u")
+        PositiveQuantity | None, api_field("p: one computed token, prompt or decode; left out = the preset's", "36u")
     ] = None
     attention_seconds: Annotated[
-        Quantity | None, api_field("q: attention of one token to one earlier token", "1.5m")
+        Quantity | None, _coefficient("q: attention of one token to one earlier token", "1.5m")
     ] = None
-    weights_seconds: Annotated[Quantity | None, api_field("w: minimum of a step: reading the weights once", "1.5m")] = (
+    weights_seconds: Annotated[
+        Quantity | None, _coefficient("w: minimum of a step: reading the weights once", "1.5m")
+    ] = None
+    step_seconds: Annotated[Quantity | None, _coefficient("d: fixed overhead of a step", "1.5m")] = None
+    sequence_seconds: Annotated[Quantity | None, _coefficient("s: one sequence in the batch", "1.5m")] = None
+    resident_token_seconds: Annotated[
+        Quantity | None, _coefficient("c: one resident KV token read by decoding", "1.5m")
+    ] = None
+    hit_token_seconds: Annotated[Quantity | None, _coefficient("h: one prompt token found in the cache", "1.5m")] = None
+    cpu_token_seconds: Annotated[
+        Quantity | None, _coefficient("loading one cached token from the engine's CPU memory", "6u")
+    ] = None
+    disk_token_seconds: Annotated[Quantity | None, _coefficient("loading one from the engine's disk", "40u")] = None
+    store_token_seconds: Annotated[
+        Quantity | None, _coefficient("loading one from a store that all engines reach", "40u")
+    ] = None
+    kv_tokens: Annotated[
+        OptionalCount, api_field("tokens that the KV cache holds; left out = the preset's, or 430,000")
+    ] = None
+    max_sequences: Annotated[OptionalCount, api_field("sequences in one batch; left out = the preset's, or 256")] = None
+    step_tokens: Annotated[OptionalCount, api_field("token budget of one step; left out = the preset's, or 8,192")] = (
         None
     )
-    step_seconds: Annotated[Quantity | None, api_field("d: fixed overhead of a step", "1.5m")] = None
-    sequence_seconds: Annotated[Quantity | None, api_field("s: one sequence in the batch", "1.5m")] = None
-    resident_token_seconds: Annotated[
-        Quantity | None, api_field("c: one resident KV token read by decoding", "1.5m")
-    ] = None
-    hit_token_seconds: Annotated[Quantity | None, api_field("h: one prompt token found in the cache", "1.5m")] = None
-    cpu_token_seconds: Annotated[
-        Quantity | None, api_field("loading one cached token from the engine's CPU memory", "6u")
-    ] = None
-    disk_token_seconds: Annotated[Quantity | None, api_field("loading one from the engine's disk", "40u")] = None
-    store_token_seconds: Annotated[
-        Quantity | None, api_field("loading one from a store that all engines reach", "40u")
-    ] = None
-    kv_tokens: Annotated[OptionalCount, api_field("tokens that the KV cache holds")] = None
-    max_sequences: Annotated[OptionalCount, api_field("sequences in one batch")] = None
-    step_tokens: Annotated[OptionalCount, api_field("token budget of one step")] = None
 
     @model_validator(mode="after")
     def _check_preset(self) -> Self:

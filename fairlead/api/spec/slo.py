@@ -51,7 +51,8 @@ class Slo(StrictModel):
         PositiveDuration | None, api_field("time to first token of a short prompt; left out = no such target", "800ms")
     ] = None
     ttft_per_kilo_token: Annotated[
-        Duration | None, api_field("added to ttft for every 1,000 prompt tokens", "120ms")
+        Duration | None,
+        api_field("added to ttft for every 1,000 prompt tokens; left out = 0s, so ttft is for all prompts", "120ms"),
     ] = None
     tpot: Annotated[
         PositiveDuration | None, api_field("mean time per output token of a request; left out = no such target", "40ms")

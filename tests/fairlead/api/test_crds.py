@@ -207,6 +207,16 @@ def test_every_field_has_a_description(kind: str) -> None:
             assert not leaf or node.get("description"), path
 
 
+@pytest.mark.parametrize("kind", CRDS)
+def test_optional_scalars_without_a_default_say_what_leaving_them_out_means(kind: str) -> None:
+    spec = schema(kind)["properties"]["spec"]
+    for path, node in walk(spec, "spec"):
+        for name in node.get("properties", {}).keys() - node.get("required", []):
+            field = node["properties"][name]
+            if "default" not in field and field.get("type") not in ("object", "array"):
+                assert "left out" in field["description"].lower(), f"{path}.{name}"
+
+
 class Loop(BaseModel):
     """Contains itself."""
 

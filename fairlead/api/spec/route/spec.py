@@ -9,7 +9,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Final, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -47,30 +47,38 @@ _Tokens = Annotated[Int32, Field(ge=1, le=_MAX_TOKENS)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
+def _sampling(description: str, example: str, **bounds: float) -> Any:
+    return api_field(f"{description}; left out = the engine's default", example, **bounds)
+
+
 class RequestDefaults(StrictModel):
     """Parameters that a request gets if it has none, by the names of the OpenAI API."""
 
     model_config = ConfigDict(alias_generator=None)
 
     max_tokens: Annotated[
-        _Tokens | None, api_field("maximum number of tokens in an answer; not above the cap", "512")
+        _Tokens | None,
+        api_field(
+            "maximum number of tokens in an answer; not above the cap; left out = the cap, or else the engine's default",
+            "512",
+        ),
     ] = None
-    temperature: Annotated[float | None, api_field("sampling temperature", "0.2", ge=0, le=2)] = None
-    top_p: Annotated[float | None, api_field("probability mass that tokens are chosen from", "0.9", gt=0, le=1)] = None
+    temperature: Annotated[float | None, _sampling("sampling temperature", "0.2", ge=0, le=2)] = None
+    top_p: Annotated[float | None, _sampling("probability mass that tokens are chosen from", "0.9", gt=0, le=1)] = None
     top_k: Annotated[
-        Int32 | None, api_field("number of most likely tokens to sample from; -1: all", "20", ge=-1, le=1_000_000)
+        Int32 | None, _sampling("number of most likely tokens to sample from; -1: all", "20", ge=-1, le=1_000_000)
     ] = None
     min_p: Annotated[
         float | None,
-        api_field("minimum probability of a token, as a share of that of the likeliest", "0.05", ge=0, le=1),
+        _sampling("minimum probability of a token, as a share of that of the likeliest", "0.05", ge=0, le=1),
     ] = None
     presence_penalty: Annotated[
-        _Penalty | None, api_field("penalty on each token that is in the answer already", "0.5")
+        _Penalty | None, _sampling("penalty on each token that is in the answer already", "0.5")
     ] = None
     frequency_penalty: Annotated[
-        _Penalty | None, api_field("penalty on each token, times how often it is in the answer", "0.5")
+        _Penalty | None, _sampling("penalty on each token, times how often it is in the answer", "0.5")
     ] = None
-    repetition_penalty: Annotated[float | None, api_field("factor on repeated tokens", "1.05", gt=0, le=10)] = None
+    repetition_penalty: Annotated[float | None, _sampling("factor on repeated tokens", "1.05", gt=0, le=10)] = None
 
 
 class RequestCaps(StrictModel):
@@ -81,11 +89,15 @@ class RequestCaps(StrictModel):
     max_tokens: Annotated[
         _Tokens | None,
         api_field(
-            "maximum number of tokens in an answer, by any name; also the limit of a request without one", "1024"
+            "maximum number of tokens in an answer, by any name; also the limit of a request without one; left out = no cap",
+            "1024",
         ),
     ] = None
     n: Annotated[
-        Int32 | None, api_field("maximum number of answers to a request; also bounds `best_of`", "1", ge=1, le=128)
+        Int32 | None,
+        api_field(
+            "maximum number of answers to a request; also bounds `best_of`; left out = no cap", "1", ge=1, le=128
+        ),
     ] = None
 
 
@@ -145,7 +157,7 @@ class ModelRouteFallback(StrictModel):
     after: Annotated[
         ServedName | None,
         api_field(
-            "the model that must have failed; by default, any target of the route, or the `to` of an earlier entry",
+            "the model that must have failed; left out = any target of the route, or the `to` of an earlier entry",
             "llama-70b",
         ),
     ] = None
@@ -251,7 +263,7 @@ class ModelRouteOverride(StrictModel):
     min_context_tokens: Annotated[
         Int32 | None,
         api_field(
-            "tokens of prompt and answer together that a request must need, at four bytes a token",
+            "tokens of prompt and answer together that a request must need, at four bytes a token; left out = any number",
             "8192",
             ge=1,
             le=16_777_216,

@@ -228,13 +228,19 @@ class TenantLimit(StrictModel):
             "Minute",
         ),
     ] = None
-    requests: Annotated[_Count | None, api_field("requests", "600")] = None
-    input_tokens: Annotated[_Count | None, api_field("tokens of prompts", "300000")] = None
-    output_tokens: Annotated[_Count | None, api_field("generated tokens", "100000")] = None
-    tokens: Annotated[_Count | None, api_field("tokens of prompts and generated tokens", "400000")] = None
-    usd: Annotated[Cost | None, api_field("cost in US dollars, by the models' prices", '"20"')] = None
-    concurrency: Annotated[_Count | None, api_field("requests at the same time", "64")] = None
-    bytes_in_flight: Annotated[Size | None, api_field("bytes of the bodies of unfinished requests", "64Mi")] = None
+    requests: Annotated[_Count | None, api_field("requests; left out = no limit", "600")] = None
+    input_tokens: Annotated[_Count | None, api_field("tokens of prompts; left out = no limit", "300000")] = None
+    output_tokens: Annotated[_Count | None, api_field("generated tokens; left out = no limit", "100000")] = None
+    tokens: Annotated[
+        _Count | None, api_field("tokens of prompts and generated tokens; left out = no limit", "400000")
+    ] = None
+    usd: Annotated[Cost | None, api_field("cost in US dollars, by the models' prices; left out = no limit", '"20"')] = (
+        None
+    )
+    concurrency: Annotated[_Count | None, api_field("requests at the same time; left out = no limit", "64")] = None
+    bytes_in_flight: Annotated[
+        Size | None, api_field("bytes of the bodies of unfinished requests; left out = no limit", "64Mi")
+    ] = None
     key: Annotated[KeyName | None, api_field("name of a key: only its requests count; left out = all keys", "ci")] = (
         None
     )
@@ -391,9 +397,9 @@ class ModelTenantSpec(StrictModel):
     limits: list[TenantLimit] = api_list(
         "bounds; each that applies to a request must have room for it", "[{per: Minute, requests: 600}]", max_length=64
     )
-    budget: Annotated[TenantBudget | None, api_field("cost that the tenant may cause", '{usd: "500", per: Month}')] = (
-        None
-    )
+    budget: Annotated[
+        TenantBudget | None, api_field("cost that the tenant may cause; left out = any", '{usd: "500", per: Month}')
+    ] = None
     enforcement: Annotated[
         Choice[Enforcement],
         api_field(
@@ -416,7 +422,9 @@ class ModelTenantSpec(StrictModel):
             "Group",
         ),
     ] = CacheSharing.TENANT
-    cache_group: Annotated[Label | None, api_field("group of tenants that share their cache", "research")] = None
+    cache_group: Annotated[
+        Label | None, api_field("group of tenants that share their cache; left out = none", "research")
+    ] = None
 
     wakes_models: Annotated[
         bool | None,
