@@ -7,7 +7,7 @@ that none can continue, and a quarter are plain. A request that had not begun mu
 whole. Engines come back at once on the same port.
 
 The next engine dies when all requests of the last death are over. A request that meets two deaths
-counts as their cause and is refused (row 24 of docs/reference/faults.md), as it should be.
+counts as their cause and is refused (row 17 of docs/reference/faults.md), as it should be.
 
 Malformed requests by the hundred thousand, each on a connection of its own: mutations of the
 fuzzers' corpora, sent to a process.
