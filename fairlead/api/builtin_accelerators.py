@@ -1,9 +1,9 @@
 """Built-in accelerators, so that the smallest manifest needs no AcceleratorClass.
 
-Their profiles are of one typical model each: fitted to a measurement for H100 and H200, rooflines
-for the others (see `fairlead/engine_profile.py`). They serve routing and simulation until an engine
-has been measured. They select no nodes, since product labels differ between
-clusters. A cluster with several kinds of GPU needs its own classes.
+Their profiles are of one typical model each. Those of H100 and CPU were fitted to measurements,
+that of H200 is scaled from the H100's, and the others are rooflines (`fairlead/engine_profile.py`).
+They serve routing and simulation until an engine has been measured. They select no nodes, since
+product labels differ between clusters. A cluster with several kinds of GPU needs its own classes.
 """
 
 from collections.abc import Mapping

@@ -159,7 +159,8 @@ def _accelerators() -> str:
 def _profiles() -> str:
     rows = "\n".join(f"| `{profile.name}` | {_profile_cells(profile)} |" for profile in builtin_profiles().values())
     return (
-        "## Built-in profiles\n\nSeconds; rooflines, except `tiny-cpu`, which was fitted to a small model on a CPU engine.\n"
+        "## Built-in profiles\n\nSeconds. `h100-llama8b-fitted` was fitted to vLLM on an H100, `h200-llama8b-fitted` is scaled from\n"
+        "it, and `tiny-cpu` was fitted to a small model on a CPU engine. The others are rooflines.\n"
         "One step takes `d + max(w, p·computed) + s·sequences + c·resident + q·n·(context + n/2) + h·hit`.\n\n"
         "| Name | p | q | w | d | s | c | h | KV tokens | Sequences | Step tokens |\n"
         f"|---|---|---|---|---|---|---|---|---|---|---|\n{rows}\n"
