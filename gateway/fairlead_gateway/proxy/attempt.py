@@ -22,7 +22,7 @@ from fairlead_gateway.limits.worker.amounts import MAX_TOKENS_PER_EVENT
 from fairlead_gateway.native import SCAN_NAMED_USAGE, SCAN_USAGE
 from fairlead_gateway.openai.model_names import body_with_model, target_with_model
 from fairlead_gateway.openai.request import TIMEOUT_HEADER, remaining_timeout_header
-from fairlead_gateway.proxy.continuation import SentText
+from fairlead_gateway.proxy.continuation import asks_for_tokens, body_with_tokens
 from fairlead_gateway.proxy.request_recorder import RequestRecorder
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.resilience.worker.failure_attribution import FailureAttribution, needs_core
@@ -47,7 +47,7 @@ from fairlead_gateway.upstream.request_encoder import (
 )
 from fairlead_gateway.upstream.response import EngineResponse
 from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER
-from fairlead_gateway.upstream.sse import has_failed_finish
+from fairlead_gateway.upstream.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.upstream.usage import (
     GARBAGE,
     InBandError,
@@ -55,6 +55,7 @@ from fairlead_gateway.upstream.usage import (
     counts_of_long_answer,
     engine_words,
     error_in,
+    has_failed_finish,
     parse_in_band_error,
     read_usage,
     scanned_usage,
@@ -64,6 +65,9 @@ from fairlead_gateway.worker.journal import ABANDONED, FINISHED, UNMEASURED, Jou
 from fairlead_gateway.worker.request_context import EngineAddress, EngineAddresses, RequestContext
 from fairlead_gateway.worker.router_registry import RoleRouters
 from fairlead_gateway.worker.runtime import WorkerRuntime
+
+STREAM_TOKENS_BYTES: Final = 128 * 1024 * 1024
+"""Limit: token ids of all streams of a worker; a stream that does not fit cannot be continued."""
 
 
 class Dispatcher:
@@ -94,6 +98,7 @@ class Dispatcher:
         self.recorder = recorder
         self.journal = journal
         self.adapter_loader: AdapterLoader | None = None
+        self.token_memory = TokenMemory(STREAM_TOKENS_BYTES)
         self._addresses = EngineAddresses()
         self.request_prefixes = RequestPrefixCache(create_hop_id(routers.secret))
 
@@ -104,17 +109,17 @@ class Dispatcher:
         decision: Decision,
         number: int,
         now: float,
-        sent: SentText | None = None,
+        sent_tokens: int | None = None,
     ) -> "Attempt":
         """Records the choice of an instance and returns the attempt at it.
 
         number: counts from 1.
-        sent: the text that the client has already, if this attempt resumes a stream.
+        sent_tokens: those that the client has already; None unless this attempt continues a stream.
         """
         address = self._addresses.of(instance)
         tokens = self.routers.prompt_tokens(context.request.model_key, context.route_request)
         self.recorder.record_choice(context, address, decision, number, tokens, now)
-        return Attempt(self, context, address, sent)
+        return Attempt(self, context, address, sent_tokens)
 
     def create_copy(self, context: RequestContext, instance: Instance, decision: Decision) -> "Attempt":
         """Returns the attempt of a copied request, whose choice is not recorded."""
@@ -129,6 +134,7 @@ class Attempt:
     adapter_lease: the use of the request's adapter, until the attempt is finished
     connection, message: set before the message is sent
     engine_response: set when the message is sent
+    tokens: those of its stream, once the engine is asked for them; None if it is not
     has_room: it has waited for the instance, which can start it now and counts it as load
     has_verdict: it is known whether the response can be relayed
     error: why it cannot be relayed; None if no connection error is known
@@ -140,7 +146,7 @@ class Attempt:
         "_is_finished",
         "_journal",
         "_router",
-        "_sent",
+        "_sent_tokens",
         "adapter_lease",
         "address",
         "connection",
@@ -153,13 +159,15 @@ class Attempt:
         "instance",
         "instance_id",
         "message",
+        "tokens",
     )
 
     def __init__(
-        self, dispatcher: Dispatcher, context: RequestContext, address: EngineAddress, sent: SentText | None
+        self, dispatcher: Dispatcher, context: RequestContext, address: EngineAddress, sent_tokens: int | None
     ) -> None:
         self._dispatcher = dispatcher
-        self._sent = sent
+        self._sent_tokens = sent_tokens
+        self.tokens: SentTokens | None = None
         self._router: ModelRouter | None = None
         self._admission: ModelAdmission | None = None
         self._journal: Journal | None = None  # None: learned profiles leave the attempt out
@@ -180,12 +188,16 @@ class Attempt:
     def attach_engine_message(self, body: bytes) -> None:
         """Builds the message: the request with `body` as this instance gets it."""
         context, address, dispatcher = self.context, self.address, self._dispatcher
-        head, request, choice = context.http_request.head, context.request, context.choice
+        request = context.request
+        if self._sent_tokens is None and asks_for_tokens(request, address.engine):
+            body, strips = body_with_tokens(request, body)
+            self.tokens = SentTokens(dispatcher.token_memory, strips=strips)
+        head, choice = context.http_request.head, context.choice
         extra = ""
         if context.deadline is not None and head.get_rare(TIMEOUT_HEADER) is not None:
             extra = remaining_timeout_header(head, context.deadline, dispatcher.now())
         if context.trace is not None and choice is not None:
-            kind = ATTEMPT if self._sent is None else CONTINUATION
+            kind = ATTEMPT if self._sent_tokens is None else CONTINUATION
             extra += context.trace.start_span(self.instance, kind, choice.decision.rule)
         if request.entry.allowed_headers:
             extra += allowed_header_text(head, request.entry.allowed_headers)
@@ -228,7 +240,7 @@ class Attempt:
             self._journal = journal
             decision = context.choice.decision
             matched = decision.matched_tokens if decision.source is None else None
-            tokens = router.prompt_tokens(route_request) + (0 if self._sent is None else self._sent.tokens)
+            tokens = router.prompt_tokens(route_request) + (0 if self._sent_tokens is None else self._sent_tokens)
             cached = 0.0 if matched is None else matched
             journal.on_dispatch(route_request.id, self.instance_id, now, tokens, cached, decision.loaded)
         if self.instance_id in dispatcher.outlier_detector.unhealthy:
@@ -261,7 +273,7 @@ class Attempt:
             connection.select_rank(self.address.dp_rank)
         stall_timeout = context.stall_timeout = (
             failures.stall_timeout(context, connection.activity)
-            if self._sent is None
+            if self._sent_tokens is None
             else failures.resume_stall_timeout(context, connection.activity)
         )
         engine_response = self.engine_response = EngineResponse(
@@ -275,9 +287,10 @@ class Attempt:
         engine_response.namespace = self.address.namespace
         engine_response.choices = request.sequences
         engine_response.grammar = request.dialect.grammar
+        engine_response.tokens = self.tokens
         self.has_verdict, self.error = False, None
         now = self.dispatched_at = dispatcher.now()
-        if self._sent is None:
+        if self._sent_tokens is None:
             context.result.dispatched_at = now
         connection.send_request(self.message, engine_response, stall_timeout.start(now), needs_core=needs_core(context))
 
@@ -307,6 +320,9 @@ class Attempt:
             self.adapter_lease.release()
         if self.engine_response is not None:
             self.engine_response.release_buffer()
+        if self.tokens is not None:
+            self.tokens.release()
+            self.tokens = None
         if self._is_finished or router is None:
             return
         self._is_finished = True
@@ -356,7 +372,7 @@ class Attempt:
 
     def _count_events(self, engine_response: EngineResponse) -> None:
         """Records the events of a stream that was not relayed to its end."""
-        earlier = 0 if self._sent is None else self._sent.tokens
+        earlier = 0 if self._sent_tokens is None else self._sent_tokens
         result = self.context.result
         result.event_count = max(result.event_count, earlier + engine_response.event_count)
 
@@ -419,7 +435,7 @@ class Attempt:
     def _output_tokens(self) -> int | None:
         """Returns the tokens that this attempt's engine generated; None if it reported none."""
         tokens = self.context.result.output_tokens
-        return tokens if tokens is None or self._sent is None else max(0, tokens - self._sent.tokens)
+        return tokens if tokens is None or self._sent_tokens is None else max(0, tokens - self._sent_tokens)
 
     def _clear_suspicion(self, now: float) -> None:
         """Clears the body of suspicion; hashes it only if it may be suspect."""

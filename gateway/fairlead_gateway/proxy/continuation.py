@@ -1,7 +1,17 @@
-"""The content of resumed streams: the requests that allow it, the request to another engine, and
-the response that the client gets.
+"""The content of continued streams: the request to another engine, and the response that the client
+gets.
 
-The other engine gets the prompt with the text that the client has already. In a chat that is an
+Where engines send token ids, the other engine gets those of the prompt and of what the client has.
+So it continues exactly there: sampled tokens come from the same distribution, and greedy ones are
+those of an unbroken stream. A completion takes the ids as its prompt. A chat takes them in
+`kv_transfer_params`, in place of the rendered prompt. The engine's parsers of reasoning and tool
+calls then see the rest of the answer. `StreamTokens` is such a stream.
+
+What can change what comes next, and cannot be handed over, ends the stream with an error, unless
+the client has nothing yet: grammars, stop strings, penalties that count what was generated, and
+inputs that are no text (`refusal`).
+
+Other engines get the prompt with the text that the client has already. In a chat that is an
 unfinished last message (`continue_final_message`); in a completion it follows the prompt.
 
 Only greedy requests and requests with a seed are resumed. For a greedy request the text is what the
@@ -21,15 +31,20 @@ has the prompt tokens of the request and the output tokens of both engines. Sent
 as one per event; the count is low if an engine puts several into one event.
 """
 
+import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from fairlead_gateway.dialects.chat import ChatRequest
-from fairlead_gateway.dialects.completions import CompletionRequest
+from fairlead_gateway.dialects.chat import CHAT, ChatRequest
+from fairlead_gateway.dialects.completions import COMPLETIONS, CompletionRequest
+from fairlead_gateway.dialects.schemas import has_value
+from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.openai.json_edit import set_members
+from fairlead_gateway.openai.json_edit import prepend_text, set_members
+from fairlead_gateway.upstream.sent_tokens import SentTokens
 from fairlead_gateway.upstream.usage import Usage
 
 _EVENTS_PER_SLICE = 64
@@ -117,6 +132,76 @@ class SentText:
             return
         self.text = "".join(texts)
         yield bool(self.shared_fields)
+
+
+class ContinuedStream:
+    """A broken stream: what the client has of it, and how another engine continues it.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    @property
+    @abstractmethod
+    def generated(self) -> int:
+        """The number of tokens that the client has of the answer."""
+
+    @abstractmethod
+    def refusal(self) -> str:
+        """Returns why no engine can continue the stream, in one word; empty if one can."""
+
+    @abstractmethod
+    def next_body(self) -> bytes | None:
+        """Returns the body for another engine; None if nothing is left to generate."""
+
+    @abstractmethod
+    def splice(self, events: list[bytes]) -> list[bytes]:
+        """Returns another engine's events as part of the stream that the client has."""
+
+    @abstractmethod
+    def usage(self, reported: Usage | None) -> Usage | None:
+        """Returns the usage of the whole answer from that of the last engine."""
+
+    @abstractmethod
+    def closing(self, *, with_usage: bool) -> list[bytes]:
+        """Returns the events that a stream lacks whose tokens are all there; empty if its usage is
+        not known.
+
+        with_usage: the client has asked for the usage.
+        """
+
+
+class StreamText(ContinuedStream):
+    """A stream of text that is continued once, from what the client has as text.
+
+    sent: parsed before the other methods are called.
+    """
+
+    __slots__ = ("_request", "has_broken", "sent")
+
+    def __init__(self, request: ModelRequest, sent: SentText) -> None:
+        self._request = request
+        self.sent = sent
+        self.has_broken = False
+
+    @property
+    def generated(self) -> int:
+        return self.sent.tokens
+
+    def refusal(self) -> str:
+        return "second-break" if self.has_broken else ""
+
+    def next_body(self) -> bytes | None:
+        self.has_broken = True
+        return resume_body(self._request, self.sent)
+
+    def splice(self, events: list[bytes]) -> list[bytes]:
+        return splice_events(events, self.sent)
+
+    def usage(self, reported: Usage | None) -> Usage | None:
+        return total_usage(reported, self.sent)
+
+    def closing(self, *, with_usage: bool) -> list[bytes]:
+        return []
 
 
 def resume_body(request: ModelRequest, sent: SentText) -> bytes | None:
@@ -207,3 +292,205 @@ def _event_text(choice: dict[str, Any]) -> str | None:
         return None
     content = delta.get("content")
     return content if isinstance(content, str) else "" if content is None else None
+
+
+TOKEN_ENGINES: Final = frozenset({"vllm", "sim"})
+"""The engines that send token ids on request, and read them."""
+_ASKED: Final = b'"return_token_ids":true'
+_ASKED_FIELD: Final = b'"return_token_ids"'
+_MESSAGES_STUB: Final = b'[{"role":"user","content":"-"}]'
+"""In place of messages, whose rendering is replaced by token ids."""
+_STUB: Final = {ChatRequest: ("messages", _MESSAGES_STUB), CompletionRequest: ("prompt", b'"-"')}
+_LIMITS: Final = ("max_tokens", "max_completion_tokens")
+_TEXT_FORMAT: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"text"\s*\}\s*')
+_MEDIA: Final = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"file"', b'"image_embeds"')
+_REFUSED: Final = (
+    (b'"use_beam_search"', "several-choices"),
+    (b'"guided_', "grammar"),
+    (b'"echo"', "echo"),
+    (b'"thinking_token_budget"', "reasoning-budget"),
+    (b'"kv_transfer_params"', "kv-transfer"),
+)
+
+
+def asks_for_tokens(request: ModelRequest, engine: str) -> bool:
+    """Whether the gateway asks this kind of engine for the token ids of a stream."""
+    return (
+        request.stream
+        and engine in TOKEN_ENGINES
+        and request.sequences == 1
+        and request.prompts == 1
+        and request.dialect in (CHAT, COMPLETIONS)
+    )
+
+
+def body_with_tokens(request: ModelRequest, body: bytes) -> tuple[bytes, bool]:
+    """Returns a body that asks for token ids, and whether they are taken out of the answer.
+
+    A client that has asked for them gets them; one that has declined them is not overruled.
+    """
+    if request.decoded_fields is None or body.find(_ASKED_FIELD) < 0:
+        return prepend_text(body, _ASKED), True
+    return body, False
+
+
+class StreamTokens(ContinuedStream):
+    """A stream that another engine can continue from its tokens.
+
+    request: of the client; its body may be released from now on.
+    tokens: those that the client has.
+    """
+
+    __slots__ = ("_body", "_has_media", "_is_marked", "_kind", "tokens")
+
+    def __init__(self, request: ModelRequest, tokens: SentTokens) -> None:
+        self.tokens = tokens
+        self._kind = request.dialect.body_type
+        name, stub = _STUB[self._kind]
+        self._has_media = self._is_marked = False
+        body, start, end = request.body, request.messages_start, request.messages_end
+        if end:
+            text = memoryview(request.client_body)[start - 1 : end + 1]
+            at = body.find(text)
+            self._body = body[:at] + stub + body[at + len(text) :]
+        else:
+            self._has_media = name == "messages" and any(body.find(key) >= 0 for key in _MEDIA)
+            self._body = set_members(body, {name: stub})
+
+    @property
+    def generated(self) -> int:
+        return self.tokens.generated
+
+    def refusal(self) -> str:
+        tokens = self.tokens
+        if tokens.problem:
+            return tokens.problem
+        if self._has_media:
+            return "media"
+        if not tokens.generated:
+            return ""
+        for name, reason in _REFUSED:
+            if self._body.find(name) >= 0:
+                return reason
+        fields = BODY_DECODERS[self._kind].decode(self._body)
+        if has_value(fields.stop):
+            return "stop-strings"
+        if fields.frequency_penalty or fields.presence_penalty:
+            return "penalties"
+        if fields.prompt_logprobs is not None:
+            return "prompt-logprobs"
+        if has_value(fields.structured_outputs) or (
+            has_value(fields.response_format) and _TEXT_FORMAT.fullmatch(bytes(fields.response_format)) is None
+        ):
+            return "grammar"
+        if isinstance(fields, ChatRequest):
+            choice = fields.tool_choice
+            return "" if choice is None or choice in ("auto", "none") else "grammar"
+        if isinstance(fields, CompletionRequest):
+            return "suffix" if fields.suffix else "several-choices" if (fields.best_of or 1) > 1 else ""
+        return ""
+
+    def next_body(self) -> bytes | None:
+        tokens, changes = self.tokens, dict[str, bytes]()
+        if tokens.is_finished:
+            return None
+        tokens.rewind()
+        self._is_marked = False
+        generated = tokens.generated
+        fields = BODY_DECODERS[self._kind].decode(self._body)
+        for name in _LIMITS:
+            limit = getattr(fields, name, None)
+            if limit is not None:
+                if limit <= generated:
+                    return None
+                changes[name] = b"%d" % (limit - generated)
+        if fields.min_tokens:
+            changes["min_tokens"] = b"%d" % max(0, fields.min_tokens - generated)
+        if fields.seed is not None and generated:
+            changes["seed"] = b"%d" % ((fields.seed + generated) & _MAX_SEED)
+        ids = msgspec.json.encode(tokens.ids.tolist())
+        if self._kind is ChatRequest:
+            changes["kv_transfer_params"] = b'{"prompt_token_ids":' + ids + b"}"
+        else:
+            changes["prompt"] = ids
+        if self._body.find(_ASKED_FIELD) < 0:
+            changes["return_token_ids"] = b"true"
+        return set_members(self._body, changes)
+
+    def splice(self, events: list[bytes]) -> list[bytes]:
+        spliced: list[bytes] = []
+        for event in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
+            data = event[5:].strip() if event.startswith(b"data:") else b""
+            fields = _decode(data) if data[:1] == b"{" else None
+            if fields is None:
+                spliced += [event + b"\n\n"] if event else []
+            elif not _is_opening(fields):
+                spliced.append(self._as_own(fields))
+        return spliced
+
+    def closing(self, *, with_usage: bool) -> list[bytes]:
+        tokens, head = self.tokens, _decode_head(self.tokens.head)
+        named = {name: head[name] for name in _NAMES if name in head}
+        events: list[dict[str, Any]] = []
+        if not tokens.is_finished:
+            part: dict[str, Any] = {"text": ""} if self._kind is CompletionRequest else {"delta": {}}
+            choice = {"index": 0} | part | {"logprobs": None, "finish_reason": "length", "stop_reason": None}
+            events.append(named | {"choices": [choice]})
+        if with_usage:
+            events.append(named | {"choices": [], "usage": _usage_fields(tokens)})
+        return [*(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events), b"data: [DONE]\n\n"]
+
+    def usage(self, reported: Usage | None) -> Usage | None:
+        tokens = self.tokens
+        if reported is None or reported.completion_tokens is None:
+            return Usage(tokens.prompt_tokens, tokens.generated, None) if tokens.is_finished else reported
+        cached = reported.cached_tokens
+        cached = None if cached is None else min(cached, tokens.prompt_tokens)
+        return Usage(tokens.prompt_tokens, reported.completion_tokens + tokens.earlier, cached)
+
+    def _as_own(self, fields: dict[str, Any]) -> bytes:
+        """Returns an event with the names of the first engine and the counts of the whole."""
+        tokens = self.tokens
+        head = _decode_head(tokens.head)
+        fields.update({name: head[name] for name in _NAMES if name in head})
+        usage = fields.get("usage")
+        if isinstance(usage, dict) and _is_count(usage.get("completion_tokens")):
+            usage["completion_tokens"] += tokens.earlier
+            usage["prompt_tokens"] = tokens.prompt_tokens
+            usage["total_tokens"] = tokens.prompt_tokens + usage["completion_tokens"]
+            details = usage.get("prompt_tokens_details")
+            if isinstance(details, dict) and _is_count(details.get("cached_tokens")):
+                details["cached_tokens"] = min(details["cached_tokens"], tokens.prompt_tokens)
+        if not self._is_marked:
+            self._is_marked = True
+            fields["fairlead_continued_at"] = tokens.earlier
+        return b"data: " + msgspec.json.encode(fields) + b"\n\n"
+
+
+_NAMES: Final = ("id", "object", "created", "model")
+_MAX_SEED: Final = (1 << 63) - 1
+
+
+def _decode(data: bytes) -> dict[str, Any] | None:
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _decode_head(head: bytes) -> dict[str, Any]:
+    return _decode(head[head.find(b"{") :]) or {}
+
+
+def _is_opening(fields: dict[str, Any]) -> bool:
+    """Whether an event opens an answer: it names the role, and nothing more."""
+    choices = fields.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        return False
+    delta = choices[0].get("delta")
+    return isinstance(delta, dict) and "role" in delta and not delta.get("content")
+
+
+def _usage_fields(tokens: SentTokens) -> dict[str, int]:
+    prompt, generated = tokens.prompt_tokens, tokens.generated
+    return {"prompt_tokens": prompt, "total_tokens": prompt + generated, "completion_tokens": generated}

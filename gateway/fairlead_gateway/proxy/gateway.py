@@ -583,6 +583,21 @@ class Gateway(RequestLifecycle):
         if not stream.context.response.finished:
             stream.context.response.on_client_gone = stream.cancel
 
+    def on_broken(self, context: RequestContext, work: Coroutine[None, None, None]) -> None:
+        """Continues a relayed stream that broke, as a task."""
+        self._run_as_task(context.id, context.response, self._serve_rest(context, work))
+
+    async def _serve_rest(self, context: RequestContext, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            self._on_cancelled(context.http_request, context.response, context)
+        except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            log_internal_error(context.http_request.id, error)
+            self._send_failure(context, GatewayError(_INTERNAL_ERROR_MESSAGE), context.response, context.http_request)
+        finally:
+            self._recorder.record_outcome(context, self._now())
+
     def on_cancelled(self, context: RequestContext) -> None:
         """Records the end of a relayed stream that was cancelled."""
         self._on_cancelled(context.http_request, context.response, context)

@@ -23,6 +23,7 @@ Why: an engine that ends breaks hundreds of streams at once. To parse 1 MiB of s
 import asyncio
 import re
 from abc import abstractmethod
+from collections.abc import Coroutine
 from functools import partial
 from typing import Final
 
@@ -50,11 +51,12 @@ from fairlead_gateway.proxy.attempt import (
     refusal_body,
 )
 from fairlead_gateway.proxy.continuation import (
+    ContinuedStream,
     SentText,
     SentTextMemory,
+    StreamText,
+    StreamTokens,
     resume_body,
-    splice_events,
-    total_usage,
 )
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, AttemptFailure, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
@@ -83,6 +85,11 @@ from fairlead_gateway.worker.request_context import RequestContext
 
 RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
 """Limit: the same of all streams of a worker; a stream that grows beyond cannot be continued."""
+
+MAX_CONTINUATIONS: Final = 8
+"""Limit: instances that are asked for the rest of one stream."""
+NOT_TEXT: Final = "not-text"
+NO_INSTANCE: Final = "no-instance"
 
 _FREE_CAUSES = ("cut", "gone")  # the engine went: its work is free, and resuming charges no budget
 
@@ -147,6 +154,10 @@ class StreamLifecycle:
         """Notes a stream that its task has handed over; `stream.cancel` ends it."""
 
     @abstractmethod
+    def on_broken(self, context: RequestContext, work: Coroutine[None, None, None]) -> None:
+        """Notes a relayed stream that broke; `work` continues it, and ends its response."""
+
+    @abstractmethod
     def on_cancelled(self, context: RequestContext) -> None:
         """Notes the end of a stream whose client has disconnected, or that outlasts the drain."""
 
@@ -178,7 +189,7 @@ class GapRecorder(StreamObserver):
 class RelayedStream(GapRecorder):
     """One stream without a task."""
 
-    __slots__ = ("_attempt", "_ending", "_engine_response", "_has_ended", "_keep_alive", "_lifecycle")
+    __slots__ = ("_attempt", "_ending", "_engine_response", "_has_ended", "_keep_alive", "_lifecycle", "_tokens")
 
     def __init__(
         self,
@@ -189,6 +200,7 @@ class RelayedStream(GapRecorder):
         *,
         lifecycle: StreamLifecycle,
         ending: "ResponseRelay",
+        tokens: StreamTokens | None,
     ) -> None:
         super().__init__(telemetry, attempt.context.request.model_key, attempt.instance_id)
         self.reports_end = True
@@ -197,6 +209,7 @@ class RelayedStream(GapRecorder):
         self._keep_alive = keep_alive
         self._lifecycle = lifecycle
         self._ending = ending
+        self._tokens = tokens
         self._has_ended = False
 
     @property
@@ -208,9 +221,14 @@ class RelayedStream(GapRecorder):
         """Ends the response: the engine has sent all, or has failed."""
         if self._has_ended:
             return
-        attempt = self._attempt
+        attempt, tokens = self._attempt, self._tokens
         is_complete = False
         try:
+            if tokens is not None and self._engine_response.error not in (None, CLIENT_SILENT):
+                self._stop()
+                work = self._ending.continue_stream(attempt, self._engine_response, tokens, self._keep_alive)
+                self._lifecycle.on_broken(attempt.context, work)
+                return
             try:
                 self._stop()
                 is_complete = self._ending.end_response(attempt, self._engine_response)
@@ -254,56 +272,108 @@ class StreamResume:
         self._failures = dispatcher.failures
         self._parsing = asyncio.Lock()
 
-    async def resume(self, broken: Attempt, sent: SentText, cause: str, keep_alive: SseKeepAlive) -> str | None:
-        """Relays the rest of the response from another instance.
+    async def resume(
+        self, broken: Attempt, stream: ContinuedStream, cause: str, keep_alive: SseKeepAlive
+    ) -> str | None:
+        """Relays the rest of the response from other instances.
 
-        sent: the text that the client has.
+        stream: what the client has.
         cause: why the stream of `broken` ended.
         Returns None if the response is complete now, else the cause of the failure.
         """
-        context = broken.context
-        if context.trace is not None:
-            context.trace.finish_span(ATTEMPT, cause)
-        body = resume_body(context.request, sent) if await self._parse(sent) else None
-        attempt = self._choose(broken, sent, cause) if body is not None else None
-        if body is None or attempt is None:
-            return cause
-        broken.finish(False, self._now())
+        context, tried = broken.context, frozenset[str]()
+        key = context.request.model_key
+        first_cause, reason = cause, ""
+        while not reason:
+            tried |= {broken.instance_id}
+            if context.trace is not None:
+                context.trace.finish_span(ATTEMPT, cause)
+            is_read = not isinstance(stream, StreamText) or await self._parse(stream.sent)
+            reason = stream.refusal() if is_read else NOT_TEXT
+            if reason:
+                break
+            body = stream.next_body()
+            if body is None:
+                return self._complete(context, stream, cause)
+            attempt = self._choose(broken, stream, cause, tried)
+            if attempt is None:
+                reason = NO_INSTANCE
+                break
+            broken.tokens = None
+            broken.finish(False, self._now())
+            next_cause = await self._continue(attempt, stream, body, keep_alive)
+            if next_cause is None:
+                self._telemetry.record_resumption(key, "whole")
+                return None
+            if next_cause == CLIENT_SILENT:
+                return next_cause
+            broken, cause = attempt, next_cause
+            if len(tried) > MAX_CONTINUATIONS:
+                reason = "breaks"
+        self._telemetry.record_not_continued(key, reason)
+        if len(tried) > 1:
+            self._telemetry.record_resumption(key, "broken")
+        context.not_continued = reason
+        return first_cause if len(tried) > 1 else cause
+
+    async def _continue(
+        self, attempt: Attempt, stream: ContinuedStream, body: bytes, keep_alive: SseKeepAlive
+    ) -> str | None:
+        """Relays the rest of the response from one instance.
+
+        Returns None if the response is complete now, else why it is not.
+        """
+        context = attempt.context
         attempt.on_dispatch(self._now())
         is_complete = False
         try:
             if context.request.adapter is not None:
                 await attempt.acquire_adapter()
             attempt.attach_engine_message(body)
-            splice = partial(splice_events, sent=sent)
+            tokens = attempt.tokens = stream.tokens if isinstance(stream, StreamTokens) else None
             shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
-            rewrite = splice if shows_cached else partial(hide_in_events, splice)
+            rewrite = stream.splice if shows_cached else partial(hide_in_events, stream.splice)
             engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
-            if error is None and is_usage_refused(context, engine_response):
-                self._without_usage(attempt, sent)
+            if error is None and is_usage_refused(context, engine_response) and isinstance(stream, StreamText):
+                self._without_usage(attempt, stream.sent)
                 engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is not None:
                 self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
                 if error.is_crash:
                     attempt.on_crash()
+                return error.cause
             scanner = engine_response.scanner
-            if error is not None or not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
-                return cause
+            if not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
+                return "refused"
+            if tokens is not None and tokens.problem:
+                return tokens.problem
             self._failures.outlier_detector.on_success(attempt.instance_id, self._now(), context.caller)
-            cause_of_rest = await self._relay(attempt, engine_response, sent, keep_alive)
-            is_complete = cause_of_rest is None
-            if cause_of_rest == "cut":
+            cause = await self._relay(attempt, engine_response, stream, keep_alive)
+            is_complete = cause is None
+            if cause == "cut":
                 attempt.on_crash()
-            return cause_of_rest
+            return cause
         except UpstreamError as error:
             self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
-            return cause
-        except AttemptFailure:
-            return cause
+            return error.cause
+        except AttemptFailure as failure:
+            return failure.cause
         finally:
             attempt.abort_unfinished()
+            attempt.tokens = None  # the stream may go on with them
             attempt.finish(is_complete, self._now())
-            self._telemetry.record_resumption(context.request.model_key, "whole" if is_complete else "broken")
+
+    def _complete(self, context: RequestContext, stream: ContinuedStream, cause: str) -> str | None:
+        """Ends an answer whose tokens are all there; returns the cause of the failure if it
+        cannot.
+        """
+        events = stream.closing(with_usage=not context.request.strip_usage and _has_usage(context))
+        if not events:
+            return cause
+        context.record_usage(stream.usage(None))
+        context.response.write_chunks(events, final=True)
+        self._telemetry.record_resumption(context.request.model_key, "whole")
+        return None
 
     def _without_usage(self, attempt: Attempt, sent: SentText) -> None:
         """Makes the attempt one without the request for token counts, which its engine refuses."""
@@ -324,27 +394,28 @@ class StreamResume:
                 await asyncio.sleep(0)
         return True
 
-    def _choose(self, broken: Attempt, sent: SentText, cause: str) -> Attempt | None:
+    def _choose(self, broken: Attempt, stream: ContinuedStream, cause: str, tried: frozenset[str]) -> Attempt | None:
         context, now = broken.context, self._now()
         key, choice = context.request.model_key, context.choice
         assert choice is not None
         if cause not in _FREE_CAUSES and not self._retry_budget.take(context.caller, now):
             return None
         try:
-            excluded = self._excluded_instances(broken)
+            excluded = self._excluded_instances(broken, tried)
             decision = self._routers.choose(key, context.route_request, now, excluded)
         except NoReadyInstance:
             return None
         instance = self._routers.ready_instance(key, decision.chosen) if decision.chosen is not None else None
         if instance is None:
             return None
-        reason = f"continued after {cause}; {decision.rule}: {decision.reason}"
+        sent = f"continued after {cause}, behind {stream.generated} tokens of the answer"
+        reason = f"{sent}; {decision.rule}: {decision.reason}"
         decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
-        return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, sent)
+        return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, stream.generated)
 
-    def _excluded_instances(self, broken: Attempt) -> frozenset[str]:
+    def _excluded_instances(self, broken: Attempt, tried: frozenset[str]) -> frozenset[str]:
         """Returns the instances that may not resume the stream."""
-        context, excluded = broken.context, frozenset({broken.instance_id})
+        context, excluded = broken.context, tried
         loader, adapter = self._dispatcher.adapter_loader, context.request.adapter
         if loader is None or adapter is None:
             return excluded
@@ -352,7 +423,7 @@ class StreamResume:
         return excluded | loader.restrict(context.request.model_key, use)
 
     async def _relay(
-        self, attempt: Attempt, engine_response: EngineResponse, sent: SentText, keep_alive: SseKeepAlive
+        self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream, keep_alive: SseKeepAlive
     ) -> str | None:
         context, telemetry, now = attempt.context, self._telemetry, self._now()
         key, name, result = context.request.model_key, attempt.instance_id, context.result
@@ -367,7 +438,7 @@ class StreamResume:
             engine_response.last_at,
             result.event_count + engine_response.scanner.event_count,
         )
-        context.record_usage(total_usage(engine_response.scanner.usage, sent))
+        context.record_usage(stream.usage(engine_response.scanner.usage))
         if cause is not None and cause != CLIENT_SILENT:
             self._failures.on_stream_failed(context, name, cause)
         return cause
@@ -492,6 +563,8 @@ class ResponseRelay:
             response.write_chunks([], final=True)  # the client has the engine's own error event
             return False
         text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
+        if context.not_continued:
+            text += f", and no engine could continue it ({context.not_continued})"
         _end_with_error(context, text, f"stream_{cause.replace('-', '_')}")
         return False
 
@@ -581,7 +654,8 @@ class ResponseRelay:
         # Of a client that has disconnected, the task is about to be cancelled.
         if not engine_response.is_stream or context.response.finished:
             return False
-        if context.deadline is not None or _can_resume(attempt):
+        tokens = _stream_tokens(attempt)
+        if context.deadline is not None or (tokens is None and _can_resume(attempt)):
             return False
         self._release_request(context)
         context.stall_timeout = None
@@ -589,7 +663,9 @@ class ResponseRelay:
         if attempt.connection is not None:
             attempt.connection.release_head(engine_response)
         keep_alive = SseKeepAlive(context.response, self._comment_times)
-        stream = RelayedStream(self._telemetry, attempt, engine_response, keep_alive, lifecycle=lifecycle, ending=self)
+        stream = RelayedStream(
+            self._telemetry, attempt, engine_response, keep_alive, lifecycle=lifecycle, ending=self, tokens=tokens
+        )
         engine_response.relay_to(context.response, stream)
         keep_alive.start(engine_response)
         lifecycle.on_relayed(stream)
@@ -609,10 +685,13 @@ class ResponseRelay:
         Returns the cause of a failure, in one word; None if the response is complete.
         """
         context = attempt.context
-        sent_text = None
+        stream: ContinuedStream | None = None
+        sent_text: SentText | None = None
         if engine_response.is_stream:
-            if _can_resume(attempt):
+            stream = _stream_tokens(attempt)
+            if stream is None and _can_resume(attempt):
                 sent_text = SentText(self._limits.resumable_bytes, self._sent_text_memory)
+                stream = StreamText(context.request, sent_text)
                 engine_response.on_relayed = sent_text.add
             else:
                 self._release_request(context)
@@ -622,13 +701,8 @@ class ResponseRelay:
         try:
             if engine_response.is_stream:
                 keep_alive.start(engine_response)
-            cause = await engine_response.finished
-            is_final = self._record_end(attempt, engine_response, cause)
-            if sent_text is None or is_final:
-                return cause
-            if not engine_response.is_complete and attempt.connection is not None:
-                attempt.connection.abandon(engine_response)
-            return await self._stream_resume.resume(attempt, sent_text, cause or "", keep_alive)
+            await engine_response.finished
+            return await self._continue_if_broken(attempt, engine_response, stream, keep_alive)
         except asyncio.CancelledError:
             if engine_response.finished.cancelled():  # the client has disconnected
                 record_relayed(context, engine_response)
@@ -638,6 +712,46 @@ class ResponseRelay:
             context.response.on_backpressure = None
             if sent_text is not None:
                 sent_text.release()
+            if isinstance(stream, StreamTokens):
+                stream.tokens.release()
+
+    async def continue_stream(
+        self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens, keep_alive: SseKeepAlive
+    ) -> None:
+        """Continues a stream that broke after it was handed over, and ends its response."""
+        context = attempt.context
+        is_complete = False
+        try:
+            cause = await self._continue_if_broken(attempt, engine_response, tokens, keep_alive)
+            is_complete = self._end(context, engine_response, cause)
+        finally:
+            keep_alive.stop()
+            context.response.on_backpressure = None
+            tokens.tokens.release()
+            attempt.abort_unfinished()
+            attempt.finish(is_complete, self._now())
+
+    async def _continue_if_broken(
+        self,
+        attempt: Attempt,
+        engine_response: EngineResponse,
+        stream: ContinuedStream | None,
+        keep_alive: SseKeepAlive,
+    ) -> str | None:
+        """Records how a relay ended, and continues it elsewhere if it broke.
+
+        Returns the cause of a failure, in one word; None if the response is complete.
+        """
+        cause = engine_response.error
+        is_final = self._record_end(attempt, engine_response, cause)
+        if stream is None or is_final:
+            if cause is not None and cause != CLIENT_SILENT and engine_response.is_stream:
+                reason = attempt.context.not_continued = _why_not(attempt)
+                self._telemetry.record_not_continued(attempt.context.request.model_key, reason)
+            return cause
+        if not engine_response.is_complete and attempt.connection is not None:
+            attempt.connection.abandon(engine_response)
+        return await self._stream_resume.resume(attempt, stream, cause or "", keep_alive)
 
     def _record_end(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> bool:
         """Records how the relay ended; returns whether the rest must not be resumed."""
@@ -715,3 +829,26 @@ def _has_text(engine_response: EngineResponse) -> bool:
 def _can_resume(attempt: Attempt) -> bool:
     """Whether another instance can resume the stream. APIs that others run continue no text."""
     return not attempt.address.leaves_cluster and can_resume(attempt.context.request)
+
+
+def _stream_tokens(attempt: Attempt) -> StreamTokens | None:
+    """Returns a stream that goes on from its tokens; None if its engine has sent none."""
+    tokens = attempt.tokens
+    if tokens is None or tokens.problem or not tokens.prompt_tokens:
+        return None
+    return StreamTokens(attempt.context.request, tokens)
+
+
+def _why_not(attempt: Attempt) -> str:
+    """Returns why a stream was never to be continued, in one word."""
+    if attempt.address.leaves_cluster:
+        return "external"
+    tokens, dialect = attempt.tokens, attempt.context.request.dialect
+    if tokens is None:
+        return "dialect" if dialect.grammar is not None else "engine"
+    return tokens.problem or "poison"
+
+
+def _has_usage(context: RequestContext) -> bool:
+    """Whether engines report the usage of the stream."""
+    return context.request.dialect.requests_usage

@@ -267,6 +267,7 @@ class ModelCounters(CounterSet):
         "held",
         "instances",
         "kept_back",
+        "not_continued",
         "prefill_legs",
         "retries_by_reason",
         "shadow_copies",
@@ -283,6 +284,7 @@ class ModelCounters(CounterSet):
         self.retries_by_reason: dict[str, int] = {}
         self.ejections_by_reason: dict[str, int] = {}
         self.continued: dict[str, int] = {}
+        self.not_continued: dict[str, int] = {}
         self.failed: dict[str, int] = {}
         self.fallbacks: dict[tuple[str, str], int] = {}
         self.handoffs: dict[tuple[str, str], int] = {}

@@ -53,6 +53,11 @@ _OWN: Final = (
         "Streams that another instance continued: whole, or broken again.",
     ),
     of.table(
+        "not_continued_total{model,reason}",
+        lambda series: series.not_continued,
+        "Streams that broke, and that no other instance continued.",
+    ),
+    of.table(
         "ejections_total{model,reason}",
         lambda series: series.ejections_by_reason,
         "Ejected instances, by the last failure before it.",

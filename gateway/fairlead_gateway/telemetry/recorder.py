@@ -151,6 +151,10 @@ class MetricsRecorder:
         """Counts a stream that another instance continued: `whole`, or `broken` again."""
         at.increment(self._model_counters(model_key).continued, how, self._max_label_values)
 
+    def record_not_continued(self, model_key: str, reason: str) -> None:
+        """Counts a stream that broke and that no instance continued; `reason` is one word."""
+        at.increment(self._model_counters(model_key).not_continued, reason, self._max_label_values)
+
     def record_queue_exit(self, model_key: str, rule: str) -> None:
         """Counts a request that left a queue or was refused; `rule` is one word of a
         closed list.

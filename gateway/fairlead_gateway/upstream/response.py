@@ -19,6 +19,7 @@ from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.upstream.named_events import NamedEventScanner
+from fairlead_gateway.upstream.sent_tokens import SentTokens
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
 from fairlead_gateway.upstream.usage import InBandError, LongAnswerCounts, Usage
 from fairlead_gateway.worker.runtime import BufferedBytes, WorkerRuntime, compact
@@ -61,6 +62,7 @@ class EngineResponse(ResponseSink):
     namespace: of the engine, whose responses share memory with others; set by the creator.
     choices: answers that the request has; set by the creator.
     grammar: of the stream; None: unnamed chunks. Set by the creator.
+    tokens: those of the stream; None if the gateway has asked for none. Set by the creator.
     on_first_token: called with the first part of the answer if that comes after the verdict.
 
     Why lazy parts: most responses are plain and go to `on_verdict`; scanner and futures would cost
@@ -92,6 +94,7 @@ class EngineResponse(ResponseSink):
         self.namespace = ""
         self.choices = 1
         self.grammar: EventGrammar | None = None
+        self.tokens: SentTokens | None = None
         self.on_first_token: Callable[[float], None] | None = None
         self._long_counts: LongAnswerCounts | None = None
         self._opening_timer: asyncio.TimerHandle | None = None
@@ -126,6 +129,7 @@ class EngineResponse(ResponseSink):
                 scanner = SseScanner(
                     strip_usage=self._strip_usage, max_event_bytes=max_event_bytes, choices=self.choices
                 )
+                scanner.tokens = self.tokens
             else:
                 scanner = NamedEventScanner(self.grammar, max_event_bytes=max_event_bytes)
             self._scanner = scanner

@@ -16,11 +16,13 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.upstream.response_schemas import EVENT_DECODER, MEMBERS_DECODER, StreamEvent
+from fairlead_gateway.upstream.sent_tokens import COMMENT, SentTokens
 from fairlead_gateway.upstream.usage import (
     GARBAGE,
     InBandError,
     Usage,
     error_in,
+    has_failed_finish,
     parse_in_band_error,
     read_usage,
 )
@@ -50,8 +52,6 @@ _END: Final = b"[DONE]"
 _DONE: Final = b"data: [DONE]\n\n"
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
-_FAILED_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort|error|cancelled|timeout)"')
-"""Ends that no model and no client has chosen: of vLLM and SGLang, the last two of TensorRT-LLM."""
 
 
 class SseScanner:
@@ -60,6 +60,7 @@ class SseScanner:
     strip_usage: drops the usage event, which the client did not ask for. What else that event has
         moves to the last event before it, which is held until then.
     choices: answers that the request has; 1 or more.
+    tokens: takes the token ids out of the events; None if the gateway has asked for none.
     has_long_event: what waits was longer than most events are.
     has_opening: an event that opens the answer has come, before any part of it.
     """
@@ -83,6 +84,7 @@ class SseScanner:
         "is_aborted",
         "is_done",
         "strip_usage",
+        "tokens",
         "usage",
     )
 
@@ -95,6 +97,7 @@ class SseScanner:
         self._head = self._tail = b""  # around the text of an event that was searched
         self._head_bytes = self._tail_bytes = 0
         self._held = b""
+        self.tokens: SentTokens | None = None
         self.has_long_event = self.has_opening = False
         self.strip_usage = strip_usage
         self.usage: Usage | None = None
@@ -109,15 +112,22 @@ class SseScanner:
         Nothing follows after `error`, `is_aborted` or `is_done`.
         """
         passed: list[bytes] = []
+        tokens = self.tokens
         self._inspected_count = self._inspected_bytes = 0
         for chunk in chunks:
-            if self._partial or not chunk.endswith(b"\n\n"):
+            is_whole = not self._partial and chunk.endswith(b"\n\n")
+            if not is_whole:
                 chunk = self._take_complete(chunk)
                 if not chunk:
                     if self.error is not None:
                         break
                     continue
-            elif self._is_like_earlier(chunk):
+            if tokens is not None:
+                chunk = tokens.take(chunk)
+                if chunk == COMMENT:
+                    passed.append(chunk)
+                    continue
+            if is_whole and self._is_like_earlier(chunk):
                 self.event_count += 1
                 passed.append(chunk)
                 continue
@@ -333,15 +343,12 @@ def filter_first_chunks(scanner: SseScanner, chunks: list[bytes]) -> list[bytes]
         if scanner.is_finished:
             break
         complete = scanner._take_complete(chunk).removeprefix(_BYTE_ORDER_MARK)
+        if complete and scanner.tokens is not None:
+            complete = scanner.tokens.take(complete)
         events = scanner._inspect_events(complete) if complete and not scanner.is_finished else b""
         if events:
             passed.append(events)
     return passed
-
-
-def has_failed_finish(data: bytes) -> bool:
-    """Whether a choice of an event or a body was ended by the engine, not by the model."""
-    return _FAILED_FINISH.search(data) is not None
 
 
 def _split_events(events: bytes) -> list[bytes]:

@@ -361,3 +361,12 @@ def _located(place: object, text: str) -> str:
         return text
     names = [str(name) for name in place[:_MAX_ITEMS] if name != "body"]
     return f"{'.'.join(names)}: {text}"[:_MAX_TEXT] if names else text
+
+
+_FAILED_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort|error|cancelled|timeout)"')
+"""Ends that no model and no client has chosen: of vLLM and SGLang, the last two of TensorRT-LLM."""
+
+
+def has_failed_finish(data: bytes) -> bool:
+    """Whether a choice of an event or a body was ended by the engine, not by the model."""
+    return _FAILED_FINISH.search(data) is not None

@@ -47,11 +47,22 @@ class EngineAddress:
     adapter_prefix: what precedes the name of a LoRA adapter in requests; mostly empty.
     """
 
-    __slots__ = ("adapter_prefix", "dp_rank", "id", "instance", "leaves_cluster", "namespace", "served_name", "url")
+    __slots__ = (
+        "adapter_prefix",
+        "dp_rank",
+        "engine",
+        "id",
+        "instance",
+        "leaves_cluster",
+        "namespace",
+        "served_name",
+        "url",
+    )
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
         self.id: str = instance.id
+        self.engine: str = instance.engine
         self.namespace: str = instance.namespace
         self.url: str = instance.address
         self.leaves_cluster: bool = instance.leaves_cluster
@@ -148,6 +159,7 @@ class RequestContext:
     result: the response; complete when it has ended
     deadline: monotonic seconds; None without one
     fingerprint: the body's fingerprint, set when the body itself is released
+    not_continued: why no instance has continued the stream that broke, in one word
     is_handed_over: a `RelayedStream` ends the request, not its task
     adapter_use: where the request's adapter is; None for a request without one
     """
@@ -171,6 +183,7 @@ class RequestContext:
         "id",
         "is_handed_over",
         "key_name",
+        "not_continued",
         "policy",
         "refused_by",
         "request",
@@ -219,6 +232,7 @@ class RequestContext:
         self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
         self.is_handed_over = False
+        self.not_continued = ""
         self.adapter_use: AdapterUse | None = None
 
     def follow(self, previous: "RequestContext") -> None:

@@ -299,7 +299,8 @@ async def test_usage_is_always_asked_for_and_shown_only_to_those_who_asked() -> 
             answer = await request(running.url, body)
             assert [("usage" in data) for data in answer.events] == [False] * 3 + [True] * shown + [False]
             assert answer.events[-1] == "[DONE]"
-            assert engine.calls[-1].json == body | {"stream_options": {"include_usage": True}}
+            asked = {"stream_options": {"include_usage": True}, "return_token_ids": True}
+            assert engine.calls[-1].json == body | asked
             outcome = running.gateway.decisions.latest(1)[0]
             assert (outcome.prompt_tokens, outcome.cached_tokens, outcome.output_tokens) == (7, 4, 3)
 
@@ -461,5 +462,6 @@ async def test_the_body_is_parsed_the_same_way_by_json_itself() -> None:
         }
         for text in (json.dumps(body), json.dumps(body, indent=3), json.dumps(body, separators=(",", ":"))):
             assert (await request(running.url, text.encode())).status == 200
-            wanted = body | {"model": "tiny", "stream_options": {"include_usage": True, "x": [1]}}
+            options = {"include_usage": True, "x": [1]}
+            wanted = body | {"model": "tiny", "stream_options": options, "return_token_ids": True}
             assert engine.calls[-1].json == wanted

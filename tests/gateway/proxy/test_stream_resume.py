@@ -119,7 +119,7 @@ async def test_greedy_stream_of_a_silent_engine_that_no_longer_listens_is_resume
         assert rest.events[-1] == "[DONE]"
         assert text_of(rest.events) == text_of(whole.events)
         reason = running.gateway.decisions.latest(1)[0].latest.decision.reason
-        assert reason.startswith("continued after gone; "), reason
+        assert reason.startswith("continued after gone, behind "), reason
 
 
 def breaks_then_goes_on(met: list[EngineCall]) -> Script:

@@ -26,6 +26,7 @@ def busy(telemetry: MetricsRecorder, draw: random.Random) -> None:
     telemetry.record_retry(key, instance, draw.choice(("cut", "refused")))
     telemetry.record_ejection(key, instance, "refused")
     telemetry.record_resumption(key, "whole")
+    telemetry.record_not_continued(key, "grammar")
     telemetry.record_handoff(key, "failed", draw.choice(("expired", "none")))
     telemetry.record_prefill(key, instance, draw.randrange(8) / 8, draw.choice(("ok", "timeout")))
     telemetry.record_first_token(key, instance, draw.randrange(64) / 8)

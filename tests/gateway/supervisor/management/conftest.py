@@ -181,6 +181,7 @@ class SimulatedGateway:
             self.telemetry.record_retry(key, chosen, "connect")
             self.telemetry.record_ejection(key, chosen, "refused")
             self.telemetry.record_resumption(key, "whole")
+            self.telemetry.record_not_continued(key, "grammar")
             attempt = 2
             chosen, decision = self._decide(key, prompt)
             self._record(request_id, key, chosen, decision, attempt, prompt)

@@ -1,0 +1,229 @@
+"""The token ids of a stream, from which another engine continues it if its own engine ends.
+
+The gateway asks engines for the ids of chats and completions (`return_token_ids`). `SentTokens`
+takes them out of the events, and keeps them as four bytes each. The client gets the bytes that the
+engine would have sent without them.
+
+A continuation begins behind the last token whose text the client has. Tokens behind it are dropped:
+parts of a character, or of a mark that the engine's parser holds. The next engine draws them again,
+from the same distribution, since the client has seen nothing that depends on them.
+
+Tool calls are held until they are whole. A call that was sent in part could only go on with the
+very tokens that the first engine would have drawn. While they are held, comments take their places,
+so that the client sees that its stream lives.
+
+The ids of the prompt come with the first event. A continued stream has them too, and they prove
+that the engine has read the ids that it was given.
+
+Source: vLLM 0.32, entrypoints/openai/chat_completion/serving.py.
+"""
+
+from array import array
+from typing import Final
+
+import msgspec
+
+from fairlead_gateway.upstream.usage import has_failed_finish
+
+MEMORY: Final = "memory"
+NO_TOKEN_IDS: Final = "no-token-ids"
+IDS_NOT_READ: Final = "ids-not-read"
+LONG_TOOL_CALL: Final = "long-tool-call"
+COMMENT: Final = b":\n\n"
+"""In place of an event that is held."""
+MAX_HELD_BYTES: Final = 1_048_576
+"""Limit: events of tool calls of one stream that are held."""
+
+_PROMPT_KEY: Final = b'"prompt_token_ids":['
+_PROMPT_AT: Final = len(_PROMPT_KEY) - 1
+_KEY: Final = b'"token_ids":['
+_AT: Final = len(_KEY) - 1
+_NULL: Final = b"null"
+_TOOL_CALLS: Final = b'"tool_calls":['
+_FINISH: Final = (b'"finish_reason":"', b'"finish_reason": "')
+_EMPTY: Final = (b'"delta":{}', b'"text":""', b'"content":""')
+_PARTS: Final = (b'"reasoning', b'"tool_calls"', b'"refusal"')
+_IDS_DECODER: Final = msgspec.json.Decoder(list[int])
+_ID_BYTES: Final = 4
+
+
+class TokenMemory:
+    """The bytes of token ids that all open streams of a worker keep."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+
+
+class SentTokens:
+    """The tokens of one stream.
+
+    memory: shared with other streams.
+    strips: the client did not ask for token ids.
+    ids: of the prompt, and of what was generated.
+    prompt_tokens: how many of them are the prompt; 0 until the first event has come.
+    shown: how many of them the client has as text, with the prompt.
+    earlier: how many of the answer's tokens engines before this one have generated.
+    head: the first event, without ids; it names the answer.
+    problem: why the stream cannot go on from its tokens, in one word; empty if it can.
+    is_finished: the answer's finish reason was sent.
+    """
+
+    __slots__ = (
+        "_counted",
+        "_expected",
+        "_held",
+        "_held_bytes",
+        "_memory",
+        "_strips",
+        "earlier",
+        "head",
+        "ids",
+        "is_finished",
+        "problem",
+        "prompt_tokens",
+        "shown",
+    )
+
+    def __init__(self, memory: TokenMemory, *, strips: bool) -> None:
+        self._memory = memory
+        self._strips = strips
+        self._counted = 0
+        self._expected = False
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self.ids = array("I")
+        self.prompt_tokens = self.shown = self.earlier = 0
+        self.head = b""
+        self.problem = ""
+        self.is_finished = False
+
+    @property
+    def generated(self) -> int:
+        """The number of tokens that the client has of the answer."""
+        return self.shown - self.prompt_tokens
+
+    def take(self, events: bytes) -> bytes:
+        """Returns whole events without their token ids, or comments in place of held ones."""
+        if self.problem:
+            return self._without_ids(events)
+        if not self.prompt_tokens or self._expected:
+            events = self._take_prompt(events)
+        at = events.find(_KEY)
+        if at < 0:
+            return events
+        if events.find(_KEY, at + _AT) >= 0:
+            return b"".join([self.take(event + b"\n\n") for event in events.split(b"\n\n") if event])
+        end = events.find(b"]", at)
+        try:
+            for text in events[at + _AT + 1 : end].split(b","):
+                if text:
+                    self.ids.append(int(text))
+        except (ValueError, OverflowError):
+            return self._give_up(NO_TOKEN_IDS, events)
+        if self._strips:
+            events = events[: at + _AT] + _NULL + events[end + 1 :]
+        return self._pass_on(events)
+
+    def rewind(self) -> None:
+        """Drops the tokens that the client has not got as text, and what is held.
+
+        The next event must be the first one of an engine that has read these tokens.
+        """
+        del self.ids[self.shown :]
+        self._held, self._held_bytes = [], 0
+        self._expected = True
+        self.earlier = self.generated
+        self._count()
+
+    def release(self) -> None:
+        """Drops all tokens. May be called twice."""
+        self.ids = array("I")
+        self._held = []
+        self._count()
+
+    def _pass_on(self, events: bytes) -> bytes:
+        """Holds an event with a tool call, and notes how much of the answer the client has."""
+        if events.find(_FINISH[0]) >= 0 or events.find(_FINISH[1]) >= 0:
+            if has_failed_finish(events):
+                return events
+            self.is_finished = True
+        elif self._held or events.find(_TOOL_CALLS) >= 0:
+            return self._hold(events)
+        elif self._strips and _is_empty(events):
+            return events
+        self.shown = len(self.ids)
+        if self.shown - self._counted >= _COUNTED_AT_ONCE:
+            self._count()
+        return self._release_held(events)
+
+    def _hold(self, events: bytes) -> bytes:
+        self._held.append(events)
+        self._held_bytes += len(events)
+        if self._held_bytes > MAX_HELD_BYTES:
+            return self._give_up(LONG_TOOL_CALL, b"")
+        return COMMENT
+
+    def _release_held(self, events: bytes) -> bytes:
+        held, self._held, self._held_bytes = self._held, [], 0
+        return b"".join([*held, events]) if held else events
+
+    def _take_prompt(self, events: bytes) -> bytes:
+        at = events.find(_PROMPT_KEY)
+        if at < 0:
+            return events if events.find(b"data:") < 0 else self._give_up(NO_TOKEN_IDS, events)
+        end = events.find(b"]", at)
+        try:
+            found = array("I", _IDS_DECODER.decode(events[at + _PROMPT_AT : end + 1]))
+        except (msgspec.DecodeError, OverflowError):
+            return self._give_up(NO_TOKEN_IDS, events)
+        if self._expected:
+            if found != self.ids:
+                return self._give_up(IDS_NOT_READ, events)
+            self._expected = False
+        else:
+            self.ids = found
+            self.prompt_tokens = self.shown = len(found)
+        if self._strips:
+            events = events[: at + _PROMPT_AT] + _NULL + events[end + 1 :]
+        if not self.head:
+            self.head = events[: events.find(b"\n\n")]
+        self._count()
+        return events
+
+    def _count(self) -> None:
+        """Counts the tokens in the memory of all streams; the stream gives up if that is full."""
+        size = len(self.ids)
+        self._memory.used_bytes += _ID_BYTES * (size - self._counted)
+        self._counted = size
+        if self._memory.used_bytes > self._memory.max_bytes and size:
+            self.problem = MEMORY
+            self.release()
+
+    def _give_up(self, problem: str, events: bytes) -> bytes:
+        """Keeps nothing from now on; returns what was held, and the events."""
+        self.problem = problem
+        events = self._release_held(self._without_ids(events))
+        self.release()
+        return events
+
+    def _without_ids(self, events: bytes) -> bytes:
+        if not self._strips:
+            return events
+        for key in (_PROMPT_KEY, _KEY):
+            at = events.find(key)
+            while at >= 0:
+                start, end = at + len(key) - 1, events.find(b"]", at)
+                events = events[:start] + _NULL + events[end + 1 :]
+                at = events.find(key, start)
+        return events
+
+
+_COUNTED_AT_ONCE: Final = 256
+
+
+def _is_empty(events: bytes) -> bool:
+    """Whether an event shows nothing of the answer: its token is a part of something."""
+    if events.find(_EMPTY[0]) >= 0 or events.find(_EMPTY[1]) >= 0:
+        return True
+    return events.find(_EMPTY[2]) >= 0 and all(events.find(part) < 0 for part in _PARTS)

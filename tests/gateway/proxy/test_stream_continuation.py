@@ -1,0 +1,289 @@
+"""Streams that go on at another engine from their tokens, whatever their sampling."""
+
+import asyncio
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from fairlead_gateway.upstream.sent_tokens import COMMENT, SentTokens, TokenMemory
+from fairlead_testing.engines.disaggregated import engine_processes
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine
+from fairlead_testing.gateway.running_gateway import (
+    MODEL_KEY,
+    RunningGateway,
+    fleet_of,
+    gateway_of,
+    running_gateway,
+)
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request, send
+
+pytestmark = pytest.mark.simulated
+
+CHAT: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "tell me a story"}],
+    "max_tokens": 60,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+TEXT: dict[str, Any] = {**CHAT, "prompt": "once upon a time"}
+del TEXT["messages"]
+PROMPT = [5, 6, 7]
+CALL = {"index": 0, "id": "call-1", "type": "function", "function": {"name": "f"}}
+
+
+def chunk(delta: dict[str, Any], ids: list[int] | None, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish, "token_ids": ids}
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "tiny"} | {
+        "choices": [choice],
+        **more,
+    }
+
+
+def opening(ids: list[int]) -> dict[str, Any]:
+    event = chunk({"role": "assistant", "content": ""}, None, prompt_token_ids=ids)
+    del event["choices"][0]["token_ids"]
+    return event
+
+
+def counts(prompt: int, output: int) -> dict[str, Any]:
+    total = {"prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output}
+    return chunk({}, None) | {"choices": [], "usage": total}
+
+
+def prompt_of(body: dict[str, Any]) -> list[int]:
+    """The token ids that an engine reads."""
+    return list(body.get("kv_transfer_params", {}).get("prompt_token_ids", PROMPT))
+
+
+def engine_of(*parts: list[dict[str, Any]], met: list[dict[str, Any]]) -> Script:
+    """An engine that sends one part for each call, and hangs up but after the last."""
+
+    async def script(call: EngineCall) -> None:
+        met.append(call.json)
+        await call.start_stream()
+        await call.event(opening(prompt_of(call.json)))
+        for event in parts[len(met) - 1]:
+            await call.event(event)
+        if len(met) < len(parts):
+            raise HangUp
+        await call.finish()
+
+    return script
+
+
+def shown(answer: RawResponse) -> list[dict[str, Any]]:
+    assert answer.events[-1] == "[DONE]", answer.events[-1]
+    return [json.loads(data) for data in answer.events[:-1]]
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    choices = [choice for event in events for choice in event["choices"]]
+    return "".join(choice["text"] if "text" in choice else choice["delta"].get("content") or "" for choice in choices)
+
+
+async def broken_after(
+    events: int, running: RunningGateway, engines: list[Any], body: dict[str, Any], path: str
+) -> RawResponse:
+    """The answer to a request whose engine is killed after some events."""
+    connection = await RawConnection.connect(running.url)
+    await connection.send(post_request(body, path=path))
+    head = await connection.reader.readuntil(b"\r\n\r\n")
+    used = next(line for line in head.split(b"\r\n") if line.startswith(b"x-fairlead-instance"))
+    got = b""
+    for _ in range(events):
+        got += await connection.reader.readuntil(b"\n\n\r\n")
+    engines[int(used.split(b"e-")[1][:1])].send(signal.SIGKILL)
+    raw = asyncio.StreamReader()
+    raw.feed_data(head + got + await connection.reader.read())
+    raw.feed_eof()
+    answer = await RawConnection(raw, connection.writer).read_response()
+    await connection.close()
+    return answer
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+async def test_sampled_stream_goes_on_and_counts_all_tokens(path: str, body: dict[str, Any]) -> None:
+    body = {**body, "temperature": 1, "ignore_eos": True}
+    async with (
+        engine_processes(2, "--speed", "0.5") as engines,
+        running_gateway(fleet_of([engine.url for engine in engines])) as running,
+    ):
+        answer = await broken_after(9, running, engines, body, path)
+        events = shown(answer)
+        assert len({(event["id"], event["created"], event["model"]) for event in events}) == 1
+        assert events[-1]["usage"]["completion_tokens"] == 60
+        assert len(text_of(events)) == 60 * 4
+        (marked,) = [event for event in events if "fairlead_continued_at" in event]
+        assert 6 <= marked["fairlead_continued_at"] <= 9
+        assert all('token_ids":[' not in data for data in answer.events)
+        logged = running.gateway.decisions.latest(1)[0]
+        assert (logged.status, logged.error, logged.output_tokens) == (200, None, 60)
+        assert "of the answer; " in logged.latest.decision.reason
+        assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+        assert {load.inflight for load in running.loads().values()} == {0}
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+async def test_a_client_gets_the_bytes_of_an_engine_that_was_not_asked(path: str, body: dict[str, Any]) -> None:
+    body = {**body, "temperature": 0}
+    async with engine_processes(1) as engines, running_gateway(fleet_of([engines[0].url])) as running:
+        more = "content-type: application/json\r\n"
+        through = await request(running.url, body, path=path, more=more)
+        direct = await request(engines[0].url, body, path=path, more=more)
+        for ours, theirs in zip(shown(through), shown(direct), strict=True):
+            assert ours | {"id": "", "created": 0} == theirs | {"id": "", "created": 0}
+
+
+async def test_tokens_whose_text_was_not_sent_are_drawn_again() -> None:
+    met: list[dict[str, Any]] = []
+    first = [chunk({"content": "one "}, [11]), chunk({"content": ""}, [12]), chunk({}, [13])]
+    rest = [chunk({"content": "two"}, [14], "stop"), counts(4, 1)]
+    async with gateway_of(script := engine_of(first, rest, met=met), script) as (running, *_):
+        events = shown(await request(running.url, CHAT))
+    assert text_of(events) == "one two"
+    assert met[1]["kv_transfer_params"] == {"prompt_token_ids": [*PROMPT, 11]}
+    assert (met[1]["max_tokens"], met[1]["return_token_ids"]) == (59, True)
+    assert events[-1]["usage"] == {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2}
+
+
+async def test_a_stream_goes_on_after_a_second_break() -> None:
+    met: list[dict[str, Any]] = []
+    parts = [[chunk({"content": f"{number} "}, [10 + number])] for number in range(3)]
+    last = [chunk({"content": "end"}, [20], "stop"), counts(6, 1)]
+    async with gateway_of(*[engine_of(*parts, last, met=met)] * 4) as (running, *_):
+        events = shown(await request(running.url, CHAT))
+        assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+    assert text_of(events) == "0 1 2 end"
+    assert [prompt_of(body) for body in met] == [PROMPT, [*PROMPT, 10], [*PROMPT, 10, 11], [*PROMPT, 10, 11, 12]]
+    assert events[-1]["usage"]["completion_tokens"] == 4
+    assert [event["fairlead_continued_at"] for event in events if "fairlead_continued_at" in event] == [1, 2, 3]
+
+
+async def test_tool_calls_are_held_until_they_are_whole_and_drawn_again_after_a_break() -> None:
+    met: list[dict[str, Any]] = []
+    begun = [chunk({"content": "I look. "}, [11]), chunk({"tool_calls": [CALL]}, [12])]
+    call = {"tool_calls": [CALL | {"function": {"name": "g", "arguments": "{}"}}]}
+    rest = [chunk(call, [13]), chunk({}, [14], "tool_calls"), counts(4, 2)]
+    async with gateway_of(script := engine_of(begun, rest, met=met), script) as (running, *_):
+        events = shown(await request(running.url, {**CHAT, "tools": [{"type": "function", "function": {"name": "g"}}]}))
+    calls = [made for event in events for choice in event["choices"] for made in choice["delta"].get("tool_calls", [])]
+    assert [made["function"]["name"] for made in calls] == ["g"]
+    assert prompt_of(met[1]) == [*PROMPT, 11]
+    assert "tools" in met[1]
+
+
+@pytest.mark.parametrize("wants_usage", [False, True])
+async def test_a_break_after_the_last_token_needs_no_other_engine(wants_usage: bool) -> None:
+    met: list[dict[str, Any]] = []
+    whole = [chunk({"content": "one "}, [11]), chunk({"content": "two"}, [12], "stop")]
+    async with gateway_of(script := engine_of(whole, [], met=met), script) as (running, *_):
+        events = shown(await request(running.url, CHAT | {"stream_options": {"include_usage": wants_usage}}))
+        assert running.gateway.decisions.latest(1)[0].output_tokens == 2
+    assert len(met) == 1
+    assert text_of(events) == "one two"
+    assert [event["usage"]["completion_tokens"] for event in events if event.get("usage")] == [2] * wants_usage
+
+
+async def test_a_break_at_the_limit_of_the_answer_ends_it_with_that_reason() -> None:
+    met: list[dict[str, Any]] = []
+    whole = [chunk({"content": "one "}, [11]), chunk({"content": "two"}, [12])]
+    async with gateway_of(script := engine_of(whole, [], met=met), script) as (running, *_):
+        events = shown(await request(running.url, CHAT | {"max_tokens": 2}))
+    assert len(met) == 1
+    assert [choice["finish_reason"] for event in events for choice in event["choices"]][-1] == "length"
+
+
+async def test_an_engine_that_does_not_read_token_ids_continues_nothing() -> None:
+    met: list[dict[str, Any]] = []
+
+    async def script(call: EngineCall) -> None:
+        met.append(call.json)
+        await call.start_stream()
+        await call.event(opening(PROMPT))
+        await call.event(chunk({"content": "one "}, [11]))
+        if len(met) == 1:
+            raise HangUp
+        await call.finish()
+
+    async with gateway_of(script, script) as (running, *_):
+        answer = await request(running.url, CHAT)
+        assert text_of([json.loads(data) for data in answer.events[:2]]) == "one "
+        assert "no engine could continue it" in answer.events[-1]
+        assert sum("one " in data for data in answer.events) == 1
+
+
+REFUSED = [
+    ({"stop": ["x"]}, "stop-strings"),
+    ({"frequency_penalty": 0.5}, "penalties"),
+    ({"response_format": {"type": "json_object"}}, "grammar"),
+    ({"structured_outputs": {"regex": "a+"}}, "grammar"),
+    ({"prompt_logprobs": 0}, "prompt-logprobs"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, "media"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
+async def test_what_cannot_be_handed_over_ends_the_stream_with_its_reason(change: dict[str, Any], reason: str) -> None:
+    met: list[dict[str, Any]] = []
+    first, rest = [chunk({"content": "one "}, [11])], [chunk({"content": "two"}, [12], "stop")]
+    async with gateway_of(script := engine_of(first, rest, met=met), script) as (running, *_):
+        answer = await request(running.url, CHAT | change)
+        assert f"no engine could continue it ({reason})" in answer.events[-1]
+        assert running.gateway.telemetry.models[MODEL_KEY].not_continued == {reason: 1}
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED[:4], ids=[reason for _, reason in REFUSED[:4]])
+async def test_before_the_first_text_everything_goes_on(change: dict[str, Any], reason: str) -> None:
+    met: list[dict[str, Any]] = []
+    rest = [chunk({"content": "two"}, [12], "stop")]
+    async with gateway_of(script := engine_of([], rest, met=met), script) as (running, *_):
+        assert text_of(shown(await request(running.url, CHAT | change))) == "two", reason
+
+
+async def test_a_client_that_asks_for_token_ids_gets_them_over_a_break() -> None:
+    met: list[dict[str, Any]] = []
+    first, rest = [chunk({"content": "one "}, [11])], [chunk({"content": "two"}, [12], "stop")]
+    async with gateway_of(script := engine_of(first, rest, met=met), script) as (running, *_):
+        events = shown(await request(running.url, CHAT | {"return_token_ids": True}))
+    assert events[0]["prompt_token_ids"] == PROMPT
+    assert [ids for event in events for choice in event["choices"] for ids in choice.get("token_ids") or []] == [11, 12]
+
+
+async def test_streams_beyond_the_memory_of_all_are_not_continued() -> None:
+    memory = TokenMemory(4 * 5)
+    first, second = SentTokens(memory, strips=True), SentTokens(memory, strips=True)
+    for tokens in (first, second):
+        tokens.take(b"data: %b\n\n" % json.dumps(opening(PROMPT), separators=(",", ":")).encode())
+    assert (first.problem, second.problem) == ("", "memory")
+    assert memory.used_bytes == 4 * len(PROMPT)
+    first.release()
+    first.release()
+    assert memory.used_bytes == 0
+
+
+async def test_events_of_a_held_call_leave_comments_and_too_many_end_the_holding() -> None:
+    tokens = SentTokens(TokenMemory(1 << 20), strips=True)
+    tokens.take(b"data: %b\n\n" % json.dumps(opening(PROMPT), separators=(",", ":")).encode())
+    call = b"data: %b\n\n" % json.dumps(chunk({"tool_calls": [CALL]}, [9]), separators=(",", ":")).encode()
+    assert tokens.take(call) == COMMENT
+    passed = b"".join(tokens.take(call) for _ in range((1 << 20) // len(call) + 2))
+    assert passed.count(b'"tool_calls"') >= (1 << 20) // len(call)
+    assert tokens.problem == "long-tool-call"
+
+
+async def test_garbage_in_place_of_token_ids_is_passed_on_and_ends_the_keeping() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(opening(PROMPT))
+        await call.event(chunk({"content": "one "}, ["x", -1, 1 << 40]))  # type: ignore[list-item]
+        await call.event(chunk({"content": "two"}, [12], "stop"))
+        await call.finish()
+
+    async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
+        (answer,) = await send(running.url, post_request(CHAT))
+        assert text_of(shown(answer)) == "one two"
