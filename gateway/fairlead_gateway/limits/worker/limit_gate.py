@@ -289,14 +289,15 @@ class LimitGate:
                 continue
             waiter.short_of = short
             amount = waiter.estimate.of(short.unit)
-            if short.status == UNAVAILABLE or short.is_used_up(amount, now):
+            is_away = short.status == UNAVAILABLE and now - short.away_since >= QUOTA_WAIT_SECONDS
+            if is_away or short.is_used_up(amount, now):
                 waiter.granted.set_exception(self._refusal(waiter.context, short, amount, now))
                 limits.waiting.remove(waiter)
             else:
                 blocked.append(short)
         if blocked and not limits.retries:
             status = blocked[0].status
-            pause = self._retry_seconds if status in (CONTENDED, NOT_YET, EXHAUSTED, CLOSED) else 0.0
+            pause = self._retry_seconds if status in (CONTENDED, NOT_YET, EXHAUSTED, CLOSED, UNAVAILABLE) else 0.0
             limits.retries = True
             self._loop.call_later(pause, self._retry, limits)
 

@@ -13,7 +13,7 @@ from typing import Final
 from fairlead.fleet.model import MAX_REQUEST_COST, Model, TokenPrice
 from fairlead.tenants.model import Limit, LimitUnit
 from fairlead.units import format_duration
-from fairlead_gateway.limits.exchange import CLOSED, EXHAUSTED, GRANTED, OPEN, report_step
+from fairlead_gateway.limits.exchange import CLOSED, EXHAUSTED, GRANTED, OPEN, UNAVAILABLE, report_step
 
 DEMAND_SECONDS: Final = 1.0
 """A slice is wished for so many seconds of demand, as it was lately."""
@@ -68,6 +68,7 @@ class LeasedLimit:
     has_window: False for units that requests give back when they end.
     report_step: what may stay unreported until the next interval of reports.
     open_until: monotonic seconds until which requests need no slice.
+    away_since: when the store was first missed, in monotonic seconds, while `status` says so.
     is_known: the store has said how much is left.
     available, used, ends_at: the limit over all gateways, as last known; the end of the window in
         monotonic seconds.
@@ -80,6 +81,7 @@ class LeasedLimit:
         "_demand_at",
         "amount",
         "available",
+        "away_since",
         "closing",
         "current",
         "ends_at",
@@ -108,6 +110,7 @@ class LeasedLimit:
         self.closing: list[Slice] = []
         self.status = GRANTED
         self.status_at = 0.0
+        self.away_since = 0.0
         self.is_known = False
         self.available = 0
         self.used = 0
@@ -203,6 +206,8 @@ class LeasedLimit:
 
     def on_status(self, status: int, available: int, used: int, ends_at: float, now: float) -> None:
         """Records what the store said about the limit."""
+        if status == UNAVAILABLE and (self.status != UNAVAILABLE or now - self.status_at >= IDLE_SECONDS):
+            self.away_since = now
         self.status, self.status_at = status, now
         if status == OPEN:
             self.open_until = max(self.open_until, now + OPEN_SECONDS)

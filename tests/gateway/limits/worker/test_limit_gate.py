@@ -370,6 +370,29 @@ async def test_without_redis_requests_are_refused_or_admitted_as_the_tenant_says
             assert answered.json()["error"]["code"] == "limits_unavailable"
 
 
+async def test_a_short_absence_of_redis_delays_requests_and_a_long_one_refuses_them() -> None:
+    class _Restarted(MemoryLimitStore):
+        absent_until = 1.5
+
+        async def apply(self, exchanges: Sequence[tuple[str, Exchange]]) -> list[ExchangeReply | None]:
+            is_absent = clock.now() < begun + self.absent_until
+            return [None for _ in exchanges] if is_absent else await super().apply(exchanges)
+
+    clock = running_clock()
+    begun, store = clock.now(), _Restarted(clock)
+    service = QuotaService(store, "gw", clock=clock, limits=Limits())
+    async with limited_gateway(_answer, [Tenant("acme", limits=(_REQUESTS,))], service=service) as gateway:
+        assert (await gateway.chat("acme")).status_code == 200
+        await asyncio.sleep(limit_plan.IDLE_SECONDS + 1.0)  # its slice is given back
+        begun, store.absent_until = clock.now(), 60.0
+        waited = []
+        for _ in range(2):
+            sent = clock.now()
+            assert (await gateway.chat("acme")).status_code == 503
+            waited.append(clock.now() - sent)
+    assert waited[0] >= 2.0 > 0.1 > waited[1]
+
+
 async def test_many_requests_at_once_use_a_limit_up_and_no_more() -> None:
     limit = Limit(LimitUnit.REQUESTS, 50, Window.DAY)
     async with limited_gateway(_answer, [Tenant("acme", limits=(limit,))]) as gateway:
