@@ -14,8 +14,8 @@ import yaml
 from e2e.cluster.addons import oci_registry
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest
 from e2e.kube.workloads import client_pods
-from e2e.kube.workloads.client_pods import ClientPod, StreamSession
-from e2e.kube.workloads.helm_release import VALUES, HelmRelease, PublishedRelease, publish_build
+from e2e.kube.workloads.client_pods import ClientPod
+from e2e.kube.workloads.helm_release import HelmRelease, PublishedRelease, publish_build
 from e2e.kube.workloads.manifests import model, paced_engine
 from e2e.kube.workloads.model_deployments import DeployedModel
 from e2e.resource_locks import INSTALLATION_LOCK, file_lock
@@ -25,29 +25,28 @@ from fairlead_testing.yaml_documents import load_documents
 
 pytestmark = [pytest.mark.lane("release"), pytest.mark.extended]
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 FILES = [*sorted(EXAMPLES.glob("*.yaml")), *sorted(EXAMPLES.glob("*/simulated*.yaml"))]
 THEIRS = EXAMPLES / "external-engines" / "their-engines.yaml"
 PODS_AT_ONCE = 8
 """Pods of examples for which a node of two processors has room, next to default values."""
 READY_SECONDS = 180
-RATE, TOKENS = 2.0, 60
 
 
 @pytest.fixture(scope="module")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[PublishedRelease]]:
-    """Two builds of this release line, in a registry of this machine."""
+def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PublishedRelease]:
+    """A build of the working tree, in a registry of this machine."""
     folder = tmp_path_factory.mktemp("release")
     with oci_registry(folder / "registry") as address:
-        versions = (__version__, f"{__version__}-next")
-        yield [publish_build(folder / version, f"{address}/fairlead", version) for version in versions]
+        yield publish_build(ROOT, folder / "dist", f"{address}/fairlead")
 
 
 @pytest.fixture(scope="module")
-def released(kubectl: Kubectl, builds: list[PublishedRelease]) -> Iterator[HelmRelease]:
-    """The first build, installed with default values."""
+def released(kubectl: Kubectl, build: PublishedRelease) -> Iterator[HelmRelease]:
+    """The build, installed with default values."""
     with file_lock(INSTALLATION_LOCK, alone=True):
-        release = HelmRelease(kubectl, builds[0].helm_words, defaults={})
+        release = HelmRelease(kubectl, build.helm_words, defaults={})
         release.remove()
         release.install()
         try:
@@ -91,14 +90,14 @@ def groups(files: list[Path]) -> list[list[Path]]:
 
 
 def test_nodes_pull_every_image_by_the_digest_of_the_release(
-    here: Kubectl, released: HelmRelease, builds: list[PublishedRelease]
+    here: Kubectl, released: HelmRelease, build: PublishedRelease
 ) -> None:
     here.apply(model("pulled"), paced_engine())
     DeployedModel(here, "pulled").wait_until_settled(pods=1, seconds=READY_SECONDS)
     pods = [*released.here.get("pods")["items"], *here.get("pods", "-l", "fairlead.io/model=pulled")["items"]]
-    wanted = {f"{builds[0].prefix}/{name}@{digest}" for name, digest in builds[0].images.items()}
+    wanted = {f"{build.prefix}/{name}@{digest}" for name, digest in build.images.items()}
     assert {container["image"] for pod in pods for container in pod["spec"]["containers"]} == wanted
-    assert {name.rpartition("@")[2] for name in digests(pods).values()} <= set(builds[0].images.values())
+    assert {name.rpartition("@")[2] for name in digests(pods).values()} <= set(build.images.values())
     labels = {
         pod["metadata"]["labels"]["app.kubernetes.io/version"] for pod in released.here.get("deployments")["items"]
     }
@@ -106,7 +105,7 @@ def test_nodes_pull_every_image_by_the_digest_of_the_release(
 
 
 def test_the_first_token_comes_soon_after_the_installation(
-    here: Kubectl, released: HelmRelease, builds: list[PublishedRelease]
+    here: Kubectl, released: HelmRelease, build: PublishedRelease
 ) -> None:
     released.remove()
     begun = time.time()
@@ -134,39 +133,6 @@ def test_every_example_becomes_ready_with_default_values(here: Kubectl, released
     here.wait("delete", "namespace/chat", "namespace/code", seconds=120)  # for a run that follows on this cluster
     client_pods.record_result("examples", [], into="e2e-release", seconds_to_ready=waited)
     assert len(waited) == len(FILES) >= 11
-
-
-@pytest.mark.timeout(600, func_only=True)
-def test_upgrade_and_rollback_lose_no_stream(
-    here: Kubectl, released: HelmRelease, builds: list[PublishedRelease]
-) -> None:
-    # A node of two processors has no room for a third gateway with the default request.
-    released.upgrade(**VALUES)
-    here.apply(paced_engine(), model("busy", replicas=2))
-    client, found = ClientPod(here, released).start(), DeployedModel(here, "busy")
-    client.first_token("busy")
-    engines = found.wait_until_settled(pods=2).keys()
-    with StreamSession(client, "busy", rate=RATE, tokens=TOKENS) as streams:
-        with streams.step("upgrade"):
-            before = released.pods("gateway").keys()
-            released.chart = builds[1].helm_words
-            released.upgrade(**VALUES)
-            released.wait_until_replaced("gateway", set(before))
-        wanted = f"{builds[1].prefix}/gateway@{builds[1].images['gateway']}"
-        assert {pod["spec"]["containers"][0]["image"] for pod in released.pods("gateway").values()} == {wanted}
-        with streams.step("rollback"):
-            before = released.pods("gateway").keys()
-            released.chart = builds[0].helm_words
-            released.rollback()
-            released.wait_until_replaced("gateway", set(before))
-    lost, outcomes = streams.attributed_failures(), streams.end["outcomes"]
-    bar = ReportLine(
-        "every stream is whole over upgrade and rollback", outcomes, not lost and set(outcomes) == {"complete"}
-    )
-    client_pods.record_result("upgrade", [bar], into="e2e-release", steps=streams.steps, failures=lost, **streams.end)
-    assert lost == []
-    assert set(outcomes) == {"complete"}
-    assert found.wait_until_settled(pods=2).keys() == engines
 
 
 def _apply(here: Kubectl, file: Path) -> list[Kubectl]:

@@ -10,6 +10,7 @@ they name.
 import base64
 import hmac
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,11 +21,9 @@ from typing import Any
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.workloads.manifests import config_map, deployment, pod_spec, service
 from fairlead_testing.http.certificates import CertificateAuthority
-from scripts.release.artefacts import LAYOUT, REPOSITORY, build_chart, build_images, image_digests
-from scripts.release.cli import publish
+from scripts.release.artefacts import LAYOUT, REPOSITORY, image_digests
 from scripts.release.images.layers import machine_architecture
 from scripts.release.oci import OciLayout
-from scripts.release.release_run import ROOT, ReleaseRun
 
 CHART = Path(__file__).parents[3] / "charts" / "fairlead"
 NAME = "fairlead"
@@ -176,14 +175,19 @@ class PublishedRelease:
         return (self.chart, "--plain-http")
 
 
-def publish_build(folder: Path, prefix: str, version: str) -> PublishedRelease:
-    """Builds images of this machine's architecture and the chart from the working tree, and
-    publishes them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    run = ReleaseRun(ROOT, folder, version, (machine_architecture(),), prefix)
-    for _ in (*build_images(run), *build_chart(run), *publish(run)):
-        pass
+def publish_build(root: Path, folder: Path, prefix: str, *, compiled: bool = True) -> PublishedRelease:
+    """Makes images of this machine's architecture and the chart from the sources in ``root``, and
+    publishes them, by the commands of maintainers.
+
+    compiled: whether the images have the compiled data plane, which takes minutes to make.
+    """
+    words = f"images chart --architecture {machine_architecture()} --out {folder}"
+    command = ["make", "-s", "-C", str(root), "release", "publish", f"ARGS={words}"]
+    environ = {**os.environ, "REGISTRY": prefix} | ({} if compiled else {"FAIRLEAD_COMPILED": "0"})
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout[-2_000:]}{done.stderr[-2_000:]}"
     entries = OciLayout(folder / LAYOUT).entries()
+    version = next(name.partition(":")[2] for name in entries if name.startswith(f"{REPOSITORY}:"))
     return PublishedRelease(
         version, prefix, entries[f"{REPOSITORY}:{version}"]["digest"], image_digests(entries, version)
     )
