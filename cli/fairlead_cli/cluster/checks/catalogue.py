@@ -137,8 +137,10 @@ CHECKS: Final = (
         platform.check_crd_schemas,
         "the CRDs have this release's schema",
         "`helm upgrade` never touches CRDs. With an older schema the API server refuses or drops fields that "
-        "this release has; with a newer one, your command line is the older part.",
-        "`kubectl apply --server-side --force-conflicts -f charts/fairlead/crds`, from the release that is installed.",
+        "this release has: the check fails. A newer schema is a warning: after a rollback it stays, else your "
+        "command line is the older part.",
+        "`kubectl apply --server-side --force-conflicts -f charts/fairlead/crds`, from the newest release that was "
+        "installed.",
     ),
     _of_operator(
         "operator-installed",

@@ -236,6 +236,16 @@ def test_missing_leader_worker_sets_fail_when_needed(facts: ClusterFacts, builde
     assert failing(replace(without, models=[model])) == {"leader-worker-set"}
 
 
+def test_newer_crds_which_a_rollback_leaves_are_a_warning(facts: ClusterFacts) -> None:
+    crds = copy.deepcopy(list(facts.crds))
+    schema = crds[0]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    schema["description"] = "of a later release"
+    assert marks(replace(facts, crds=crds))["crd-schema"] is CheckOutcome.WARNING
+    schema["properties"]["later"] = {"type": "string"}
+    assert marks(replace(facts, crds=crds))["crd-schema"] is CheckOutcome.WARNING
+    assert "is newer than this release: it has spec.later" in lines(replace(facts, crds=crds), "crd-schema")
+
+
 def test_missing_unestablished_newer_and_foreign_crds(facts: ClusterFacts, builders: Build) -> None:
     crds = list(facts.crds)
     assert failing(replace(facts, crds=crds[:1])) == {"crd-installed"}

@@ -247,17 +247,30 @@ def check_crds_installed(facts: ClusterFacts) -> Verdict:
 
 
 def check_crd_schemas(facts: ClusterFacts) -> Verdict | None:
-    """Fails for each field whose schema in the cluster differs from that of this release."""
+    """Fails for CRDs that lack fields of this release. Warns of others that differ, as after a
+    rollback.
+    """
     installed = _installed(facts)
-    differences: list[str] = []
+    older: list[str] = []
+    different: list[str] = []
     compared = 0
     for kind in served_kinds():
         crd = installed.get(f"{kind.plural}.{GROUP}")
         if crd is None:
             continue
         compared += 1
-        differences += _differences(name_of(crd), _schema(crd), _schema(crd_manifest(kind)))
-    return verdict_of(differences) if compared else None
+        name, schema, own_schema = name_of(crd), _schema(crd), _schema(crd_manifest(kind))
+        if schema == own_schema:
+            continue
+        fields, own_fields = set(_fields(schema)), set(_fields(own_schema))
+        if missing := sorted(own_fields - fields):
+            older.append(f"{name} is older than this release: it lacks {_listed(missing)}")
+        elif unknown_fields := sorted(fields - own_fields):
+            different.append(f"{name} is newer than this release: it has {_listed(unknown_fields)}")
+        else:
+            different.append(f"{name} has the same fields with other rules, defaults or descriptions")
+    outcome = CheckOutcome.FAILED if older else CheckOutcome.WARNING
+    return verdict_of(older or different, outcome=outcome) if compared else None
 
 
 def _schema(crd: Manifest) -> Mapping[str, Any]:
@@ -266,18 +279,6 @@ def _schema(crd: Manifest) -> Mapping[str, Any]:
             schema: Mapping[str, Any] = (version.get("schema") or {}).get("openAPIV3Schema") or {}
             return schema
     return {}
-
-
-def _differences(name: str, installed: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    if installed == ours:
-        return []
-    installed_fields, own_fields = set(_fields(installed)), set(_fields(ours))
-    missing, unknown_fields = sorted(own_fields - installed_fields), sorted(installed_fields - own_fields)
-    if missing:
-        return [f"{name} is older than this release: it lacks {_listed(missing)}"]
-    if unknown_fields:
-        return [f"{name} is newer than this release: it has {_listed(unknown_fields)}"]
-    return [f"{name} has the same fields with other rules, defaults or descriptions"]
 
 
 def _fields(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
