@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile, builtin_profiles
@@ -63,10 +63,18 @@ class SimulatedEngine:
 
 
 def profile_argument(profile: EngineProfile) -> str:
-    """Returns the name of a built-in profile, or the coefficients as JSON."""
+    """Returns the name of a built-in profile, or as JSON the coefficients that are no defaults.
+
+    Why: a coefficient that a later release adds must change no pod.
+    """
     import json  # gateways need this module without it
 
-    return profile.name if builtin_profiles().get(profile.name) == profile else json.dumps(asdict(profile))
+    if builtin_profiles().get(profile.name) == profile:
+        return profile.name
+    given = asdict(profile)
+    return json.dumps(
+        {field.name: given[field.name] for field in fields(profile) if given[field.name] != field.default}
+    )
 
 
 def context_args(profile: EngineProfile, args: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from fairlead.engine_profile import EngineProfile, builtin_profile, builtin_profiles
 from fairlead.engines.adapter_protocol import LocalEngineCommand, LocalEngineReplica
 from fairlead.engines.registry import engine_adapter, engine_kinds
-from fairlead.engines.sim import DEFAULT_CONTEXT_TOKENS, split_args
+from fairlead.engines.sim import DEFAULT_CONTEXT_TOKENS, profile_argument, split_args
 from fairlead.errors import BadInput
 from fairlead.fleet.signals import EngineSignals
 from fairlead_sim.server.command_line import add_engine_arguments, parse_engine_options
@@ -201,8 +201,12 @@ def test_simulator_command_has_ports_name_profile_speed_and_seed() -> None:
 def test_custom_profile_is_passed_as_json() -> None:
     mine = replace(builtin_profile("910b4"), kv_tokens=7)
     launch = engine_adapter("sim").local_launch_command(replace(REPLICA, profile=mine), [9001])
-    assert json.loads(flag_value(launch, "--profile")) == asdict(mine)
     assert EngineProfile(**json.loads(flag_value(launch, "--profile"))) == mine
+
+
+def test_a_coefficient_that_a_later_release_adds_restarts_no_simulated_engine() -> None:
+    mine = EngineProfile("mine", 1e-4, kv_tokens=7, cpu_token_seconds=0.0)
+    assert profile_argument(mine) == '{"name": "mine", "prefill_token_seconds": 0.0001, "kv_tokens": 7}'
 
 
 def test_simulator_ports_must_be_consecutive() -> None:
