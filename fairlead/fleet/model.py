@@ -60,6 +60,13 @@ class RoutingPreset(StrEnum):
     PREBLE = "preble"
 
 
+class StreamResume(StrEnum):
+    """The way of a stream whose engine ends: on at another engine, or to its end."""
+
+    AUTO = "Auto"
+    NEVER = "Never"
+
+
 EXTERNAL_API = "openai"
 """The kind of engine of an OpenAI-compatible API that others run."""
 
@@ -270,6 +277,7 @@ class Model:
     adapters_only: clients may name its adapters, and not the model itself.
     route_namespaces: those whose routes may lead to it, besides its own; `*` stands for all.
     max_attempts: instances tried for one request; None for the gateway's own number.
+    resume: whether its streams go on at another instance when theirs ends.
     """
 
     namespace: str
@@ -287,6 +295,7 @@ class Model:
     adapters_only: bool = False
     route_namespaces: frozenset[str] = frozenset()
     max_attempts: int | None = None
+    resume: StreamResume = StreamResume.AUTO
 
     def takes_routes_of(self, namespace: str) -> bool:
         """Returns True if a route of the namespace may lead to the model."""

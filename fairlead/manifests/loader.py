@@ -37,7 +37,7 @@ from fairlead.fleet.client_names import (
     name_owners,
     object_claim,
 )
-from fairlead.fleet.model import Model
+from fairlead.fleet.model import Model, StreamResume
 from fairlead.limits import Limits
 from fairlead.manifests.files import read_texts
 from fairlead.manifests.lint import LintNote, access_modes, lint_claims, lint_spec, lint_template, lint_tenant
@@ -118,6 +118,7 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
         price=deployment.spec.token_price,
         route_namespaces=frozenset(deployment.spec.allowed_routes),
         max_attempts=deployment.spec.routing.max_attempts,
+        resume=deployment.spec.routing.resume or StreamResume.AUTO,
     )
 
 

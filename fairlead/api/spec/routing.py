@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from fairlead.api.strict_model import StrictModel, api_field
 from fairlead.api.value_types import Choice, Int32
-from fairlead.fleet.model import RoutingPreset
+from fairlead.fleet.model import RoutingPreset, StreamResume
 
 MAX_ATTEMPTS: Final = 10
 
@@ -30,5 +30,13 @@ class Routing(StrictModel):
             "1",
             ge=1,
             le=MAX_ATTEMPTS,
+        ),
+    ] = None
+    resume: Annotated[
+        Choice[StreamResume] | None,
+        api_field(
+            "Auto: a stream whose engine ends goes on at another engine, and tool calls are sent when they are whole. "
+            "Never: it ends with an error event, and tool calls are sent in parts. Left out = Auto",
+            "Never",
         ),
     ] = None

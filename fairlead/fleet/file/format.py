@@ -53,6 +53,7 @@ from fairlead.fleet.model import (
     RequestPolicy,
     Role,
     SloTargets,
+    StreamResume,
     TokenPrice,
     UnknownFields,
     served_name_override,
@@ -487,6 +488,7 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         adapter_slots=item.adapter_slots,
         route_namespaces=frozenset(item.allowed_routes),
         max_attempts=item.routing.max_attempts,
+        resume=item.routing.resume or StreamResume.AUTO,
     )
 
 
@@ -636,7 +638,11 @@ def _model_fields(model: Model) -> dict[str, Any]:
         name=model.name,
         namespace=model.namespace,
         slo=_slo_fields(model.objectives),
-        routing=_given(preset=model.preset, maxAttempts=model.max_attempts),
+        routing=_given(
+            preset=model.preset,
+            maxAttempts=model.max_attempts,
+            resume=None if model.resume is StreamResume.AUTO else model.resume.value,
+        ),
         servedNames=list(model.served_names),
         allowedRoutes=sorted(model.route_namespaces),
         wakes=model.wakes,

@@ -51,6 +51,7 @@ from fairlead.fleet.model import (
     Fleet,
     Instance,
     Model,
+    StreamResume,
     next_fleet,
     served_name_override,
 )
@@ -259,6 +260,7 @@ class _FleetBuilder:
                     price=spec.token_price,
                     route_namespaces=frozenset(spec.allowed_routes),
                     max_attempts=spec.routing.max_attempts,
+                    resume=spec.routing.resume or StreamResume.AUTO,
                 )
             else:
                 model = before or Model(one.namespace, one.name)

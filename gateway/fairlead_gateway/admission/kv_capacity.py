@@ -311,7 +311,7 @@ class KvCapacityPlanner:
     """The plan of the KV memory of one model's instances, made from its sequences in flight."""
 
     def __init__(self, forecast: LengthForecast) -> None:
-        self._forecast = forecast
+        self.forecast = forecast
         self._sequences: dict[str, _Sequence] = {}
         self._usage: dict[str, _EngineUsage] = {}
         self._planned_tokens = 0.0
@@ -463,7 +463,7 @@ class KvCapacityPlanner:
     def _remaining_of_each(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, generated: int, now: float
     ) -> float:
-        forecast = self._forecast.expected_remaining(length_class, prompt_tokens, generated, now)
+        forecast = self.forecast.expected_remaining(length_class, prompt_tokens, generated, now)
         remaining = max(1.0, DEFAULT_OUTPUT_TOKENS - generated) if forecast is None else forecast
         return remaining if not request.max_tokens else max(0.0, min(remaining, request.max_tokens - generated))
 

@@ -265,6 +265,7 @@ def _values(model: Model) -> dict[str, Value]:
     return {
         "preset": model.preset,
         "maxAttempts": model.max_attempts,
+        "resume": model.resume.value,
         "servedNames": ", ".join(sorted(model.served_names)),
         "bareName": not model.shadowed,
         "wakes": model.wakes,

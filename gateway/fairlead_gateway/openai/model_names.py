@@ -21,7 +21,7 @@ import msgspec
 
 from fairlead.adapters.model import LoraAdapter
 from fairlead.errors import BadInput
-from fairlead.fleet.model import Fleet, Model, RequestPolicy, UnknownFields
+from fairlead.fleet.model import Fleet, Model, RequestPolicy, StreamResume, UnknownFields
 from fairlead.names import closest_matches, normalize_model_name
 from fairlead_gateway.errors import BadRequest, UnknownModel
 from fairlead_gateway.openai.field_policy import FETCHING_ENGINES
@@ -51,6 +51,7 @@ class ModelEntry:
     canary_weight: as in `Model`.
     allowed_headers: further headers of clients that its engines get.
     max_attempts: as in `Model`.
+    resumes: its streams go on at another instance when theirs ends.
 
     Why: the module of `Model` is not compiled. Each attribute that is read there costs 140
     instructions.
@@ -67,6 +68,7 @@ class ModelEntry:
         "name",
         "name_text",
         "passes_unknown_fields",
+        "resumes",
         "rules",
     )
 
@@ -83,6 +85,7 @@ class ModelEntry:
         self.allowed_headers: frozenset[bytes] = frozenset(name.encode() for name in self.rules.allowed_headers)
         self.canary_weight: int = model.canary_weight
         self.max_attempts: int | None = model.max_attempts
+        self.resumes: bool = model.resume is StreamResume.AUTO
 
 
 def client_names(fleet: Fleet) -> dict[str, ModelEntry]:

@@ -296,6 +296,9 @@ def _event_text(choice: dict[str, Any]) -> str | None:
 
 TOKEN_ENGINES: Final = frozenset({"vllm", "sim"})
 """The engines that send token ids on request, and read them."""
+PROGRESS_TOKENS: Final = 8
+MAX_BREAKS: Final = 3
+"""Limit: engines that may end on one stream, if each has generated `PROGRESS_TOKENS` before."""
 _ASKED: Final = b'"return_token_ids":true'
 _ASKED_FIELD: Final = b'"return_token_ids"'
 _MESSAGES_STUB: Final = b'[{"role":"user","content":"-"}]'
@@ -317,6 +320,7 @@ def asks_for_tokens(request: ModelRequest, engine: str) -> bool:
     """Whether the gateway asks this kind of engine for the token ids of a stream."""
     return (
         request.stream
+        and request.entry.resumes
         and engine in TOKEN_ENGINES
         and request.sequences == 1
         and request.prompts == 1
@@ -339,12 +343,15 @@ class StreamTokens(ContinuedStream):
 
     request: of the client; its body may be released from now on.
     tokens: those that the client has.
+    continuations: how often another instance has continued it; `moves` of them were planned.
+    events: those of the instances before the present one.
     """
 
-    __slots__ = ("_body", "_has_media", "_is_marked", "_kind", "tokens")
+    __slots__ = ("_body", "_has_media", "_is_marked", "_kind", "continuations", "events", "moves", "tokens")
 
     def __init__(self, request: ModelRequest, tokens: SentTokens) -> None:
         self.tokens = tokens
+        self.continuations = self.events = self.moves = 0
         self._kind = request.dialect.body_type
         name, stub = _STUB[self._kind]
         self._has_media = self._is_marked = False
@@ -360,6 +367,23 @@ class StreamTokens(ContinuedStream):
     @property
     def generated(self) -> int:
         return self.tokens.generated
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether the stream may go on although two engines have ended on its request.
+
+        Each has then generated tokens before. A request that ends engines does so at once.
+        """
+        here = self.tokens.generated - self.tokens.earlier
+        return here >= PROGRESS_TOKENS and self.continuations - self.moves < MAX_BREAKS
+
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether the answer has ended, or has as many tokens as the client allows."""
+        tokens = self.tokens
+        fields = BODY_DECODERS[self._kind].decode(self._body)
+        limits = [limit for name in _LIMITS if (limit := getattr(fields, name, None)) is not None]
+        return tokens.is_finished or any(limit <= tokens.generated for limit in limits)
 
     def refusal(self) -> str:
         tokens = self.tokens

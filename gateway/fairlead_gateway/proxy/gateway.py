@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from fairlead.fleet.model import Fleet
+from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead_gateway.adapters.worker.adapter_loader import AdapterLoader
@@ -62,6 +62,7 @@ from fairlead_gateway.proxy.local_routes import (
 from fairlead_gateway.proxy.model_selection import ModelRequestParser
 from fairlead_gateway.proxy.relay import RelayedStream, ResponseRelay, end_incomplete
 from fairlead_gateway.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
+from fairlead_gateway.proxy.stream_moves import MOVE_INTERVAL_SECONDS, MOVES_AT_ONCE
 from fairlead_gateway.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.resilience.worker.ejection_prober import EjectionProber
@@ -275,17 +276,41 @@ class Gateway(RequestLifecycle):
             self._request_parser, lambda: self.listener.under_memory_pressure
         )
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
+        self._draining_ids: frozenset[str] = frozenset()
+        self._next_moves: asyncio.TimerHandle | None = None
 
     def leave_out(self, changing_text: str | None) -> None:
         """Leaves text that matches a regular expression out of prompts' keys."""
         self._policies.leave_out(changing_text)
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Replaces the fleet; requests in flight stay where they are."""
+        """Replaces the fleet. Requests in flight stay where they are, but for streams of instances
+        that drain: they move.
+        """
         self.stack.update_fleet(fleet)
+        instances = [instance for listed in fleet.instances.values() for instance in listed]
+        self._draining_ids = frozenset([one.id for one in instances if one.state is InstanceState.DRAINING])
+        if self._draining_ids:
+            self._move_streams()
         self._visible_models.update_fleet(fleet)
         self._is_loaded = True
         self._limit_connections(sum(map(len, fleet.instances.values())))
+
+    def _move_streams(self) -> None:
+        """Moves streams away from instances that drain, a few at once, until none is left there."""
+        if self._next_moves is not None:
+            self._next_moves.cancel()
+            self._next_moves = None
+        moved = left = 0
+        for request in list(self._inflight.values()):
+            if not isinstance(request, RelayedStream) or request.instance_id not in self._draining_ids:
+                continue
+            if moved < MOVES_AT_ONCE and request.move():
+                moved += 1
+            else:
+                left += 1
+        if left:
+            self._next_moves = self.runtime.loop.call_later(MOVE_INTERVAL_SECONDS, self._move_streams)
 
     def readiness(self) -> tuple[bool, list[str]]:
         """Returns whether requests are served, and texts about what is wrong or degraded."""
@@ -583,20 +608,22 @@ class Gateway(RequestLifecycle):
         if not stream.context.response.finished:
             stream.context.response.on_client_gone = stream.cancel
 
-    def on_broken(self, context: RequestContext, work: Coroutine[None, None, None]) -> None:
-        """Continues a relayed stream that broke, as a task."""
+    def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
+        """Continues a relayed stream that left its engine, as a task."""
         self._run_as_task(context.id, context.response, self._serve_rest(context, work))
 
-    async def _serve_rest(self, context: RequestContext, work: Coroutine[None, None, None]) -> None:
+    async def _serve_rest(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
+        has_ended = True
         try:
-            await work
+            has_ended = await work
         except asyncio.CancelledError:
             self._on_cancelled(context.http_request, context.response, context)
         except Exception as error:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
             log_internal_error(context.http_request.id, error)
             self._send_failure(context, GatewayError(_INTERNAL_ERROR_MESSAGE), context.response, context.http_request)
         finally:
-            self._recorder.record_outcome(context, self._now())
+            if has_ended:
+                self._recorder.record_outcome(context, self._now())
 
     def on_cancelled(self, context: RequestContext) -> None:
         """Records the end of a relayed stream that was cancelled."""

@@ -23,7 +23,7 @@ Why: an engine that ends breaks hundreds of streams at once. To parse 1 MiB of s
 import asyncio
 import re
 from abc import abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Final
 
@@ -58,6 +58,7 @@ from fairlead_gateway.proxy.continuation import (
     StreamTokens,
     resume_body,
 )
+from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, AttemptFailure, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
 from fairlead_gateway.telemetry import MetricsRecorder
@@ -88,10 +89,12 @@ RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
 
 MAX_CONTINUATIONS: Final = 8
 """Limit: instances that are asked for the rest of one stream."""
+HANDED_OVER: Final = "handed-over"
 NOT_TEXT: Final = "not-text"
 NO_INSTANCE: Final = "no-instance"
 
-_FREE_CAUSES = ("cut", "gone")  # the engine went: its work is free, and resuming charges no budget
+DRAINED: Final = "drain"
+_FREE_CAUSES: Final = ("cut", "gone", DRAINED)  # the engine went: its work is free, and resuming charges no budget
 
 
 COMMENT: Final = b": keep-alive\n\n"
@@ -154,8 +157,10 @@ class StreamLifecycle:
         """Notes a stream that its task has handed over; `stream.cancel` ends it."""
 
     @abstractmethod
-    def on_broken(self, context: RequestContext, work: Coroutine[None, None, None]) -> None:
-        """Notes a relayed stream that broke; `work` continues it, and ends its response."""
+    def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
+        """Notes a relayed stream that left its engine; `work` continues it, and returns whether it
+        has ended.
+        """
 
     @abstractmethod
     def on_cancelled(self, context: RequestContext) -> None:
@@ -231,19 +236,46 @@ class RelayedStream(GapRecorder):
                 return
             try:
                 self._stop()
-                is_complete = self._ending.end_response(attempt, self._engine_response)
+                is_complete = self._ending.end_response(attempt, self._engine_response, tokens)
             finally:
                 self._finish_attempt(is_complete)
             self._lifecycle.on_finished(attempt.context)
         except Exception as defect:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
             self._lifecycle.on_internal_error(attempt.context, defect)
 
+    @property
+    def instance_id(self) -> str:
+        """The instance that computes it."""
+        return self._attempt.instance_id
+
+    def move(self) -> bool:
+        """Lets another instance continue the stream if that is worth it; returns whether one
+        does.
+        """
+        attempt, tokens = self._attempt, self._tokens
+        if self._has_ended or tokens is None:
+            return False
+        decision = decide_move(self._ending.progress(attempt, self._engine_response, tokens))
+        if not decision.moves:
+            return False
+        planned = self._ending.plan_move(attempt, tokens, decision.reason)
+        if planned is None:
+            return False
+        self._stop()
+        record_relayed(attempt.context, self._engine_response, tokens)
+        attempt.context.result.last_at = self._engine_response.last_at
+        attempt.abort_unfinished()
+        tokens.moves += 1
+        work = self._ending.continue_stream(attempt, self._engine_response, tokens, self._keep_alive, planned)
+        self._lifecycle.on_broken(attempt.context, work)
+        return True
+
     def cancel(self) -> None:
         """Ends the stream at once: its client has disconnected, or the drain is over."""
         if self._has_ended:
             return
         self._stop()
-        record_relayed(self._attempt.context, self._engine_response)
+        record_relayed(self._attempt.context, self._engine_response, self._tokens)
         self._finish_attempt(False)
         self._lifecycle.on_cancelled(self._attempt.context)
 
@@ -262,9 +294,16 @@ class RelayedStream(GapRecorder):
 class StreamResume:
     """The stage that resumes broken streams. One object serves all requests of a worker."""
 
-    def __init__(self, dispatcher: Dispatcher, pool: ConnectionPool, retry_budget: RetryBudget) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        pool: ConnectionPool,
+        retry_budget: RetryBudget,
+        hand_over: Callable[[Attempt, EngineResponse, SseKeepAlive, StreamTokens | None], None],
+    ) -> None:
         self._dispatcher = dispatcher
         self._pool = pool
+        self._hand_over = hand_over
         self._telemetry = dispatcher.recorder.telemetry
         self._retry_budget = retry_budget
         self._now = dispatcher.now
@@ -272,16 +311,34 @@ class StreamResume:
         self._failures = dispatcher.failures
         self._parsing = asyncio.Lock()
 
+    def plan_move(self, attempt: Attempt, stream: StreamTokens, why: str) -> Attempt | None:
+        """Chooses an instance that takes over a stream of one that drains.
+
+        Returns None if none can, or if the answer is about to end.
+        """
+        if stream.refusal() or stream.is_at_limit:
+            return None
+        return self._choose(attempt, stream, DRAINED, frozenset({attempt.instance_id}), why)
+
     async def resume(
-        self, broken: Attempt, stream: ContinuedStream, cause: str, keep_alive: SseKeepAlive
+        self,
+        broken: Attempt,
+        stream: ContinuedStream,
+        cause: str,
+        keep_alive: SseKeepAlive,
+        attempt: Attempt | None = None,
     ) -> str | None:
         """Relays the rest of the response from other instances.
 
         stream: what the client has.
         cause: why the stream of `broken` ended.
+        attempt: at the instance that takes it over, if that was chosen before.
         Returns None if the response is complete now, else the cause of the failure.
+        `HANDED_OVER`: a `RelayedStream` ends it.
         """
         context, tried = broken.context, frozenset[str]()
+        if isinstance(stream, StreamTokens) and broken.engine_response is not None:
+            stream.events += broken.engine_response.event_count
         key = context.request.model_key
         first_cause, reason = cause, ""
         while not reason:
@@ -295,7 +352,8 @@ class StreamResume:
             body = stream.next_body()
             if body is None:
                 return self._complete(context, stream, cause)
-            attempt = self._choose(broken, stream, cause, tried)
+            if attempt is None:
+                attempt = self._choose(broken, stream, cause, tried)
             if attempt is None:
                 reason = NO_INSTANCE
                 break
@@ -305,13 +363,13 @@ class StreamResume:
             if next_cause is None:
                 self._telemetry.record_resumption(key, "whole")
                 return None
-            if next_cause == CLIENT_SILENT:
+            if next_cause in (HANDED_OVER, CLIENT_SILENT):
                 return next_cause
-            broken, cause = attempt, next_cause
+            broken, cause, attempt = attempt, next_cause, None
             if len(tried) > MAX_CONTINUATIONS:
                 reason = "breaks"
         self._telemetry.record_not_continued(key, reason)
-        if len(tried) > 1:
+        if len(tried) > 1 or (isinstance(stream, StreamTokens) and stream.continuations):
             self._telemetry.record_resumption(key, "broken")
         context.not_continued = reason
         return first_cause if len(tried) > 1 else cause
@@ -321,11 +379,12 @@ class StreamResume:
     ) -> str | None:
         """Relays the rest of the response from one instance.
 
-        Returns None if the response is complete now, else why it is not.
+        Returns None if the response is complete now, else why it is not. `HANDED_OVER`: a
+        `RelayedStream` ends it.
         """
         context = attempt.context
         attempt.on_dispatch(self._now())
-        is_complete = False
+        is_complete = is_handed_over = False
         try:
             if context.request.adapter is not None:
                 await attempt.acquire_adapter()
@@ -348,6 +407,12 @@ class StreamResume:
             if tokens is not None and tokens.problem:
                 return tokens.problem
             self._failures.outlier_detector.on_success(attempt.instance_id, self._now(), context.caller)
+            if isinstance(stream, StreamTokens) and context.deadline is None:
+                self._note_first_token(attempt)
+                stream.continuations += 1
+                is_handed_over = True
+                self._hand_over(attempt, engine_response, keep_alive, stream)
+                return HANDED_OVER
             cause = await self._relay(attempt, engine_response, stream, keep_alive)
             is_complete = cause is None
             if cause == "cut":
@@ -359,9 +424,10 @@ class StreamResume:
         except AttemptFailure as failure:
             return failure.cause
         finally:
-            attempt.abort_unfinished()
-            attempt.tokens = None  # the stream may go on with them
-            attempt.finish(is_complete, self._now())
+            if not is_handed_over:
+                attempt.abort_unfinished()
+                attempt.tokens = None  # the stream may go on with them
+                attempt.finish(is_complete, self._now())
 
     def _complete(self, context: RequestContext, stream: ContinuedStream, cause: str) -> str | None:
         """Ends an answer whose tokens are all there; returns the cause of the failure if it
@@ -385,6 +451,14 @@ class StreamResume:
         request.take_back_usage()
         attempt.attach_engine_message(resume_body(request, sent) or b"")
 
+    def _note_first_token(self, attempt: Attempt) -> None:
+        """Records the first token of an instance that continues a stream, and the client's gap."""
+        now, context = self._now(), attempt.context
+        attempt.on_first_token(now)
+        if context.result.last_at is not None:
+            key = context.request.model_key
+            self._telemetry.record_inter_token(key, attempt.instance_id, now - context.result.last_at)
+
     async def _parse(self, sent: SentText) -> bool:
         """Parses the text that the client has; returns whether the stream can be resumed."""
         async with self._parsing:
@@ -394,7 +468,9 @@ class StreamResume:
                 await asyncio.sleep(0)
         return True
 
-    def _choose(self, broken: Attempt, stream: ContinuedStream, cause: str, tried: frozenset[str]) -> Attempt | None:
+    def _choose(
+        self, broken: Attempt, stream: ContinuedStream, cause: str, tried: frozenset[str], why: str = ""
+    ) -> Attempt | None:
         context, now = broken.context, self._now()
         key, choice = context.request.model_key, context.choice
         assert choice is not None
@@ -409,6 +485,7 @@ class StreamResume:
         if instance is None:
             return None
         sent = f"continued after {cause}, behind {stream.generated} tokens of the answer"
+        sent += f" ({why})" if why else ""
         reason = f"{sent}; {decision.rule}: {decision.reason}"
         decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
         return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, stream.generated)
@@ -425,11 +502,9 @@ class StreamResume:
     async def _relay(
         self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream, keep_alive: SseKeepAlive
     ) -> str | None:
-        context, telemetry, now = attempt.context, self._telemetry, self._now()
+        context, telemetry = attempt.context, self._telemetry
         key, name, result = context.request.model_key, attempt.instance_id, context.result
-        attempt.on_first_token(now)
-        if result.last_at is not None:
-            telemetry.record_inter_token(key, name, now - result.last_at)
+        self._note_first_token(attempt)
         context.response.on_backpressure = attempt.set_paused
         keep_alive.start(engine_response)
         engine_response.relay_to(context.response, GapRecorder(telemetry, key, name))
@@ -444,11 +519,14 @@ class StreamResume:
         return cause
 
 
-def record_relayed(context: RequestContext, engine_response: EngineResponse) -> None:
-    """Records what was relayed of a response by now: its events, and the engine's token counts."""
-    context.result.event_count = engine_response.event_count
-    context.result.next_sequence_number = engine_response.next_sequence_number
-    context.record_usage(engine_response.usage)
+def record_relayed(
+    context: RequestContext, engine_response: EngineResponse, tokens: StreamTokens | None = None
+) -> None:
+    """Records what was relayed of a response by now: its events, and the engines' token counts."""
+    result, usage = context.result, engine_response.usage
+    result.event_count = engine_response.event_count + (0 if tokens is None else tokens.events)
+    result.next_sequence_number = engine_response.next_sequence_number
+    context.record_usage(usage if tokens is None or not tokens.continuations else tokens.usage(usage))
 
 
 _STREAM_ERROR_TEXTS: Final = {
@@ -493,10 +571,11 @@ class ResponseRelay:
         self._lifecycle = lifecycle
         self._limit_gate = limit_gate
         self._routers = dispatcher.routers
+        self._admission = dispatcher.admission
         self._telemetry = dispatcher.recorder.telemetry
         self._failures = dispatcher.failures
         self._poison_guard = dispatcher.poison_guard
-        self._stream_resume = StreamResume(dispatcher, pool, retry_budget)
+        self._stream_resume = StreamResume(dispatcher, pool, retry_budget, self._relay_without_task)
         self._sent_text_memory = SentTextMemory(RESUMABLE_STREAMS_BYTES)
         self._route_headers = RouteHeaderCache()
         self._response_ids = ResponseIds(dispatcher.routers.secret)
@@ -540,10 +619,13 @@ class ResponseRelay:
             return False
         return self._end(context, engine_response, await self._relay_to_end(attempt, engine_response))
 
-    def end_response(self, attempt: Attempt, engine_response: EngineResponse) -> bool:
+    def end_response(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens | None) -> bool:
         """Ends the response of a stream that was handed over."""
         cause = engine_response.error
-        self._record_end(attempt, engine_response, cause)
+        self._record_end(attempt, engine_response, cause, tokens)
+        self._note_not_continued(attempt, engine_response, cause)
+        if cause is None and tokens is not None and tokens.continuations:
+            self._telemetry.record_resumption(attempt.context.request.model_key, "whole")
         return self._end(attempt.context, engine_response, cause)
 
     def _end(self, context: RequestContext, engine_response: EngineResponse, cause: str | None) -> bool:
@@ -650,7 +732,7 @@ class ResponseRelay:
 
         Returns whether it does.
         """
-        context, lifecycle = attempt.context, self._lifecycle
+        context = attempt.context
         # Of a client that has disconnected, the task is about to be cancelled.
         if not engine_response.is_stream or context.response.finished:
             return False
@@ -662,15 +744,26 @@ class ResponseRelay:
         engine_response.release_head()
         if attempt.connection is not None:
             attempt.connection.release_head(engine_response)
-        keep_alive = SseKeepAlive(context.response, self._comment_times)
+        self._relay_without_task(attempt, engine_response, SseKeepAlive(context.response, self._comment_times), tokens)
+        context.is_handed_over = True  # last: after an error before, the task ends the request
+        return True
+
+    def _relay_without_task(
+        self,
+        attempt: Attempt,
+        engine_response: EngineResponse,
+        keep_alive: SseKeepAlive,
+        tokens: StreamTokens | None,
+    ) -> None:
+        """Relays a stream to its end without a task."""
+        context, lifecycle = attempt.context, self._lifecycle
+        context.response.on_backpressure = attempt.set_paused
         stream = RelayedStream(
             self._telemetry, attempt, engine_response, keep_alive, lifecycle=lifecycle, ending=self, tokens=tokens
         )
         engine_response.relay_to(context.response, stream)
         keep_alive.start(engine_response)
         lifecycle.on_relayed(stream)
-        context.is_handed_over = True  # last: after an error before, the task ends the request
-        return True
 
     def _release_request(self, context: RequestContext) -> None:
         """Releases the body: no attempt follows, and thousands of streams need not keep it."""
@@ -715,21 +808,65 @@ class ResponseRelay:
             if isinstance(stream, StreamTokens):
                 stream.tokens.release()
 
+    def progress(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> StreamProgress:
+        """Returns what is known of a running stream, for the decision on a planned move."""
+        context, sent = attempt.context, tokens.tokens
+        result, generated = context.result, len(sent.ids) - sent.prompt_tokens
+        admission = self._admission.models.get(context.request.model_key)
+        forecast = admission.policy.kv_capacity.forecast if admission is not None else None
+        first_at, last_at, dispatched_at = engine_response.first_at, engine_response.last_at, result.dispatched_at
+        here = generated - sent.earlier
+        token_seconds = (
+            (last_at - first_at) / (here - 1) if first_at is not None and last_at is not None and here > 1 else None
+        )
+        limit = context.request.max_tokens
+        return StreamProgress(
+            sent.prompt_tokens,
+            generated,
+            first_at - dispatched_at if first_at is not None and dispatched_at is not None else None,
+            token_seconds,
+            None
+            if forecast is None
+            else forecast.expected_remaining(context.caller, sent.prompt_tokens, generated, self._now()),
+            None if limit is None else max(0, limit - generated),
+            tokens.moves,
+        )
+
+    def plan_move(self, attempt: Attempt, tokens: StreamTokens, why: str) -> Attempt | None:
+        """Returns an attempt at the instance that takes over a stream; None if none can."""
+        return self._stream_resume.plan_move(attempt, tokens, why)
+
     async def continue_stream(
-        self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens, keep_alive: SseKeepAlive
-    ) -> None:
-        """Continues a stream that broke after it was handed over, and ends its response."""
+        self,
+        attempt: Attempt,
+        engine_response: EngineResponse,
+        tokens: StreamTokens,
+        keep_alive: SseKeepAlive,
+        planned: Attempt | None = None,
+    ) -> bool:
+        """Continues a stream that left its engine after it was handed over.
+
+        planned: at the instance that takes it over; None if it broke.
+        Returns whether its response has ended; else a `RelayedStream` ends it.
+        """
         context = attempt.context
-        is_complete = False
+        is_complete = is_handed_over = False
         try:
-            cause = await self._continue_if_broken(attempt, engine_response, tokens, keep_alive)
-            is_complete = self._end(context, engine_response, cause)
+            if planned is None:
+                cause = await self._continue_if_broken(attempt, engine_response, tokens, keep_alive)
+            else:
+                cause = await self._stream_resume.resume(attempt, tokens, DRAINED, keep_alive, planned)
+            is_handed_over = cause == HANDED_OVER
+            if not is_handed_over:
+                is_complete = self._end(context, engine_response, cause)
         finally:
-            keep_alive.stop()
-            context.response.on_backpressure = None
-            tokens.tokens.release()
+            if not is_handed_over:
+                keep_alive.stop()
+                context.response.on_backpressure = None
+                tokens.tokens.release()
             attempt.abort_unfinished()
             attempt.finish(is_complete, self._now())
+        return not is_handed_over
 
     async def _continue_if_broken(
         self,
@@ -743,21 +880,33 @@ class ResponseRelay:
         Returns the cause of a failure, in one word; None if the response is complete.
         """
         cause = engine_response.error
-        is_final = self._record_end(attempt, engine_response, cause)
-        if stream is None or is_final:
-            if cause is not None and cause != CLIENT_SILENT and engine_response.is_stream:
-                reason = attempt.context.not_continued = _why_not(attempt)
-                self._telemetry.record_not_continued(attempt.context.request.model_key, reason)
+        tokens = stream if isinstance(stream, StreamTokens) else None
+        is_final = self._record_end(attempt, engine_response, cause, tokens)
+        may_go_on = cause is not None and cause != CLIENT_SILENT and tokens is not None and tokens.has_progressed
+        if stream is None or (is_final and not may_go_on):
+            self._note_not_continued(attempt, engine_response, cause)
             return cause
         if not engine_response.is_complete and attempt.connection is not None:
             attempt.connection.abandon(engine_response)
         return await self._stream_resume.resume(attempt, stream, cause or "", keep_alive)
 
-    def _record_end(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> bool:
+    def _note_not_continued(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> None:
+        """Counts a stream that broke and was never to be continued."""
+        if cause is not None and cause != CLIENT_SILENT and engine_response.is_stream:
+            reason = attempt.context.not_continued = _why_not(attempt)
+            self._telemetry.record_not_continued(attempt.context.request.model_key, reason)
+
+    def _record_end(
+        self,
+        attempt: Attempt,
+        engine_response: EngineResponse,
+        cause: str | None,
+        tokens: StreamTokens | None = None,
+    ) -> bool:
         """Records how the relay ended; returns whether the rest must not be resumed."""
         result = attempt.context.result
         result.last_at = engine_response.last_at
-        record_relayed(attempt.context, engine_response)
+        record_relayed(attempt.context, engine_response, tokens)
         if cause is None or cause == CLIENT_SILENT:
             return True
         self._failures.on_stream_failed(attempt.context, attempt.instance_id, cause)
@@ -828,7 +977,8 @@ def _has_text(engine_response: EngineResponse) -> bool:
 
 def _can_resume(attempt: Attempt) -> bool:
     """Whether another instance can resume the stream. APIs that others run continue no text."""
-    return not attempt.address.leaves_cluster and can_resume(attempt.context.request)
+    request = attempt.context.request
+    return request.entry.resumes and not attempt.address.leaves_cluster and can_resume(request)
 
 
 def _stream_tokens(attempt: Attempt) -> StreamTokens | None:
@@ -841,6 +991,8 @@ def _stream_tokens(attempt: Attempt) -> StreamTokens | None:
 
 def _why_not(attempt: Attempt) -> str:
     """Returns why a stream was never to be continued, in one word."""
+    if not attempt.context.request.entry.resumes:
+        return "never"
     if attempt.address.leaves_cluster:
         return "external"
     tokens, dialect = attempt.tokens, attempt.context.request.dialect

@@ -3,10 +3,15 @@
 import asyncio
 import json
 import signal
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
 
+from fairlead.fleet.model import InstanceState, StreamResume
+from fairlead_gateway.proxy.relay import RelayedStream
+from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
 from fairlead_gateway.upstream.sent_tokens import COMMENT, SentTokens, TokenMemory
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, scripted_engine
@@ -18,6 +23,7 @@ from fairlead_testing.gateway.running_gateway import (
     running_gateway,
 )
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request, send
+from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
@@ -153,15 +159,26 @@ async def test_tokens_whose_text_was_not_sent_are_drawn_again() -> None:
 
 async def test_a_stream_goes_on_after_a_second_break() -> None:
     met: list[dict[str, Any]] = []
-    parts = [[chunk({"content": f"{number} "}, [10 + number])] for number in range(3)]
-    last = [chunk({"content": "end"}, [20], "stop"), counts(6, 1)]
+    ids = [list(range(10 * number, 10 * number + 8)) for number in range(1, 4)]
+    parts = [[chunk({"content": f"{some[0]} "}, some)] for some in ids]
+    last = [chunk({"content": "end"}, [40], "stop"), counts(27, 1)]
     async with gateway_of(*[engine_of(*parts, last, met=met)] * 4) as (running, *_):
         events = shown(await request(running.url, CHAT))
         assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
-    assert text_of(events) == "0 1 2 end"
-    assert [prompt_of(body) for body in met] == [PROMPT, [*PROMPT, 10], [*PROMPT, 10, 11], [*PROMPT, 10, 11, 12]]
-    assert events[-1]["usage"]["completion_tokens"] == 4
-    assert [event["fairlead_continued_at"] for event in events if "fairlead_continued_at" in event] == [1, 2, 3]
+        assert running.gateway.decisions.latest(1)[0].output_tokens == 25
+    assert text_of(events) == "10 20 30 end"
+    assert [prompt_of(body) for body in met] == [[*PROMPT, *chain(*ids[:count])] for count in range(4)]
+    assert events[-1]["usage"]["completion_tokens"] == 25
+    assert [event["fairlead_continued_at"] for event in events if "fairlead_continued_at" in event] == [8, 16, 24]
+
+
+async def test_a_request_on_which_two_engines_end_at_once_goes_to_no_third() -> None:
+    met: list[dict[str, Any]] = []
+    parts = [[chunk({"content": f"{number} "}, [10 + number])] for number in range(3)]
+    async with gateway_of(*[engine_of(*parts, [], met=met)] * 4) as (running, *_):
+        answer = await request(running.url, CHAT)
+    assert "no engine could continue it (poison)" in answer.events[-1]
+    assert len(met) == 2
 
 
 async def test_tool_calls_are_held_until_they_are_whole_and_drawn_again_after_a_break() -> None:
@@ -287,3 +304,100 @@ async def test_garbage_in_place_of_token_ids_is_passed_on_and_ends_the_keeping()
     async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
         (answer,) = await send(running.url, post_request(CHAT))
         assert text_of(shown(answer)) == "one two"
+
+
+def with_draining(running: RunningGateway, instance_id: str) -> None:
+    """Marks an instance as draining in the fleet of the gateway."""
+    fleet = running.gateway.stack.routers.fleet
+    listed = tuple(
+        replace(one, state=InstanceState.DRAINING) if one.id == instance_id else one
+        for one in fleet.instances[MODEL_KEY]
+    )
+    running.gateway.update_fleet(replace(fleet, instances={MODEL_KEY: listed}))
+
+
+async def test_streams_leave_an_instance_that_drains_and_go_on_elsewhere() -> None:
+    met: list[dict[str, Any]] = []
+    left = asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        met.append(call.json)
+        await call.start_stream()
+        await call.event(opening(prompt_of(call.json)))
+        if len(met) == 1:
+            await call.event(chunk({"content": "one "}, [11]))
+            await call.wait_closed()
+            left.set()
+            return
+        await call.event(chunk({"content": "two"}, [12], "stop"))
+        await call.event(counts(4, 1))
+        await call.finish()
+
+    async with gateway_of(script, script) as (running, *_), asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(request(running.url, CHAT))
+        await wait_until(lambda: bool(running.gateway.decisions.latest(1)) and bool(met))
+        chosen = running.gateway.decisions.latest(1)[0].latest.decision.chosen
+        assert chosen is not None
+        await wait_until(lambda: any(isinstance(one, RelayedStream) for one in running.gateway._inflight.values()))
+        with_draining(running, chosen)
+        await left.wait()
+        events = shown(await answer)
+        assert text_of(events) == "one two"
+        assert prompt_of(met[1]) == [*PROMPT, 11]
+        logged = running.gateway.decisions.latest(1)[0]
+        assert (logged.error, logged.output_tokens) == (None, 2)
+        assert "continued after drain, behind 1 tokens" in logged.latest.decision.reason
+        assert {load.inflight for load in running.loads().values()} == {0}
+
+
+async def test_without_another_instance_a_stream_stays_where_it_drains() -> None:
+    met: list[dict[str, Any]] = []
+    go_on = asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        met.append(call.json)
+        await call.start_stream()
+        await call.event(opening(PROMPT))
+        await call.event(chunk({"content": "one "}, [11]))
+        await go_on.wait()
+        await call.event(chunk({"content": "two"}, [12], "stop"))
+        await call.finish()
+
+    async with gateway_of(script) as (running, *_), asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(request(running.url, CHAT))
+        await wait_until(lambda: any(isinstance(one, RelayedStream) for one in running.gateway._inflight.values()))
+        with_draining(running, "e-0/0/0")
+        go_on.set()
+        assert text_of(shown(await answer)) == "one two"
+        assert len(met) == 1
+
+
+async def test_a_model_may_forbid_it_and_its_tool_calls_are_sent_in_parts() -> None:
+    met: list[dict[str, Any]] = []
+    script = engine_of([chunk({"tool_calls": [CALL]}, None)], [], met=met)
+    async with scripted_engine(script) as one, scripted_engine(script) as other:
+        fleet = fleet_of([one.url, other.url])
+        models = {key: replace(model, resume=StreamResume.NEVER) for key, model in fleet.models.items()}
+        async with running_gateway(replace(fleet, models=models)) as running:
+            answer = await request(running.url, CHAT)
+            assert any('"tool_calls"' in data for data in answer.events)
+            assert "no engine could continue it (never)" in answer.events[-1]
+    assert "return_token_ids" not in met[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "moves", "words"),
+    [
+        ({}, True, "12s are left, and a move costs 1.5s"),
+        ({"forecast_tokens": 10.0}, False, "only 1s are left, and a move costs 1.5s"),
+        ({"limit_tokens": 10}, False, "only 1s"),
+        ({"forecast_tokens": None, "limit_tokens": None}, True, "how long it goes on is not known"),
+        ({"token_seconds": None}, True, "its speed is not known"),
+        ({"moves": 4}, False, "it has moved 4 times"),
+    ],
+)
+def test_a_stream_moves_if_its_rest_is_longer_than_the_move(change: dict[str, Any], moves: bool, words: str) -> None:
+    stream = StreamProgress(100, 50, 1.0, 0.1, forecast_tokens=120.0, limit_tokens=500)
+    decision = decide_move(replace(stream, **change))
+    assert decision.moves is moves
+    assert decision.reason.startswith(words)

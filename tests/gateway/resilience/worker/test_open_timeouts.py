@@ -31,6 +31,8 @@ REASONS: dict[str, str] = {
     "limits/ledger.py TenantLedger._updates:inf": "a limit without a window has no end; leases renew it",
     "limits/worker/limit_plan.py LeasedLimit.__init__:inf": "a soft limit refuses nothing, so it is always open",
     "limits/worker/limit_plan.py LeasedLimit.replace:inf": "the same, if a document makes it soft",
+    "proxy/stream_moves.py StreamProgress:first_seconds": "a stream of unknown speed moves",
+    "proxy/stream_moves.py StreamProgress:token_seconds": "the same",
     "worker/request_context.py AdapterUse.__init__:self.load_seconds": _RECORD,
     "admission/worker/model_admission.py ModelAdmission.__init__:inf": _AT_ONCE,
     "admission/worker/model_admission.py ModelAdmission._settle:inf": "the next bound is that of its tokens",

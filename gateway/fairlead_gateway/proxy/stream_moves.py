@@ -1,0 +1,74 @@
+"""Planned moves: whether a running stream leaves its engine before it ends there.
+
+An engine that is drained ends when its streams have ended, or when its time is over. A stream can
+go on at another engine from its tokens. That costs the computation of its prompt and of what it has
+generated. It is worth it if the stream would otherwise stay for longer than that.
+
+What is left is forecast from answers of the same caller that came this far. Without a forecast, it
+is at most what the client's limit leaves. With neither, the stream may stay for any time, and it
+moves. The time of a token, and that of the prompt, are those that this stream has seen at its
+engine, queues included.
+
+Source: Llumnix (arXiv 2406.03243) drains instances by migration. Ours computes the KV again, so it
+compares that price with the rest.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from fairlead.units import format_duration
+
+MOVES_AT_ONCE: Final = 8
+"""Limit: streams of a worker that a draining engine gives away at once; the next ones follow after
+`MOVE_INTERVAL_SECONDS`.
+"""
+MOVE_INTERVAL_SECONDS: Final = 0.5
+MAX_MOVES: Final = 4
+"""Limit: planned moves of one stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamProgress:
+    """A running stream, as its gateway has seen it.
+
+    prompt_tokens, generated: counts of tokens; `generated` includes what is held.
+    first_seconds: from its dispatch to its first token; None if that is not known.
+    token_seconds: mean time per token; None before the second one.
+    forecast_tokens: further tokens to expect; None without a forecast.
+    limit_tokens: further tokens that the client allows; None without a limit.
+    moves: planned ones so far.
+    """
+
+    prompt_tokens: int
+    generated: int
+    first_seconds: float | None
+    token_seconds: float | None
+    forecast_tokens: float | None
+    limit_tokens: int | None
+    moves: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MoveDecision:
+    """A decision on a move, with its reason."""
+
+    moves: bool
+    reason: str
+
+
+def decide_move(stream: StreamProgress) -> MoveDecision:
+    """Returns whether a stream leaves an engine that is drained."""
+    if stream.moves >= MAX_MOVES:
+        return MoveDecision(False, f"it has moved {stream.moves} times")
+    bounds = [float(tokens) for tokens in (stream.forecast_tokens, stream.limit_tokens) if tokens is not None]
+    if not bounds:
+        return MoveDecision(True, "how long it goes on is not known")
+    if stream.token_seconds is None or stream.first_seconds is None:
+        return MoveDecision(True, "its speed is not known")
+    rest_seconds = min(bounds) * stream.token_seconds
+    share = (stream.prompt_tokens + stream.generated) / max(1, stream.prompt_tokens)
+    price_seconds = stream.first_seconds * share
+    rest, price = format_duration(rest_seconds), format_duration(price_seconds)
+    if rest_seconds > price_seconds:
+        return MoveDecision(True, f"{rest} are left, and a move costs {price}")
+    return MoveDecision(False, f"only {rest} are left, and a move costs {price}")
