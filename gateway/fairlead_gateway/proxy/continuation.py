@@ -8,8 +8,8 @@ those of an unbroken stream. A completion takes the ids as its prompt. A chat ta
 calls then see the rest of the answer. `StreamTokens` is such a stream.
 
 What can change what comes next, and cannot be handed over, ends the stream with an error, unless
-the client has nothing yet: grammars, stop strings, penalties that count what was generated, and
-inputs that are no text (`refusal`).
+the client has nothing yet: grammars, stop strings, forbidden words, penalties that count what was
+generated, and inputs that are no text (`refusal`).
 
 Other engines get the prompt with the text that the client has already. In a chat that is an
 unfinished last message (`continue_final_message`); in a completion it follows the prompt.
@@ -310,6 +310,7 @@ _MEDIA: Final = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"
 _REFUSED: Final = (
     (b'"use_beam_search"', "several-choices"),
     (b'"guided_', "grammar"),
+    (b'"bad_words"', "bad-words"),
     (b'"echo"', "echo"),
     (b'"thinking_token_budget"', "reasoning-budget"),
     (b'"kv_transfer_params"', "kv-transfer"),
@@ -411,6 +412,8 @@ class StreamTokens(ContinuedStream):
             choice = fields.tool_choice
             return "" if choice is None or choice in ("auto", "none") else "grammar"
         if isinstance(fields, CompletionRequest):
+            if fields.logprobs is not None:
+                return "logprobs"  # their offsets count the text that the client has
             return "suffix" if fields.suffix else "several-choices" if (fields.best_of or 1) > 1 else ""
         return ""
 
@@ -482,9 +485,14 @@ class StreamTokens(ContinuedStream):
             usage["completion_tokens"] += tokens.earlier
             usage["prompt_tokens"] = tokens.prompt_tokens
             usage["total_tokens"] = tokens.prompt_tokens + usage["completion_tokens"]
+            if tokens.earlier:
+                usage.pop("completion_tokens_details", None)  # of the last engine alone
             details = usage.get("prompt_tokens_details")
             if isinstance(details, dict) and _is_count(details.get("cached_tokens")):
                 details["cached_tokens"] = min(details["cached_tokens"], tokens.prompt_tokens)
+        for choice in fields.get("choices") or ():
+            if isinstance(choice, dict) and choice.get("prompt_token_ids"):
+                choice["prompt_token_ids"] = None  # the client has those of the prompt
         if not self._is_marked:
             self._is_marked = True
             fields["fairlead_continued_at"] = tokens.earlier

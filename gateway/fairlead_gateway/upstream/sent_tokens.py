@@ -9,8 +9,9 @@ parts of a character, or of a mark that the engine's parser holds. The next engi
 from the same distribution, since the client has seen nothing that depends on them.
 
 Tool calls are held until they are whole. A call that was sent in part could only go on with the
-very tokens that the first engine would have drawn. While they are held, comments take their places,
-so that the client sees that its stream lives.
+very tokens that the first engine would have drawn. An event without text that shows its token is
+held until the next text: its token may be drawn again. Comments take the places of held events, so
+that the client sees that its stream lives.
 
 The ids of the prompt come with the first event. A continued stream has them too, and they prove
 that the engine has read the ids that it was given.
@@ -36,9 +37,12 @@ MAX_HELD_BYTES: Final = 1_048_576
 
 _PROMPT_KEY: Final = b'"prompt_token_ids":['
 _PROMPT_AT: Final = len(_PROMPT_KEY) - 1
+_END: Final = b"\n\n"
 _KEY: Final = b'"token_ids":['
 _AT: Final = len(_KEY) - 1
 _NULL: Final = b"null"
+_HIDDEN: Final = b'"token_ids":null'
+_LOG_PROBABILITIES: Final = b'"logprobs":{'
 _TOOL_CALLS: Final = b'"tool_calls":['
 _FINISH: Final = (b'"finish_reason":"', b'"finish_reason": "')
 _EMPTY: Final = (b'"delta":{}', b'"text":""', b'"content":""')
@@ -74,6 +78,7 @@ class SentTokens:
         "_expected",
         "_held",
         "_held_bytes",
+        "_is_in_call",
         "_memory",
         "_strips",
         "earlier",
@@ -92,6 +97,7 @@ class SentTokens:
         self._expected = False
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self._is_in_call = False
         self.ids = array("I")
         self.prompt_tokens = self.shown = self.earlier = 0
         self.head = b""
@@ -105,25 +111,9 @@ class SentTokens:
 
     def take(self, events: bytes) -> bytes:
         """Returns whole events without their token ids, or comments in place of held ones."""
-        if self.problem:
-            return self._without_ids(events)
-        if not self.prompt_tokens or self._expected:
-            events = self._take_prompt(events)
-        at = events.find(_KEY)
-        if at < 0:
-            return events
-        if events.find(_KEY, at + _AT) >= 0:
-            return b"".join([self.take(event + b"\n\n") for event in events.split(b"\n\n") if event])
-        end = events.find(b"]", at)
-        try:
-            for text in events[at + _AT + 1 : end].split(b","):
-                if text:
-                    self.ids.append(int(text))
-        except (ValueError, OverflowError):
-            return self._give_up(NO_TOKEN_IDS, events)
-        if self._strips:
-            events = events[: at + _AT] + _NULL + events[end + 1 :]
-        return self._pass_on(events)
+        if 0 <= events.find(_END) < len(events) - len(_END):
+            return b"".join([self._take_event(event + _END) for event in events.split(_END) if event])
+        return self._take_event(events)
 
     def rewind(self) -> None:
         """Drops the tokens that the client has not got as text, and what is held.
@@ -131,7 +121,7 @@ class SentTokens:
         The next event must be the first one of an engine that has read these tokens.
         """
         del self.ids[self.shown :]
-        self._held, self._held_bytes = [], 0
+        self._held, self._held_bytes, self._is_in_call = [], 0, False
         self._expected = True
         self.earlier = self.generated
         self._count()
@@ -142,16 +132,37 @@ class SentTokens:
         self._held = []
         self._count()
 
+    def _take_event(self, event: bytes) -> bytes:
+        if self.problem:
+            return self._without_ids(event)
+        if not self.prompt_tokens or self._expected:
+            event = self._take_prompt(event)
+        at = event.find(_KEY)
+        if at < 0:
+            return event if event.find(_HIDDEN) < 0 else self._give_up(NO_TOKEN_IDS, event)
+        end = event.find(b"]", at)
+        try:
+            for text in event[at + _AT + 1 : end].split(b","):
+                if text:
+                    self.ids.append(int(text))
+        except (ValueError, OverflowError):
+            return self._give_up(NO_TOKEN_IDS, event)
+        if self._strips:
+            event = event[: at + _AT] + _NULL + event[end + 1 :]
+        return self._pass_on(event)
+
     def _pass_on(self, events: bytes) -> bytes:
         """Holds an event with a tool call, and notes how much of the answer the client has."""
         if events.find(_FINISH[0]) >= 0 or events.find(_FINISH[1]) >= 0:
             if has_failed_finish(events):
                 return events
             self.is_finished = True
-        elif self._held or events.find(_TOOL_CALLS) >= 0:
+        elif self._is_in_call or events.find(_TOOL_CALLS) >= 0:
+            self._is_in_call = True
             return self._hold(events)
-        elif self._strips and _is_empty(events):
-            return events
+        elif _is_empty(events):
+            shows_token = not self._strips or events.find(_LOG_PROBABILITIES) >= 0
+            return self._hold(events) if shows_token else events
         self.shown = len(self.ids)
         if self.shown - self._counted >= _COUNTED_AT_ONCE:
             self._count()

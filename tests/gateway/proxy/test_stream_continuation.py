@@ -239,6 +239,7 @@ REFUSED = [
     ({"frequency_penalty": 0.5}, "penalties"),
     ({"response_format": {"type": "json_object"}}, "grammar"),
     ({"structured_outputs": {"regex": "a+"}}, "grammar"),
+    ({"bad_words": ["x y"]}, "bad-words"),
     ({"prompt_logprobs": 0}, "prompt-logprobs"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, "media"),
 ]
@@ -269,6 +270,75 @@ async def test_a_client_that_asks_for_token_ids_gets_them_over_a_break() -> None
         events = shown(await request(running.url, CHAT | {"return_token_ids": True}))
     assert events[0]["prompt_token_ids"] == PROMPT
     assert [ids for event in events for choice in event["choices"] for ids in choice.get("token_ids") or []] == [11, 12]
+
+
+async def test_a_completion_has_the_ids_of_its_prompt_once_and_no_offsets_of_two_engines() -> None:
+    met: list[dict[str, Any]] = []
+
+    def part(text: str, ids: list[int], prompt: list[int] | None, finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish, "prompt_token_ids": prompt}
+        return {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "tiny"} | {
+            "choices": [choice | {"token_ids": ids}]
+        }
+
+    async def script(call: EngineCall) -> None:
+        met.append(call.json)
+        await call.start_stream()
+        if isinstance(call.json["prompt"], str):
+            await call.event(part("one ", [11], PROMPT))
+            raise HangUp
+        await call.event(part("two", [12], call.json["prompt"], "stop"))
+        await call.finish()
+
+    async with gateway_of(script, script) as (running, *_):
+        answer = await request(running.url, TEXT | {"return_token_ids": True}, path="/v1/completions")
+        choices = [choice for event in shown(answer) for choice in event["choices"]]
+        assert [choice["prompt_token_ids"] for choice in choices] == [PROMPT, None]
+        answer = await request(running.url, TEXT | {"logprobs": 1}, path="/v1/completions")
+        assert "no engine could continue it (logprobs)" in answer.events[-1]
+
+
+LOG_PROBABILITIES = {"content": [{"token": "a", "logprob": -1.0}]}
+
+
+@pytest.mark.parametrize("change", [{"logprobs": True}, {"return_token_ids": True}], ids=["logprobs", "ids"])
+async def test_a_token_without_text_that_the_client_would_see_is_held(change: dict[str, Any]) -> None:
+    met: list[dict[str, Any]] = []
+
+    def part(text: str, token: int, finish: str | None = None) -> dict[str, Any]:
+        event = chunk({"content": text}, [token], finish)
+        event["choices"][0]["logprobs"] = LOG_PROBABILITIES
+        return event
+
+    first = [part("", 11), part("one ", 12), part("", 13)]
+    rest = [part("", 14), part("two", 15), part("", 16, "stop"), counts(5, 3)]
+    async with gateway_of(script := engine_of(first, rest, met=met), script) as (running, *_):
+        events = shown(await request(running.url, CHAT | change))
+    choices = [choice for event in events for choice in event["choices"]]
+    assert sum(choice["logprobs"] is not None for choice in choices) == 5
+    assert prompt_of(met[1]) == [*PROMPT, 11, 12]
+    if "return_token_ids" in change:
+        assert [ids for choice in choices for ids in choice.get("token_ids") or []] == [11, 12, 14, 15, 16]
+
+
+async def test_text_whose_tokens_the_engine_hides_is_not_sent_twice() -> None:
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(opening(PROMPT))
+        await call.event(chunk({"content": "one "}, None))
+        raise HangUp
+
+    async with gateway_of(script, script) as (running, *_):
+        answer = await request(running.url, CHAT | {"include_reasoning": False})
+        assert "no engine could continue it (no-token-ids)" in answer.events[-1]
+        assert sum("one " in data for data in answer.events) == 1
+
+
+async def test_text_that_comes_in_one_piece_with_the_opening_counts() -> None:
+    tokens = SentTokens(TokenMemory(1 << 20), strips=True)
+    both = [opening(PROMPT), chunk({"content": "one "}, [11])]
+    tokens.take(b"".join(b"data: %b\n\n" % json.dumps(event, separators=(",", ":")).encode() for event in both))
+    assert tokens.generated == 1
 
 
 async def test_streams_beyond_the_memory_of_all_are_not_continued() -> None:
