@@ -30,7 +30,8 @@ from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.openai.request import TIMEOUT_HEADER, timeout_error
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, check_response
 from fairlead_gateway.proxy.forwarder import Forwarder
-from fairlead_gateway.proxy.relay import ResponseRelay, StreamLifecycle
+from fairlead_gateway.proxy.relay import ResponseRelay
+from fairlead_gateway.proxy.relayed_stream import StreamLifecycle
 from fairlead_gateway.resilience.worker.retry import AttemptFailure
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.upstream.connection import UpstreamError

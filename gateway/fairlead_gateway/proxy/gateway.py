@@ -60,7 +60,8 @@ from fairlead_gateway.proxy.local_routes import (
     unknown_path,
 )
 from fairlead_gateway.proxy.model_selection import ModelRequestParser
-from fairlead_gateway.proxy.relay import RelayedStream, ResponseRelay, end_incomplete
+from fairlead_gateway.proxy.relay import ResponseRelay, end_incomplete
+from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
 from fairlead_gateway.proxy.stream_moves import MOVE_INTERVAL_SECONDS, MOVES_AT_ONCE
 from fairlead_gateway.resilience.outlier_detection import OutlierDetector

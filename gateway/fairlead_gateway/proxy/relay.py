@@ -1,29 +1,7 @@
-"""Relays the response of an attempt to the client, and resumes a stream that broke.
-
-Streams from their first event to their end: comments, times, and relays without a task.
-
-A stream waits for its engine for minutes. Its task has nothing to do until then, if
-
-- the request has no timeout of its own, and
-- no other instance can resume the stream.
-
-`ResponseRelay` then hands the stream over to a `RelayedStream`, and its task ends.
-
-Why: a waiting task, with its coroutines and futures, takes 2.5 KB of memory for each open stream.
-
-Resumes a stream that broke after its first byte: another instance generates the rest.
-
-A stream is resumed at most once. The text that clients have is parsed for one stream at a time, and
-in slices.
-
-Why: an engine that ends breaks hundreds of streams at once. To parse 1 MiB of short events takes
-0.1 s, and requests of all callers would wait for the sum.
-"""
+"""Relays the response of an attempt to the client, whole or as a stream."""
 
 import asyncio
 import re
-from abc import abstractmethod
-from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Final
 
@@ -31,11 +9,9 @@ from fairlead_gateway.dialects.error_shape import RESPONSES_ERRORS
 from fairlead_gateway.dialects.passed_on import COUNT_TOKENS
 from fairlead_gateway.errors import (
     GatewayError,
-    NoReadyInstance,
     error_body,
 )
-from fairlead_gateway.http.listener import ResponseWriter
-from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
+from fairlead_gateway.http.timers import TimeoutQueue
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.model_names import ServedNameRewriter
 from fairlead_gateway.openai.request import can_resume
@@ -47,7 +23,6 @@ from fairlead_gateway.proxy.attempt import (
     is_error_object,
     is_external,
     is_unknown_path,
-    is_usage_refused,
     refusal_body,
 )
 from fairlead_gateway.proxy.continuation import (
@@ -56,21 +31,25 @@ from fairlead_gateway.proxy.continuation import (
     SentTextMemory,
     StreamText,
     StreamTokens,
-    resume_body,
 )
-from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
-from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, AttemptFailure, RetryBudget
+from fairlead_gateway.proxy.relayed_stream import (
+    GapRecorder,
+    RelayedStream,
+    SseKeepAlive,
+    StreamEnding,
+    StreamLifecycle,
+    record_relayed,
+)
+from fairlead_gateway.proxy.stream_moves import StreamProgress
+from fairlead_gateway.proxy.stream_resume import DRAINED, HANDED_OVER, StreamResume
+from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
-from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, ENGINE_REFUSED
-from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
+from fairlead_gateway.telemetry.decision_log import ENGINE_REFUSED
 from fairlead_gateway.tenants.worker.tenant_policy import (
     BodyRewriter,
     CachedTokensFilter,
-    hide_in_events,
     shown_headers,
 )
-from fairlead_gateway.upstream.connection import UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.request_encoder import (
     JSON_TYPE,
@@ -81,453 +60,11 @@ from fairlead_gateway.upstream.request_encoder import (
     sanitize_header_value,
     server_timing,
 )
-from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
+from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
 from fairlead_gateway.worker.request_context import RequestContext
 
 RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
 """Limit: the same of all streams of a worker; a stream that grows beyond cannot be continued."""
-
-MAX_CONTINUATIONS: Final = 8
-"""Limit: instances that are asked for the rest of one stream."""
-HANDED_OVER: Final = "handed-over"
-NOT_TEXT: Final = "not-text"
-NO_INSTANCE: Final = "no-instance"
-
-DRAINED: Final = "drain"
-_FREE_CAUSES: Final = ("cut", "gone", DRAINED)  # the engine went: its work is free, and resuming charges no budget
-
-
-COMMENT: Final = b": keep-alive\n\n"
-
-
-class SseKeepAlive(TimeoutEntry):
-    """The sender of comments into one silent stream, from `start` to `stop`.
-
-    Then no proxy or client in between closes the stream. A comment goes out only after the head and
-    between two whole events. A client that does not read gets none.
-
-    timeouts: a queue whose timeout is the time between two comments.
-    """
-
-    __slots__ = ("_added_at", "_engine_response", "_is_queued", "_response", "_timeouts")
-
-    def __init__(self, response: ResponseWriter, timeouts: TimeoutQueue) -> None:
-        super().__init__()
-        self._response = response
-        self._timeouts = timeouts
-        self._engine_response: EngineResponse | None = None
-        self._added_at: float | None = None
-        self._is_queued = False
-
-    def start(self, engine_response: EngineResponse) -> None:
-        """Starts the comments of a stream, or continues them with another engine's response."""
-        self._engine_response = engine_response
-        self._added_at = engine_response.last_at
-        if not self._is_queued:
-            self._is_queued = True
-            self._timeouts.add(self, self._timeouts.now())
-
-    def stop(self) -> None:
-        """Ends the comments."""
-        self._engine_response = None
-        self._is_queued = False
-        self._timeouts.remove(self)
-
-    def on_timeout(self) -> None:
-        """Sends a comment if the stream was silent, and waits again."""
-        engine_response, self._is_queued = self._engine_response, False
-        if engine_response is None or self._response.finished:
-            return
-        is_silent = engine_response.last_at == self._added_at
-        if is_silent and not engine_response.is_paused:
-            self._response.write_chunks([COMMENT])
-        self._added_at = engine_response.last_at
-        self._is_queued = True
-        self._timeouts.add(self, self._timeouts.now())
-
-
-class StreamLifecycle:
-    """The owner of relayed streams; its methods are called as a stream proceeds.
-
-    Why a base class and not a Protocol: compiled, its methods are called directly.
-    """
-
-    @abstractmethod
-    def on_relayed(self, stream: "RelayedStream") -> None:
-        """Notes a stream that its task has handed over; `stream.cancel` ends it."""
-
-    @abstractmethod
-    def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
-        """Notes a relayed stream that left its engine; `work` continues it, and returns whether it
-        has ended.
-        """
-
-    @abstractmethod
-    def on_cancelled(self, context: RequestContext) -> None:
-        """Notes the end of a stream whose client has disconnected, or that outlasts the drain."""
-
-    @abstractmethod
-    def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
-        """Notes the end of a request; sends `error` to the client, if there is one."""
-
-    @abstractmethod
-    def on_internal_error(self, context: RequestContext, error: Exception) -> None:
-        """Ends a request after a defect of the gateway."""
-
-
-class GapRecorder(StreamObserver):
-    """The observer of a stream that records the times between its chunks."""
-
-    __slots__ = ("_instance_id", "_model_key", "_telemetry")
-
-    def __init__(self, telemetry: MetricsRecorder, model_key: str, instance_id: str) -> None:
-        super().__init__()
-        self._telemetry = telemetry
-        self._model_key = model_key
-        self._instance_id = instance_id
-
-    def on_gap(self, seconds: float) -> None:
-        """Records the seconds between two chunks."""
-        self._telemetry.record_inter_token(self._model_key, self._instance_id, seconds)
-
-
-class RelayedStream(GapRecorder):
-    """One stream without a task."""
-
-    __slots__ = ("_attempt", "_ending", "_engine_response", "_has_ended", "_keep_alive", "_lifecycle", "_tokens")
-
-    def __init__(
-        self,
-        telemetry: MetricsRecorder,
-        attempt: Attempt,
-        engine_response: EngineResponse,
-        keep_alive: SseKeepAlive,
-        *,
-        lifecycle: StreamLifecycle,
-        ending: "ResponseRelay",
-        tokens: StreamTokens | None,
-    ) -> None:
-        super().__init__(telemetry, attempt.context.request.model_key, attempt.instance_id)
-        self.reports_end = True
-        self._attempt = attempt
-        self._engine_response = engine_response
-        self._keep_alive = keep_alive
-        self._lifecycle = lifecycle
-        self._ending = ending
-        self._tokens = tokens
-        self._has_ended = False
-
-    @property
-    def context(self) -> RequestContext:
-        """The request."""
-        return self._attempt.context
-
-    def on_end(self) -> None:
-        """Ends the response: the engine has sent all, or has failed."""
-        if self._has_ended:
-            return
-        attempt, tokens = self._attempt, self._tokens
-        is_complete = False
-        try:
-            if tokens is not None and self._engine_response.error not in (None, CLIENT_SILENT):
-                self._stop()
-                work = self._ending.continue_stream(attempt, self._engine_response, tokens, self._keep_alive)
-                self._lifecycle.on_broken(attempt.context, work)
-                return
-            try:
-                self._stop()
-                is_complete = self._ending.end_response(attempt, self._engine_response, tokens)
-            finally:
-                self._finish_attempt(is_complete)
-            self._lifecycle.on_finished(attempt.context)
-        except Exception as defect:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
-            self._lifecycle.on_internal_error(attempt.context, defect)
-
-    @property
-    def instance_id(self) -> str:
-        """The instance that computes it."""
-        return self._attempt.instance_id
-
-    def move(self) -> bool:
-        """Lets another instance continue the stream if that is worth it; returns whether one
-        does.
-        """
-        attempt, tokens = self._attempt, self._tokens
-        if self._has_ended or tokens is None:
-            return False
-        decision = decide_move(self._ending.progress(attempt, self._engine_response, tokens))
-        if not decision.moves:
-            return False
-        planned = self._ending.plan_move(attempt, tokens, decision.reason)
-        if planned is None:
-            return False
-        self._stop()
-        record_relayed(attempt.context, self._engine_response, tokens)
-        attempt.context.result.last_at = self._engine_response.last_at
-        attempt.abort_unfinished()
-        tokens.moves += 1
-        work = self._ending.continue_stream(attempt, self._engine_response, tokens, self._keep_alive, planned)
-        self._lifecycle.on_broken(attempt.context, work)
-        return True
-
-    def cancel(self) -> None:
-        """Ends the stream at once: its client has disconnected, or the drain is over."""
-        if self._has_ended:
-            return
-        self._stop()
-        record_relayed(self._attempt.context, self._engine_response, self._tokens)
-        self._finish_attempt(False)
-        self._lifecycle.on_cancelled(self._attempt.context)
-
-    def _stop(self) -> None:
-        self._has_ended = True
-        self._engine_response.end_relay()
-        self._keep_alive.stop()
-        self._attempt.context.response.on_backpressure = None
-
-    def _finish_attempt(self, is_complete: bool) -> None:
-        attempt = self._attempt
-        attempt.abort_unfinished()
-        attempt.finish(is_complete, attempt.now())
-
-
-class StreamResume:
-    """The stage that resumes broken streams. One object serves all requests of a worker."""
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        pool: ConnectionPool,
-        retry_budget: RetryBudget,
-        hand_over: Callable[[Attempt, EngineResponse, SseKeepAlive, StreamTokens | None], None],
-    ) -> None:
-        self._dispatcher = dispatcher
-        self._pool = pool
-        self._hand_over = hand_over
-        self._telemetry = dispatcher.recorder.telemetry
-        self._retry_budget = retry_budget
-        self._now = dispatcher.now
-        self._routers = dispatcher.routers
-        self._failures = dispatcher.failures
-        self._parsing = asyncio.Lock()
-
-    def plan_move(self, attempt: Attempt, stream: StreamTokens, why: str) -> Attempt | None:
-        """Chooses an instance that takes over a stream of one that drains.
-
-        Returns None if none can, or if the answer is about to end.
-        """
-        if stream.refusal() or stream.is_at_limit:
-            return None
-        return self._choose(attempt, stream, DRAINED, frozenset({attempt.instance_id}), why)
-
-    async def resume(
-        self,
-        broken: Attempt,
-        stream: ContinuedStream,
-        cause: str,
-        keep_alive: SseKeepAlive,
-        attempt: Attempt | None = None,
-    ) -> str | None:
-        """Relays the rest of the response from other instances.
-
-        stream: what the client has.
-        cause: why the stream of `broken` ended.
-        attempt: at the instance that takes it over, if that was chosen before.
-        Returns None if the response is complete now, else the cause of the failure.
-        `HANDED_OVER`: a `RelayedStream` ends it.
-        """
-        context, tried = broken.context, frozenset[str]()
-        if isinstance(stream, StreamTokens) and broken.engine_response is not None:
-            stream.events += broken.engine_response.event_count
-        key = context.request.model_key
-        first_cause, reason = cause, ""
-        while not reason:
-            tried |= {broken.instance_id}
-            if context.trace is not None:
-                context.trace.finish_span(ATTEMPT, cause)
-            is_read = not isinstance(stream, StreamText) or await self._parse(stream.sent)
-            reason = stream.refusal() if is_read else NOT_TEXT
-            if reason:
-                break
-            body = stream.next_body()
-            if body is None:
-                return self._complete(context, stream, cause)
-            if attempt is None:
-                attempt = self._choose(broken, stream, cause, tried)
-            if attempt is None:
-                reason = NO_INSTANCE
-                break
-            broken.tokens = None
-            broken.finish(False, self._now())
-            next_cause = await self._continue(attempt, stream, body, keep_alive)
-            if next_cause is None:
-                self._telemetry.record_resumption(key, "whole")
-                return None
-            if next_cause in (HANDED_OVER, CLIENT_SILENT):
-                return next_cause
-            broken, cause, attempt = attempt, next_cause, None
-            if len(tried) > MAX_CONTINUATIONS:
-                reason = "breaks"
-        self._telemetry.record_not_continued(key, reason)
-        if len(tried) > 1 or (isinstance(stream, StreamTokens) and stream.continuations):
-            self._telemetry.record_resumption(key, "broken")
-        context.not_continued = reason
-        return first_cause if len(tried) > 1 else cause
-
-    async def _continue(
-        self, attempt: Attempt, stream: ContinuedStream, body: bytes, keep_alive: SseKeepAlive
-    ) -> str | None:
-        """Relays the rest of the response from one instance.
-
-        Returns None if the response is complete now, else why it is not. `HANDED_OVER`: a
-        `RelayedStream` ends it.
-        """
-        context = attempt.context
-        attempt.on_dispatch(self._now())
-        is_complete = is_handed_over = False
-        try:
-            if context.request.adapter is not None:
-                await attempt.acquire_adapter()
-            attempt.attach_engine_message(body)
-            tokens = attempt.tokens = stream.tokens if isinstance(stream, StreamTokens) else None
-            shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
-            rewrite = stream.splice if shows_cached else partial(hide_in_events, stream.splice)
-            engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
-            if error is None and is_usage_refused(context, engine_response) and isinstance(stream, StreamText):
-                self._without_usage(attempt, stream.sent)
-                engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
-            if error is not None:
-                self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
-                if error.is_crash:
-                    attempt.on_crash()
-                return error.cause
-            scanner = engine_response.scanner
-            if not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
-                return "refused"
-            if tokens is not None and tokens.problem:
-                return tokens.problem
-            self._failures.outlier_detector.on_success(attempt.instance_id, self._now(), context.caller)
-            if isinstance(stream, StreamTokens) and context.deadline is None:
-                self._note_first_token(attempt)
-                stream.continuations += 1
-                is_handed_over = True
-                self._hand_over(attempt, engine_response, keep_alive, stream)
-                return HANDED_OVER
-            cause = await self._relay(attempt, engine_response, stream, keep_alive)
-            is_complete = cause is None
-            if cause == "cut":
-                attempt.on_crash()
-            return cause
-        except UpstreamError as error:
-            self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
-            return error.cause
-        except AttemptFailure as failure:
-            return failure.cause
-        finally:
-            if not is_handed_over:
-                attempt.abort_unfinished()
-                attempt.tokens = None  # the stream may go on with them
-                attempt.finish(is_complete, self._now())
-
-    def _complete(self, context: RequestContext, stream: ContinuedStream, cause: str) -> str | None:
-        """Ends an answer whose tokens are all there; returns the cause of the failure if it
-        cannot.
-        """
-        events = stream.closing(with_usage=not context.request.strip_usage and _has_usage(context))
-        if not events:
-            return cause
-        context.record_usage(stream.usage(None))
-        context.response.write_chunks(events, final=True)
-        self._telemetry.record_resumption(context.request.model_key, "whole")
-        return None
-
-    def _without_usage(self, attempt: Attempt, sent: SentText) -> None:
-        """Makes the attempt one without the request for token counts, which its engine refuses."""
-        if attempt.engine_response is not None:
-            attempt.engine_response.release_buffer()
-        attempt.abort_unfinished()
-        attempt.reset()
-        request = attempt.context.request
-        request.take_back_usage()
-        attempt.attach_engine_message(resume_body(request, sent) or b"")
-
-    def _note_first_token(self, attempt: Attempt) -> None:
-        """Records the first token of an instance that continues a stream, and the client's gap."""
-        now, context = self._now(), attempt.context
-        attempt.on_first_token(now)
-        if context.result.last_at is not None:
-            key = context.request.model_key
-            self._telemetry.record_inter_token(key, attempt.instance_id, now - context.result.last_at)
-
-    async def _parse(self, sent: SentText) -> bool:
-        """Parses the text that the client has; returns whether the stream can be resumed."""
-        async with self._parsing:
-            for is_text in sent.parse_slices():
-                if not is_text:
-                    return False
-                await asyncio.sleep(0)
-        return True
-
-    def _choose(
-        self, broken: Attempt, stream: ContinuedStream, cause: str, tried: frozenset[str], why: str = ""
-    ) -> Attempt | None:
-        context, now = broken.context, self._now()
-        key, choice = context.request.model_key, context.choice
-        assert choice is not None
-        if cause not in _FREE_CAUSES and not self._retry_budget.take(context.caller, now):
-            return None
-        try:
-            excluded = self._excluded_instances(broken, tried)
-            decision = self._routers.choose(key, context.route_request, now, excluded)
-        except NoReadyInstance:
-            return None
-        instance = self._routers.ready_instance(key, decision.chosen) if decision.chosen is not None else None
-        if instance is None:
-            return None
-        sent = f"continued after {cause}, behind {stream.generated} tokens of the answer"
-        sent += f" ({why})" if why else ""
-        reason = f"{sent}; {decision.rule}: {decision.reason}"
-        decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
-        return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, stream.generated)
-
-    def _excluded_instances(self, broken: Attempt, tried: frozenset[str]) -> frozenset[str]:
-        """Returns the instances that may not resume the stream."""
-        context, excluded = broken.context, tried
-        loader, adapter = self._dispatcher.adapter_loader, context.request.adapter
-        if loader is None or adapter is None:
-            return excluded
-        use = context.adapter_use = loader.place(context.request.model_key, adapter, excluded)
-        return excluded | loader.restrict(context.request.model_key, use)
-
-    async def _relay(
-        self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream, keep_alive: SseKeepAlive
-    ) -> str | None:
-        context, telemetry = attempt.context, self._telemetry
-        key, name, result = context.request.model_key, attempt.instance_id, context.result
-        self._note_first_token(attempt)
-        context.response.on_backpressure = attempt.set_paused
-        keep_alive.start(engine_response)
-        engine_response.relay_to(context.response, GapRecorder(telemetry, key, name))
-        cause = await engine_response.finished
-        result.last_at, result.event_count = (
-            engine_response.last_at,
-            result.event_count + engine_response.scanner.event_count,
-        )
-        context.record_usage(stream.usage(engine_response.scanner.usage))
-        if cause is not None and cause != CLIENT_SILENT:
-            self._failures.on_stream_failed(context, name, cause)
-        return cause
-
-
-def record_relayed(
-    context: RequestContext, engine_response: EngineResponse, tokens: StreamTokens | None = None
-) -> None:
-    """Records what was relayed of a response by now: its events, and the engines' token counts."""
-    result, usage = context.result, engine_response.usage
-    result.event_count = engine_response.event_count + (0 if tokens is None else tokens.events)
-    result.next_sequence_number = engine_response.next_sequence_number
-    context.record_usage(usage if tokens is None or not tokens.continuations else tokens.usage(usage))
-
 
 _STREAM_ERROR_TEXTS: Final = {
     "cut": "the engine broke off",
@@ -547,7 +84,7 @@ _NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
-class ResponseRelay:
+class ResponseRelay(StreamEnding):
     """The stage that relays responses, whole or as streams.
 
     One object serves all requests of a worker.
@@ -568,11 +105,11 @@ class ResponseRelay:
         self._now = runtime.now
         self._limits = runtime.limits
         self._comment_times = TimeoutQueue(runtime.loop, runtime.limits.keep_alive_seconds, runtime.now)
-        self._lifecycle = lifecycle
+        super().__init__(lifecycle, dispatcher.recorder.telemetry)
         self._limit_gate = limit_gate
         self._routers = dispatcher.routers
         self._admission = dispatcher.admission
-        self._telemetry = dispatcher.recorder.telemetry
+        self._telemetry = self.telemetry
         self._failures = dispatcher.failures
         self._poison_guard = dispatcher.poison_guard
         self._stream_resume = StreamResume(dispatcher, pool, retry_budget, self._relay_without_task)
@@ -756,14 +293,12 @@ class ResponseRelay:
         tokens: StreamTokens | None,
     ) -> None:
         """Relays a stream to its end without a task."""
-        context, lifecycle = attempt.context, self._lifecycle
+        context = attempt.context
         context.response.on_backpressure = attempt.set_paused
-        stream = RelayedStream(
-            self._telemetry, attempt, engine_response, keep_alive, lifecycle=lifecycle, ending=self, tokens=tokens
-        )
+        stream = RelayedStream(attempt, engine_response, keep_alive, self, tokens)
         engine_response.relay_to(context.response, stream)
         keep_alive.start(engine_response)
-        lifecycle.on_relayed(stream)
+        self.lifecycle.on_relayed(stream)
 
     def _release_request(self, context: RequestContext) -> None:
         """Releases the body: no attempt follows, and thousands of streams need not keep it."""
@@ -999,8 +534,3 @@ def _why_not(attempt: Attempt) -> str:
     if tokens is None:
         return "dialect" if dialect.grammar is not None else "engine"
     return tokens.problem or "poison"
-
-
-def _has_usage(context: RequestContext) -> bool:
-    """Whether engines report the usage of the stream."""
-    return context.request.dialect.requests_usage

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fairlead.fleet.model import InstanceState, StreamResume
-from fairlead_gateway.proxy.relay import RelayedStream
+from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
 from fairlead_gateway.upstream.sent_tokens import COMMENT, SentTokens, TokenMemory
 from fairlead_testing.engines.disaggregated import engine_processes

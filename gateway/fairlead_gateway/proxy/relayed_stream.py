@@ -1,0 +1,267 @@
+"""Streams from their first event to their end: comments, times, and relays without a task.
+
+A stream waits for its engine for minutes. Its task has nothing to do until then, unless the request
+has a timeout of its own, or its text is kept for another engine. Else `ResponseRelay` hands the
+stream over to a `RelayedStream`, and its task ends. A stream that breaks or moves has a task again,
+until another engine has answered.
+
+Why: a waiting task, with its coroutines and futures, takes 2.5 KB of memory for each open stream.
+"""
+
+from abc import abstractmethod
+from collections.abc import Coroutine
+from typing import Final
+
+from fairlead_gateway.errors import (
+    GatewayError,
+)
+from fairlead_gateway.http.listener import ResponseWriter
+from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
+from fairlead_gateway.proxy.attempt import (
+    Attempt,
+)
+from fairlead_gateway.proxy.continuation import (
+    StreamTokens,
+)
+from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
+from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
+from fairlead_gateway.worker.request_context import RequestContext
+
+COMMENT: Final = b": keep-alive\n\n"
+
+
+class SseKeepAlive(TimeoutEntry):
+    """The sender of comments into one silent stream, from `start` to `stop`.
+
+    Then no proxy or client in between closes the stream. A comment goes out only after the head and
+    between two whole events. A client that does not read gets none.
+
+    timeouts: a queue whose timeout is the time between two comments.
+    """
+
+    __slots__ = ("_added_at", "_engine_response", "_is_queued", "_response", "_timeouts")
+
+    def __init__(self, response: ResponseWriter, timeouts: TimeoutQueue) -> None:
+        super().__init__()
+        self._response = response
+        self._timeouts = timeouts
+        self._engine_response: EngineResponse | None = None
+        self._added_at: float | None = None
+        self._is_queued = False
+
+    def start(self, engine_response: EngineResponse) -> None:
+        """Starts the comments of a stream, or continues them with another engine's response."""
+        self._engine_response = engine_response
+        self._added_at = engine_response.last_at
+        if not self._is_queued:
+            self._is_queued = True
+            self._timeouts.add(self, self._timeouts.now())
+
+    def stop(self) -> None:
+        """Ends the comments."""
+        self._engine_response = None
+        self._is_queued = False
+        self._timeouts.remove(self)
+
+    def on_timeout(self) -> None:
+        """Sends a comment if the stream was silent, and waits again."""
+        engine_response, self._is_queued = self._engine_response, False
+        if engine_response is None or self._response.finished:
+            return
+        is_silent = engine_response.last_at == self._added_at
+        if is_silent and not engine_response.is_paused:
+            self._response.write_chunks([COMMENT])
+        self._added_at = engine_response.last_at
+        self._is_queued = True
+        self._timeouts.add(self, self._timeouts.now())
+
+
+class StreamLifecycle:
+    """The owner of relayed streams; its methods are called as a stream proceeds.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    @abstractmethod
+    def on_relayed(self, stream: "RelayedStream") -> None:
+        """Notes a stream that its task has handed over; `stream.cancel` ends it."""
+
+    @abstractmethod
+    def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
+        """Notes a relayed stream that left its engine; `work` continues it, and returns whether it
+        has ended.
+        """
+
+    @abstractmethod
+    def on_cancelled(self, context: RequestContext) -> None:
+        """Notes the end of a stream whose client has disconnected, or that outlasts the drain."""
+
+    @abstractmethod
+    def on_finished(self, context: RequestContext, error: GatewayError | None = None) -> None:
+        """Notes the end of a request; sends `error` to the client, if there is one."""
+
+    @abstractmethod
+    def on_internal_error(self, context: RequestContext, error: Exception) -> None:
+        """Ends a request after a defect of the gateway."""
+
+
+class GapRecorder(StreamObserver):
+    """The observer of a stream that records the times between its chunks."""
+
+    __slots__ = ("_instance_id", "_model_key", "_telemetry")
+
+    def __init__(self, telemetry: MetricsRecorder, model_key: str, instance_id: str) -> None:
+        super().__init__()
+        self._telemetry = telemetry
+        self._model_key = model_key
+        self._instance_id = instance_id
+
+    def on_gap(self, seconds: float) -> None:
+        """Records the seconds between two chunks."""
+        self._telemetry.record_inter_token(self._model_key, self._instance_id, seconds)
+
+
+class RelayedStream(GapRecorder):
+    """One stream without a task."""
+
+    __slots__ = ("_attempt", "_ending", "_engine_response", "_has_ended", "_keep_alive", "_lifecycle", "_tokens")
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        engine_response: EngineResponse,
+        keep_alive: SseKeepAlive,
+        ending: "StreamEnding",
+        tokens: StreamTokens | None,
+    ) -> None:
+        super().__init__(ending.telemetry, attempt.context.request.model_key, attempt.instance_id)
+        self.reports_end = True
+        self._attempt = attempt
+        self._engine_response = engine_response
+        self._keep_alive = keep_alive
+        self._lifecycle = ending.lifecycle
+        self._ending = ending
+        self._tokens = tokens
+        self._has_ended = False
+
+    @property
+    def context(self) -> RequestContext:
+        """The request."""
+        return self._attempt.context
+
+    def on_end(self) -> None:
+        """Ends the response: the engine has sent all, or has failed."""
+        if self._has_ended:
+            return
+        attempt, tokens = self._attempt, self._tokens
+        is_complete = False
+        try:
+            if tokens is not None and self._engine_response.error not in (None, CLIENT_SILENT):
+                self._stop()
+                work = self._ending.continue_stream(attempt, self._engine_response, tokens, self._keep_alive)
+                self._lifecycle.on_broken(attempt.context, work)
+                return
+            try:
+                self._stop()
+                is_complete = self._ending.end_response(attempt, self._engine_response, tokens)
+            finally:
+                self._finish_attempt(is_complete)
+            self._lifecycle.on_finished(attempt.context)
+        except Exception as defect:  # noqa: BLE001 - the boundary of a request: whatever happens, it gets an answer
+            self._lifecycle.on_internal_error(attempt.context, defect)
+
+    @property
+    def instance_id(self) -> str:
+        """The instance that computes it."""
+        return self._attempt.instance_id
+
+    def move(self) -> bool:
+        """Lets another instance continue the stream if that is worth it; returns whether one
+        does.
+        """
+        attempt, tokens = self._attempt, self._tokens
+        if self._has_ended or tokens is None:
+            return False
+        decision = decide_move(self._ending.progress(attempt, self._engine_response, tokens))
+        if not decision.moves:
+            return False
+        planned = self._ending.plan_move(attempt, tokens, decision.reason)
+        if planned is None:
+            return False
+        self._stop()
+        record_relayed(attempt.context, self._engine_response, tokens)
+        attempt.context.result.last_at = self._engine_response.last_at
+        attempt.abort_unfinished()
+        tokens.moves += 1
+        work = self._ending.continue_stream(attempt, self._engine_response, tokens, self._keep_alive, planned)
+        self._lifecycle.on_broken(attempt.context, work)
+        return True
+
+    def cancel(self) -> None:
+        """Ends the stream at once: its client has disconnected, or the drain is over."""
+        if self._has_ended:
+            return
+        self._stop()
+        record_relayed(self._attempt.context, self._engine_response, self._tokens)
+        self._finish_attempt(False)
+        self._lifecycle.on_cancelled(self._attempt.context)
+
+    def _stop(self) -> None:
+        self._has_ended = True
+        self._engine_response.end_relay()
+        self._keep_alive.stop()
+        self._attempt.context.response.on_backpressure = None
+
+    def _finish_attempt(self, is_complete: bool) -> None:
+        attempt = self._attempt
+        attempt.abort_unfinished()
+        attempt.finish(is_complete, attempt.now())
+
+
+class StreamEnding:
+    """The ways in which a relayed stream ends, or goes on elsewhere.
+
+    Why a base class and not a Protocol: compiled, its methods are called directly.
+    """
+
+    def __init__(self, lifecycle: StreamLifecycle, telemetry: MetricsRecorder) -> None:
+        self.lifecycle = lifecycle
+        self.telemetry = telemetry
+
+    @abstractmethod
+    def end_response(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens | None) -> bool:
+        """Ends the response of a stream that was handed over; returns whether it was complete."""
+
+    @abstractmethod
+    def progress(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> StreamProgress:
+        """Returns what is known of a running stream, for the decision on a planned move."""
+
+    @abstractmethod
+    def plan_move(self, attempt: Attempt, tokens: StreamTokens, why: str) -> Attempt | None:
+        """Returns an attempt at the instance that takes over a stream; None if none can."""
+
+    @abstractmethod
+    def continue_stream(
+        self,
+        attempt: Attempt,
+        engine_response: EngineResponse,
+        tokens: StreamTokens,
+        keep_alive: SseKeepAlive,
+        planned: Attempt | None = None,
+    ) -> Coroutine[None, None, bool]:
+        """Continues a stream that left its engine after it was handed over.
+
+        planned: at the instance that takes it over; None if it broke.
+        Returns whether its response has ended; else a `RelayedStream` ends it.
+        """
+
+
+def record_relayed(
+    context: RequestContext, engine_response: EngineResponse, tokens: StreamTokens | None = None
+) -> None:
+    """Records what was relayed of a response by now: its events, and the engines' token counts."""
+    result, usage = context.result, engine_response.usage
+    result.event_count = engine_response.event_count + (0 if tokens is None else tokens.events)
+    result.next_sequence_number = engine_response.next_sequence_number
+    context.record_usage(usage if tokens is None or not tokens.continuations else tokens.usage(usage))

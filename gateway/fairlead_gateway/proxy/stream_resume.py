@@ -1,0 +1,277 @@
+"""Continues streams that broke after their first byte, or that move: another instance generates the
+rest.
+
+The text that clients have is parsed for one stream at a time, and in slices.
+
+Why: an engine that ends breaks hundreds of streams at once. To parse 1 MiB of short events takes
+0.1 s, and requests of all callers would wait for the sum.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from fairlead_gateway.errors import (
+    NoReadyInstance,
+)
+from fairlead_gateway.proxy.attempt import (
+    Attempt,
+    Dispatcher,
+    is_usage_refused,
+)
+from fairlead_gateway.proxy.continuation import (
+    ContinuedStream,
+    SentText,
+    StreamText,
+    StreamTokens,
+    resume_body,
+)
+from fairlead_gateway.proxy.relayed_stream import GapRecorder, SseKeepAlive
+from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
+from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
+from fairlead_gateway.tenants.worker.tenant_policy import (
+    hide_in_events,
+)
+from fairlead_gateway.upstream.connection import UpstreamError
+from fairlead_gateway.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
+from fairlead_gateway.worker.request_context import RequestContext
+
+MAX_CONTINUATIONS: Final = 8
+"""Limit: instances that are asked for the rest of one stream."""
+HANDED_OVER: Final = "handed-over"
+NOT_TEXT: Final = "not-text"
+NO_INSTANCE: Final = "no-instance"
+
+DRAINED: Final = "drain"
+_FREE_CAUSES: Final = ("cut", "gone", DRAINED)  # the engine went: its work is free, and resuming charges no budget
+
+
+class StreamResume:
+    """The stage that resumes broken streams. One object serves all requests of a worker."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        pool: ConnectionPool,
+        retry_budget: RetryBudget,
+        hand_over: Callable[[Attempt, EngineResponse, SseKeepAlive, StreamTokens | None], None],
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._pool = pool
+        self._hand_over = hand_over
+        self._telemetry = dispatcher.recorder.telemetry
+        self._retry_budget = retry_budget
+        self._now = dispatcher.now
+        self._routers = dispatcher.routers
+        self._failures = dispatcher.failures
+        self._parsing = asyncio.Lock()
+
+    def plan_move(self, attempt: Attempt, stream: StreamTokens, why: str) -> Attempt | None:
+        """Chooses an instance that takes over a stream of one that drains.
+
+        Returns None if none can, or if the answer is about to end.
+        """
+        if stream.refusal() or stream.is_at_limit:
+            return None
+        return self._choose(attempt, stream, DRAINED, frozenset({attempt.instance_id}), why)
+
+    async def resume(
+        self,
+        broken: Attempt,
+        stream: ContinuedStream,
+        cause: str,
+        keep_alive: SseKeepAlive,
+        attempt: Attempt | None = None,
+    ) -> str | None:
+        """Relays the rest of the response from other instances.
+
+        stream: what the client has.
+        cause: why the stream of `broken` ended.
+        attempt: at the instance that takes it over, if that was chosen before.
+        Returns None if the response is complete now, else the cause of the failure.
+        `HANDED_OVER`: a `RelayedStream` ends it.
+        """
+        context, tried = broken.context, frozenset[str]()
+        if isinstance(stream, StreamTokens) and broken.engine_response is not None:
+            stream.events += broken.engine_response.event_count
+        key = context.request.model_key
+        first_cause, reason = cause, ""
+        while not reason:
+            tried |= {broken.instance_id}
+            if context.trace is not None:
+                context.trace.finish_span(ATTEMPT, cause)
+            is_read = not isinstance(stream, StreamText) or await self._parse(stream.sent)
+            reason = stream.refusal() if is_read else NOT_TEXT
+            if reason:
+                break
+            body = stream.next_body()
+            if body is None:
+                return self._complete(context, stream, cause)
+            if attempt is None:
+                attempt = self._choose(broken, stream, cause, tried)
+            if attempt is None:
+                reason = NO_INSTANCE
+                break
+            broken.tokens = None
+            broken.finish(False, self._now())
+            next_cause = await self._continue(attempt, stream, body, keep_alive)
+            if next_cause is None:
+                self._telemetry.record_resumption(key, "whole")
+                return None
+            if next_cause in (HANDED_OVER, CLIENT_SILENT):
+                return next_cause
+            broken, cause, attempt = attempt, next_cause, None
+            if len(tried) > MAX_CONTINUATIONS:
+                reason = "breaks"
+        self._telemetry.record_not_continued(key, reason)
+        if len(tried) > 1 or (isinstance(stream, StreamTokens) and stream.continuations):
+            self._telemetry.record_resumption(key, "broken")
+        context.not_continued = reason
+        return first_cause if len(tried) > 1 else cause
+
+    async def _continue(
+        self, attempt: Attempt, stream: ContinuedStream, body: bytes, keep_alive: SseKeepAlive
+    ) -> str | None:
+        """Relays the rest of the response from one instance.
+
+        Returns None if the response is complete now, else why it is not. `HANDED_OVER`: a
+        `RelayedStream` ends it.
+        """
+        context = attempt.context
+        attempt.on_dispatch(self._now())
+        is_complete = is_handed_over = False
+        try:
+            if context.request.adapter is not None:
+                await attempt.acquire_adapter()
+            attempt.attach_engine_message(body)
+            tokens = attempt.tokens = stream.tokens if isinstance(stream, StreamTokens) else None
+            shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
+            rewrite = stream.splice if shows_cached else partial(hide_in_events, stream.splice)
+            engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
+            if error is None and is_usage_refused(context, engine_response) and isinstance(stream, StreamText):
+                self._without_usage(attempt, stream.sent)
+                engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
+            if error is not None:
+                self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
+                if error.is_crash:
+                    attempt.on_crash()
+                return error.cause
+            scanner = engine_response.scanner
+            if not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
+                return "refused"
+            if tokens is not None and tokens.problem:
+                return tokens.problem
+            self._failures.outlier_detector.on_success(attempt.instance_id, self._now(), context.caller)
+            if isinstance(stream, StreamTokens) and context.deadline is None:
+                self._note_first_token(attempt)
+                stream.continuations += 1
+                is_handed_over = True
+                self._hand_over(attempt, engine_response, keep_alive, stream)
+                return HANDED_OVER
+            cause = await self._relay(attempt, engine_response, stream, keep_alive)
+            is_complete = cause is None
+            if cause == "cut":
+                attempt.on_crash()
+            return cause
+        except UpstreamError as error:
+            self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
+            return error.cause
+        except AttemptFailure as failure:
+            return failure.cause
+        finally:
+            if not is_handed_over:
+                attempt.abort_unfinished()
+                attempt.tokens = None  # the stream may go on with them
+                attempt.finish(is_complete, self._now())
+
+    def _complete(self, context: RequestContext, stream: ContinuedStream, cause: str) -> str | None:
+        """Ends an answer whose tokens are all there; returns the cause of the failure if it
+        cannot.
+        """
+        events = stream.closing(with_usage=not context.request.strip_usage and context.request.dialect.requests_usage)
+        if not events:
+            return cause
+        context.record_usage(stream.usage(None))
+        context.response.write_chunks(events, final=True)
+        self._telemetry.record_resumption(context.request.model_key, "whole")
+        return None
+
+    def _without_usage(self, attempt: Attempt, sent: SentText) -> None:
+        """Makes the attempt one without the request for token counts, which its engine refuses."""
+        if attempt.engine_response is not None:
+            attempt.engine_response.release_buffer()
+        attempt.abort_unfinished()
+        attempt.reset()
+        request = attempt.context.request
+        request.take_back_usage()
+        attempt.attach_engine_message(resume_body(request, sent) or b"")
+
+    def _note_first_token(self, attempt: Attempt) -> None:
+        """Records the first token of an instance that continues a stream, and the client's gap."""
+        now, context = self._now(), attempt.context
+        attempt.on_first_token(now)
+        if context.result.last_at is not None:
+            key = context.request.model_key
+            self._telemetry.record_inter_token(key, attempt.instance_id, now - context.result.last_at)
+
+    async def _parse(self, sent: SentText) -> bool:
+        """Parses the text that the client has; returns whether the stream can be resumed."""
+        async with self._parsing:
+            for is_text in sent.parse_slices():
+                if not is_text:
+                    return False
+                await asyncio.sleep(0)
+        return True
+
+    def _choose(
+        self, broken: Attempt, stream: ContinuedStream, cause: str, tried: frozenset[str], why: str = ""
+    ) -> Attempt | None:
+        context, now = broken.context, self._now()
+        key, choice = context.request.model_key, context.choice
+        assert choice is not None
+        if cause not in _FREE_CAUSES and not self._retry_budget.take(context.caller, now):
+            return None
+        try:
+            excluded = self._excluded_instances(broken, tried)
+            decision = self._routers.choose(key, context.route_request, now, excluded)
+        except NoReadyInstance:
+            return None
+        instance = self._routers.ready_instance(key, decision.chosen) if decision.chosen is not None else None
+        if instance is None:
+            return None
+        sent = f"continued after {cause}, behind {stream.generated} tokens of the answer"
+        sent += f" ({why})" if why else ""
+        reason = f"{sent}; {decision.rule}: {decision.reason}"
+        decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
+        return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, stream.generated)
+
+    def _excluded_instances(self, broken: Attempt, tried: frozenset[str]) -> frozenset[str]:
+        """Returns the instances that may not resume the stream."""
+        context, excluded = broken.context, tried
+        loader, adapter = self._dispatcher.adapter_loader, context.request.adapter
+        if loader is None or adapter is None:
+            return excluded
+        use = context.adapter_use = loader.place(context.request.model_key, adapter, excluded)
+        return excluded | loader.restrict(context.request.model_key, use)
+
+    async def _relay(
+        self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream, keep_alive: SseKeepAlive
+    ) -> str | None:
+        context, telemetry = attempt.context, self._telemetry
+        key, name, result = context.request.model_key, attempt.instance_id, context.result
+        self._note_first_token(attempt)
+        context.response.on_backpressure = attempt.set_paused
+        keep_alive.start(engine_response)
+        engine_response.relay_to(context.response, GapRecorder(telemetry, key, name))
+        cause = await engine_response.finished
+        result.last_at, result.event_count = (
+            engine_response.last_at,
+            result.event_count + engine_response.scanner.event_count,
+        )
+        context.record_usage(stream.usage(engine_response.scanner.usage))
+        if cause is not None and cause != CLIENT_SILENT:
+            self._failures.on_stream_failed(context, name, cause)
+        return cause
