@@ -348,7 +348,17 @@ class StreamTokens(ContinuedStream):
     events: those of the instances before the present one.
     """
 
-    __slots__ = ("_body", "_has_media", "_is_marked", "_kind", "continuations", "events", "moves", "tokens")
+    __slots__ = (
+        "_body",
+        "_has_media",
+        "_has_tools",
+        "_is_marked",
+        "_kind",
+        "continuations",
+        "events",
+        "moves",
+        "tokens",
+    )
 
     def __init__(self, request: ModelRequest, tokens: SentTokens) -> None:
         self.tokens = tokens
@@ -356,6 +366,7 @@ class StreamTokens(ContinuedStream):
         self._kind = request.dialect.body_type
         name, stub = _STUB[self._kind]
         self._has_media = self._is_marked = False
+        self._has_tools = request.body.find(b'"tools"') >= 0
         body, start, end = request.body, request.messages_start, request.messages_end
         if end:
             text = memoryview(request.client_body)[start - 1 : end + 1]
@@ -444,6 +455,26 @@ class StreamTokens(ContinuedStream):
             changes["return_token_ids"] = b"true"
         return set_members(self._body, changes)
 
+    @property
+    def is_unclear(self) -> bool:
+        """Whether the last tokens that came with text may belong to what follows it."""
+        tokens = self.tokens
+        return bool(tokens.last) and (self._has_tools or tokens.shown - tokens.last_at > 1)
+
+    def last_text(self) -> str:
+        """Returns the text of the last event that has some; of reasoning only if none follows."""
+        tokens = self.tokens
+        choices = (_decode(tokens.last[tokens.last.find(b"{") :]) or {}).get("choices") or [{}]
+        delta = choices[0].get("delta") or choices[0]
+        parts = [delta.get(name) for name in ("content", "text", "reasoning", "reasoning_content")]
+        return next((part for part in parts if part and isinstance(part, str)), "")
+
+    def tokens_before(self, end: int) -> bytes:
+        """Returns the body that asks an engine for the text of the last tokens before `end`."""
+        tokens = self.tokens
+        start = max(0, tokens.last_at - _CONTEXT_TOKENS)
+        return b'{"tokens":' + msgspec.json.encode(tokens.ids[start:end].tolist()) + b"}"
+
     def splice(self, events: list[bytes]) -> list[bytes]:
         spliced: list[bytes] = []
         for event in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
@@ -500,6 +531,8 @@ class StreamTokens(ContinuedStream):
 
 
 _NAMES: Final = ("id", "object", "created", "model")
+_CONTEXT_TOKENS: Final = 8
+"""More than the parts of any character."""
 _MAX_SEED: Final = (1 << 63) - 1
 
 
@@ -508,6 +541,12 @@ def _decode(data: bytes) -> dict[str, Any] | None:
         return msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def decoded_text(body: bytes) -> str:
+    """Returns the text in an engine's answer to `/detokenize`; empty if there is none."""
+    text = (_decode(body) or {}).get("prompt")
+    return text if isinstance(text, str) else ""
 
 
 def _decode_head(head: bytes) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from fairlead_gateway.proxy.continuation import (
     SentText,
     StreamText,
     StreamTokens,
+    decoded_text,
     resume_body,
 )
 from fairlead_gateway.proxy.relayed_stream import GapRecorder, SseKeepAlive
@@ -35,13 +36,15 @@ from fairlead_gateway.tenants.worker.tenant_policy import (
     hide_in_events,
 )
 from fairlead_gateway.upstream.connection import UpstreamError
-from fairlead_gateway.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
+from fairlead_gateway.upstream.request_encoder import encode_request
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
 from fairlead_gateway.worker.request_context import RequestContext
 
 MAX_CONTINUATIONS: Final = 8
 """Limit: instances that are asked for the rest of one stream."""
 HANDED_OVER: Final = "handed-over"
+_MAX_UNCLEAR_TOKENS: Final = 16
 NOT_TEXT: Final = "not-text"
 NO_INSTANCE: Final = "no-instance"
 
@@ -146,6 +149,11 @@ class StreamResume:
         try:
             if context.request.adapter is not None:
                 await attempt.acquire_adapter()
+            if isinstance(stream, StreamTokens) and stream.is_unclear:
+                await self._settle(attempt, stream)
+                if stream.tokens.problem:
+                    return stream.tokens.problem
+                body = stream.next_body() or body
             attempt.attach_engine_message(body)
             tokens = attempt.tokens = stream.tokens if isinstance(stream, StreamTokens) else None
             shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
@@ -179,13 +187,32 @@ class StreamResume:
         except UpstreamError as error:
             self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
             return error.cause
-        except AttemptFailure as failure:
+        except (AttemptFailure, EngineCallFailed) as failure:
             return failure.cause
         finally:
             if not is_handed_over:
                 attempt.abort_unfinished()
                 attempt.tokens = None  # the stream may go on with them
                 attempt.finish(is_complete, self._now())
+
+    async def _settle(self, attempt: Attempt, stream: StreamTokens) -> None:
+        """Asks the instance to which of its last tokens the client's text belongs.
+
+        Raises EngineCallFailed.
+        """
+        tokens, context, text = stream.tokens, attempt.context, stream.last_text()
+        prefix = self._dispatcher.request_prefixes.get("POST", "/detokenize", attempt.address.url)
+        for end in range(tokens.shown, max(tokens.last_at, tokens.shown - _MAX_UNCLEAR_TOKENS), -1):
+            body = stream.tokens_before(end)
+            message = encode_request(
+                prefix, context.http_request.head, body, context.id, dp_rank=attempt.address.dp_rank, extra_headers=""
+            )
+            seconds = self._pool.limits.connect_seconds
+            answer = await call_engine(self._pool, attempt.address.url, message, seconds, instance=attempt.instance)
+            if text and decoded_text(answer).endswith(text):
+                tokens.settle(end)
+                return
+        tokens.settle(None)
 
     def _complete(self, context: RequestContext, stream: ContinuedStream, cause: str) -> str | None:
         """Ends an answer whose tokens are all there; returns the cause of the failure if it

@@ -13,6 +13,9 @@ very tokens that the first engine would have drawn. An event without text that s
 held until the next text: its token may be drawn again. Comments take the places of held events, so
 that the client sees that its stream lives.
 
+An event of several tokens can end within a character or mark, too. Of the last event with text
+its place and bytes are kept, so that an engine can say to which token that text belongs.
+
 The ids of the prompt come with the first event. A continued stream has them too, and they prove
 that the engine has read the ids that it was given.
 
@@ -30,6 +33,7 @@ MEMORY: Final = "memory"
 NO_TOKEN_IDS: Final = "no-token-ids"
 IDS_NOT_READ: Final = "ids-not-read"
 LONG_TOOL_CALL: Final = "long-tool-call"
+PART_OF_TEXT: Final = "part-of-text"
 COMMENT: Final = b":\n\n"
 """In place of an event that is held."""
 MAX_HELD_BYTES: Final = 1_048_576
@@ -69,6 +73,7 @@ class SentTokens:
     shown: how many of them the client has as text, with the prompt.
     earlier: how many of the answer's tokens engines before this one have generated.
     head: the first event, without ids; it names the answer.
+    last, last_at: the last event with text, and how many tokens came before it.
     problem: why the stream cannot go on from its tokens, in one word; empty if it can.
     is_finished: the answer's finish reason was sent.
     """
@@ -85,6 +90,8 @@ class SentTokens:
         "head",
         "ids",
         "is_finished",
+        "last",
+        "last_at",
         "problem",
         "prompt_tokens",
         "shown",
@@ -99,8 +106,8 @@ class SentTokens:
         self._held_bytes = 0
         self._is_in_call = False
         self.ids = array("I")
-        self.prompt_tokens = self.shown = self.earlier = 0
-        self.head = b""
+        self.prompt_tokens = self.shown = self.earlier = self.last_at = 0
+        self.head = self.last = b""
         self.problem = ""
         self.is_finished = False
 
@@ -126,10 +133,18 @@ class SentTokens:
         self.earlier = self.generated
         self._count()
 
+    def settle(self, shown: int | None) -> None:
+        """Sets how many tokens the client has as text, as an engine knows; None if it does not."""
+        self.last, self.last_at = b"", self.shown
+        if shown is None:
+            self.problem = PART_OF_TEXT
+        else:
+            self.shown = self.last_at = shown
+
     def release(self) -> None:
         """Drops all tokens. May be called twice."""
         self.ids = array("I")
-        self._held = []
+        self._held, self.last = [], b""
         self._count()
 
     def _take_event(self, event: bytes) -> bytes:
@@ -140,7 +155,7 @@ class SentTokens:
         at = event.find(_KEY)
         if at < 0:
             return event if event.find(_HIDDEN) < 0 else self._give_up(NO_TOKEN_IDS, event)
-        end = event.find(b"]", at)
+        end, before = event.find(b"]", at), len(self.ids)
         try:
             for text in event[at + _AT + 1 : end].split(b","):
                 if text:
@@ -149,10 +164,13 @@ class SentTokens:
             return self._give_up(NO_TOKEN_IDS, event)
         if self._strips:
             event = event[: at + _AT] + _NULL + event[end + 1 :]
-        return self._pass_on(event)
+        return self._pass_on(event, before)
 
-    def _pass_on(self, events: bytes) -> bytes:
-        """Holds an event with a tool call, and notes how much of the answer the client has."""
+    def _pass_on(self, events: bytes, before: int) -> bytes:
+        """Holds an event with a tool call, and notes how much of the answer the client has.
+
+        before: the tokens before those of the event.
+        """
         if events.find(_FINISH[0]) >= 0 or events.find(_FINISH[1]) >= 0:
             if has_failed_finish(events):
                 return events
@@ -163,6 +181,7 @@ class SentTokens:
         elif _is_empty(events):
             shows_token = not self._strips or events.find(_LOG_PROBABILITIES) >= 0
             return self._hold(events) if shows_token else events
+        self.last, self.last_at = events, before
         self.shown = len(self.ids)
         if self.shown - self._counted >= _COUNTED_AT_ONCE:
             self._count()

@@ -64,10 +64,17 @@ def prompt_of(body: dict[str, Any]) -> list[int]:
     return list(body.get("kv_transfer_params", {}).get("prompt_token_ids", PROMPT))
 
 
+TEXTS = {11: "I look. ", 21: "\u00e9", 22: "\ufffd", 23: " <"}
+
+
 def engine_of(*parts: list[dict[str, Any]], met: list[dict[str, Any]]) -> Script:
     """An engine that sends one part for each call, and hangs up but after the last."""
 
     async def script(call: EngineCall) -> None:
+        if call.path == "/detokenize":
+            text = "".join(TEXTS.get(token, f"[{token}]") for token in call.json["tokens"])
+            await call.respond({"prompt": text})
+            return
         met.append(call.json)
         await call.start_stream()
         await call.event(opening(prompt_of(call.json)))
@@ -319,6 +326,27 @@ async def test_a_token_without_text_that_the_client_would_see_is_held(change: di
     assert prompt_of(met[1]) == [*PROMPT, 11, 12]
     if "return_token_ids" in change:
         assert [ids for choice in choices for ids in choice.get("token_ids") or []] == [11, 12, 14, 15, 16]
+
+
+async def test_a_part_of_a_character_behind_the_text_of_its_event_is_drawn_again() -> None:
+    met: list[dict[str, Any]] = []
+    first = [chunk({"content": "one "}, [20]), chunk({"content": "\u00e9"}, [21, 22])]
+    rest = [chunk({"content": "two"}, [24], "stop"), counts(5, 1)]
+    async with gateway_of(script := engine_of(first, rest, met=met), script) as (running, *_):
+        events = shown(await request(running.url, CHAT))
+    assert text_of(events) == "one \u00e9two"
+    assert prompt_of(met[1]) == [*PROMPT, 20, 21]
+    assert (events[-1]["usage"]["completion_tokens"], met[1]["max_tokens"]) == (3, 58)
+
+
+async def test_text_that_ends_within_a_token_is_not_continued() -> None:
+    met: list[dict[str, Any]] = []
+    tools = {"tools": [{"type": "function", "function": {"name": "g"}}]}
+    script = engine_of([chunk({"content": " "}, [23])], [], met=met)
+    async with gateway_of(script, script) as (running, *_):
+        answer = await request(running.url, CHAT | tools)
+        assert "no engine could continue it (part-of-text)" in answer.events[-1]
+    assert len(met) == 1
 
 
 async def test_text_whose_tokens_the_engine_hides_is_not_sent_twice() -> None:

@@ -1,0 +1,661 @@
+"""Streams that go on at another engine: cut at every token, sampled, and with engines that die.
+
+A proxy before a living engine cuts the connection behind a chosen token. The gateway has three such
+proxies, so it continues each stream at the same engine, by the other way. Two models:
+
+- Random weights, in whole precision: each token depends on all before it.
+- A scripted model (`e2e/vllm/engine/scripted_model.py`) with reasoning, calls of tools, and
+  characters that are split over tokens. The probabilities of what it says are known.
+
+Greedy streams must be those of the engine without a cut, in text, reason and counts. Where both
+asks without a cut already differ, the engine is at fault, and the report counts it.
+
+Sampled streams have seeds, so that a run can be repeated. One chi-squared test covers all of them.
+Its cells are pairs of tokens around the cut, for each prompt. Rare pairs share a cell, so that at
+least five are expected in each.
+"""
+
+import asyncio
+import json
+import math
+import re
+import subprocess
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+
+from e2e.vllm.client import openai_client
+from e2e.vllm.engine.cutting_proxy import AFTER_USAGE, CutPlan, CuttingProxy
+from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fetch
+from e2e.vllm.report import Numbers, VllmReport, require
+from fairlead_testing.processes import unused_port
+from fairlead_testing.waiting import wait_until
+
+NAME = "continued"
+MODEL = "tiny"
+SEED = 20
+TRANSCRIPTS = 200
+SHORTEST, LONGEST = 12, 24
+TWO_CUTS = 60
+USAGE_CUTS = 30
+BYTE_TRANSCRIPTS = 20
+SAMPLED_PROMPTS, SAMPLED = 8, 250
+SAMPLED_CUT = 3
+SCRIPTED_SAMPLED = 400
+MIN_EXPECTED = 5.0
+MIN_P = 0.01
+CALLS = 12
+ROUNDS, STREAMS, KILLED_TOKENS = 5, 10, 160
+KILL_AFTER = 40
+_AT_ONCE = 6
+_WAYS = 3
+_BACK_SECONDS = 120.0
+_MAKER = Path(__file__).parents[1] / "engine" / "scripted_model.py"
+_TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+_OPTIONS = (
+    *("--dtype", "float32", "--max-num-seqs", "32", "--generation-config", "vllm", *_TOOLS),
+    *("--structured-outputs-config", '{"backend":"xgrammar","disable_any_whitespace":true}'),
+)
+REASONING_PARSERS = ("qwen3", "deepseek_r1")
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+_CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_LOOK: Mapping[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 6}, "days": {"type": "integer"}},
+            "required": ["days"],
+            "additionalProperties": False,
+        },
+    },
+}
+_NAMED = {"type": "function", "function": {"name": "look"}}
+_WORD = re.compile(r"[A-Za-z]{3,9}")
+_CHARACTERS = "日é😀a"
+"""Their tokens are bytes."""
+_SHARES = ((" see", 0.5), (" think", 0.3), (" check", 0.2))
+"""What the scripted model says behind its third token of reasoning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request for a stream."""
+
+    path: str
+    body: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Said:
+    """A stream as its client has it."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[list[str]] = field(default_factory=list)
+    finish: str | None = None
+    usage: tuple[int, int, int] | None = None
+    tokens: list[int] = field(default_factory=list)
+    continued_at: list[int] = field(default_factory=list)
+    error: str = ""
+    instance: str = ""
+    is_whole: bool = False
+
+    def same(self) -> tuple[object, ...]:
+        """What must not depend on a cut."""
+        return self.text, self.reasoning, self.calls, self.finish, self.usage, self.is_whole
+
+
+async def ask(client: httpx.AsyncClient, one: Ask, name: str) -> Said:
+    """Sends a request and reads its stream."""
+    said = Said()
+    try:
+        async with client.stream("POST", one.path, json={**one.body, "user": name}) as answer:
+            said.instance = answer.headers.get("x-fairlead-instance", "")
+            if answer.status_code != 200:
+                said.error = f"{answer.status_code} {(await answer.aread()).decode()[:300]}"
+                return said
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    _add(said, line[6:])
+    except httpx.HTTPError as error:
+        said.error = f"{type(error).__name__}"
+    return said
+
+
+def _add(said: Said, data: str) -> None:
+    if data == "[DONE]":
+        said.is_whole = not said.error and said.finish is not None
+        return
+    event = json.loads(data)
+    if "error" in event:
+        said.error = data[:300]
+    if "fairlead_continued_at" in event:
+        said.continued_at.append(event["fairlead_continued_at"])
+    if usage := event.get("usage"):
+        said.usage = usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]
+    for choice in event.get("choices", []):
+        delta = choice.get("delta") or {}
+        content = choice.get("text") or delta.get("content") or ""
+        reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
+        said.text += content
+        said.reasoning += reasoning
+        said.tokens += choice.get("token_ids") or []
+        said.finish = choice.get("finish_reason") or said.finish
+        for call in delta.get("tool_calls") or []:
+            made = call.get("function") or {}
+            while len(said.calls) <= call["index"]:
+                said.calls.append(["", ""])
+            said.calls[call["index"]][0] += made.get("name") or ""
+            said.calls[call["index"]][1] += made.get("arguments") or ""
+
+
+def chat(content: str, tokens: int, **more: object) -> Ask:
+    """A greedy chat."""
+    return Ask(_CHAT, _fixed(tokens) | {"messages": [{"role": "user", "content": content}]} | more)
+
+
+def completion(prompt: str, tokens: int, **more: object) -> Ask:
+    """A greedy completion."""
+    return Ask(_COMPLETIONS, _fixed(tokens) | {"prompt": prompt} | more)
+
+
+def _fixed(tokens: int) -> dict[str, Any]:
+    counted = {"stream": True, "stream_options": {"include_usage": True}}
+    return {"model": MODEL, "max_tokens": tokens, "temperature": 0, **counted}
+
+
+def prompts(draw: Random, count: int) -> list[str]:
+    """Prompts of 5 to 60 words out of the sources of this folder."""
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
+    words = sorted({word for source in sources for word in _WORD.findall(source.read_text())})
+    return [" ".join(draw.sample(words, draw.randint(5, 60))) for _ in range(count)]
+
+
+def transcripts(draw: Random, count: int) -> list[Ask]:
+    """Chats, completions, and chats with a tool that the model may call, by turns."""
+    found = []
+    for number, prompt in enumerate(prompts(draw, count)):
+        tokens, more = draw.randint(SHORTEST, LONGEST), {"ignore_eos": number % 2 == 0}
+        if number % 3 == 0:
+            found.append(chat(prompt, tokens, **more))
+        elif number % 3 == 1:
+            found.append(completion(prompt, tokens, **more))
+        else:
+            found.append(chat(prompt, tokens, tools=[_LOOK], **more))
+    return found
+
+
+class CutFleet:
+    """A gateway before two proxies that lead to one engine."""
+
+    def __init__(self, url: str, gateway: GatewayProcess, plan: CutPlan) -> None:
+        self.gateway = gateway
+        self.plan = plan
+        self._url = url
+        self._names = 0
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+
+    @classmethod
+    @asynccontextmanager
+    async def before(cls, stage: EngineStage, engine: str) -> AsyncIterator["CutFleet"]:
+        """Runs proxies and a gateway until the block ends."""
+        plan = CutPlan()
+        proxies = [CuttingProxy(engine, plan) for _ in range(_WAYS)]
+        urls = [await proxy.start() for proxy in proxies]
+        instances = [{"id": f"way-{at}", "url": url, "role": "Serve"} for at, url in enumerate(urls)]
+        fleet = {"models": [{"name": MODEL, "instances": instances}]}
+        gateway = await asyncio.to_thread(stage.gateway, fleet)
+        try:
+            yield cls(gateway.url, gateway, plan)
+        finally:
+            await asyncio.to_thread(gateway.stop)
+            for proxy in proxies:
+                await proxy.stop()
+
+    async def ask(self, client: httpx.AsyncClient, one: Ask, *cuts: int) -> Said:
+        """Sends a request whose stream is cut."""
+        self._names += 1
+        name = f"cut-{self._names:06}"
+        self.plan.cuts[name] = list(cuts)
+        async with self._turn:
+            said = await ask(client, one, name)
+        del self.plan.cuts[name]
+        return said
+
+    def client(self) -> httpx.AsyncClient:
+        """A client of the gateway."""
+        return openai_client(self._url)
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """What became of streams that were cut."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: list[str] = field(default_factory=list)
+
+    def add(self, whole: Said, again: Said, got: Said, what: str) -> None:
+        """Compares a stream with the one without a cut.
+
+        again: the same without a cut, a second time.
+        """
+        self.counts["streams"] += 1
+        self.counts["continued"] += bool(got.continued_at)
+        if whole.is_whole and got.same() == whole.same():
+            self.counts["identical"] += 1
+            return
+        if whole.same() != again.same():
+            self.counts["of_engines_that_differ_from_themselves"] += 1
+            return
+        self.counts["broken" if got.error else "different"] += 1
+        if len(self.first) < 5:
+            self.first.append(f"{what}: {whole.same()} then {got.error or got.same()} {got.continued_at}"[:1_000])
+
+    def numbers(self, plan: CutPlan) -> Numbers:
+        """For the report."""
+        names = ("streams", "identical", "different", "broken", "of_engines_that_differ_from_themselves")
+        counted = {name: self.counts[name] for name in names}
+        return {
+            **counted,
+            "continued_elsewhere": self.counts["continued"],
+            "cuts_so_far": plan.made,
+            "first": self.first,
+        }
+
+    def judge(self, plan: CutPlan) -> Numbers:
+        """Returns the numbers. Raises CheckFailed if a stream was another one."""
+        numbers = self.numbers(plan)
+        require(self.counts["streams"], "nothing was cut", numbers)
+        require(not self.first, "streams are not those without a cut", numbers)
+        return numbers
+
+
+async def cut_everywhere(fleet: CutFleet, asks: Sequence[Ask], verdicts: Verdicts) -> list[Said]:
+    """Cuts each stream behind each of its tokens; returns the streams without a cut."""
+    async with fleet.client() as client:
+
+        async def one(number: int, asked: Ask) -> Said:
+            whole, again = await fleet.ask(client, asked), await fleet.ask(client, asked)
+            count = whole.usage[1] if whole.usage else 0
+            for cut in range(1, count + 1):
+                verdicts.add(whole, again, await fleet.ask(client, asked, cut), f"{number} at {cut}")
+            return whole
+
+        return list(await asyncio.gather(*(one(*pair) for pair in enumerate(asks))))
+
+
+class Continued:
+    """The engines, a gateway before each, and all checks."""
+
+    def __init__(self, stage: EngineStage, report: VllmReport) -> None:
+        self._stage = stage
+        self._report = report
+        self._ports = [unused_port(), unused_port()]
+        self._starts = 0
+
+    async def run(self) -> None:
+        """Everything, in order; the engines are gone afterwards."""
+        model = self._stage.folder / "scripted"
+        maker = [str(self._stage.installed.engine_python), str(_MAKER), str(self._stage.installed.model), str(model)]
+        await asyncio.to_thread(subprocess.run, maker, check=True)
+        engines = [self._start(0)]
+        scripted = [self._start_scripted(parser, model) for parser in REASONING_PARSERS]
+        try:
+            for engine in (*engines, *scripted):
+                await asyncio.to_thread(engine.await_health)
+            await self.check_random(engines[0].url)
+            for parser, engine in zip(REASONING_PARSERS, scripted, strict=True):
+                await self.check_scripted(engine.url, parser)
+            await self.check_samples(engines[0].url, scripted[0].url)
+            for engine in scripted:
+                engine.kill()
+            engines.append(self._start(1))
+            await asyncio.to_thread(engines[1].await_health)
+            killed = "an engine of two gets SIGKILL under greedy streams, five times"
+            await self._report.check(killed, lambda: self.kill_engines(engines))
+        finally:
+            for engine in (*engines, *scripted):
+                engine.kill()
+
+    def _start(self, number: int) -> EngineProcess:
+        self._starts += 1
+        name, port = f"continued-{number}-{self._starts}", self._ports[number]
+        return self._stage.engine(name, *_OPTIONS, core=number, port=port, environment=_ENVIRONMENT)
+
+    def _start_scripted(self, parser: str, model: Path) -> EngineProcess:
+        options = (*_OPTIONS, "--reasoning-parser", parser)
+        return self._stage.engine(f"scripted-{parser}", *options, core=1, environment=_ENVIRONMENT, model=model)
+
+    # Streams of random weights.
+
+    async def check_random(self, engine: str) -> None:
+        """Everything that one engine of random weights says."""
+        check = self._report.check
+        await check("bytes of a token on the way from the engine", lambda: count_bytes(engine))
+        async with CutFleet.before(self._stage, engine) as fleet:
+            draw = Random(SEED)
+            asks = transcripts(draw, TRANSCRIPTS)
+            await check(f"{TRANSCRIPTS} greedy transcripts, cut behind every token", lambda: _everywhere(fleet, asks))
+            await check("two cuts in one stream", lambda: self._cut_twice(fleet, asks[:TWO_CUTS], draw))
+            await check("cut behind the usage", lambda: self._cut_behind_usage(fleet, asks[:USAGE_CUTS]))
+            await check("parts of characters", lambda: self._cut_bytes(fleet, engine, draw))
+            await check("calls that must be made, cut behind every token", lambda: self._cut_calls(fleet, draw))
+            await check("log probabilities and token ids", lambda: self._cut_details(fleet, draw))
+
+    async def _cut_twice(self, fleet: CutFleet, asks: Sequence[Ask], draw: Random) -> Numbers:
+        verdicts = Verdicts()
+        async with fleet.client() as client:
+            for number, asked in enumerate(asks):
+                whole, again = await fleet.ask(client, asked), await fleet.ask(client, asked)
+                first = draw.randint(1, SHORTEST // 2)
+                second = draw.randint(1, SHORTEST // 2 - 1)
+                got = await fleet.ask(client, asked, first, second)
+                verdicts.add(whole, again, got, f"{number} at {first} and {second}")
+        return verdicts.judge(fleet.plan)
+
+    async def _cut_behind_usage(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
+        verdicts = Verdicts()
+        async with fleet.client() as client:
+            for number, asked in enumerate(asks):
+                whole, again = await fleet.ask(client, asked), await fleet.ask(client, asked)
+                verdicts.add(whole, again, await fleet.ask(client, asked, AFTER_USAGE), f"{number}")
+        return verdicts.judge(fleet.plan)
+
+    async def _cut_bytes(self, fleet: CutFleet, engine: str, draw: Random) -> Numbers:
+        """Lets the model say only bytes of a few characters."""
+        body = {"model": MODEL, "prompt": _CHARACTERS, "add_special_tokens": False}
+        async with openai_client(engine) as client:
+            allowed = sorted(set((await client.post("/tokenize", json=body)).json()["tokens"]))
+        require(len(allowed) == len(_CHARACTERS.encode()), "tokens are not bytes", {"tokens": allowed})
+        asks = [
+            chat(prompt, SHORTEST, allowed_token_ids=allowed, repetition_penalty=1.2)
+            if number % 2
+            else completion(prompt, SHORTEST, allowed_token_ids=allowed, repetition_penalty=1.2)
+            for number, prompt in enumerate(prompts(draw, BYTE_TRANSCRIPTS))
+        ]
+        verdicts = Verdicts()
+        wholes = await cut_everywhere(fleet, asks, verdicts)
+        marks = sum(whole.text.count("\ufffd") for whole in wholes)
+        return {**verdicts.judge(fleet.plan), "replacement_characters_of_the_engine": marks}
+
+    async def _cut_calls(self, fleet: CutFleet, draw: Random) -> Numbers:
+        choices = ("required", _NAMED)
+        asks = [
+            chat(prompt, 80, tools=[_LOOK], tool_choice=choices[number % 2])
+            for number, prompt in enumerate(prompts(draw, CALLS))
+        ]
+        verdicts = Verdicts()
+        wholes = await cut_everywhere(fleet, asks, verdicts)
+        return {**verdicts.judge(fleet.plan), **_judge_calls(wholes)}
+
+    async def _cut_details(self, fleet: CutFleet, draw: Random) -> Numbers:
+        """Asks for what belongs to tokens: each must be there once."""
+        verdicts = Verdicts()
+        asks = [chat(prompt, SHORTEST, return_token_ids=True, logprobs=True) for prompt in prompts(draw, CALLS)]
+        async with fleet.client() as client:
+            for number, asked in enumerate(asks):
+                whole, again = await fleet.ask(client, asked), await fleet.ask(client, asked)
+                for cut in range(1, len(whole.tokens)):
+                    got = await fleet.ask(client, asked, cut)
+                    verdicts.add(whole, again, got, f"{number} at {cut}")
+                    verdicts.counts["ids_identical"] += got.tokens == whole.tokens
+        numbers = {**verdicts.judge(fleet.plan), "ids_identical": verdicts.counts["ids_identical"]}
+        require(numbers["ids_identical"] == numbers["streams"], "token ids are others", numbers)
+        return numbers
+
+    # Scripts.
+
+    async def check_scripted(self, engine: str, parser: str) -> None:
+        """Reasoning, tools and characters of the scripted model."""
+        check = self._report.check
+        plain = {"chat_template_kwargs": {"enable_thinking": False}}
+        async with CutFleet.before(self._stage, engine) as fleet:
+            reason = [chat("<|reason|>", 30), chat("<|reason|>", 8), chat("<|reason|>", 30, tools=[_LOOK])]
+            await check(f"reasoning ({parser}), cut behind every token", lambda: _everywhere(fleet, reason))
+            if parser != REASONING_PARSERS[0]:
+                return  # what follows has no reasoning, as only the first parser can be told
+            calls = [chat(mark, 40, tools=[_LOOK], **plain) for mark in ("<|call|>", "<|split|>")]
+            await check("calls of the model's own, greedy", lambda: self._cut_own_calls(fleet, calls))
+            await check("calls of the model's own, sampled", lambda: self._sample_calls(fleet, calls))
+            whole = [completion("<|bytes|>", 30), chat("<|bytes|>", 30, **plain), chat("<|bytes|>", 7, **plain)]
+            await check("characters of several tokens", lambda: self._cut_characters(fleet, whole))
+
+    async def _cut_own_calls(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
+        verdicts = Verdicts()
+        wholes = await cut_everywhere(fleet, asks, verdicts)
+        return {**verdicts.judge(fleet.plan), **_judge_calls(wholes)}
+
+    async def _sample_calls(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
+        """Cuts sampled calls: each has arguments that are JSON, once."""
+        got: list[Said] = []
+        async with fleet.client() as client:
+            for asked in asks:
+                for cut in range(1, 13):
+                    for seed in range(3):
+                        body = {**asked.body, "temperature": 1, "seed": SEED + 100 * cut + seed}
+                        got.append(await fleet.ask(client, Ask(asked.path, body), cut))
+        failures = [said.error for said in got if not said.is_whole]
+        numbers = {"streams": len(got), "continued_elsewhere": sum(bool(said.continued_at) for said in got)}
+        require(not failures, "streams broke", numbers | {"first": failures[:3]})
+        return {**numbers, **_judge_calls(got)}
+
+    async def _cut_characters(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
+        verdicts = Verdicts()
+        wholes = await cut_everywhere(fleet, asks, verdicts)
+        return {**verdicts.judge(fleet.plan), "text": wholes[0].text}
+
+    # Sampling.
+
+    async def check_samples(self, random: str, scripted: str) -> None:
+        """One test over all sampled streams, of both models."""
+        cells: list[tuple[float, float]] = []
+        degrees = 0
+        async with CutFleet.before(self._stage, random) as fleet, CutFleet.before(self._stage, scripted) as known:
+
+            async def test() -> Numbers:
+                nonlocal degrees
+                table, freedom = await _compare_samples(fleet)
+                shares, more = await _compare_with_script(known)
+                cells.extend([*table, *shares])
+                degrees = freedom + more
+                statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells)
+                p = chi_squared_tail(statistic, degrees)
+                numbers = {
+                    "continued_streams": SAMPLED_PROMPTS * SAMPLED + SCRIPTED_SAMPLED,
+                    "streams_without_a_cut": SAMPLED_PROMPTS * SAMPLED,
+                    "cells": len(cells),
+                    "degrees_of_freedom": degrees,
+                    "chi_squared": round(statistic, 2),
+                    "p": round(p, 4),
+                }
+                require(p > MIN_P, "what follows a cut has another distribution", numbers)
+                return numbers
+
+            await self._report.check("sampled streams, what follows the cut", test)
+
+    # Engines that die.
+
+    async def kill_engines(self, engines: list[EngineProcess]) -> Numbers:
+        """Kills one engine in each round, and starts it again."""
+        instances = [{"id": f"engine-{at}", "url": engine.url, "role": "Serve"} for at, engine in enumerate(engines)]
+        gateway = await asyncio.to_thread(self._stage.gateway, {"models": [{"name": MODEL, "instances": instances}]})
+        verdicts, draw, reasons, starts = Verdicts(), Random(SEED + 1), Counter[str](), list[float]()
+        for number in range(ROUNDS):
+            await _await_both(gateway, len(engines))
+            asks = [chat(prompt, KILLED_TOKENS, ignore_eos=True) for prompt in prompts(draw, STREAMS)]
+            async with openai_client(gateway.url) as client:
+                wholes = [await ask(client, asked, f"{number}-whole") for asked in asks]
+                again = [await ask(client, asked, f"{number}-again") for asked in asks]
+                killed = number % len(engines)
+                tasks = [asyncio.create_task(ask(client, asked, f"{number}-{at}")) for at, asked in enumerate(asks)]
+                await _await_tokens(engines[killed], tasks)
+                await asyncio.to_thread(engines[killed].kill)
+                for at, got in enumerate(await asyncio.gather(*tasks)):
+                    verdicts.add(wholes[at], again[at], got, f"round {number}, stream {at}")
+                    reasons[got.error] += bool(got.error)
+            engine = engines[killed] = self._start(killed)
+            await asyncio.to_thread(engine.await_health)
+            starts.append(engine.started_seconds)
+        numbers = {**verdicts.numbers(CutPlan()), "kills": ROUNDS, "start_seconds": starts}
+        del numbers["cuts_so_far"]
+        numbers["said_why_not"] = {reason: count for reason, count in reasons.items() if count}
+        require(verdicts.counts["continued"], "no stream was continued, so nothing was shown", numbers)
+        require(not verdicts.first, "streams are not those of a living engine", numbers)
+        return numbers
+
+
+async def _everywhere(fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
+    verdicts = Verdicts()
+    wholes = await cut_everywhere(fleet, asks, verdicts)
+    tokens = sum(whole.usage[1] for whole in wholes if whole.usage)
+    with_reasoning = sum(bool(whole.reasoning) for whole in wholes)
+    more = {"transcripts_with_reasoning": with_reasoning} if with_reasoning else {}
+    return {"transcripts": len(asks), "tokens": tokens, **more, **verdicts.judge(fleet.plan)}
+
+
+def _judge_calls(answers: Iterable[Said]) -> Numbers:
+    """Requires that each answer has one call with arguments that are JSON."""
+    wrong = [
+        f"{said.calls} {said.text} {said.finish}"
+        for said in answers
+        if len(said.calls) != 1 or not _is_call(said.calls[0])
+    ]
+    require(not wrong, "calls are not whole", {"first": wrong[:3]})
+    return {"calls_are_json": True}
+
+
+def _is_call(call: Sequence[str]) -> bool:
+    try:
+        return call[0] == "look" and isinstance(json.loads(call[1]), dict)
+    except ValueError:
+        return False
+
+
+async def _compare_samples(fleet: CutFleet) -> tuple[list[tuple[float, float]], int]:
+    """Samples each prompt with a cut and without; returns seen and expected counts, and degrees."""
+    draw = Random(SEED + 2)
+    cells: list[tuple[float, float]] = []
+    degrees = 0
+    async with fleet.client() as client:
+        for number, prompt in enumerate(prompts(draw, SAMPLED_PROMPTS)):
+            make = chat if number % 2 else completion
+            asked = make(prompt, SAMPLED_CUT + 2, ignore_eos=True, return_token_ids=True)
+            sides = []
+            for cuts in ((), (SAMPLED_CUT,)):
+                seeds = [draw.getrandbits(32) for _ in range(SAMPLED)]
+                bodies = [{**asked.body, "temperature": 1, "seed": seed} for seed in seeds]
+                made = (fleet.ask(client, Ask(asked.path, body), *cuts) for body in bodies)
+                sides.append(Counter(_around_cut(said) for said in await asyncio.gather(*made)))
+            found = homogeneity(*sides)
+            cells += found
+            degrees += max(0, len(found) // 2 - 1)
+    return cells, degrees
+
+
+def _around_cut(said: Said) -> str:
+    """The tokens before and behind the cut."""
+    require(said.is_whole, "a sampled stream broke", {"error": said.error})
+    return "|".join(map(str, said.tokens[SAMPLED_CUT - 1 : SAMPLED_CUT + 1]))
+
+
+async def _compare_with_script(fleet: CutFleet) -> tuple[list[tuple[float, float]], int]:
+    """Cuts the scripted reasoning before its first choice, and counts what follows."""
+    async with fleet.client() as client:
+        body = {**chat("<|reason|>", 6).body, "temperature": 1}
+        made = (
+            fleet.ask(client, Ask(_CHAT, {**body, "seed": SEED + at}), SAMPLED_CUT) for at in range(SCRIPTED_SAMPLED)
+        )
+        texts = [said.reasoning for said in await asyncio.gather(*made)]
+    seen = [sum(word in text for text in texts) for word, _ in _SHARES]
+    require(sum(seen) == SCRIPTED_SAMPLED, "the script is not followed", {"seen": seen, "first": texts[:2]})
+    expected = [SCRIPTED_SAMPLED * share for _, share in _SHARES]
+    return list(zip(map(float, seen), expected, strict=True)), len(_SHARES) - 1
+
+
+def homogeneity(first: Counter[str], second: Counter[str]) -> list[tuple[float, float]]:
+    """The cells of a test that two samples of one size have the same distribution.
+
+    Kinds of fewer than MIN_EXPECTED in the mean share a cell.
+    """
+    total = first + second
+    often = [kind for kind, count in total.items() if count / 2 >= MIN_EXPECTED]
+    pairs = [(first[kind], second[kind]) for kind in often]
+    rest = (first.total() - sum(one for one, _ in pairs), second.total() - sum(one for _, one in pairs))
+    if sum(rest) / 2 >= MIN_EXPECTED:
+        pairs.append(rest)
+    elif sum(rest) and pairs:
+        pairs[-1] = (pairs[-1][0] + rest[0], pairs[-1][1] + rest[1])
+    return [(float(seen), sum(pair) / 2) for pair in pairs for seen in pair]
+
+
+def chi_squared_tail(statistic: float, degrees: int) -> float:
+    """The probability of this or more, by the recursion of the incomplete gamma function."""
+    half = statistic / 2
+    tail, order = (math.erfc(math.sqrt(half)), 0.5) if degrees % 2 else (math.exp(-half), 1.0)
+    while order < degrees / 2:
+        tail += math.exp(order * math.log(half) - half - math.lgamma(order + 1)) if half else 0.0
+        order += 1
+    return min(1.0, tail)
+
+
+async def count_bytes(engine: str) -> Numbers:
+    """Counts the bytes of whole streams from an engine, with token ids and without."""
+    numbers: Numbers = {}
+    prompt = " ".join(prompts(Random(SEED), 20))
+    async with openai_client(engine) as client:
+        for name, asked in (("chat", chat(prompt, 100)), ("completion", completion(prompt, 100))):
+            sizes = []
+            for ids in (False, True):
+                body = {**asked.body, "ignore_eos": True, "return_token_ids": ids}
+                answer = await client.post(asked.path, json=body)
+                sizes.append(answer.content)
+            plain, full = sizes
+            found = re.search(rb'"prompt_token_ids":\[([^\]]*)\]', full)
+            require(found is not None, "no ids of the prompt")
+            assert found is not None
+            ids_bytes, ids_count = len(found[0]), found[0].count(b",") + 1
+            events = full.count(b'"token_ids":[')
+            numbers |= {
+                f"{name}_bytes_per_token": round(len(plain) / events, 1),
+                f"{name}_bytes_per_token_with_ids": round((len(full) - ids_bytes) / events, 1),
+                f"{name}_bytes_per_prompt_token": round(ids_bytes / ids_count, 2),
+                f"{name}_prompt_tokens": ids_count,
+            }
+    return numbers
+
+
+async def _await_both(gateway: GatewayProcess, count: int) -> None:
+    """Waits until every instance has answered."""
+    seen: set[str] = set()
+
+    async def one() -> bool:
+        said = await ask(client, chat(f"hello {len(seen)} {draw.random()}", 2), "warm")
+        seen.add(said.instance)
+        return len(seen - {""}) >= count
+
+    draw = Random()
+    async with openai_client(gateway.url) as client:
+        await wait_until(one, _BACK_SECONDS, 0.2)
+
+
+async def _await_tokens(engine: EngineProcess, tasks: Sequence["asyncio.Task[Said]"]) -> None:
+    """Waits until an engine has generated some tokens of what runs now."""
+    before = await asyncio.to_thread(_generated, engine)
+
+    async def has_begun() -> bool:
+        return all(task.done() for task in tasks) or await asyncio.to_thread(_generated, engine) > before + KILL_AFTER
+
+    await wait_until(has_begun, _BACK_SECONDS, 0.01)
+
+
+def _generated(engine: EngineProcess) -> float:
+    lines = fetch(f"{engine.url}/metrics", seconds=60.0).decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:generation_tokens_total"))
