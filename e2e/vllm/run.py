@@ -14,6 +14,8 @@ processor cores, and no test run collects it. Exits 1 when a check did not hold.
 - ``sdks``: the SDKs of OpenAI and Anthropic, for Python and Node, directly and through a gateway.
   With ``--engines sim`` it runs alone, with a simulated engine and without vLLM.
 - ``adapters``: 200 LoRA adapters on three engines of eight slots, of which engines end.
+- ``continued``: streams that are cut at every token, or sampled, and that another engine continues.
+- ``continued-kills``: the same with engines that die.
 - ``cache-timing``: tenants who guess what another one has sent. Its results are a file of its own,
   bench/results/cache-timing.json.
 - ``pods-lifecycle``, ``pods-hung``, ``pods-handoff``: engines in pods of a real cluster. Their
@@ -48,17 +50,19 @@ from e2e.vllm.pods.pod_scenarios import (
     pod_stage,
 )
 from e2e.vllm.report import VllmReport
-from e2e.vllm.scenarios import cache_timing, client_sdks, tiers
+from e2e.vllm.scenarios import cache_timing, client_sdks, continued, tiers
 from e2e.vllm.scenarios.adapters import Adapters
 from e2e.vllm.scenarios.api_surface import ApiSurface
 from e2e.vllm.scenarios.cache_timing import CacheTiming
 from e2e.vllm.scenarios.client_sdks import ClientSdks
+from e2e.vllm.scenarios.continued import Continued
 from e2e.vllm.scenarios.hung_core import HungCore
 from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios
 from e2e.vllm.scenarios.prefill_handoff import HandoffScenario
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("surface", *INDEXES, tiers.NAME, "nixl", "mooncake", "hung", "adapters", client_sdks.NAME)
+CONTINUED = (continued.NAME, continued.KILLS)
+PARTS = ("surface", *INDEXES, tiers.NAME, "nixl", "mooncake", "hung", "adapters", client_sdks.NAME, *CONTINUED)
 POD_PARTS: dict[str, Callable[[PodStage, VllmReport], "Scenario"]] = {
     "pods-lifecycle": PodsLifecycle,
     "pods-hung": PodsHung,
@@ -107,6 +111,8 @@ def _scenario(part: str, stage: EngineStage, report: VllmReport) -> Scenario:
         return Adapters(stage, report)
     if part == client_sdks.NAME:
         return ClientSdks(stage, report)
+    if part in CONTINUED:
+        return Continued(stage, report, kills=part == continued.KILLS)
     return HandoffScenario(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 

@@ -10,9 +10,12 @@ proxies, so it continues each stream at the same engine, by the other way. Two m
 Greedy streams must be those of the engine without a cut, in text, reason and counts. Where both
 asks without a cut already differ, the engine is at fault, and the report counts it.
 
+Of the transcripts, the first are cut behind every token, the others behind a few that a seed draws.
+
 Sampled streams have seeds, so that a run can be repeated. One chi-squared test covers all of them.
-Its cells are pairs of tokens around the cut, for each prompt. Rare pairs share a cell, so that at
-least five are expected in each.
+Where two tokens are possible at each place, a cell is a sequence of tokens across the cut. Where
+all tokens are, a cell is a class of the tokens before and behind the cut. Rare cells are joined, so
+that at least five are expected in each.
 """
 
 import asyncio
@@ -37,23 +40,25 @@ from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 
-NAME = "continued"
+NAME, KILLS = "continued", "continued-kills"
 MODEL = "tiny"
 SEED = 20
-TRANSCRIPTS = 200
+TRANSCRIPTS, CUT_EVERYWHERE, OTHER_CUTS = 200, 20, 3
+"""Transcripts; those that are cut behind every token; cuts of each of the others."""
 SHORTEST, LONGEST = 12, 24
-TWO_CUTS = 60
+TWO_CUTS = 40
 USAGE_CUTS = 30
-BYTE_TRANSCRIPTS = 20
-SAMPLED_PROMPTS, SAMPLED = 8, 250
+BYTE_TRANSCRIPTS = 12
+SAMPLED_PROMPTS, SAMPLED = 8, 150
 SAMPLED_CUT = 3
 SCRIPTED_SAMPLED = 400
 MIN_EXPECTED = 5.0
 MIN_P = 0.01
-CALLS = 12
-ROUNDS, STREAMS, KILLED_TOKENS = 5, 10, 160
+CALLS = 6
+CALL_CUTS = 10
+ROUNDS, STREAMS, KILLED_TOKENS = 5, 10, 96
 KILL_AFTER = 40
-_AT_ONCE = 6
+_AT_ONCE = 12
 _WAYS = 3
 _BACK_SECONDS = 120.0
 _MAKER = Path(__file__).parents[1] / "engine" / "scripted_model.py"
@@ -71,7 +76,7 @@ _LOOK: Mapping[str, Any] = {
         "name": "look",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 6}, "days": {"type": "integer"}},
+            "properties": {"days": {"type": "integer", "enum": [7, 12, 30]}},
             "required": ["days"],
             "additionalProperties": False,
         },
@@ -278,14 +283,24 @@ class Verdicts:
         return numbers
 
 
-async def cut_everywhere(fleet: CutFleet, asks: Sequence[Ask], verdicts: Verdicts) -> list[Said]:
-    """Cuts each stream behind each of its tokens; returns the streams without a cut."""
+async def cut_streams(
+    fleet: CutFleet, asks: Sequence[Ask], verdicts: Verdicts, cuts: int = 0, everywhere: int = 0
+) -> list[Said]:
+    """Cuts streams behind their tokens; returns the streams without a cut.
+
+    cuts: of each stream, at places that a seed draws; 0: behind every token.
+    everywhere: so many streams are cut behind every token nevertheless.
+    """
     async with fleet.client() as client:
 
         async def one(number: int, asked: Ask) -> Said:
-            whole, again = await fleet.ask(client, asked), await fleet.ask(client, asked)
-            count = whole.usage[1] if whole.usage else 0
-            for cut in range(1, count + 1):
+            whole, again = await asyncio.gather(fleet.ask(client, asked), fleet.ask(client, asked))
+            places = range(1, (whole.usage[1] if whole.usage else 0) + 1)
+            if 0 < cuts < len(places) and number >= everywhere:
+                drawn = Random(f"{SEED}-{number}").sample(places, cuts)
+            else:
+                drawn = list(places)
+            for cut in drawn:
                 verdicts.add(whole, again, await fleet.ask(client, asked, cut), f"{number} at {cut}")
             return whole
 
@@ -293,34 +308,37 @@ async def cut_everywhere(fleet: CutFleet, asks: Sequence[Ask], verdicts: Verdict
 
 
 class Continued:
-    """The engines, a gateway before each, and all checks."""
+    """The engines, a gateway before each, and all checks.
 
-    def __init__(self, stage: EngineStage, report: VllmReport) -> None:
+    kills: the engines get SIGKILL; there is no proxy.
+    """
+
+    def __init__(self, stage: EngineStage, report: VllmReport, *, kills: bool = False) -> None:
         self._stage = stage
         self._report = report
+        self._kills = kills
         self._ports = [unused_port(), unused_port()]
         self._starts = 0
 
     async def run(self) -> None:
         """Everything, in order; the engines are gone afterwards."""
+        engines = [self._start(number) for number in range(2 if self._kills else 1)]
+        parsers = () if self._kills else REASONING_PARSERS
         model = self._stage.folder / "scripted"
         maker = [str(self._stage.installed.engine_python), str(_MAKER), str(self._stage.installed.model), str(model)]
         await asyncio.to_thread(subprocess.run, maker, check=True)
-        engines = [self._start(0)]
-        scripted = [self._start_scripted(parser, model) for parser in REASONING_PARSERS]
+        scripted = [self._start_scripted(parser, model) for parser in parsers]
         try:
             for engine in (*engines, *scripted):
                 await asyncio.to_thread(engine.await_health)
+            if self._kills:
+                killed = f"an engine of two gets SIGKILL under greedy streams, {ROUNDS} times"
+                await self._report.check(killed, lambda: self.kill_engines(engines))
+                return
             await self.check_random(engines[0].url)
-            for parser, engine in zip(REASONING_PARSERS, scripted, strict=True):
+            for parser, engine in zip(parsers, scripted, strict=True):
                 await self.check_scripted(engine.url, parser)
             await self.check_samples(engines[0].url, scripted[0].url)
-            for engine in scripted:
-                engine.kill()
-            engines.append(self._start(1))
-            await asyncio.to_thread(engines[1].await_health)
-            killed = "an engine of two gets SIGKILL under greedy streams, five times"
-            await self._report.check(killed, lambda: self.kill_engines(engines))
         finally:
             for engine in (*engines, *scripted):
                 engine.kill()
@@ -343,31 +361,20 @@ class Continued:
         async with CutFleet.before(self._stage, engine) as fleet:
             draw = Random(SEED)
             asks = transcripts(draw, TRANSCRIPTS)
-            await check(f"{TRANSCRIPTS} greedy transcripts, cut behind every token", lambda: _everywhere(fleet, asks))
+            greedy = f"{TRANSCRIPTS} greedy transcripts, {CUT_EVERYWHERE} of them cut behind every token"
+            await check(greedy, lambda: _everywhere(fleet, asks, OTHER_CUTS))
             await check("two cuts in one stream", lambda: self._cut_twice(fleet, asks[:TWO_CUTS], draw))
             await check("cut behind the usage", lambda: self._cut_behind_usage(fleet, asks[:USAGE_CUTS]))
             await check("parts of characters", lambda: self._cut_bytes(fleet, engine, draw))
-            await check("calls that must be made, cut behind every token", lambda: self._cut_calls(fleet, draw))
+            await check("calls that must be made", lambda: self._cut_calls(fleet, draw))
             await check("log probabilities and token ids", lambda: self._cut_details(fleet, draw))
 
     async def _cut_twice(self, fleet: CutFleet, asks: Sequence[Ask], draw: Random) -> Numbers:
-        verdicts = Verdicts()
-        async with fleet.client() as client:
-            for number, asked in enumerate(asks):
-                whole, again = await fleet.ask(client, asked), await fleet.ask(client, asked)
-                first = draw.randint(1, SHORTEST // 2)
-                second = draw.randint(1, SHORTEST // 2 - 1)
-                got = await fleet.ask(client, asked, first, second)
-                verdicts.add(whole, again, got, f"{number} at {first} and {second}")
-        return verdicts.judge(fleet.plan)
+        places = [(draw.randint(1, SHORTEST // 2), draw.randint(1, SHORTEST // 2 - 1)) for _ in asks]
+        return await _cut_each(fleet, asks, places)
 
     async def _cut_behind_usage(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
-        verdicts = Verdicts()
-        async with fleet.client() as client:
-            for number, asked in enumerate(asks):
-                whole, again = await fleet.ask(client, asked), await fleet.ask(client, asked)
-                verdicts.add(whole, again, await fleet.ask(client, asked, AFTER_USAGE), f"{number}")
-        return verdicts.judge(fleet.plan)
+        return await _cut_each(fleet, asks, [(AFTER_USAGE,)] * len(asks))
 
     async def _cut_bytes(self, fleet: CutFleet, engine: str, draw: Random) -> Numbers:
         """Lets the model say only bytes of a few characters."""
@@ -382,7 +389,7 @@ class Continued:
             for number, prompt in enumerate(prompts(draw, BYTE_TRANSCRIPTS))
         ]
         verdicts = Verdicts()
-        wholes = await cut_everywhere(fleet, asks, verdicts)
+        wholes = await cut_streams(fleet, asks, verdicts)
         marks = sum(whole.text.count("\ufffd") for whole in wholes)
         return {**verdicts.judge(fleet.plan), "replacement_characters_of_the_engine": marks}
 
@@ -393,7 +400,7 @@ class Continued:
             for number, prompt in enumerate(prompts(draw, CALLS))
         ]
         verdicts = Verdicts()
-        wholes = await cut_everywhere(fleet, asks, verdicts)
+        wholes = await cut_streams(fleet, asks, verdicts, CALL_CUTS)
         return {**verdicts.judge(fleet.plan), **_judge_calls(wholes)}
 
     async def _cut_details(self, fleet: CutFleet, draw: Random) -> Numbers:
@@ -430,7 +437,7 @@ class Continued:
 
     async def _cut_own_calls(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
         verdicts = Verdicts()
-        wholes = await cut_everywhere(fleet, asks, verdicts)
+        wholes = await cut_streams(fleet, asks, verdicts)
         return {**verdicts.judge(fleet.plan), **_judge_calls(wholes)}
 
     async def _sample_calls(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
@@ -449,7 +456,7 @@ class Continued:
 
     async def _cut_characters(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
         verdicts = Verdicts()
-        wholes = await cut_everywhere(fleet, asks, verdicts)
+        wholes = await cut_streams(fleet, asks, verdicts)
         return {**verdicts.judge(fleet.plan), "text": wholes[0].text}
 
     # Sampling.
@@ -493,7 +500,7 @@ class Continued:
             asks = [chat(prompt, KILLED_TOKENS, ignore_eos=True) for prompt in prompts(draw, STREAMS)]
             async with openai_client(gateway.url) as client:
                 wholes = [await ask(client, asked, f"{number}-whole") for asked in asks]
-                again = [await ask(client, asked, f"{number}-again") for asked in asks]
+                again = list(await asyncio.gather(*(ask(client, asked, f"{number}-again") for asked in asks)))
                 killed = number % len(engines)
                 tasks = [asyncio.create_task(ask(client, asked, f"{number}-{at}")) for at, asked in enumerate(asks)]
                 await _await_tokens(engines[killed], tasks)
@@ -512,9 +519,22 @@ class Continued:
         return numbers
 
 
-async def _everywhere(fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
+async def _cut_each(fleet: CutFleet, asks: Sequence[Ask], cuts: Sequence[Sequence[int]]) -> Numbers:
+    """Cuts each stream at places of its own."""
     verdicts = Verdicts()
-    wholes = await cut_everywhere(fleet, asks, verdicts)
+    async with fleet.client() as client:
+
+        async def one(asked: Ask, places: Sequence[int]) -> None:
+            sent = (fleet.ask(client, asked), fleet.ask(client, asked), fleet.ask(client, asked, *places))
+            verdicts.add(*await asyncio.gather(*sent), f"at {places}")
+
+        await asyncio.gather(*(one(*pair) for pair in zip(asks, cuts, strict=True)))
+    return verdicts.judge(fleet.plan)
+
+
+async def _everywhere(fleet: CutFleet, asks: Sequence[Ask], cuts: int = 0) -> Numbers:
+    verdicts = Verdicts()
+    wholes = await cut_streams(fleet, asks, verdicts, cuts, CUT_EVERYWHERE)
     tokens = sum(whole.usage[1] for whole in wholes if whole.usage)
     with_reasoning = sum(bool(whole.reasoning) for whole in wholes)
     more = {"transcripts_with_reasoning": with_reasoning} if with_reasoning else {}
@@ -534,9 +554,10 @@ def _judge_calls(answers: Iterable[Said]) -> Numbers:
 
 def _is_call(call: Sequence[str]) -> bool:
     try:
-        return call[0] == "look" and isinstance(json.loads(call[1]), dict)
+        json.loads(call[1])
     except ValueError:
         return False
+    return call[0] == "look"
 
 
 async def _compare_samples(fleet: CutFleet) -> tuple[list[tuple[float, float]], int]:
@@ -547,23 +568,26 @@ async def _compare_samples(fleet: CutFleet) -> tuple[list[tuple[float, float]], 
     async with fleet.client() as client:
         for number, prompt in enumerate(prompts(draw, SAMPLED_PROMPTS)):
             make = chat if number % 2 else completion
-            asked = make(prompt, SAMPLED_CUT + 2, ignore_eos=True, return_token_ids=True)
+            is_narrow = number % 4 < 2
+            more = {"top_k": 2} if is_narrow else {}
+            asked = make(prompt, SAMPLED_CUT + 2, ignore_eos=True, return_token_ids=True, **more)
             sides = []
             for cuts in ((), (SAMPLED_CUT,)):
                 seeds = [draw.getrandbits(32) for _ in range(SAMPLED)]
                 bodies = [{**asked.body, "temperature": 1, "seed": seed} for seed in seeds]
                 made = (fleet.ask(client, Ask(asked.path, body), *cuts) for body in bodies)
-                sides.append(Counter(_around_cut(said) for said in await asyncio.gather(*made)))
+                sides.append(Counter(_around_cut(said, is_narrow) for said in await asyncio.gather(*made)))
             found = homogeneity(*sides)
             cells += found
             degrees += max(0, len(found) // 2 - 1)
     return cells, degrees
 
 
-def _around_cut(said: Said) -> str:
-    """The tokens before and behind the cut."""
+def _around_cut(said: Said, is_narrow: bool) -> str:
+    """The cell of a stream: its first tokens until behind the cut, or classes of two of them."""
     require(said.is_whole, "a sampled stream broke", {"error": said.error})
-    return "|".join(map(str, said.tokens[SAMPLED_CUT - 1 : SAMPLED_CUT + 1]))
+    tokens = said.tokens[: SAMPLED_CUT + 1]
+    return str(tokens) if is_narrow else f"{tokens[-2] % 2} {tokens[-1] % 8}"
 
 
 async def _compare_with_script(fleet: CutFleet) -> tuple[list[tuple[float, float]], int]:
@@ -622,10 +646,10 @@ async def count_bytes(engine: str) -> Numbers:
             require(found is not None, "no ids of the prompt")
             assert found is not None
             ids_bytes, ids_count = len(found[0]), found[0].count(b",") + 1
-            events = full.count(b'"token_ids":[')
+            events = [size.count(b'"choices":[{') for size in sizes]
             numbers |= {
-                f"{name}_bytes_per_token": round(len(plain) / events, 1),
-                f"{name}_bytes_per_token_with_ids": round((len(full) - ids_bytes) / events, 1),
+                f"{name}_bytes_per_event": round(len(plain) / events[0], 1),
+                f"{name}_bytes_per_event_with_ids": round((len(full) - ids_bytes) / events[1], 1),
                 f"{name}_bytes_per_prompt_token": round(ids_bytes / ids_count, 2),
                 f"{name}_prompt_tokens": ids_count,
             }
