@@ -43,7 +43,7 @@ PROFILE = builtin_profile("h100-llama8b")
 CHAT: dict[str, Any] = {
     "model": "tiny",
     "messages": [{"role": "user", "content": "tell me a story"}],
-    "max_tokens": 60,
+    "max_tokens": 200,
     "temperature": 0,
     "stream": True,
     "stream_options": {"include_usage": True},
@@ -96,12 +96,12 @@ async def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, bo
         shown = [json.loads(data) for data in broken.events[:-1]]
         assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in shown}) == 1
         counted, expected = shown[-1]["usage"], json.loads(whole.events[-2])["usage"]
-        assert counted["completion_tokens"] == expected["completion_tokens"] == 60
+        assert counted["completion_tokens"] == expected["completion_tokens"] == 200
         assert counted["prompt_tokens"] == expected["prompt_tokens"]
         assert counted["total_tokens"] == expected["total_tokens"]
         logged = running.gateway.decisions.latest(1)[0]
         assert [record.decision.rule for record in logged.records][-1] == "continue-1"
-        assert (logged.status, logged.error, logged.output_tokens) == (200, None, 60)
+        assert (logged.status, logged.error, logged.output_tokens) == (200, None, 200)
         assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
         assert {load.inflight for load in running.loads().values()} == {0}
 
@@ -153,7 +153,7 @@ async def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_t
         assert second["messages"] == [*first["messages"], {"role": "assistant", "content": "one two "}]
         assert (second["continue_final_message"], second["add_generation_prompt"]) == (True, False)
         assert {call.header("x-request-id") for call in met} == {answer.fields["x-fairlead-decision"]}
-        assert second["max_tokens"] == 58
+        assert second["max_tokens"] == 198
         roles = [data for data in answer.events if '"role"' in data]
         assert len(roles) == 1
         assert json.loads(answer.events[-2])["usage"]["completion_tokens"] == 4
