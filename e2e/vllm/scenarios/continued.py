@@ -114,7 +114,7 @@ class Said:
     is_whole: bool = False
 
     def same(self) -> tuple[object, ...]:
-        """What must not depend on a cut."""
+        """The parts that must not depend on a cut."""
         return self.text, self.reasoning, self.calls, self.finish, self.usage, self.is_whole
 
 
@@ -242,7 +242,7 @@ class CutFleet:
 
 @dataclass(slots=True)
 class Verdicts:
-    """What became of streams that were cut."""
+    """The fates of streams that were cut."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
@@ -432,7 +432,7 @@ class Continued:
             reason = [chat("<|reason|>", 30), chat("<|reason|>", 8), chat("<|reason|>", 30, tools=[_LOOK])]
             await check(f"reasoning ({parser}), cut behind every token", lambda: _everywhere(fleet, reason))
             if parser != REASONING_PARSERS[0]:
-                return  # what follows has no reasoning, as only the first parser can be told
+                return  # what follows has no reasoning, as only the first parser knows
             calls = [chat(mark, 40, tools=[_LOOK], **plain) for mark in ("<|call|>", "<|split|>")]
             await check("calls of the model's own, greedy", lambda: self._cut_own_calls(fleet, calls))
             await check("calls of the model's own, sampled", lambda: self._sample_calls(fleet, calls))
