@@ -449,6 +449,9 @@ class OutcomeOut(Struct, frozen=True):
     - queued_seconds: Waits in the gateway's queues for an engine, in all attempts.
     - failures: Attempts that failed before the client received a byte, oldest first.
     - continued: True if the rest of a broken stream was requested from another instance.
+    - break_seconds: Longest pause that the client saw while an instance took the stream over.
+    - recomputed_tokens: Tokens of prompt and answer that those instances computed again.
+    - not_continued: Why no instance continued a stream that broke, in one word; empty without one.
     """
 
     status: int = 0
@@ -467,6 +470,9 @@ class OutcomeOut(Struct, frozen=True):
     queued_seconds: float = 0.0
     failures: list[FailureOut] = []
     continued: bool = False
+    break_seconds: float | None = None
+    recomputed_tokens: int = 0
+    not_continued: str = ""
 
 
 class PrefillLegOut(Struct, frozen=True):

@@ -454,6 +454,8 @@ def _outcome(decision: api.DecisionOut, objectives: api.ObjectivesOut | None) ->
         parts.append(f"{outcome.attempts} attempts")
     if outcome.continued:
         parts.append("the rest of the stream came from another engine")
+    if outcome.not_continued:
+        parts.append(f"no engine could continue the stream ({outcome.not_continued})")
     lines = ["outcome: " + ", ".join(parts)]
     times = []
     if outcome.queued_seconds:
@@ -462,6 +464,9 @@ def _outcome(decision: api.DecisionOut, objectives: api.ObjectivesOut | None) ->
         times.append(f"first token after {formatting.format_seconds(outcome.ttft_seconds)}")
     if outcome.itl_mean_seconds is not None:
         times.append(f"{format_duration(outcome.itl_mean_seconds)} between tokens")
+    if outcome.break_seconds is not None:
+        computed = f", {outcome.recomputed_tokens:,} tokens computed again" if outcome.recomputed_tokens else ""
+        times.append(f"a pause of {format_duration(outcome.break_seconds)} at the break{computed}")
     if outcome.overhead_seconds is not None:
         times.append(f"the gateway itself took {format_duration(max(0.0, outcome.overhead_seconds))}")
     lines += ["     " + ", ".join(times)] if times else []

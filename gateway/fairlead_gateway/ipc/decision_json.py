@@ -164,7 +164,7 @@ def _handoff(handoff: HandoffRecord) -> _Json:
 _OUTCOME_FIELDS: Final = (
     *("status", "error", "attempts", "duration_seconds", "ttft_seconds", "itl_mean_seconds", "prompt_tokens"),
     *("cached_tokens", "predicted_cached_tokens", "output_tokens", "within_objective", "overhead_seconds"),
-    "queued_seconds",
+    *("queued_seconds", "break_seconds", "recomputed_tokens", "not_continued"),
 )
 
 

@@ -182,8 +182,8 @@ class ResponseRelay(StreamEnding):
             response.write_chunks([], final=True)  # the client has the engine's own error event
             return False
         text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
-        if context.not_continued:
-            text += f", and no engine could continue it ({context.not_continued})"
+        if result.not_continued:
+            text += f", and no engine could continue it ({result.not_continued})"
         _end_with_error(context, text, f"stream_{cause.replace('-', '_')}")
         return False
 
@@ -428,7 +428,7 @@ class ResponseRelay(StreamEnding):
     def _note_not_continued(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> None:
         """Counts a stream that broke and was never to be continued."""
         if cause is not None and cause != CLIENT_SILENT and engine_response.is_stream:
-            reason = attempt.context.not_continued = _why_not(attempt)
+            reason = attempt.context.result.not_continued = _why_not(attempt)
             self._telemetry.record_not_continued(attempt.context.request.model_key, reason)
 
     def _record_end(

@@ -132,7 +132,7 @@ class StreamResume:
         self._telemetry.record_not_continued(key, reason)
         if len(tried) > 1 or (isinstance(stream, StreamTokens) and stream.continuations):
             self._telemetry.record_resumption(key, "broken")
-        context.not_continued = reason
+        context.result.not_continued = reason
         return first_cause if len(tried) > 1 else cause
 
     async def _continue(
@@ -174,7 +174,7 @@ class StreamResume:
                 return tokens.problem
             self._failures.outlier_detector.on_success(attempt.instance_id, self._now(), context.caller)
             if isinstance(stream, StreamTokens) and context.deadline is None:
-                self._note_first_token(attempt)
+                self._note_first_token(attempt, stream)
                 stream.continuations += 1
                 is_handed_over = True
                 self._hand_over(attempt, engine_response, keep_alive, stream)
@@ -236,13 +236,17 @@ class StreamResume:
         request.take_back_usage()
         attempt.attach_engine_message(resume_body(request, sent) or b"")
 
-    def _note_first_token(self, attempt: Attempt) -> None:
-        """Records the first token of an instance that continues a stream, and the client's gap."""
+    def _note_first_token(self, attempt: Attempt, stream: ContinuedStream) -> None:
+        """Records the first token of an instance that continues a stream, and the client's pause."""
         now, context = self._now(), attempt.context
+        result = context.result
         attempt.on_first_token(now)
-        if context.result.last_at is not None:
-            key = context.request.model_key
-            self._telemetry.record_inter_token(key, attempt.instance_id, now - context.result.last_at)
+        if isinstance(stream, StreamTokens):
+            result.recomputed_tokens += stream.tokens.prompt_tokens + stream.tokens.earlier
+        if result.last_at is not None:
+            pause = now - result.last_at
+            result.break_seconds = pause if result.break_seconds is None else max(pause, result.break_seconds)
+            self._telemetry.record_inter_token(context.request.model_key, attempt.instance_id, pause)
 
     async def _parse(self, sent: SentText) -> bool:
         """Parses the text that the client has; returns whether the stream can be resumed."""
@@ -289,7 +293,7 @@ class StreamResume:
     ) -> str | None:
         context, telemetry = attempt.context, self._telemetry
         key, name, result = context.request.model_key, attempt.instance_id, context.result
-        self._note_first_token(attempt)
+        self._note_first_token(attempt, stream)
         context.response.on_backpressure = attempt.set_paused
         keep_alive.start(engine_response)
         engine_response.relay_to(context.response, GapRecorder(telemetry, key, name))

@@ -108,6 +108,9 @@ class RequestOutcome:
     - dispatched_at: monotonic seconds at which the request was last sent before its first byte.
     - estimated_tokens, estimated_prompt: of the output and the prompt, if the engine reported none.
     - next_sequence_number: of the next event of a stream that is passed on, if events have numbers.
+    - break_seconds: the longest pause at which another instance took over the stream.
+    - recomputed_tokens: of the prompt and the answer so far, which those instances computed again.
+    - not_continued: why no instance has continued a stream that broke, in one word.
     - is_charged: the request failed because of itself, so what was computed is charged.
     """
 
@@ -137,6 +140,9 @@ class RequestOutcome:
     last_at: float | None
     event_count: int
     next_sequence_number: int
+    break_seconds: float | None
+    recomputed_tokens: int
+    not_continued: str
     is_charged: bool
     estimated_tokens: int
     estimated_prompt: int
@@ -170,6 +176,9 @@ class RequestOutcome:
         self.last_at = None
         self.event_count = 0
         self.next_sequence_number = 0
+        self.break_seconds = None
+        self.recomputed_tokens = 0
+        self.not_continued = ""
         self.is_charged = False
         self.estimated_tokens = 0
         self.estimated_prompt = 0

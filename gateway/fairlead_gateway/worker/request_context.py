@@ -159,7 +159,6 @@ class RequestContext:
     result: the response; complete when it has ended
     deadline: monotonic seconds; None without one
     fingerprint: the body's fingerprint, set when the body itself is released
-    not_continued: why no instance has continued the stream that broke, in one word
     is_handed_over: a `RelayedStream` ends the request, not its task
     adapter_use: where the request's adapter is; None for a request without one
     """
@@ -183,7 +182,6 @@ class RequestContext:
         "id",
         "is_handed_over",
         "key_name",
-        "not_continued",
         "policy",
         "refused_by",
         "request",
@@ -232,7 +230,6 @@ class RequestContext:
         self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
         self.is_handed_over = False
-        self.not_continued = ""
         self.adapter_use: AdapterUse | None = None
 
     def follow(self, previous: "RequestContext") -> None:

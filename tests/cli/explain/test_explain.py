@@ -148,9 +148,12 @@ def test_continued_stream_is_shown() -> None:
     lines = text(
         record(1, decided(HOME, "affinity", "a home")),
         record(2, decided(OTHER, CONTINUATION_RULE, "continued after cut; affinity: a home")),
-        outcome=ended(attempts=2),
+        outcome=ended(attempts=2, break_seconds=0.4, recomputed_tokens=1_200),
     )
     assert "outcome: status 200, after 1.5s, 2 attempts, the rest of the stream came from another engine" in lines
+    assert any("a pause of 400ms at the break, 1,200 tokens computed again" in line for line in lines)
+    broken = text(record(1, decided(HOME, "affinity", "a home")), outcome=ended(error="cut", not_continued="grammar"))
+    assert any(line.endswith("no engine could continue the stream (grammar)") for line in broken)
 
 
 def test_prefill_and_decode_of_a_handoff_are_shown_once() -> None:

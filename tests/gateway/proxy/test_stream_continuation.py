@@ -260,6 +260,7 @@ async def test_what_cannot_be_handed_over_ends_the_stream_with_its_reason(change
         answer = await request(running.url, CHAT | change)
         assert f"no engine could continue it ({reason})" in answer.events[-1]
         assert running.gateway.telemetry.models[MODEL_KEY].not_continued == {reason: 1}
+        assert running.gateway.decisions.latest(1)[0].not_continued == reason
 
 
 @pytest.mark.parametrize(("change", "reason"), REFUSED[:4], ids=[reason for _, reason in REFUSED[:4]])
@@ -444,6 +445,8 @@ async def test_streams_leave_an_instance_that_drains_and_go_on_elsewhere() -> No
         assert prompt_of(met[1]) == [*PROMPT, 11]
         logged = running.gateway.decisions.latest(1)[0]
         assert (logged.error, logged.output_tokens) == (None, 2)
+        assert logged.break_seconds is not None
+        assert logged.recomputed_tokens == 4
         assert "continued after drain, behind 1 tokens" in logged.latest.decision.reason
         assert {load.inflight for load in running.loads().values()} == {0}
 
