@@ -95,7 +95,7 @@ class CuttingProxy:
 
 
 class _Exchange:
-    """What the client of a connection asks; `name` is that of its newest request."""
+    """The request that the client of a connection asks; `name` is that of its newest request."""
 
     def __init__(self) -> None:
         self.name = ""

@@ -87,7 +87,7 @@ _WORD = re.compile(r"[A-Za-z]{3,9}")
 _CHARACTERS = "日é😀a"
 """Their tokens are bytes."""
 _SHARES = ((" see", 0.5), (" think", 0.3), (" check", 0.2))
-"""What the scripted model says behind its third token of reasoning."""
+"""The words of the scripted model behind its third token of reasoning."""
 
 
 @dataclass(frozen=True, slots=True)

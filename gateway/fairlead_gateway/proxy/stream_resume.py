@@ -237,7 +237,7 @@ class StreamResume:
         attempt.attach_engine_message(resume_body(request, sent) or b"")
 
     def _note_first_token(self, attempt: Attempt, stream: ContinuedStream) -> None:
-        """Records the first token of an instance that continues a stream, and the client's pause."""
+        """Records the first token of an instance that continues a stream, and the pause."""
         now, context = self._now(), attempt.context
         result = context.result
         attempt.on_first_token(now)
