@@ -217,6 +217,11 @@ class StreamSession:
             said, code = process.stderr.read(), process.wait()
         assert kind is not None or code == 0, f"the client of the streams ended with {code}: {said[-2_000:]}"
 
+    def begin_no_more(self) -> None:
+        """Begins no further stream; open ones are read to their ends."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Names what happens during the block, so that a failure can be attributed to it."""
