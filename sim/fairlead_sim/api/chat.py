@@ -43,6 +43,8 @@ def parse_chat_request(
     unfinished = _continues_last_message(fields, messages)
     injected = injected_token_ids(fields)
     one_call = not fields.flag("parallel_tool_calls", True)
+    template_options = fields.mapping("chat_template_kwargs") or {}
+    generation_request.may_reason = template_options.get("enable_thinking", True) is not False
     fields.check()
     prompt_parser.resolve_model(generation_request)
     if top is not None and not wants_logprobs:
@@ -173,6 +175,7 @@ class ChatCompletionStream(StreamingResponse):
     """A stream of a role event per choice and an event per token."""
 
     id_prefix = "chatcmpl-"
+    reports_token_ids = True
 
     def __init__(self, host: ResponseHost, generation_request: GenerationRequest, writer: ResponseWriter) -> None:
         super().__init__(host, generation_request, writer)

@@ -113,6 +113,8 @@ class TextCompletion(GenerationResponse):
 class TextCompletionStream(StreamingResponse):
     """A stream of an event per token; the first event of a choice echoes the prompt on request."""
 
+    reports_token_ids = True
+
     def __init__(self, host: ResponseHost, generation_request: GenerationRequest, writer: ResponseWriter) -> None:
         super().__init__(host, generation_request, writer)
         self._opening = b'{"id":%b,"object":"text_completion","created":%d,"model":%b,"choices":[' % (

@@ -49,6 +49,7 @@ class Tokenizer:
         self._roles = {"system": self.system, "user": self.user, "assistant": self.assistant, "tool": self.tool}
         # A 16-bit number picks one of these.
         self._word_tokens = [spaced[value % len(spaced)] for value in range(65_536)]
+        self._joined_tokens = [token - len(letters) for token in self._word_tokens]
         self._word_texts = [self._pieces[token] for token in self._word_tokens]
 
     @property
@@ -120,6 +121,14 @@ class Tokenizer:
     def word_token(self, value: int) -> int:
         """Returns the word token for a 16-bit number."""
         return self._word_tokens[value]
+
+    def joined_token(self, value: int) -> int:
+        """Returns the token of the same word without its space."""
+        return self._joined_tokens[value]
+
+    def piece_bytes(self, token: int) -> bytes:
+        """Returns the bytes of one token's text."""
+        return self._pieces[token].encode("latin-1")
 
     def random_tokens(self, n_tokens: int, seed: int | str) -> list[int]:
         """Returns ``n_tokens`` word tokens drawn from ``seed``; a shorter draw is a prefix of a

@@ -69,6 +69,7 @@ class ReplyScript:
     - ids: all tokens; a last token that only ends the reply has no text.
     - held_back: characters that a stream delays until they cannot be part of a stop string.
     - ends: the end of each token's text, if not every four bytes.
+    - opening: marks of reasoning that the prompt has opened, and this reply is inside of.
     """
 
     ids: list[int]
@@ -77,6 +78,7 @@ class ReplyScript:
     stop_reason: str | int | None = None
     held_back: int = 0
     ends: list[int] | None = None
+    opening: str = ""
 
     @property
     def is_even(self) -> bool:
@@ -145,15 +147,28 @@ def _unstopped_reply(tokenizer: Tokenizer, seed: str, limits: ReplyLimits) -> tu
 
 
 def _forced_script(tokenizer: Tokenizer, text: str, max_tokens: int) -> ReplyScript:
-    """Returns the script of a given text, cut at ``max_tokens`` but not within a character."""
-    ids = [*tokenizer.encode(text), tokenizer.eos]
-    raw = text.encode()
-    ends = list(accumulate(len(tokenizer.printable_piece(token)) for token in ids[:-1]))
+    """Returns the script of a given text."""
+    return script_of(tokenizer, tokenizer.encode(text), max_tokens, ends_itself=True)
+
+
+def script_of(
+    tokenizer: Tokenizer, ids: list[int], max_tokens: int, *, ends_itself: bool, opening: str = ""
+) -> ReplyScript:
+    """Returns the script of given tokens, cut at ``max_tokens`` but not within a character.
+
+    The end of a character that the prompt has begun is not shown.
+    """
+    pieces = [tokenizer.piece_bytes(token) for token in ids]
+    raw = b"".join(pieces)
+    begun = next((at for at, byte in enumerate(raw) if byte & 0xC0 != 0x80), len(raw))
+    raw = raw[begun:]
+    raw = raw[: len(raw.decode(errors="ignore").encode())]
     starts = [at for at, byte in enumerate(raw) if byte & 0xC0 != 0x80] + [len(raw)]
-    ends = [starts[max(0, bisect_left(starts, end + 1) - 1)] for end in ends] + [len(raw)]
-    if len(ids) <= max_tokens:
-        return ReplyScript(ids, raw, "stop", ends=ends)
-    return ReplyScript(ids[:max_tokens], raw[: ends[max_tokens - 1]], "length", ends=ends)
+    ends = [starts[max(0, bisect_left(starts, end - begun + 1) - 1)] for end in accumulate(map(len, pieces))]
+    if ends_itself and len(ids) < max_tokens:
+        return ReplyScript([*ids, tokenizer.eos], raw, "stop", ends=[*ends, len(raw)], opening=opening)
+    ids = ids[:max_tokens]
+    return ReplyScript(ids, raw[: ends[len(ids) - 1] if ids else 0], "length", ends=ends, opening=opening)
 
 
 def _first_stop_token(ids: list[int], wish: ReplyLimits) -> int | None:
@@ -296,6 +311,7 @@ _MAX_DEPTH = 32
 _MAX_OPTIONAL_DEPTH = 3
 _MAX_PARTS = 1_000
 _FILLER_WORD = "simulated"
+_TEXTS = ("the day after tomorrow", 'said "no\\" {twice}', "5 € in Zürich", "first line\nsecond line", "", "</end>")
 
 
 def parse_forced_text(fields: RequestFields) -> str | None:
@@ -328,14 +344,20 @@ def parse_forced_text(fields: RequestFields) -> str | None:
 
 def minimal_value(schema: dict[str, Any]) -> Any:
     """Returns a small value that fits a schema; null beyond the bounds on depth and parts."""
-    return _ValueBuilder(schema).build(schema, 0)
+    return sample_value(schema, 0)
+
+
+def sample_value(schema: dict[str, Any], variant: int) -> Any:
+    """Returns a value that fits a schema: another one for each variant, and 0 gives the minimal."""
+    return _ValueBuilder(schema, variant).build(schema, 0)
 
 
 class _ValueBuilder:
     """The builder of one value. Bounds on depth and parts end endless schemas with nulls."""
 
-    def __init__(self, root: dict[str, Any]) -> None:
+    def __init__(self, root: dict[str, Any], variant: int) -> None:
         self._root = root
+        self._variant = variant
         self._parts_left = _MAX_PARTS
 
     def build(self, schema: dict[str, Any], depth: int) -> Any:
@@ -345,7 +367,7 @@ class _ValueBuilder:
         if "const" in schema:
             return schema["const"]
         if isinstance(schema.get("enum"), list) and schema["enum"]:
-            return schema["enum"][0]
+            return schema["enum"][self._variant % len(schema["enum"])]
         if isinstance(schema.get("$ref"), str):
             return self.build(_resolve_reference(schema["$ref"], self._root), depth + 1)
         for union in ("anyOf", "oneOf", "allOf"):
@@ -360,7 +382,8 @@ class _ValueBuilder:
             items = schema.get("items")
             inner = items if isinstance(items, dict) else {}
             return [self.build(inner, depth + 1) for _ in range(min(64, _integer_bound(schema, "minItems")))]
-        return _plain_value(schema, kind)
+        text = _TEXTS[(self._variant + self._parts_left) % len(_TEXTS)] if self._variant else _FILLER_WORD
+        return _plain_value(schema, kind, self._variant, text)
 
     def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
         """Returns the required properties, or all near the root if none is marked required."""
@@ -375,15 +398,20 @@ class _ValueBuilder:
         }
 
 
-def _plain_value(schema: dict[str, Any], kind: object) -> Any:
+def _plain_value(schema: dict[str, Any], kind: object, variant: int, text: str) -> Any:
     if kind in ("integer", "number"):
         low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
-        return math.ceil(low) + ("exclusiveMinimum" in schema) if isinstance(low, int | float) else 0
+        least = math.ceil(low) + ("exclusiveMinimum" in schema) if isinstance(low, int | float) else 0
+        is_bounded = schema.keys() & {"maximum", "exclusiveMaximum", "multipleOf"}
+        return least if is_bounded else least + variant
     if kind == "boolean":
-        return True
+        return variant % 2 == 0
     if kind == "null":
         return None
-    return _FILLER_WORD.ljust(min(4_096, _integer_bound(schema, "minLength")), "-")
+    longest = schema.get("maxLength")
+    return text.ljust(min(4_096, _integer_bound(schema, "minLength")), "-")[
+        : longest if isinstance(longest, int) and longest >= 0 else None
+    ]
 
 
 def _resolve_reference(reference: str, root: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from fairlead_sim.engine.chat_template import tool_call_text, turn_texts
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.generation import reply_script
+from fairlead_sim.generation.markup_writer import MarkupPlan
 from fairlead_sim.generation.reply_parser import NO_MARKUP, ReplyMarkup
 from fairlead_sim.generation.reply_script import TOKEN_BYTES, ReplyLimits
 from fairlead_sim.http.connection import HttpRequest
@@ -51,6 +52,8 @@ class GenerationRequest:
 
     - request_id: the bare id, without ``cmpl-`` or ``chatcmpl-``.
     - tool_choice: ``none``, ``auto``, ``required`` or ``named``.
+    - tools: definitions as a chat request has them.
+    - may_reason: the client has not turned reasoning off.
     """
 
     model: str
@@ -67,6 +70,8 @@ class GenerationRequest:
     forced_text: str | None = None
     markup: ReplyMarkup = NO_MARKUP
     tool_choice: str = "none"
+    tools: Sequence[dict[str, Any]] = ()
+    may_reason: bool = True
     seed: int | None = None
     is_greedy: bool = False
     logprobs: int | None = None  # alternatives per token; 0: the token alone
@@ -85,6 +90,18 @@ class GenerationRequest:
     load_metrics_format: str | None = None
     kv_transfer_params: dict[str, Any] | None = None  # KV from or for another engine
     reported_cached_tokens: int | None = None  # reported in place of the true number
+
+    def markup_plan(self, call_share: float | None) -> MarkupPlan | None:
+        """Returns the markup that a reply has by itself; None if it has none.
+
+        Replies to requests with stop strings or stop tokens have none.
+        """
+        markup = self.markup
+        tools = self.tools if markup.calls and self.tool_choice == "auto" and self.forced_text is None else ()
+        reasons = markup.reasoning and self.may_reason
+        if call_share is None or self.stop or self.stop_token_ids or not (reasons or tools):
+            return None
+        return MarkupPlan(reasons, tools, call_share, may_end=not self.ignore_eos)
 
     def reply_limits(self, prompt: TokenizedPrompt, max_model_len: int, length_factor: float = 1.0) -> ReplyLimits:
         """Returns the limits of the answer to one prompt: as requested, else by the model's
@@ -279,6 +296,7 @@ class PromptParser:
         Raises InvalidRequest for a name that no tool has.
         """
         request.tool_choice = choice if name is None else "named"
+        request.tools = tools
         calls = bool(tools) and choice != "none" and self.auto_tools
         request.markup = ReplyMarkup(self.parses_reasoning, calls, one_call)
         if not calls or (choice == "auto" and name is None):

@@ -104,7 +104,7 @@ class ResponseChoice:
 
     @property
     def is_parsed(self) -> bool:
-        """Whether the text may have markup. Only a forced text may."""
+        """Whether the text may have markup. A plain reply of words has none."""
         markup = self.response.request.markup
         return self.script.ends is not None and (markup.reasoning or markup.calls)
 
@@ -113,15 +113,17 @@ class ResponseChoice:
         """Returns the parts of the text so far."""
         if not self.is_parsed:
             return ParsedReply(None, self.text, [])
-        return parse_reply(self.text, self.response.request.markup)
+        return parse_reply(self.script.opening + self.text, self.response.request.markup)
 
     @property
     def reasoning_tokens(self) -> int:
         """Returns the number of tokens between the marks of reasoning, so far."""
-        if not (self.is_parsed and self.response.request.markup.reasoning and self.text.startswith(THINK_START)):
+        script = self.script
+        text = script.opening.encode() + script.text
+        if not (self.is_parsed and self.response.request.markup.reasoning and text.startswith(THINK_START.encode())):
             return 0
-        end = self.script.text.find(THINK_END.encode())
-        ends = (self.script.ends or [])[: self.delivered]
+        end = text.find(THINK_END.encode())
+        ends = [len(script.opening) + at for at in (script.ends or [])[: self.delivered]]
         return sum(len(THINK_START) < at and (end < 0 or at <= end) for at in ends)
 
     @property

@@ -1,8 +1,9 @@
 """Responses as server-sent events: an event per token, a chunk per event, a write per step.
 
 Nearly every token is four bytes of text and changes nothing else. A choice builds its event once
-around a marker and cuts it there; a token then joins three byte strings. First and last events,
-token ids, log-probabilities, continuous usage and delayed text take the slow path ``token_event``.
+around markers and cuts it there; a token then joins a few byte strings. Its id, if the client wants
+ids, always has five digits, so that all chunks have one length. First and last events,
+log-probabilities, continuous usage and delayed text take the slow path ``token_event``.
 """
 
 import msgspec
@@ -16,6 +17,8 @@ from fairlead_sim.http.connection import EVENT_STREAM_TYPE, ResponseWriter, http
 
 DONE_CHUNK = http_chunk(b"data: [DONE]\n\n")
 _TEXT_MARKER = b"\0" * TOKEN_BYTES  # cannot occur in JSON text
+_ID_MARKER = 10_000  # as many digits as the ids of words of three letters
+_ID_FIELD = b'"token_ids":['
 
 
 def json_bytes(value: object) -> bytes:
@@ -25,7 +28,17 @@ def json_bytes(value: object) -> bytes:
 class StreamingChoice(ResponseChoice):
     """A choice whose tokens are sent as they are generated."""
 
-    __slots__ = ("_after", "_before", "_is_uniform", "_reply", "_shown_bytes", "_text", "_write")
+    __slots__ = (
+        "_after",
+        "_before",
+        "_behind_id",
+        "_has_ids",
+        "_is_uniform",
+        "_reply",
+        "_shown_bytes",
+        "_text",
+        "_write",
+    )
 
     response: "StreamingResponse"
 
@@ -44,10 +57,17 @@ class StreamingChoice(ResponseChoice):
         self._shown_bytes = 0
         self._reply = StreamedReply(response.request.markup) if self.is_parsed else None
         self._is_uniform = response.is_uniform and script.is_even
-        self._before, self._after = b"", b""
+        self._has_ids = response.has_token_ids
+        self._before, self._after, self._behind_id = b"", b"", b""
         if self._is_uniform:
-            event = http_chunk(response.frame_event(response.token_event(self, _TEXT_MARKER, [], None)))
+            ids = [_ID_MARKER] if self._has_ids else []
+            self.delivered = 2  # the first event may have more
+            event = http_chunk(response.frame_event(response.token_event(self, _TEXT_MARKER, ids, None)))
+            self.delivered = 0
             self._before, self._after = event.split(_TEXT_MARKER)
+            if self._has_ids:
+                middle, _, self._behind_id = self._after.rpartition(_ID_FIELD + b"%d" % _ID_MARKER)
+                self._after = middle + _ID_FIELD
 
     def on_token(self, last: bool) -> None:
         count = self.delivered
@@ -55,7 +75,8 @@ class StreamingChoice(ResponseChoice):
         if count and not last and self._is_uniform:
             at = count * TOKEN_BYTES
             self._shown_bytes = at + TOKEN_BYTES
-            self._write(self._before + self._text[at : at + TOKEN_BYTES] + self._after)
+            event = self._before + self._text[at : at + TOKEN_BYTES] + self._after
+            self._write(event + b"%d" % self.script.ids[count] + self._behind_id if self._has_ids else event)
         else:
             self._write_slowly(last)
 
@@ -78,7 +99,7 @@ class StreamingChoice(ResponseChoice):
             self.script.text_bytes(self.delivered) if aborted else self.script.streamed_bytes(self.delivered)
         )
         if self._reply is not None:
-            return self._reply.advance(self._text[: self._shown_bytes].decode())
+            return self._reply.advance(self.script.opening + self._text[: self._shown_bytes].decode())
         return [ReplyDelta("content", self._text[shown : self._shown_bytes].decode())]
 
     def _write_event(self, ids: list[int]) -> None:
@@ -103,15 +124,18 @@ class StreamingResponse(GenerationResponse):
     """The base of the streaming formats.
 
     pending: the last event of a choice, until it is known whether the response ends with it.
+    reports_token_ids: the events of the format may have token ids.
     """
 
     choice_kind = StreamingChoice
+    reports_token_ids = False
 
     def __init__(self, host: ResponseHost, request: GenerationRequest, reply: ResponseWriter) -> None:
         super().__init__(host, request, reply)
         self.has_begun = False
         self.pending = b""
-        self.is_uniform = request.logprobs is None and not request.return_token_ids and not request.continuous_usage
+        self.is_uniform = request.logprobs is None and not request.continuous_usage
+        self.has_token_ids = self.reports_token_ids and request.return_token_ids
 
     def start(self) -> None:
         if self.cut_after is not None:

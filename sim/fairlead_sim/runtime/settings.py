@@ -32,6 +32,8 @@ class EngineSettings:
 
     - served_names: responses carry the first.
     - answer_length: factor on the length of answers that end naturally.
+    - reply_markup: the share of replies to requests with tools that end in calls; with a reasoning
+      parser, replies begin with reasoning. None: replies have no markup by themselves.
     - wake_seconds: load time of weights from host memory (sleep level 1).
     - max_loaded_adapters: more are refused; None: any number, as in vLLM.
     - adapter_load_seconds: time until a load of an adapter is answered.
@@ -46,6 +48,7 @@ class EngineSettings:
     max_model_len: int = 32_768
     seed: int = 0
     answer_length: float = 1.0
+    reply_markup: float | None = None
     task: str = "both"
     scheduling: str = "fcfs"
     reserve_output: bool = True

@@ -17,7 +17,7 @@ error.
 import asyncio
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -35,6 +35,7 @@ from fairlead_sim.engine.metrics import EngineFacts, EngineMetrics
 from fairlead_sim.engine.scheduler import EngineCore, EngineSequence, EngineStats, QueueFull
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_sim.generation import reply_script
+from fairlead_sim.generation.markup_writer import Draws, MarkupWriter, SeededDraws, greedy_draws
 from fairlead_sim.generation.reply_script import GreedyDecoder
 from fairlead_sim.generation.requests import GenerationRequest, PromptParser, TokenizedPrompt, validate_prompts
 from fairlead_sim.generation.responses import GenerationResponse, ResponseChoice, ResponseHost
@@ -389,21 +390,36 @@ class SimulatedEngine:
         rest = prompt.tokens[len(keys) * self.block_tokens :]
         seed = f"{self.settings.seed if request.seed is None else request.seed}/{keys[-1] if keys else name}/{rest}/{index}"
         wish = request.reply_limits(prompt, self.settings.max_model_len, self.settings.answer_length)
+        plan = request.markup_plan(self.settings.reply_markup)
         if (
             wrong
             or self.sleep_mode.weights_missing
             or (self.kv_connector is not None and self.kv_connector.is_spoilt(rank, keys))
         ):
             wish = replace(wish, forced_text=WRONG_KV_TEXT * min(wish.max_tokens, MAX_WRONG_KV_TOKENS))
-        if request.is_greedy:
-            wish = replace(wish, greedy_decoder=self._greedy_decoder(request, keys, rest))
-        script = reply_script.write_script(self.tokenizer, seed, wish)
+            plan = None
+        if plan is not None:
+            draws = self._markup_draws(request, name, seed)
+            script = MarkupWriter(self.tokenizer, plan, wish, prompt.tokens, draws).write()
+        else:
+            if request.is_greedy:
+                wish = replace(wish, greedy_decoder=self._greedy_decoder(request, keys, rest))
+            script = reply_script.write_script(self.tokenizer, seed, wish)
         sequence = self._sequence(request, prompt, keys, len(script.ids))
         # All ids of the script at once: the core reads them up to its position.
         sequence.tokens = prompt.tokens + script.ids
         choice = response.choice_kind(response, index, prompt, script, sequence)
         choice.rank = rank
         return choice
+
+    def _markup_draws(
+        self, request: GenerationRequest, adapter: str | None, seed: str
+    ) -> Callable[[Sequence[int]], Draws]:
+        if request.is_greedy:
+            return greedy_draws(
+                salt=request.cache_salt, adapter=adapter, block_tokens=self.block_tokens, seed=self.settings.seed
+            )
+        return lambda _: SeededDraws(seed)
 
     def _greedy_decoder(
         self, request: GenerationRequest, keys: tuple[int, ...], rest: list[int]

@@ -48,6 +48,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="tiny-cpu", help="a known profile, or its fields as JSON")
     parser.add_argument("--speed", type=float, default=1.0, help="factor on the speed of the profile")
     parser.add_argument("--answer-length", type=float, default=1.0, help="factor on the length of natural answers")
+    parser.add_argument(
+        "--reply-markup",
+        type=float,
+        metavar="SHARE",
+        help="replies have markup by themselves, as those of real models: with --reasoning-parser they begin with "
+        "reasoning, and this share of those with tools ends in one or two tool calls; default: off",
+    )
     parser.add_argument("--block-tokens", "--block-size", type=int, default=16)
     parser.add_argument("--max-model-len", type=int, default=32_768)
     parser.add_argument("--seed", type=int, default=0)
@@ -131,6 +138,8 @@ def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
     for flag in ("wake_seconds", "reload_seconds", "lora_load_seconds"):
         if not 0.0 <= getattr(arguments, flag) < 86_400.0:
             raise SettingsError("must be from 0 to less than 86400 seconds", field=f"--{flag.replace('_', '-')}")
+    if arguments.reply_markup is not None and not 0.0 <= arguments.reply_markup <= 1.0:
+        raise SettingsError("must be from 0 to 1", field="--reply-markup")
     profile = _with_capacities(parse_profile(arguments.profile), arguments)
     if arguments.max_model_len > profile.kv_tokens:
         message = f"{arguments.max_model_len} tokens do not fit KV memory of {profile.kv_tokens}"
@@ -150,6 +159,7 @@ def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
         max_model_len=arguments.max_model_len,
         seed=arguments.seed,
         answer_length=arguments.answer_length,
+        reply_markup=arguments.reply_markup,
         task=arguments.task,
         scheduling=arguments.scheduling_policy,
         data_parallel=arguments.data_parallel_size,

@@ -69,6 +69,27 @@ async def test_a_stream_says_what_the_whole_answer_says(limits: dict[str, Any], 
         assert all(len(choice["token_ids"]) == 1 for choice in choices[1:])
 
 
+@pytest.mark.parametrize(
+    ("target", "prompt"), [("chat/completions", {"messages": HELLO}), ("completions", {"prompt": "a"})]
+)
+async def test_an_event_with_token_ids_is_the_one_without_and_its_id(target: str, prompt: dict[str, Any]) -> None:
+    async with running_engine() as engine:
+        body = {**prompt, "n": 2, "seed": 3, "max_tokens": 40, "stream": True}
+        plain = (await post(engine, f"/v1/{target}", **body)).events()
+        with_ids = (await post(engine, f"/v1/{target}", **body, return_token_ids=True)).events()
+        assert len(with_ids) == len(plain)
+        for event, other in zip(with_ids[:-1], plain[:-1], strict=True):
+            (choice,) = event["choices"]
+            ids = choice.get("token_ids") or []
+            text = choice["text"] if "text" in choice else choice["delta"]["content"]
+            assert engine.engine.tokenizer.decode(ids) == text
+            event["prompt_token_ids"] = choice["token_ids"] = choice["prompt_token_ids"] = None
+            other["prompt_token_ids"] = other["choices"][0]["token_ids"] = other["choices"][0]["prompt_token_ids"] = (
+                None
+            )
+            assert event | {"id": "", "created": 0} == other | {"id": "", "created": 0}
+
+
 async def test_text_that_may_belong_to_a_stop_string_is_held_back() -> None:
     async with running_engine() as engine:
         whole = (await post(engine, "/v1/completions", prompt="x", max_tokens=12)).json()["choices"][0]["text"]
