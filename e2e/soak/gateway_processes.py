@@ -182,6 +182,11 @@ def scaled_count(variable: str, small: int, full: int) -> int:
     return int(os.environ.get(variable, full if FULL else small))
 
 
+def scaled_number(variable: str, small: float, full: float) -> float:
+    """Returns an amount as `scaled_count` does; it may have a fraction."""
+    return float(os.environ.get(variable, full if FULL else small))
+
+
 def is_flat(samples: list[int], share: float = 0.10, least: int = 8 << 20) -> bool:
     """Whether memory stays what it was after the first third, within a tenth or 8 MiB: until then
     bounded tables fill."""

@@ -35,7 +35,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -160,13 +160,17 @@ async def load_and_kill(
     load_of: Callable[[str], RequestLoad],
     read: Callable[[GatewayProcess], Awaitable[_Metrics]],
     gap_seconds: float = KILL_SECONDS,
+    arguments: Sequence[str] = (),
 ) -> tuple[RequestLoad, _Metrics]:
     """Kills engines behind a gateway while the load at its URL runs, and reads its metrics.
 
     Each time one that has just answered is killed, and then brought back.
+
+    arguments: more of the engines.
     """
+    named = ("--model", "tiny", "--served-model-name", "tiny", "--speed", "1")
     draw, met = random.Random(SEED), list[asyncio.Task[None]]()
-    async with start_engines(ENGINES, "--model", "tiny", "--served-model-name", "tiny", "--speed", "1") as found:
+    async with start_engines(ENGINES, *named, *arguments) as found:
         write_fleet(folder / "fleet.yaml", found.urls)
         async with gateway_process(folder / "fleet.yaml") as running:
             load, done = load_of(running.url), asyncio.Event()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.soak import dialect_kills, gateway_restarts, scenarios
+from e2e.soak import dialect_kills, gateway_restarts, scenarios, stream_kills
 from e2e.soak.gateway_processes import FULL
 
 pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone]
@@ -19,6 +19,10 @@ def test_engines_that_die_under_load_lose_no_request_that_had_not_started(tmp_pa
 
 def test_streams_of_messages_and_responses_end_with_their_error_event(tmp_path: Path) -> None:
     assert asyncio.run(dialect_kills.run_dialect_kills(tmp_path)) == []
+
+
+def test_sampled_streams_of_all_kinds_go_on_or_say_why_not(tmp_path: Path) -> None:
+    assert asyncio.run(stream_kills.run_stream_kills(tmp_path)) == []
 
 
 def test_gateways_that_are_restarted_one_after_the_other_make_no_errors(tmp_path: Path) -> None:

@@ -47,14 +47,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--served-model-name", nargs="+", help="names that requests may use; responses show the first")
     parser.add_argument("--profile", default="tiny-cpu", help="a known profile, or its fields as JSON")
     parser.add_argument("--speed", type=float, default=1.0, help="factor on the speed of the profile")
-    parser.add_argument("--answer-length", type=float, default=1.0, help="factor on the length of natural answers")
-    parser.add_argument(
-        "--reply-markup",
-        type=float,
-        metavar="SHARE",
-        help="replies have markup by themselves, as those of real models: with --reasoning-parser they begin with "
-        "reasoning, and this share of those with tools ends in one or two tool calls; default: off",
-    )
+    _add_reply_arguments(parser)
     parser.add_argument("--block-tokens", "--block-size", type=int, default=16)
     parser.add_argument("--max-model-len", type=int, default=32_768)
     parser.add_argument("--seed", type=int, default=0)
@@ -117,6 +110,17 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (flag, help_text) in _SURFACE_FLAGS.items():
         default = getattr(ApiSurface(), name)
         parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=default, help=help_text)
+
+
+def _add_reply_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--answer-length", type=float, default=1.0, help="factor on the length of natural answers")
+    parser.add_argument(
+        "--reply-markup",
+        type=float,
+        metavar="SHARE",
+        help="replies have markup by themselves, as those of real models: with --reasoning-parser they begin with "
+        "reasoning, and this share of those with tools ends in one or two tool calls; default: off",
+    )
 
 
 def parse_engine_options(arguments: argparse.Namespace) -> EngineProcessOptions:
