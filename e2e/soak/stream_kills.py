@@ -87,7 +87,7 @@ def body_of(number: int) -> tuple[str, dict[str, Any]]:
 
 @dataclass(slots=True)
 class StreamParts:
-    """What a client has of a stream.
+    """The parts of one stream that its client has.
 
     - calls: name and arguments of each.
     - finish: why it ended, in the word of its dialect; None while it has not.
@@ -191,7 +191,7 @@ class StreamParts:
 
 @dataclass(slots=True)
 class KindCounts:
-    """What came of the streams of a kind. Times are in seconds."""
+    """The counts of all streams of a kind. Times are in seconds."""
 
     streams: int = 0
     broke: int = 0
