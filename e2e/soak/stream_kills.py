@@ -33,8 +33,8 @@ from fairlead_testing.reports import ReportLine
 
 KINDS: Final = ("chat", "tools", "schema", "reasoning", "messages", "responses")
 STREAMS_PER_SECOND: Final = 12.0
-MINUTES: Final = ("FAIRLEAD_SOAK_MINUTES", 0.2, 10.0)
-ENGINE: Final = ("--reasoning-parser", "--reply-markup", "0.5", "--speed", "0.15")
+MINUTES: Final = ("FAIRLEAD_SOAK_MINUTES", 0.2, 30.0)
+ENGINE: Final = ("--reasoning-parser", "--reply-markup", "0.5", "--speed", "0.4")
 """Slow enough that each engine has several streams at once, for little processor time."""
 PLAIN_TOKENS: Final = 120
 MAX_TOKENS: Final = 1_500
