@@ -164,6 +164,16 @@ async def test_tokens_whose_text_was_not_sent_are_drawn_again() -> None:
     assert events[-1]["usage"] == {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2}
 
 
+async def test_reasoning_tokens_that_only_one_engine_counted_are_not_reported() -> None:
+    met: list[dict[str, Any]] = []
+    usage = counts(4, 1)
+    usage["usage"]["completion_tokens_details"] = {"reasoning_tokens": 1}
+    first, rest = [chunk({"reasoning": "one "}, [11])], [chunk({"reasoning": "two"}, [12], "stop"), usage]
+    async with gateway_of(script := engine_of(first, rest, met=met), script) as (running, *_):
+        events = shown(await request(running.url, CHAT))
+    assert events[-1]["usage"] == {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2}
+
+
 async def test_a_stream_goes_on_after_a_second_break() -> None:
     met: list[dict[str, Any]] = []
     ids = [list(range(10 * number, 10 * number + 8)) for number in range(1, 4)]
