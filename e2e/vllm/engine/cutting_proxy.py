@@ -20,7 +20,7 @@ _BYTES = 65_536
 
 @dataclass(slots=True)
 class CutPlan:
-    """Where streams are cut, in their order: behind how many tokens of one engine.
+    """The cuts of streams, in their order: behind how many tokens of one engine.
 
     cuts: by the name of the request; one is taken for each engine that it reaches.
     made: those that were cut.
@@ -63,7 +63,7 @@ class CuttingProxy:
         self._connections.add(task)
         try:
             engine = await asyncio.open_connection(self._engine.hostname, self._engine.port)
-            asked = _Exchange()
+            asked = _Asked()
             sending = asyncio.create_task(asked.relay(reader, engine[1]))
             try:
                 await self._relay(engine[0], writer, asked)
@@ -76,7 +76,7 @@ class CuttingProxy:
         finally:
             self._connections.discard(task)
 
-    async def _relay(self, engine: asyncio.StreamReader, client: asyncio.StreamWriter, asked: "_Exchange") -> None:
+    async def _relay(self, engine: asyncio.StreamReader, client: asyncio.StreamWriter, asked: "_Asked") -> None:
         """Passes the engine's bytes on, whole events in streams, until a cut or the end."""
         stream: _Stream | None = None
         while data := await engine.read(_BYTES):
@@ -94,8 +94,8 @@ class CuttingProxy:
             await client.drain()
 
 
-class _Exchange:
-    """The request that the client of a connection asks; `name` is that of its newest request."""
+class _Asked:
+    """The requests of a connection; `name` is that of the newest."""
 
     def __init__(self) -> None:
         self.name = ""

@@ -134,12 +134,10 @@ def _thread_ticks(group: int) -> dict[int, int]:
 
 @dataclass(slots=True)
 class EngineStage:
-    """Started engines and gateways, which end with the block. ``model``: of further engines, in
-    place of the tiny one."""
+    """Started engines and gateways, which end with the block."""
 
     installed: Installation
     folder: Path
-    model: Path | None = None
     engines: list[EngineProcess] = field(default_factory=list)
     gateways: list["GatewayProcess"] = field(default_factory=list)
 
@@ -163,16 +161,19 @@ class EngineStage:
         names: Sequence[str] = ("tiny",),
         port: int | None = None,
         nice: int = 10,
+        model: Path | None = None,
     ) -> EngineProcess:
         """Start an engine on the ``core``-th processor that is ours; it is not healthy yet.
         ``names``: of its model; ``options`` win over what all engines here have in common;
-        ``nice``: how far it stands behind everything else."""
+        ``nice``: how far it stands behind everything else.
+
+        model: in place of the tiny one."""
         cores = sorted(os.sched_getaffinity(0))
         port = port or unused_port()
         log = self.folder / f"{name}.log"
         command = [
             str(self.installed.engine_python.with_name("vllm")),
-            *("serve", str(self.model or self.installed.model), "--served-model-name", *names),
+            *("serve", str(model or self.installed.model), "--served-model-name", *names),
             *(
                 "--host",
                 "127.0.0.1",

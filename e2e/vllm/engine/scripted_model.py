@@ -63,7 +63,7 @@ def pieces() -> list[bytes]:
 
 
 def followers() -> dict[bytes, Choices]:
-    """Returns the tokens that follow each token."""
+    """Returns the tokens that can follow each token."""
     found: dict[bytes, Choices] = {}
     for mark, script in SCRIPTS.items():
         before = [mark]

@@ -87,11 +87,11 @@ _WORD = re.compile(r"[A-Za-z]{3,9}")
 _CHARACTERS = "日é😀a"
 """Their tokens are bytes."""
 _SHARES = ((" see", 0.5), (" think", 0.3), (" check", 0.2))
-"""The words of the scripted model behind its third token of reasoning."""
+"""The next words of the scripted model behind its third token of reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
-class StreamRequest:
+class Ask:
     """A request for a stream."""
 
     path: str
@@ -114,11 +114,11 @@ class Said:
     is_whole: bool = False
 
     def same(self) -> tuple[object, ...]:
-        """The parts that must not depend on a cut."""
+        """Returns the parts that a cut must not change."""
         return self.text, self.reasoning, self.calls, self.finish, self.usage, self.is_whole
 
 
-async def request_stream(client: httpx.AsyncClient, one: StreamRequest, name: str) -> Said:
+async def ask(client: httpx.AsyncClient, one: Ask, name: str) -> Said:
     """Sends a request and reads its stream."""
     said = Said()
     try:
@@ -162,14 +162,14 @@ def _add(said: Said, data: str) -> None:
             said.calls[call["index"]][1] += made.get("arguments") or ""
 
 
-def chat(content: str, tokens: int, **more: object) -> StreamRequest:
+def chat(content: str, tokens: int, **more: object) -> Ask:
     """A greedy chat."""
-    return StreamRequest(_CHAT, _fixed(tokens) | {"messages": [{"role": "user", "content": content}]} | more)
+    return Ask(_CHAT, _fixed(tokens) | {"messages": [{"role": "user", "content": content}]} | more)
 
 
-def completion(prompt: str, tokens: int, **more: object) -> StreamRequest:
+def completion(prompt: str, tokens: int, **more: object) -> Ask:
     """A greedy completion."""
-    return StreamRequest(_COMPLETIONS, _fixed(tokens) | {"prompt": prompt} | more)
+    return Ask(_COMPLETIONS, _fixed(tokens) | {"prompt": prompt} | more)
 
 
 def _fixed(tokens: int) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def prompts(draw: Random, count: int) -> list[str]:
     return [" ".join(draw.sample(words, draw.randint(5, 60))) for _ in range(count)]
 
 
-def transcripts(draw: Random, count: int) -> list[StreamRequest]:
+def transcripts(draw: Random, count: int) -> list[Ask]:
     """Chats, completions, and chats with a tool that the model may call, by turns."""
     found = []
     for number, prompt in enumerate(prompts(draw, count)):
@@ -225,13 +225,13 @@ class CutFleet:
             for proxy in proxies:
                 await proxy.stop()
 
-    async def request(self, client: httpx.AsyncClient, one: StreamRequest, *cuts: int) -> Said:
+    async def ask(self, client: httpx.AsyncClient, one: Ask, *cuts: int) -> Said:
         """Sends a request whose stream is cut."""
         self._names += 1
         name = f"cut-{self._names:06}"
         self.plan.cuts[name] = list(cuts)
         async with self._turn:
-            said = await request_stream(client, one, name)
+            said = await ask(client, one, name)
         del self.plan.cuts[name]
         return said
 
@@ -242,7 +242,7 @@ class CutFleet:
 
 @dataclass(slots=True)
 class Verdicts:
-    """The fates of streams that were cut."""
+    """Counts of streams that were cut, by their fate."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
@@ -284,7 +284,7 @@ class Verdicts:
 
 
 async def cut_streams(
-    fleet: CutFleet, asks: Sequence[StreamRequest], verdicts: Verdicts, cuts: int = 0, everywhere: int = 0
+    fleet: CutFleet, asks: Sequence[Ask], verdicts: Verdicts, cuts: int = 0, everywhere: int = 0
 ) -> list[Said]:
     """Cuts streams behind their tokens; returns the streams without a cut.
 
@@ -293,15 +293,15 @@ async def cut_streams(
     """
     async with fleet.client() as client:
 
-        async def one(number: int, asked: StreamRequest) -> Said:
-            whole, again = await asyncio.gather(fleet.request(client, asked), fleet.request(client, asked))
+        async def one(number: int, asked: Ask) -> Said:
+            whole, again = await asyncio.gather(fleet.ask(client, asked), fleet.ask(client, asked))
             places = range(1, (whole.usage[1] if whole.usage else 0) + 1)
             if 0 < cuts < len(places) and number >= everywhere:
                 drawn = Random(f"{SEED}-{number}").sample(places, cuts)
             else:
                 drawn = list(places)
             for cut in drawn:
-                verdicts.add(whole, again, await fleet.request(client, asked, cut), f"{number} at {cut}")
+                verdicts.add(whole, again, await fleet.ask(client, asked, cut), f"{number} at {cut}")
             return whole
 
         return list(await asyncio.gather(*(one(*pair) for pair in enumerate(asks))))
@@ -350,11 +350,7 @@ class Continued:
 
     def _start_scripted(self, parser: str, model: Path) -> EngineProcess:
         options = (*_OPTIONS, "--reasoning-parser", parser)
-        self._stage.model = model
-        try:
-            return self._stage.engine(f"scripted-{parser}", *options, core=1, environment=_ENVIRONMENT)
-        finally:
-            self._stage.model = None
+        return self._stage.engine(f"scripted-{parser}", *options, core=1, environment=_ENVIRONMENT, model=model)
 
     # Streams of random weights.
 
@@ -373,11 +369,11 @@ class Continued:
             await check("calls that must be made", lambda: self._cut_calls(fleet, draw))
             await check("log probabilities and token ids", lambda: self._cut_details(fleet, draw))
 
-    async def _cut_twice(self, fleet: CutFleet, asks: Sequence[StreamRequest], draw: Random) -> Numbers:
+    async def _cut_twice(self, fleet: CutFleet, asks: Sequence[Ask], draw: Random) -> Numbers:
         places = [(draw.randint(1, SHORTEST // 2), draw.randint(1, SHORTEST // 2 - 1)) for _ in asks]
         return await _cut_each(fleet, asks, places)
 
-    async def _cut_behind_usage(self, fleet: CutFleet, asks: Sequence[StreamRequest]) -> Numbers:
+    async def _cut_behind_usage(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
         return await _cut_each(fleet, asks, [(AFTER_USAGE,)] * len(asks))
 
     async def _cut_bytes(self, fleet: CutFleet, engine: str, draw: Random) -> Numbers:
@@ -413,9 +409,9 @@ class Continued:
         asks = [chat(prompt, SHORTEST, return_token_ids=True, logprobs=True) for prompt in prompts(draw, CALLS)]
         async with fleet.client() as client:
             for number, asked in enumerate(asks):
-                whole, again = await fleet.request(client, asked), await fleet.request(client, asked)
+                whole, again = await fleet.ask(client, asked), await fleet.ask(client, asked)
                 for cut in range(1, len(whole.tokens)):
-                    got = await fleet.request(client, asked, cut)
+                    got = await fleet.ask(client, asked, cut)
                     verdicts.add(whole, again, got, f"{number} at {cut}")
                     verdicts.counts["ids_identical"] += got.tokens == whole.tokens
         numbers = {**verdicts.judge(fleet.plan), "ids_identical": verdicts.counts["ids_identical"]}
@@ -432,19 +428,19 @@ class Continued:
             reason = [chat("<|reason|>", 30), chat("<|reason|>", 8), chat("<|reason|>", 30, tools=[_LOOK])]
             await check(f"reasoning ({parser}), cut behind every token", lambda: _everywhere(fleet, reason))
             if parser != REASONING_PARSERS[0]:
-                return  # what follows has no reasoning, as only the first parser knows
+                return  # what follows has no reasoning, and only the first parser can expect none
             calls = [chat(mark, 40, tools=[_LOOK], **plain) for mark in ("<|call|>", "<|split|>")]
             await check("calls of the model's own, greedy", lambda: self._cut_own_calls(fleet, calls))
             await check("calls of the model's own, sampled", lambda: self._sample_calls(fleet, calls))
             whole = [completion("<|bytes|>", 30), chat("<|bytes|>", 30, **plain), chat("<|bytes|>", 7, **plain)]
             await check("characters of several tokens", lambda: self._cut_characters(fleet, whole))
 
-    async def _cut_own_calls(self, fleet: CutFleet, asks: Sequence[StreamRequest]) -> Numbers:
+    async def _cut_own_calls(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
         verdicts = Verdicts()
         wholes = await cut_streams(fleet, asks, verdicts)
         return {**verdicts.judge(fleet.plan), **_judge_calls(wholes)}
 
-    async def _sample_calls(self, fleet: CutFleet, asks: Sequence[StreamRequest]) -> Numbers:
+    async def _sample_calls(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
         """Cuts sampled calls: each has arguments that are JSON, once."""
         got: list[Said] = []
         async with fleet.client() as client:
@@ -452,13 +448,13 @@ class Continued:
                 for cut in range(1, 13):
                     for seed in range(3):
                         body = {**asked.body, "temperature": 1, "seed": SEED + 100 * cut + seed}
-                        got.append(await fleet.request(client, StreamRequest(asked.path, body), cut))
+                        got.append(await fleet.ask(client, Ask(asked.path, body), cut))
         failures = [said.error for said in got if not said.is_whole]
         numbers = {"streams": len(got), "continued_elsewhere": sum(bool(said.continued_at) for said in got)}
         require(not failures, "streams broke", numbers | {"first": failures[:3]})
         return {**numbers, **_judge_calls(got)}
 
-    async def _cut_characters(self, fleet: CutFleet, asks: Sequence[StreamRequest]) -> Numbers:
+    async def _cut_characters(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
         verdicts = Verdicts()
         wholes = await cut_streams(fleet, asks, verdicts)
         return {**verdicts.judge(fleet.plan), "text": wholes[0].text}
@@ -503,15 +499,10 @@ class Continued:
             await _await_both(gateway, len(engines))
             asks = [chat(prompt, KILLED_TOKENS, ignore_eos=True) for prompt in prompts(draw, STREAMS)]
             async with openai_client(gateway.url) as client:
-                wholes = [await request_stream(client, asked, f"{number}-whole") for asked in asks]
-                again = list(
-                    await asyncio.gather(*(request_stream(client, asked, f"{number}-again") for asked in asks))
-                )
+                wholes = [await ask(client, asked, f"{number}-whole") for asked in asks]
+                again = list(await asyncio.gather(*(ask(client, asked, f"{number}-again") for asked in asks)))
                 killed = number % len(engines)
-                tasks = [
-                    asyncio.create_task(request_stream(client, asked, f"{number}-{at}"))
-                    for at, asked in enumerate(asks)
-                ]
+                tasks = [asyncio.create_task(ask(client, asked, f"{number}-{at}")) for at, asked in enumerate(asks)]
                 await _await_tokens(engines[killed], tasks)
                 await asyncio.to_thread(engines[killed].kill)
                 for at, got in enumerate(await asyncio.gather(*tasks)):
@@ -528,20 +519,20 @@ class Continued:
         return numbers
 
 
-async def _cut_each(fleet: CutFleet, asks: Sequence[StreamRequest], cuts: Sequence[Sequence[int]]) -> Numbers:
+async def _cut_each(fleet: CutFleet, asks: Sequence[Ask], cuts: Sequence[Sequence[int]]) -> Numbers:
     """Cuts each stream at places of its own."""
     verdicts = Verdicts()
     async with fleet.client() as client:
 
-        async def one(asked: StreamRequest, places: Sequence[int]) -> None:
-            sent = (fleet.request(client, asked), fleet.request(client, asked), fleet.request(client, asked, *places))
+        async def one(asked: Ask, places: Sequence[int]) -> None:
+            sent = (fleet.ask(client, asked), fleet.ask(client, asked), fleet.ask(client, asked, *places))
             verdicts.add(*await asyncio.gather(*sent), f"at {places}")
 
         await asyncio.gather(*(one(*pair) for pair in zip(asks, cuts, strict=True)))
     return verdicts.judge(fleet.plan)
 
 
-async def _everywhere(fleet: CutFleet, asks: Sequence[StreamRequest], cuts: int = 0) -> Numbers:
+async def _everywhere(fleet: CutFleet, asks: Sequence[Ask], cuts: int = 0) -> Numbers:
     verdicts = Verdicts()
     wholes = await cut_streams(fleet, asks, verdicts, cuts, CUT_EVERYWHERE)
     tokens = sum(whole.usage[1] for whole in wholes if whole.usage)
@@ -584,7 +575,7 @@ async def _compare_samples(fleet: CutFleet) -> tuple[list[tuple[float, float]], 
             for cuts in ((), (SAMPLED_CUT,)):
                 seeds = [draw.getrandbits(32) for _ in range(SAMPLED)]
                 bodies = [{**asked.body, "temperature": 1, "seed": seed} for seed in seeds]
-                made = (fleet.request(client, StreamRequest(asked.path, body), *cuts) for body in bodies)
+                made = (fleet.ask(client, Ask(asked.path, body), *cuts) for body in bodies)
                 sides.append(Counter(_around_cut(said, is_narrow) for said in await asyncio.gather(*made)))
             found = homogeneity(*sides)
             cells += found
@@ -604,8 +595,7 @@ async def _compare_with_script(fleet: CutFleet) -> tuple[list[tuple[float, float
     async with fleet.client() as client:
         body = {**chat("<|reason|>", 6).body, "temperature": 1}
         made = (
-            fleet.request(client, StreamRequest(_CHAT, {**body, "seed": SEED + at}), SAMPLED_CUT)
-            for at in range(SCRIPTED_SAMPLED)
+            fleet.ask(client, Ask(_CHAT, {**body, "seed": SEED + at}), SAMPLED_CUT) for at in range(SCRIPTED_SAMPLED)
         )
         texts = [said.reasoning for said in await asyncio.gather(*made)]
     seen = [sum(word in text for text in texts) for word, _ in _SHARES]
@@ -671,7 +661,7 @@ async def _await_both(gateway: GatewayProcess, count: int) -> None:
     seen: set[str] = set()
 
     async def one() -> bool:
-        said = await request_stream(client, chat(f"hello {len(seen)} {draw.random()}", 2), "warm")
+        said = await ask(client, chat(f"hello {len(seen)} {draw.random()}", 2), "warm")
         seen.add(said.instance)
         return len(seen - {""}) >= count
 
