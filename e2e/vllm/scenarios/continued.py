@@ -330,8 +330,8 @@ class Continued:
         engines = [self._start(number) for number in range(2 if self._kills else 1)]
         parsers = () if self._kills else REASONING_PARSERS
         model = self._stage.folder / "scripted"
-        maker = [str(self._stage.installed.engine_python), str(_MAKER), str(self._stage.installed.model), str(model)]
-        await asyncio.to_thread(subprocess.run, maker, check=True)
+        if parsers:
+            await asyncio.to_thread(self._make_scripted, model)
         scripted = [self._start_scripted(parser, model) for parser in parsers]
         try:
             for engine in (*engines, *scripted):
@@ -347,6 +347,11 @@ class Continued:
         finally:
             for engine in (*engines, *scripted):
                 engine.kill()
+
+    def _make_scripted(self, model: Path) -> None:
+        installed = self._stage.installed
+        command = [str(installed.engine_python), str(_MAKER), str(installed.model), str(model)]
+        subprocess.run(command, check=True)
 
     def _start(self, number: int) -> EngineProcess:
         self._starts += 1

@@ -401,6 +401,8 @@ class StreamTokens(ContinuedStream):
         tokens = self.tokens
         if tokens.problem:
             return tokens.problem
+        if tokens.is_finished:
+            return ""
         if self._has_media:
             return "media"
         if not tokens.generated:

@@ -211,12 +211,13 @@ async def test_tool_calls_are_held_until_they_are_whole_and_drawn_again_after_a_
     assert "tools" in met[1]
 
 
+@pytest.mark.parametrize("change", [{}, {"stop": ["x"]}, {"tool_choice": "required"}], ids=["text", "stop", "tool"])
 @pytest.mark.parametrize("wants_usage", [False, True])
-async def test_a_break_after_the_last_token_needs_no_other_engine(wants_usage: bool) -> None:
+async def test_a_break_after_the_last_token_needs_no_other_engine(wants_usage: bool, change: dict[str, Any]) -> None:
     met: list[dict[str, Any]] = []
     whole = [chunk({"content": "one "}, [11]), chunk({"content": "two"}, [12], "stop")]
     async with gateway_of(script := engine_of(whole, [], met=met), script) as (running, *_):
-        events = shown(await request(running.url, CHAT | {"stream_options": {"include_usage": wants_usage}}))
+        events = shown(await request(running.url, CHAT | change | {"stream_options": {"include_usage": wants_usage}}))
         assert running.gateway.decisions.latest(1)[0].output_tokens == 2
     assert len(met) == 1
     assert text_of(events) == "one two"
