@@ -63,7 +63,7 @@ class CuttingProxy:
         self._connections.add(task)
         try:
             engine = await asyncio.open_connection(self._engine.hostname, self._engine.port)
-            asked = _Asked()
+            asked = _Requests()
             sending = asyncio.create_task(asked.relay(reader, engine[1]))
             try:
                 await self._relay(engine[0], writer, asked)
@@ -76,7 +76,7 @@ class CuttingProxy:
         finally:
             self._connections.discard(task)
 
-    async def _relay(self, engine: asyncio.StreamReader, client: asyncio.StreamWriter, asked: "_Asked") -> None:
+    async def _relay(self, engine: asyncio.StreamReader, client: asyncio.StreamWriter, asked: "_Requests") -> None:
         """Passes the engine's bytes on, whole events in streams, until a cut or the end."""
         stream: _Stream | None = None
         while data := await engine.read(_BYTES):
@@ -94,7 +94,7 @@ class CuttingProxy:
             await client.drain()
 
 
-class _Asked:
+class _Requests:
     """The requests of a connection; `name` is that of the newest."""
 
     def __init__(self) -> None:

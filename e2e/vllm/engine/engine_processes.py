@@ -161,19 +161,16 @@ class EngineStage:
         names: Sequence[str] = ("tiny",),
         port: int | None = None,
         nice: int = 10,
-        model: Path | None = None,
     ) -> EngineProcess:
         """Start an engine on the ``core``-th processor that is ours; it is not healthy yet.
         ``names``: of its model; ``options`` win over what all engines here have in common;
-        ``nice``: how far it stands behind everything else.
-
-        model: in place of the tiny one."""
+        ``nice``: how far it stands behind everything else."""
         cores = sorted(os.sched_getaffinity(0))
         port = port or unused_port()
         log = self.folder / f"{name}.log"
         command = [
             str(self.installed.engine_python.with_name("vllm")),
-            *("serve", str(model or self.installed.model), "--served-model-name", *names),
+            *("serve", str(self.installed.model), "--served-model-name", *names),
             *(
                 "--host",
                 "127.0.0.1",

@@ -36,6 +36,7 @@ import httpx
 from e2e.vllm.client import openai_client
 from e2e.vllm.engine.cutting_proxy import AFTER_USAGE, CutPlan, CuttingProxy
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fetch
+from e2e.vllm.engine.installation import Installation
 from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
@@ -91,7 +92,7 @@ _SHARES = ((" see", 0.5), (" think", 0.3), (" check", 0.2))
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class StreamRequest:
     """A request for a stream."""
 
     path: str
@@ -122,7 +123,7 @@ class Said:
         return self.text, self.reasoning.removeprefix("<think>"), self.calls, self.finish, self.usage, self.is_whole
 
 
-async def ask(client: httpx.AsyncClient, one: Ask, name: str) -> Said:
+async def send(client: httpx.AsyncClient, one: StreamRequest, name: str) -> Said:
     """Sends a request and reads its stream."""
     said = Said()
     try:
@@ -166,14 +167,14 @@ def _add(said: Said, data: str) -> None:
             said.calls[call["index"]][1] += made.get("arguments") or ""
 
 
-def chat(content: str, tokens: int, **more: object) -> Ask:
+def chat(content: str, tokens: int, **more: object) -> StreamRequest:
     """A greedy chat."""
-    return Ask(_CHAT, _fixed(tokens) | {"messages": [{"role": "user", "content": content}]} | more)
+    return StreamRequest(_CHAT, _fixed(tokens) | {"messages": [{"role": "user", "content": content}]} | more)
 
 
-def completion(prompt: str, tokens: int, **more: object) -> Ask:
+def completion(prompt: str, tokens: int, **more: object) -> StreamRequest:
     """A greedy completion."""
-    return Ask(_COMPLETIONS, _fixed(tokens) | {"prompt": prompt} | more)
+    return StreamRequest(_COMPLETIONS, _fixed(tokens) | {"prompt": prompt} | more)
 
 
 def _fixed(tokens: int) -> dict[str, Any]:
@@ -188,7 +189,7 @@ def prompts(draw: Random, count: int) -> list[str]:
     return [" ".join(draw.sample(words, draw.randint(5, 60))) for _ in range(count)]
 
 
-def transcripts(draw: Random, count: int) -> list[Ask]:
+def transcripts(draw: Random, count: int) -> list[StreamRequest]:
     """Chats, completions, and chats with a tool that the model may call, by turns."""
     found = []
     for number, prompt in enumerate(prompts(draw, count)):
@@ -229,13 +230,13 @@ class CutFleet:
             for proxy in proxies:
                 await proxy.stop()
 
-    async def ask(self, client: httpx.AsyncClient, one: Ask, *cuts: int) -> Said:
+    async def send(self, client: httpx.AsyncClient, one: StreamRequest, *cuts: int) -> Said:
         """Sends a request whose stream is cut."""
         self._names += 1
         name = f"cut-{self._names:06}"
         self.plan.cuts[name] = list(cuts)
         async with self._turn:
-            said = await ask(client, one, name)
+            said = await send(client, one, name)
         del self.plan.cuts[name]
         return said
 
@@ -289,7 +290,7 @@ class Verdicts:
 
 
 async def cut_streams(
-    fleet: CutFleet, asks: Sequence[Ask], verdicts: Verdicts, cuts: int = 0, everywhere: int = 0
+    fleet: CutFleet, asks: Sequence[StreamRequest], verdicts: Verdicts, cuts: int = 0, everywhere: int = 0
 ) -> list[Said]:
     """Cuts streams behind their tokens; returns the streams without a cut.
 
@@ -298,15 +299,15 @@ async def cut_streams(
     """
     async with fleet.client() as client:
 
-        async def one(number: int, asked: Ask) -> Said:
-            whole, again = await asyncio.gather(fleet.ask(client, asked), fleet.ask(client, asked))
+        async def one(number: int, asked: StreamRequest) -> Said:
+            whole, again = await asyncio.gather(fleet.send(client, asked), fleet.send(client, asked))
             places = range(1, (whole.usage[1] if whole.usage else 0) + 1)
             if 0 < cuts < len(places) and number >= everywhere:
                 drawn = Random(f"{SEED}-{number}").sample(places, cuts)
             else:
                 drawn = list(places)
             for cut in drawn:
-                verdicts.add(whole, again, await fleet.ask(client, asked, cut), f"{number} at {cut}")
+                verdicts.add(whole, again, await fleet.send(client, asked, cut), f"{number} at {cut}")
             return whole
 
         return list(await asyncio.gather(*(one(*pair) for pair in enumerate(asks))))
@@ -329,10 +330,8 @@ class Continued:
         """Everything, in order; the engines are gone afterwards."""
         engines = [self._start(number) for number in range(2 if self._kills else 1)]
         parsers = () if self._kills else REASONING_PARSERS
-        model = self._stage.folder / "scripted"
-        if parsers:
-            await asyncio.to_thread(self._make_scripted, model)
-        scripted = [self._start_scripted(parser, model) for parser in parsers]
+        stage = await asyncio.to_thread(self._scripted_stage) if parsers else self._stage
+        scripted = [_start_scripted(stage, parser) for parser in parsers]
         try:
             for engine in (*engines, *scripted):
                 await asyncio.to_thread(engine.await_health)
@@ -348,19 +347,20 @@ class Continued:
             for engine in (*engines, *scripted):
                 engine.kill()
 
-    def _make_scripted(self, model: Path) -> None:
-        installed = self._stage.installed
-        command = [str(installed.engine_python), str(_MAKER), str(installed.model), str(model)]
+    def _scripted_stage(self) -> EngineStage:
+        """Returns the same engines with the scripted model in place of the tiny one."""
+        stage, installed = self._stage, self._stage.installed
+        scripted = Installation(stage.folder / "scripted")
+        scripted.folder.mkdir()
+        (scripted.folder / "engine").symlink_to(installed.folder / "engine")
+        command = [str(installed.engine_python), str(_MAKER), str(installed.model), str(scripted.model)]
         subprocess.run(command, check=True)
+        return EngineStage(scripted, stage.folder, stage.engines, stage.gateways)
 
     def _start(self, number: int) -> EngineProcess:
         self._starts += 1
         name, port = f"continued-{number}-{self._starts}", self._ports[number]
         return self._stage.engine(name, *_OPTIONS, core=number, port=port, environment=_ENVIRONMENT)
-
-    def _start_scripted(self, parser: str, model: Path) -> EngineProcess:
-        options = (*_OPTIONS, "--reasoning-parser", parser)
-        return self._stage.engine(f"scripted-{parser}", *options, core=1, environment=_ENVIRONMENT, model=model)
 
     # Streams of random weights.
 
@@ -379,11 +379,11 @@ class Continued:
             await check("calls that must be made", lambda: self._cut_calls(fleet, draw))
             await check("log probabilities and token ids", lambda: self._cut_details(fleet, draw))
 
-    async def _cut_twice(self, fleet: CutFleet, asks: Sequence[Ask], draw: Random) -> Numbers:
+    async def _cut_twice(self, fleet: CutFleet, asks: Sequence[StreamRequest], draw: Random) -> Numbers:
         places = [(draw.randint(1, SHORTEST // 2), draw.randint(1, SHORTEST // 2 - 1)) for _ in asks]
         return await _cut_each(fleet, asks, places)
 
-    async def _cut_behind_usage(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
+    async def _cut_behind_usage(self, fleet: CutFleet, asks: Sequence[StreamRequest]) -> Numbers:
         return await _cut_each(fleet, asks, [(AFTER_USAGE,)] * len(asks))
 
     async def _cut_bytes(self, fleet: CutFleet, engine: str, draw: Random) -> Numbers:
@@ -419,9 +419,9 @@ class Continued:
         asks = [chat(prompt, SHORTEST, return_token_ids=True, logprobs=True) for prompt in prompts(draw, CALLS)]
         async with fleet.client() as client:
             for number, asked in enumerate(asks):
-                whole, again = await fleet.ask(client, asked), await fleet.ask(client, asked)
+                whole, again = await fleet.send(client, asked), await fleet.send(client, asked)
                 for cut in range(1, len(whole.tokens)):
-                    got = await fleet.ask(client, asked, cut)
+                    got = await fleet.send(client, asked, cut)
                     verdicts.add(whole, again, got, f"{number} at {cut}")
                     verdicts.counts["ids_identical"] += got.tokens == whole.tokens
         numbers = {**verdicts.judge(fleet.plan), "ids_identical": verdicts.counts["ids_identical"]}
@@ -445,12 +445,12 @@ class Continued:
             whole = [completion("<|bytes|>", 30), chat("<|bytes|>", 30, **plain), chat("<|bytes|>", 7, **plain)]
             await check("characters of several tokens", lambda: self._cut_characters(fleet, whole))
 
-    async def _cut_own_calls(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
+    async def _cut_own_calls(self, fleet: CutFleet, asks: Sequence[StreamRequest]) -> Numbers:
         verdicts = Verdicts()
         wholes = await cut_streams(fleet, asks, verdicts)
         return {**verdicts.judge(fleet.plan), **_judge_calls(wholes)}
 
-    async def _sample_calls(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
+    async def _sample_calls(self, fleet: CutFleet, asks: Sequence[StreamRequest]) -> Numbers:
         """Cuts sampled calls: each has arguments that are JSON, once."""
         got: list[Said] = []
         async with fleet.client() as client:
@@ -458,13 +458,13 @@ class Continued:
                 for cut in range(1, 13):
                     for seed in range(3):
                         body = {**asked.body, "temperature": 1, "seed": SEED + 100 * cut + seed}
-                        got.append(await fleet.ask(client, Ask(asked.path, body), cut))
+                        got.append(await fleet.send(client, StreamRequest(asked.path, body), cut))
         failures = [said.error for said in got if not said.is_whole]
         numbers = {"streams": len(got), "continued_elsewhere": sum(bool(said.continued_at) for said in got)}
         require(not failures, "streams broke", numbers | {"first": failures[:3]})
         return {**numbers, **_judge_calls(got)}
 
-    async def _cut_characters(self, fleet: CutFleet, asks: Sequence[Ask]) -> Numbers:
+    async def _cut_characters(self, fleet: CutFleet, asks: Sequence[StreamRequest]) -> Numbers:
         verdicts = Verdicts()
         wholes = await cut_streams(fleet, asks, verdicts)
         return {**verdicts.judge(fleet.plan), "text": wholes[0].text}
@@ -509,10 +509,10 @@ class Continued:
             await _await_both(gateway, len(engines))
             asks = [chat(prompt, KILLED_TOKENS, ignore_eos=True) for prompt in prompts(draw, STREAMS)]
             async with openai_client(gateway.url) as client:
-                wholes = [await ask(client, asked, f"{number}-whole") for asked in asks]
-                again = list(await asyncio.gather(*(ask(client, asked, f"{number}-again") for asked in asks)))
+                wholes = [await send(client, asked, f"{number}-whole") for asked in asks]
+                again = list(await asyncio.gather(*(send(client, asked, f"{number}-again") for asked in asks)))
                 killed = number % len(engines)
-                tasks = [asyncio.create_task(ask(client, asked, f"{number}-{at}")) for at, asked in enumerate(asks)]
+                tasks = [asyncio.create_task(send(client, asked, f"{number}-{at}")) for at, asked in enumerate(asks)]
                 await _await_tokens(engines[killed], tasks)
                 await asyncio.to_thread(engines[killed].kill)
                 for at, got in enumerate(await asyncio.gather(*tasks)):
@@ -529,20 +529,25 @@ class Continued:
         return numbers
 
 
-async def _cut_each(fleet: CutFleet, asks: Sequence[Ask], cuts: Sequence[Sequence[int]]) -> Numbers:
+def _start_scripted(stage: EngineStage, parser: str) -> EngineProcess:
+    options = (*_OPTIONS, "--reasoning-parser", parser)
+    return stage.engine(f"scripted-{parser}", *options, core=1, environment=_ENVIRONMENT)
+
+
+async def _cut_each(fleet: CutFleet, asks: Sequence[StreamRequest], cuts: Sequence[Sequence[int]]) -> Numbers:
     """Cuts each stream at places of its own."""
     verdicts = Verdicts()
     async with fleet.client() as client:
 
-        async def one(asked: Ask, places: Sequence[int]) -> None:
-            sent = (fleet.ask(client, asked), fleet.ask(client, asked), fleet.ask(client, asked, *places))
+        async def one(asked: StreamRequest, places: Sequence[int]) -> None:
+            sent = (fleet.send(client, asked), fleet.send(client, asked), fleet.send(client, asked, *places))
             verdicts.add(*await asyncio.gather(*sent), f"at {places}")
 
         await asyncio.gather(*(one(*pair) for pair in zip(asks, cuts, strict=True)))
     return verdicts.judge(fleet.plan)
 
 
-async def _everywhere(fleet: CutFleet, asks: Sequence[Ask], cuts: int = 0) -> Numbers:
+async def _everywhere(fleet: CutFleet, asks: Sequence[StreamRequest], cuts: int = 0) -> Numbers:
     verdicts = Verdicts()
     wholes = await cut_streams(fleet, asks, verdicts, cuts, CUT_EVERYWHERE)
     tokens = sum(whole.usage[1] for whole in wholes if whole.usage)
@@ -585,7 +590,7 @@ async def _compare_samples(fleet: CutFleet) -> tuple[list[tuple[float, float]], 
             for cuts in ((), (SAMPLED_CUT,)):
                 seeds = [draw.getrandbits(32) for _ in range(SAMPLED)]
                 bodies = [{**asked.body, "temperature": 1, "seed": seed} for seed in seeds]
-                made = (fleet.ask(client, Ask(asked.path, body), *cuts) for body in bodies)
+                made = (fleet.send(client, StreamRequest(asked.path, body), *cuts) for body in bodies)
                 sides.append(Counter(_around_cut(said, is_narrow) for said in await asyncio.gather(*made)))
             found = homogeneity(*sides)
             cells += found
@@ -605,7 +610,8 @@ async def _compare_with_script(fleet: CutFleet) -> tuple[list[tuple[float, float
     async with fleet.client() as client:
         body = {**chat("<|reason|>", 6).body, "temperature": 1}
         made = (
-            fleet.ask(client, Ask(_CHAT, {**body, "seed": SEED + at}), SAMPLED_CUT) for at in range(SCRIPTED_SAMPLED)
+            fleet.send(client, StreamRequest(_CHAT, {**body, "seed": SEED + at}), SAMPLED_CUT)
+            for at in range(SCRIPTED_SAMPLED)
         )
         texts = [said.reasoning for said in await asyncio.gather(*made)]
     seen = [sum(word in text for text in texts) for word, _ in _SHARES]
@@ -671,7 +677,7 @@ async def _await_both(gateway: GatewayProcess, count: int) -> None:
     seen: set[str] = set()
 
     async def one() -> bool:
-        said = await ask(client, chat(f"hello {len(seen)} {draw.random()}", 2), "warm")
+        said = await send(client, chat(f"hello {len(seen)} {draw.random()}", 2), "warm")
         seen.add(said.instance)
         return len(seen - {""}) >= count
 

@@ -13,10 +13,10 @@ from e2e.vllm.scenarios.continued import (
     ROUNDS,
     STREAMS,
     TRANSCRIPTS,
-    Ask,
-    ask,
+    StreamRequest,
     chi_squared_tail,
     homogeneity,
+    send,
 )
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 
@@ -51,7 +51,7 @@ async def test_stream_is_cut_where_the_plan_says_and_only_once(cut: int, tokens:
     async with scripted_engine(script) as engine:
         proxy = CuttingProxy(engine.url, plan)
         async with httpx.AsyncClient(base_url=await proxy.start()) as client:
-            first, second = [await ask(client, Ask("/v1/chat/completions", {}), "cut-1") for _ in range(2)]
+            first, second = [await send(client, StreamRequest("/v1/chat/completions", {}), "cut-1") for _ in range(2)]
         await proxy.stop()
     assert (first.tokens, first.error, first.usage is not None) == (tokens, "RemoteProtocolError", cut == AFTER_USAGE)
     assert (second.tokens, second.error) == ([1, 2, 3], "")
