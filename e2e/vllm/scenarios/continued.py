@@ -529,6 +529,8 @@ class Continued:
                 for at, got in enumerate(await asyncio.gather(*tasks)):
                     verdicts.add(wholes[at], again[at], got, f"round {number}, stream {at}")
                     reasons[got.error] += bool(got.error)
+            if number + 1 == ROUNDS:
+                break
             engine = engines[killed] = self._start(killed)
             await asyncio.to_thread(engine.await_health)
             starts.append(engine.started_seconds)
