@@ -257,8 +257,8 @@ async def _elsewhere(rig: ProbeRig, endpoint: Endpoint, answer: RawResponse) -> 
 
 
 async def dead_within(rig: ProbeRig, endpoint: Endpoint) -> str:
-    """Probes a connection that breaks within the answer: a plain answer is retried, a stream ends
-    with an error.
+    """Probes a connection that breaks within the answer: a plain answer is retried, a stream goes on
+    at another engine or ends with an error.
     """
     if not endpoint.engine:
         return NOT_APPLICABLE
@@ -270,6 +270,8 @@ async def dead_within(rig: ProbeRig, endpoint: Endpoint) -> str:
         return "`event: error`" if b"\nevent: error\n" in answer.body else "looks whole"
     if not endpoint.events:
         return "connection cut"
+    if answer.events[-1] == "[DONE]" and len(rig.sent) == 2:
+        return "continued"
     code = json.loads(answer.events[-1]).get("error", {}).get("code") if answer.events[-1] != "[DONE]" else None
     return f"`{code}`" if code else "looks whole"
 
@@ -374,7 +376,7 @@ _LEGEND = """
 | no key | 401 `invalid_api_key` |
 | no model | 404 `model_not_found` |
 | dead before | the engine's connection breaks before the first byte of the answer: another engine is asked |
-| dead within | it breaks in the middle: a plain answer comes from another engine, a stream ends with this error and no `[DONE]` |
+| dead within | it breaks in the middle: a plain answer comes from another engine; a stream goes on there, or ends with this error and no `[DONE]` |
 | greedy | the same with `temperature` 0: another engine says the rest |
 | client leaves | its engine's connection is closed at once, streams included |
 | deadline | `x-request-timeout` passes while the engine is silent: 504 `deadline_exceeded` |

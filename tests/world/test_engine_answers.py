@@ -70,7 +70,25 @@ async def test_a_field_that_an_instance_refused_is_not_sent_to_it_again() -> Non
         for _ in range(2):
             assert (await request(running.url, STREAM)).status == 200
     assert ["stream_options" in call.json for call in calls] == [True, False, False]
-    assert calls[1].json == STREAM
+    assert calls[1].json == STREAM | {"return_token_ids": True}
+
+
+async def test_an_engine_that_refuses_token_ids_is_not_asked_for_them_again() -> None:
+    calls: list[EngineCall] = []
+
+    async def script(call: EngineCall) -> None:
+        calls.append(call)
+        if "return_token_ids" in call.json:
+            error = {"message": "Extra inputs are not permitted: return_token_ids", "type": "BadRequestError"}
+            await call.respond({"error": error}, status="400 Bad Request")
+        else:
+            await send(call, ADDED[0].answers[1])
+
+    async with gateway_before([script]) as running:
+        for _ in range(2):
+            assert (await request(running.url, STREAM)).status == 200
+    assert ["return_token_ids" in call.json for call in calls] == [True, False, False]
+    assert "stream_options" in calls[1].json
 
 
 async def test_headers_by_which_engines_read_bodies_otherwise_pass_in_no_direction() -> None:

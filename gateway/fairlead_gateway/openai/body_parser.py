@@ -136,6 +136,7 @@ class ModelRequest:
     is_passthrough: the gateway reads neither prompt nor response.
     passes_stream: the client asked for a stream that is passed on.
     strip_usage: the client did not ask for the usage of the stream.
+    without_tokens: an engine refuses to send token ids, so that none is asked for them.
     method, target: of the request to the engine; target None: the client's path.
     max_tokens: the client's limit of the response.
     sequences: answers that an engine computes for the prompt.
@@ -189,6 +190,7 @@ class ModelRequest:
         "stream",
         "strip_usage",
         "target",
+        "without_tokens",
     )
     entry: ModelEntry
     model: Model
@@ -214,6 +216,7 @@ class ModelRequest:
         self.messages_end: int = 0
         self.stream = stream
         self.strip_usage = False
+        self.without_tokens = False
         self.max_tokens = max_tokens
         self.session = session
         self.has_session_id = False

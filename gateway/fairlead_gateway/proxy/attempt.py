@@ -30,6 +30,7 @@ from fairlead_gateway.resilience.worker.retry import (
     ADAPTER_MISSING,
     FIELD_REFUSED,
     MAX_RETRY_AFTER_SECONDS,
+    TOKENS_REFUSED,
     AttemptFailure,
 )
 from fairlead_gateway.routing import ModelRouter
@@ -467,6 +468,7 @@ _MISSING_ADAPTERS: Final = (b"LoRA adapter that has never been loaded", b"reques
 _MAX_RELOADS: Final = 3
 """Loads of an adapter for one request, since engines had lost it."""
 _USAGE_FIELD: Final = b"stream_options"
+_TOKENS_FIELD: Final = b"return_token_ids"
 _LIMITED: Final = 429
 _NO_SUCH_FUNCTION: Final = 501
 """For whatever request, so the client's business like every 4xx. vLLM, llama.cpp, TensorRT-LLM."""
@@ -493,6 +495,8 @@ def check_response(
         raise AttemptFailure("wrong-model" if context.request.adapter is None else ADAPTER_MISSING)
     if context.request.adapter is not None and _is_adapter_missing(context, engine_response):
         raise AttemptFailure(ADAPTER_MISSING)
+    if engine_response.tokens is not None and _TOKENS_FIELD in _refusal_words(engine_response):
+        raise AttemptFailure(TOKENS_REFUSED)
     if is_usage_refused(context, engine_response):
         raise AttemptFailure(FIELD_REFUSED)
     response_error = _response_error(context, engine_response)

@@ -321,6 +321,7 @@ def asks_for_tokens(request: ModelRequest, engine: str) -> bool:
     """Whether the gateway asks this kind of engine for the token ids of a stream."""
     return (
         request.stream
+        and not request.without_tokens
         and request.entry.resumes
         and engine in TOKEN_ENGINES
         and request.sequences == 1

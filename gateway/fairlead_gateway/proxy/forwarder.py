@@ -23,6 +23,7 @@ from fairlead_gateway.proxy.relay import ResponseRelay, end_incomplete
 from fairlead_gateway.resilience.worker.retry import (
     ADAPTER_MISSING,
     FIELD_REFUSED,
+    TOKENS_REFUSED,
     AttemptFailure,
     RetryBudget,
     should_retry,
@@ -70,7 +71,7 @@ class Forwarder:
         self._relay = relay
         self._limit_gate = limit_gate
         self.fallbacks: Fallbacks | None = None
-        self._without_usage: dict[str, None] = {}  # instances that refuse to count the tokens of streams
+        self._refused_fields: dict[str, dict[str, None]] = {FIELD_REFUSED: {}, TOKENS_REFUSED: {}}
         self._now = dispatcher.now
         self._loop = dispatcher.runtime.loop
         self._limits = dispatcher.runtime.limits
@@ -143,6 +144,8 @@ class Forwarder:
                 if context.transfer is None or not self._prefill_coordinator.retry_without_transfer(context, failure):
                     if failure.cause == FIELD_REFUSED:
                         context.request.take_back_usage()
+                    elif failure.cause == TOKENS_REFUSED:
+                        context.request.without_tokens = True
                     elif not self._is_adapter_to_reload(attempt, failure):
                         excluded |= {attempt.instance_id}
                     self._check_retry(attempt, failure)
@@ -155,14 +158,14 @@ class Forwarder:
         Why only then: the words of a refusal can be those of the client, and then say nothing of
         the engine.
         """
-        last = attempt.context.failures[-1]
-        if last.cause != FIELD_REFUSED or last.instance_id != attempt.instance_id:
-            return
         if engine_response.status >= 400 or engine_response.in_band_error is not None:
             return
-        if len(self._without_usage) == _MAX_WITHOUT_USAGE:
-            self._without_usage.clear()
-        self._without_usage[attempt.instance_id] = None
+        for failure in attempt.context.failures:
+            known = self._refused_fields.get(failure.cause)
+            if known is not None and failure.instance_id == attempt.instance_id:
+                if len(known) == _MAX_WITHOUT_USAGE:
+                    known.clear()
+                known[attempt.instance_id] = None
 
     def _is_adapter_to_reload(self, attempt: Attempt, failure: AttemptFailure) -> bool:
         """Records an engine that has lost its adapters; returns whether it may load them again."""
@@ -274,8 +277,10 @@ class Forwarder:
         transfer.
         """
         context = attempt.context
-        if context.request.strip_usage and attempt.instance_id in self._without_usage:
+        if context.request.strip_usage and attempt.instance_id in self._refused_fields[FIELD_REFUSED]:
             context.request.take_back_usage()
+        if attempt.instance_id in self._refused_fields[TOKENS_REFUSED]:
+            context.request.without_tokens = True
         body = context.request.body
         if context.handoff is not None:
             body = self._prefill_coordinator.request_body(context)

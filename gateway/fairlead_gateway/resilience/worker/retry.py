@@ -74,7 +74,10 @@ DOWNLOAD_REFUSALS: Final = {
 """The causes of failed downloads, by the downloader's code."""
 FIELD_REFUSED: Final = "field-refused"
 """The instance refuses a field that the gateway added to the request."""
-_QUICK_CAUSES: Final = ("refused", ADAPTER_MISSING, FIELD_REFUSED)
+TOKENS_REFUSED: Final = "tokens-refused"
+"""The instance refuses to send token ids, for which the gateway has asked."""
+_REFUSED_FIELDS: Final = (FIELD_REFUSED, TOKENS_REFUSED)
+_QUICK_CAUSES: Final = ("refused", ADAPTER_MISSING, *_REFUSED_FIELDS)
 _ADAPTER_CAUSES: Final = frozenset(
     {ADAPTER_LOAD, ADAPTER_SLOTS, ADAPTER_MISSING, DOWNLOAD_FAILED, *DOWNLOAD_REFUSALS.values()}
 )
@@ -123,7 +126,7 @@ class AttemptFailure(Exception):
     @property
     def is_no_fault(self) -> bool:
         """Whether the instance lacks something that this request needs, which is no fault of it."""
-        return self.is_of_adapter or self.cause == FIELD_REFUSED
+        return self.is_of_adapter or self.cause in _REFUSED_FIELDS
 
     @property
     def is_exempt_from_budget(self) -> bool:
