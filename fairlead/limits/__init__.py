@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from fairlead.limits.control_plane import AuditLimits, AutoscalerLimits, KubeLimits
 from fairlead.limits.gateways import FleetLimits, LedgerLimits, PeerLimits, ProcessLimits, TelemetryLimits
 from fairlead.limits.index import IndexLimits, KvEventLimits
-from fairlead.limits.requests import HandoffLimits, HttpLimits, QueueLimits, RequestLimits, UpstreamLimits
+from fairlead.limits.requests import (
+    HandoffLimits,
+    HttpLimits,
+    IdempotencyLimits,
+    QueueLimits,
+    RequestLimits,
+    UpstreamLimits,
+)
 from fairlead.limits.tenants import QuotaLimits
 
 __all__ = ["Limits"]
@@ -25,6 +32,7 @@ __all__ = ["Limits"]
 class Limits(
     HttpLimits,
     RequestLimits,
+    IdempotencyLimits,
     QueueLimits,
     UpstreamLimits,
     HandoffLimits,

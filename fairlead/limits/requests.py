@@ -85,6 +85,25 @@ class RequestLimits:
 
 
 @dataclass(frozen=True)
+class IdempotencyLimits:
+    """Limits of answers that are kept for requests sent again."""
+
+    idempotency_key_bytes: int = limit(255, "an `Idempotency-Key`; SDKs send a prefix and a UUID; 400")
+    idempotency_window_seconds: float = limit(
+        600.0, "an answer is kept this long after its end; SDKs send a request again within seconds, twice"
+    )
+    idempotency_unread_seconds: float = limit(
+        10.0, "a request with a key runs on for this long after its last client left; SDKs wait 8 s at most"
+    )
+    idempotency_answer_bytes: int = limit(
+        8 * 1024 * 1024, "an answer that is kept: a stream of about 30,000 tokens; a longer one is passed on only"
+    )
+    idempotency_bytes: int = limit(
+        64 * 1024 * 1024, "kept answers of one worker, all together; then those of the caller with most go first"
+    )
+
+
+@dataclass(frozen=True)
 class QueueLimits:
     """Limits of requests that are queued in the gateway."""
 

@@ -28,6 +28,7 @@ COMPILED_MODULES = (
     "fairlead_gateway/dialects/event_grammar.py",
     "fairlead_gateway/disaggregation/worker/*.py",
     "fairlead_gateway/http/*.py",
+    "fairlead_gateway/idempotency/**/*.py",
     "fairlead_gateway/kv_index/links.py",
     "fairlead_gateway/kv_index/translator.py",
     "fairlead_gateway/kv_index/worker.py",

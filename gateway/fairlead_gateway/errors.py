@@ -13,7 +13,8 @@ and a hint.
     │   ├── ForeignPage        403  a web page may have sent it, and no key is asked for
     │   ├── UnknownPath        404      UnknownModel            404      MethodNotAllowed 405
     │   ├── UnknownResponse        404  no stored response has this id
-    │   └── QuarantinedRequest 422  instances crashed on this request before
+    │   ├── QuarantinedRequest 422  instances crashed on this request before
+    │   └── IdempotencyKeyReused 422 another request has this idempotency key
     ├── RelayedError                an error of another process of the gateway, with its status
     ├── RequestShed            429  a sheddable request would miss its TTFT target
     ├── TooManyLargeBodies     429  large bodies of the caller wait to be checked
@@ -250,6 +251,21 @@ class QuarantinedRequest(BadRequest):
             "two engines broke off on this request; it is not given to another one",
             hint="change the request, or give its id to the operator of the gateway",
             headers=(NO_RETRY, ("retry-after", f"{max(1, round(seconds))}")),
+        )
+
+
+class IdempotencyKeyReused(BadRequest):
+    """Raised if an idempotency key of the caller belongs to another request."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Idempotency-Key: the key belongs to another request, with another body or path",
+            param="idempotency-key",
+            hint="send a new key with each new request, and the same key only with the same bytes",
+            headers=(NO_RETRY,),
         )
 
 

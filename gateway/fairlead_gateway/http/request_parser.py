@@ -239,7 +239,7 @@ SESSION_HEADERS: Final = (
 AGENT_HEADER: Final = b"x-claude-code-agent-id"
 """The agent of a session, which has a conversation of its own."""
 RARE_FIELDS: Final = frozenset(
-    (b"x-request-id", b"x-request-timeout", b"x-fairlead-hops", *SESSION_HEADERS, AGENT_HEADER)
+    (b"x-request-id", b"x-request-timeout", b"x-fairlead-hops", b"idempotency-key", *SESSION_HEADERS, AGENT_HEADER)
 )
 """Fields that every request is asked for and few have."""
 _MODEL_PATH: Final = b"/v1/models/"

@@ -37,6 +37,8 @@ from fairlead_gateway.http.listener import (
     max_connections,
 )
 from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.idempotency.answer_table import HEADER as IDEMPOTENCY_HEADER
+from fairlead_gateway.idempotency.worker.keyed_requests import KeyedRequests
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.request import is_passthrough_path, methods_of
@@ -276,6 +278,9 @@ class Gateway(RequestLifecycle):
         self.copies = self.stack.create_shadow_traffic(
             self._request_parser, lambda: self.listener.under_memory_pressure
         )
+        self.keyed_requests = KeyedRequests(
+            runtime, self._start_request, self._on_replayed, self.telemetry.non_model_counters
+        )
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
         self._draining_ids: frozenset[str] = frozenset()
         self._next_moves: asyncio.TimerHandle | None = None
@@ -369,6 +374,7 @@ class Gateway(RequestLifecycle):
         self.listener.close()
         for request in list(self._inflight.values()):
             request.cancel()
+        self.keyed_requests.close()
         self._fast_path.timeouts.clear()
         self.copies.close()
         self.stack.close()
@@ -421,7 +427,10 @@ class Gateway(RequestLifecycle):
             path, method = http_request.head.path, http_request.head.method
             if path in _DIALECTS:
                 if method == "POST" or check_method(method, ("POST",), response):
-                    self._start_request(http_request, response)
+                    if head.get_rare(IDEMPOTENCY_HEADER) is None:
+                        self._start_request(http_request, response)
+                    else:
+                        self.keyed_requests.handle(http_request, response)
             elif is_local_path(path):
                 if check_method(method, ("GET", "HEAD"), response):
                     models = self._visible_models.of(caller)
@@ -434,7 +443,10 @@ class Gateway(RequestLifecycle):
                         observers.on_answered_locally(http_request, response, 200, None)
             elif is_passthrough_path(path):
                 if check_method(method, methods_of(path), response):
-                    self._start_request(http_request, response)
+                    if method != "POST" or head.get_rare(IDEMPOTENCY_HEADER) is None:
+                        self._start_request(http_request, response)
+                    else:
+                        self.keyed_requests.handle(http_request, response)
             elif path == "*":
                 check_method(method, ("GET", "HEAD", "POST"), response)
             else:
@@ -465,6 +477,10 @@ class Gateway(RequestLifecycle):
             if http_request is not None and self._policies.of(http_request.caller).shows_placement:
                 headers += fallback_header(route)
         send_error(error, response, headers)
+
+    def _on_replayed(self, http_request: HttpRequest, response: ResponseWriter, status: int) -> None:
+        if self._observers is not None:
+            self._observers.on_answered_locally(http_request, response, status, None)
 
     def _start_request(
         self, http_request: HttpRequest, response: ResponseWriter, fallback: FallbackRequest | None = None

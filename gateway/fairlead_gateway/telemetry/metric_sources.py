@@ -259,6 +259,19 @@ def process(name: str, text: str) -> Metric:
     return metric(name, rows, text)
 
 
+def keyed_requests(scrape: Scrape) -> Iterator[Row]:
+    return _process_counts(scrape, "idempotency_", ("joined", "returned", "run"))
+
+
+def keyed_reruns(scrape: Scrape) -> Iterator[Row]:
+    return _process_counts(scrape, "idempotency_rerun_", ("abandoned", "failed", "memory", "too-long"))
+
+
+def _process_counts(scrape: Scrape, prefix: str, labels: tuple[str, ...]) -> Iterator[Row]:
+    for label in labels:
+        yield label, scrape.process_values.get(prefix + label, 0)
+
+
 def tenant(name: str, text: str) -> Metric:
     def rows(scrape: Scrape) -> Iterable[Row]:
         return ((tenant, f"{value:.15g}") for tenant, value in scrape.tenant_values.get(name, ()))

@@ -295,6 +295,16 @@ _OWN: Final = (
     of.metric("keys_refused_total", of.keys_refused, "Requests whose API key was missing or unknown."),
     of.process("workers", "Worker processes that serve and answer."),
     of.process("worker_deaths_total", "Workers that exited unexpectedly; each was started again."),
+    of.metric(
+        "idempotency_requests_total{outcome}",
+        of.keyed_requests,
+        "Requests with an Idempotency-Key: run, joined to a running answer, or returned from a kept one.",
+    ),
+    of.metric(
+        "idempotency_reruns_total{reason}",
+        of.keyed_reruns,
+        "Requests that ran again under a known key, by why their answer was not kept.",
+    ),
     of.process("access_log_dropped_total", "Lines that the access log dropped; absent while it is off."),
     of.process("spans_exported_total", "Spans that the collector accepted; absent while tracing is off."),
     of.process("spans_dropped_total", "Spans that the collector did not accept, or not in time."),

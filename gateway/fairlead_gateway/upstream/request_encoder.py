@@ -28,7 +28,8 @@ _ALLOWED_HEADERS: Final = frozenset(
 _USUAL_HEADERS: Final = frozenset(
     b"host content-length content-type content-encoding transfer-encoding connection keep-alive te trailer upgrade "
     b"proxy-connection expect accept-encoding authorization x-api-key cookie x-request-id x-request-timeout "
-    b"traceparent tracestate origin referer cache-control pragma dnt priority forwarded via x-real-ip".split()
+    b"traceparent tracestate origin referer cache-control pragma dnt priority forwarded via x-real-ip "
+    b"idempotency-key".split()
 )
 """Headers that clients and proxies send to every server. They do not pass, and are not recorded."""
 _USUAL_PREFIXES: Final = (b"x-stainless-", b"x-forwarded-", b"sec-", b"x-fairlead-", b"access-control-")

@@ -1,0 +1,194 @@
+"""Serves requests with an `Idempotency-Key`: each runs once, for all clients that send it.
+
+A request whose clients have all left runs on for `idempotency_unread_seconds`, since they may come
+back. Then it is cancelled, as one without a key is at once.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from fairlead_gateway.caller_key import CallerKey, caller_key
+from fairlead_gateway.http.listener import HttpRequest, ResponseTransport, ResponseWriter
+from fairlead_gateway.idempotency.answer_table import ABANDONED, HEADER, AnswerTable, KeyedAnswer, check_key
+from fairlead_gateway.idempotency.worker.answer_recording import ClientReader, RecordedResponse
+from fairlead_gateway.worker.runtime import WorkerRuntime
+
+RUN: Final = "idempotency_run"
+JOINED: Final = "idempotency_joined"
+RETURNED: Final = "idempotency_returned"
+RERUN: Final = "idempotency_rerun_"
+"""Names of counters, the last with a reason behind it."""
+_SWEEP_SHARE: Final = 0.25  # of the window, at most until ended answers are forgotten
+
+StartRequest = Callable[[HttpRequest, ResponseWriter], None]
+
+
+class KeyedRequests:
+    """The requests with a key of one worker.
+
+    start_request: serves a request.
+    on_replayed: called with the status of an answer that was sent to a further client.
+    counters: of the process, by name.
+    """
+
+    def __init__(
+        self,
+        runtime: WorkerRuntime,
+        start_request: StartRequest,
+        on_replayed: Callable[[HttpRequest, ResponseWriter, int], None],
+        counters: dict[str, int],
+    ) -> None:
+        self._limits = runtime.limits
+        self._loop = runtime.loop
+        self._now = runtime.now
+        self._start_request = start_request
+        self._on_replayed = on_replayed
+        self._counters = counters
+        self.table = AnswerTable(runtime.limits)
+        self._running: dict[KeyedAnswer, RecordedResponse] = {}
+        self._unread_timers: dict[KeyedAnswer, asyncio.TimerHandle] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def handle(self, http_request: HttpRequest, response: ResponseWriter) -> None:
+        """Answers a request with a key.
+
+        Raises BadRequest for an invalid key, and IdempotencyKeyReused for that of another request.
+        """
+        key = request_key(http_request, self._limits.idempotency_key_bytes)
+        self.serve(caller_key(http_request.caller), key, http_request, response)
+
+    def serve(self, caller: CallerKey, key: bytes, http_request: HttpRequest, response: ResponseWriter) -> None:
+        """Answers a request from this worker's answers, or runs it."""
+        fingerprint = request_fingerprint(http_request)
+        answer = self.table.find(caller, key, fingerprint, self._now())
+        if answer is not None and not answer.lost:
+            self.count(JOINED if answer.is_running else RETURNED)
+            timer = self._unread_timers.pop(answer, None)
+            if timer is not None:
+                timer.cancel()
+            self._attach(answer, response, partial(self._on_replay_left, http_request, response), is_replay=True)
+            return
+        self.count(RUN if answer is None else RERUN + answer.lost)
+        answer = self.table.start(caller, key, fingerprint)
+        transport = _NoConnection(response.client_address())
+        recorded = RecordedResponse(self.table, answer, http_request, transport, self._now, self._on_end)
+        self._running[answer] = recorded
+        self._attach(answer, response, self._on_left, is_replay=False)
+        self._start_request(http_request, recorded)
+        self._schedule_sweep()
+
+    def count(self, name: str) -> None:
+        """Counts one request."""
+        self._counters[name] = self._counters.get(name, 0) + 1
+
+    def close(self) -> None:
+        """Stops all timers."""
+        for timer in self._unread_timers.values():
+            timer.cancel()
+        self._unread_timers.clear()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    def _attach(
+        self,
+        answer: KeyedAnswer,
+        response: ResponseWriter,
+        on_left: Callable[[KeyedAnswer], None],
+        *,
+        is_replay: bool,
+    ) -> None:
+        running = self._running.get(answer)
+        on_read = running.adjust_speed if running is not None else None
+        ClientReader(answer, response, on_left, on_read, is_replay=is_replay)
+
+    def _on_replay_left(self, http_request: HttpRequest, response: ResponseWriter, answer: KeyedAnswer) -> None:
+        if answer.head is not None:
+            self._on_replayed(http_request, response, answer.head.status)
+        self._on_left(answer)
+
+    def _on_left(self, answer: KeyedAnswer) -> None:
+        """Gives clients of a running answer a while to come back, once the last has left."""
+        running = self._running.get(answer)
+        if running is None or not answer.is_running:
+            return
+        running.adjust_speed()
+        if not answer.readers:
+            seconds = 0.0 if answer.lost else self._limits.idempotency_unread_seconds
+            self._unread_timers[answer] = self._loop.call_later(seconds, partial(self._abandon, answer))
+
+    def _abandon(self, answer: KeyedAnswer) -> None:
+        self._unread_timers.pop(answer, None)
+        recorded = self._running.pop(answer, None)
+        if recorded is not None:
+            self.table.lose(answer, ABANDONED)
+            recorded.on_connection_lost()
+
+    def _on_end(self, answer: KeyedAnswer) -> None:
+        self._running.pop(answer, None)
+        timer = self._unread_timers.pop(answer, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _schedule_sweep(self) -> None:
+        if self._sweeper is None:
+            seconds = self._limits.idempotency_window_seconds * _SWEEP_SHARE
+            self._sweeper = self._loop.call_later(seconds, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        self.table.expire(self._now())
+        if len(self.table):
+            self._schedule_sweep()
+
+
+class _NoConnection(ResponseTransport):
+    """The transport of a recorded response, which writes to none."""
+
+    __slots__ = ("_client_address",)
+
+    def __init__(self, client_address: str | None) -> None:
+        self._client_address = client_address
+
+    def write(self, data: bytes) -> None:
+        """Does nothing: the response is recorded before it is encoded."""
+
+    def on_response_complete(self, keep_alive: bool) -> None:
+        """Does nothing: each client has its own connection."""
+
+    def on_request_released(self) -> None:
+        """Does nothing, like `on_response_complete`."""
+
+    def abort(self) -> None:
+        """Does nothing, like `on_response_complete`."""
+
+    def date(self) -> str:
+        """Returns nothing: each client's response has its own."""
+        return ""
+
+    def client_address(self) -> str | None:
+        """Returns the address of the first client."""
+        return self._client_address
+
+    @property
+    def is_draining(self) -> bool:
+        """False: no connection is to be closed."""
+        return False
+
+
+def request_key(http_request: HttpRequest, max_bytes: int) -> bytes:
+    """Returns the key of a request that has the header. Raises BadRequest if it is not valid."""
+    return check_key([value for name, value in http_request.head.fields if name == HEADER], max_bytes)
+
+
+def request_fingerprint(http_request: HttpRequest) -> bytes:
+    """Returns the digest of path, query and body, which equal requests share."""
+    head = http_request.head
+    digest = hashlib.blake2b(digest_size=32)
+    for part in (head.path.encode("utf-8", "surrogateescape"), head.query, http_request.body):
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    return digest.digest()
