@@ -101,6 +101,9 @@ class IdempotencyLimits:
     idempotency_bytes: int = limit(
         64 * 1024 * 1024, "kept answers of one worker, all together; then those of the caller with most go first"
     )
+    idempotency_owner_seconds: float = limit(
+        900.0, "a worker waits this long for the first byte from the worker that owns a key; 503"
+    )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ and a hint.
     ├── NoReadyInstance        503  no instance of the model is ready
     ├── RouteWithoutTarget     503  the route leads to no model that is served
     ├── AdapterNotLoaded       503  no instance of its base could load the LoRA adapter
+    ├── KeyOwnerUnavailable    503  the worker that owns an idempotency key does not answer
     ├── ApiKeysUnavailable     503  the gateway cannot read its API keys
     ├── GatewayDraining        503  this gateway stops, and its drain is over
     ├── Overloaded             503  the instances, or this gateway, are full
@@ -352,6 +353,20 @@ class ApiKeysUnavailable(GatewayError):
             "this gateway cannot read its API keys",
             hint="tell the operator of the gateway; its management port names the cause",
             headers=(("retry-after", "5"),),
+        )
+
+
+class KeyOwnerUnavailable(GatewayError):
+    """Raised if the worker that owns an idempotency key does not answer."""
+
+    status = 503
+    code = "key_owner_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the worker that owns this Idempotency-Key does not answer",
+            hint="send the request again with the same key",
+            headers=(("retry-after", "1"),),
         )
 
 

@@ -193,6 +193,11 @@ class ResponseWriter:
         """Returns the address of the client; None if it has none, or has disconnected."""
         return self._transport.client_address()
 
+    @property
+    def is_draining(self) -> bool:
+        """True if the connection takes no request after this one."""
+        return self._transport.is_draining
+
     def on_connection_lost(self) -> None:
         """Called when the connection is lost; calls `on_client_gone`."""
         if not self.finished:

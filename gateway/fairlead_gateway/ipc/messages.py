@@ -72,6 +72,7 @@ class Configure(msgspec.Struct, tag=True):
     - has_redis: decisions and loads go to Redis.
     - has_ledger: the use of requests is reported.
     - indexed_models: as `IndexedModels` sends them later.
+    - sibling_ports: of all workers by their numbers, for requests of each other; empty for one.
     """
 
     number: int
@@ -94,6 +95,7 @@ class Configure(msgspec.Struct, tag=True):
     indexed_models: list[str]
     has_ledger: bool
     warnings: list[str]
+    sibling_ports: list[int] = []
 
 
 class FleetUpdate(msgspec.Struct, tag=True):

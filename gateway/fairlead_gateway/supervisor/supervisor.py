@@ -273,6 +273,7 @@ class Supervisor:
             indexed_models=list(self.kv_index.indexed_models),
             has_ledger=config.usage_folder is not None,
             warnings=self._sent_warnings,
+            sibling_ports=self.workers.sibling_ports,
         )
 
     # Warnings and counters -----------------------------------------------------------------------------------------------

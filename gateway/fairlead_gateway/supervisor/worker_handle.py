@@ -34,6 +34,7 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.compiled_build import worker_environment
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.settings import VARIABLE_PREFIX, variable_name
+from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
 from fairlead_gateway.ipc.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS
@@ -69,12 +70,18 @@ class SpawnedWorker:
 
 
 def spawn_worker(
-    number: int, shared_memory_fd: int | None, environ: Mapping[str, str], *, inherits_stdout: bool = False
+    number: int,
+    shared_memory_fd: int | None,
+    environ: Mapping[str, str],
+    *,
+    inherits_stdout: bool = False,
+    sibling_port: socket.socket | None = None,
 ) -> SpawnedWorker:
     """Starts a worker process.
 
     number: the worker's number, from 1.
     shared_memory_fd: the shared load table; None for a single worker without peers.
+    sibling_port: where it listens for requests of other workers; None for a single worker.
     inherits_stdout: if False, the worker's standard output is the null device. Then a reader of the
         gateway's output does not wait for the workers' end.
     """
@@ -85,6 +92,9 @@ def spawn_worker(
         if shared_memory_fd is not None:
             command += ["--rows", str(shared_memory_fd)]
             fds.append(shared_memory_fd)
+        if sibling_port is not None:
+            command += ["--sibling-port", str(sibling_port.fileno())]
+            fds.append(sibling_port.fileno())
         try:
             stdout = None if inherits_stdout else subprocess.DEVNULL
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=fds, env=environ)
@@ -98,6 +108,9 @@ class PreforkedWorkers:
     """Workers that start before anything else, and import their modules while the supervisor does.
 
     has_peers: the shared load table has a row for the load from other gateways.
+    sibling_ports: listening sockets on which workers get requests of each other, by their numbers.
+
+    Why the supervisor holds them: connections wait there until a worker has been replaced.
     """
 
     def __init__(
@@ -109,21 +122,29 @@ class PreforkedWorkers:
         self.shared_memory_fd: int | None = None
         self.environ = narrow_environment(worker_environment(os.environ))  # once: it reads every source file
         self.spawned: list[SpawnedWorker] = []
+        self.sibling_ports = [ListenAddress("127.0.0.1", 0).bind() for _ in range(count if count > 1 else 0)]
         if count > 1 or has_peers:
             from fairlead_gateway.routing.load.shared_memory import table_bytes
 
             self.shared_memory_fd = _create_shared_memory(table_bytes(shared_row_count(count), slots))
         try:
-            self.spawned.extend(
-                spawn_worker(number, self.shared_memory_fd, self.environ, inherits_stdout=inherits_stdout)
-                for number in range(1, count + 1)
-            )
+            self.spawned.extend(self.spawn(number) for number in range(1, count + 1))
         except OSError:
             self.close()
             raise
 
+    def spawn(self, number: int) -> SpawnedWorker:
+        """Starts a worker with this number. Raises OSError."""
+        return spawn_worker(
+            number,
+            self.shared_memory_fd,
+            self.environ,
+            inherits_stdout=self.inherits_stdout,
+            sibling_port=self.sibling_ports[number - 1] if self.sibling_ports else None,
+        )
+
     def close(self) -> None:
-        """Ends the workers that no pool has taken, and closes the shared memory's descriptor.
+        """Ends the workers that no pool has taken, and closes the shared descriptors.
 
         Closes their channels, and kills a worker that still runs after `_EXIT_SECONDS`.
         """
@@ -136,6 +157,8 @@ class PreforkedWorkers:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
+        for port in self.sibling_ports:
+            port.close()
         if self.shared_memory_fd is not None:
             os.close(self.shared_memory_fd)
             self.shared_memory_fd = None

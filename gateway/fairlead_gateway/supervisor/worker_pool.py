@@ -50,7 +50,6 @@ from fairlead_gateway.supervisor.worker_handle import (
     merge_counts,
     merge_loads,
     shared_row_count,
-    spawn_worker,
 )
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot, sum_snapshots
 
@@ -140,6 +139,7 @@ class WorkerPool:
         self._clock = clock
         self._limits = limits
         self.workers: list[WorkerHandle] = []
+        self.sibling_ports = [port.getsockname()[1] for port in preforked.sibling_ports]
         self.crash_count = 0
         self.is_stopping = False
         self._started = False
@@ -320,12 +320,7 @@ class WorkerPool:
             while not self._free_rows:  # too many still drain
                 await self._wait_until(lambda: bool(self._free_rows))
             try:
-                spawned = spawn_worker(
-                    number,
-                    self._preforked.shared_memory_fd,
-                    self._preforked.environ,
-                    inherits_stdout=self._preforked.inherits_stdout,
-                )
+                spawned = self._preforked.spawn(number)
             except OSError as error:
                 _log.error("worker %d cannot be started: %s", number, error)
                 self._start_replacement(number, MAX_WORKER_RESTART_SECONDS)

@@ -264,7 +264,7 @@ def keyed_requests(scrape: Scrape) -> Iterator[Row]:
 
 
 def keyed_reruns(scrape: Scrape) -> Iterator[Row]:
-    return _process_counts(scrape, "idempotency_rerun_", ("abandoned", "failed", "memory", "too-long"))
+    return _process_counts(scrape, "idempotency_rerun_", ("abandoned", "failed", "memory", "too-long", "worker-lost"))
 
 
 def _process_counts(scrape: Scrape, prefix: str, labels: tuple[str, ...]) -> Iterator[Row]:

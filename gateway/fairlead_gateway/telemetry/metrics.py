@@ -303,7 +303,8 @@ _OWN: Final = (
     of.metric(
         "idempotency_reruns_total{reason}",
         of.keyed_reruns,
-        "Requests that ran again under a known key, by why their answer was not kept.",
+        "Requests that ran again under a known key, by why their answer was not kept. worker-lost: the worker that owned "
+        "it ended under a request of another one.",
     ),
     of.process("access_log_dropped_total", "Lines that the access log dropped; absent while it is off."),
     of.process("spans_exported_total", "Spans that the collector accepted; absent while tracing is off."),

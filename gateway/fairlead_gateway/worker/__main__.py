@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     nonblocking_log.start_logging(settings.log_level)
     shared_memory = mmap.mmap(options["--rows"], 0) if "--rows" in options else None
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_run(settings, shared_memory, options["--channel"]))
+        return runner.run(_run(settings, shared_memory, options["--channel"], options.get("--sibling-port")))
 
 
 def _parse_options(arguments: Sequence[str]) -> dict[str, int]:
@@ -48,15 +48,19 @@ def _parse_options(arguments: Sequence[str]) -> dict[str, int]:
     - `--number`: the worker's number
     - `--channel`: the file descriptor of the channel
     - `--rows`: the file descriptor of the shared load table, if there is one
+    - `--sibling-port`: that of the listening socket for requests of other workers, if there are any
 
     Why not argparse: only the supervisor writes them, and it would cost memory in every worker.
     """
     return {name: int(value) for name, value in zip(arguments[::2], arguments[1::2], strict=False) if value.isdigit()}
 
 
-async def _run(settings: GatewaySettings, shared_memory: mmap.mmap | None, channel: int) -> int:
+async def _run(
+    settings: GatewaySettings, shared_memory: mmap.mmap | None, channel: int, sibling_port: int | None
+) -> int:
     limits = replace(Limits(), drain_seconds=settings.drain_seconds())
-    return await Worker(settings, limits, shared_memory).run(socket.socket(fileno=channel))
+    siblings = None if sibling_port is None else socket.socket(fileno=sibling_port)
+    return await Worker(settings, limits, shared_memory, siblings).run(socket.socket(fileno=channel))
 
 
 if __name__ == "__main__":

@@ -143,9 +143,16 @@ class PublicServer:
     """The server of a gateway on a listening socket.
 
     certificate: already loaded; None: the port has no TLS.
+    siblings: a further listening socket, without TLS, for requests of other workers.
     """
 
-    def __init__(self, gateway: Gateway, public: socket.socket, certificate: TlsCertificate | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        public: socket.socket,
+        certificate: TlsCertificate | None = None,
+        siblings: socket.socket | None = None,
+    ) -> None:
         self._gateway = gateway
         self._public = public
         context = certificate.context if certificate is not None else None
@@ -153,6 +160,8 @@ class PublicServer:
             None if context is None else TlsAcceptor(gateway.listener, public, context, gateway.runtime.limits)
         )
         self._server: asyncio.Server | None = None
+        self._siblings = siblings
+        self._sibling_server: asyncio.Server | None = None
         self._pending_accepts: list[asyncio.Task[object]] = []
         self._ends_drain_now = False
 
@@ -160,6 +169,10 @@ class PublicServer:
         """Starts to accept connections."""
         self._gateway.loop_lag.start()
         limit_kernel_unsent(self._public)
+        if self._siblings is not None:
+            self._sibling_server = await asyncio.get_running_loop().create_server(
+                connection_factory(self._gateway.listener), sock=self._siblings, backlog=LISTEN_BACKLOG
+            )
         if self._acceptor is not None:
             self._acceptor.start()
             return
@@ -176,6 +189,8 @@ class PublicServer:
         limits, now = self._gateway.runtime.limits, self._gateway.runtime.now
         end = now() + limits.drain_seconds
         self._gateway.drain()
+        if self._sibling_server is not None:
+            await close_server(self._sibling_server)  # its replacement accepts from now on
         refuse_new_connections(self._public)
         await asyncio.sleep(HANDSHAKE_SECONDS)
         if self._acceptor is not None:
@@ -195,7 +210,9 @@ class PublicServer:
         self._ends_drain_now = True
 
     def close(self) -> None:
-        """Closes the port and ends all requests."""
+        """Closes the ports and ends all requests."""
+        if self._sibling_server is not None:
+            self._sibling_server.close()
         if self._acceptor is not None:
             self._acceptor.close()
         elif self._server is not None:

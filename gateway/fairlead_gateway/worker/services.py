@@ -40,6 +40,7 @@ from fairlead_gateway.errors import BadRequest, GatewayError, Overloaded, Unknow
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.tls_certificate import TlsCertificate
+from fairlead_gateway.idempotency.worker.owner_forwarding import OwnerForwarding
 from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.ipc.decision_json import logged_decision
@@ -361,12 +362,25 @@ class WorkerServices:
         )
         self.gateway.leave_out(settings.changing_text)
         self.gateway.browser_access = parse_browser_access(settings, self._api_keys is not None)
+        self._forward_keyed_requests(configuration)
         self._journal.loads = self.gateway.stack.routers.loads
         self._journal.take_service = self.gateway.stack.admission.take_service
         self._quota_reporter.tenants = self.gateway.stack.limit_gate.tenants
         self._peer_updates = PeerUpdateApplier(runtime.clock, loop, self.gateway.stack.routers)
         self._query_handler = QueryHandler(self.gateway, channel)
         self._assign_slots(configuration.slots)
+
+    def _forward_keyed_requests(self, configuration: messages.Configure) -> None:
+        keyed_requests = self.gateway.keyed_requests
+        if not configuration.sibling_ports:
+            return
+        keyed_requests.forwarding = OwnerForwarding(
+            self._runtime,
+            configuration.number,
+            configuration.sibling_ports,
+            fail=self.gateway.on_rejected,
+            on_owner_lost=keyed_requests.count_lost_owner,
+        )
 
     def apply(self, message: messages.ToWorker) -> None:
         """Applies a message of the supervisor, or begins to answer its query."""

@@ -30,10 +30,18 @@ class Worker:
     """One worker process.
 
     shared_memory: the load table that the workers share; None without siblings and peers.
+    sibling_port: where it listens for requests of other workers; None without siblings.
     """
 
-    def __init__(self, settings: GatewaySettings, limits: Limits, shared_memory: mmap.mmap | None) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        limits: Limits,
+        shared_memory: mmap.mmap | None,
+        sibling_port: socket.socket | None = None,
+    ) -> None:
         self._settings = settings
+        self._sibling_port = sibling_port
         self._shared_memory = shared_memory
         self._runtime = WorkerRuntime(
             SystemClock(), limits, asyncio.get_running_loop(), process_tuning.max_open_files()
@@ -81,7 +89,7 @@ class Worker:
         process_tuning.relax_gc()
         IdleRelease().start(self._runtime.loop)
         public = ListenAddress(configuration.host, configuration.port).bind(shared=True)
-        server = PublicServer(services.gateway, public, services.certificate)
+        server = PublicServer(services.gateway, public, services.certificate, self._sibling_port)
         await server.start()
         self._server = server
         self._services = services

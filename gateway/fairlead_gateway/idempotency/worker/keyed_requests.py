@@ -1,5 +1,7 @@
 """Serves requests with an `Idempotency-Key`: each runs once, for all clients that send it.
 
+Each key has one worker that owns it; others forward requests to it.
+
 A request whose clients have all left runs on for `idempotency_unread_seconds`, since they may come
 back. Then it is cancelled, as one without a key is at once.
 """
@@ -14,6 +16,7 @@ from fairlead_gateway.caller_key import CallerKey, caller_key
 from fairlead_gateway.http.listener import HttpRequest, ResponseTransport, ResponseWriter
 from fairlead_gateway.idempotency.answer_table import ABANDONED, HEADER, AnswerTable, KeyedAnswer, check_key
 from fairlead_gateway.idempotency.worker.answer_recording import ClientReader, RecordedResponse
+from fairlead_gateway.idempotency.worker.owner_forwarding import FORWARDED, OwnerForwarding
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 RUN: Final = "idempotency_run"
@@ -21,6 +24,8 @@ JOINED: Final = "idempotency_joined"
 RETURNED: Final = "idempotency_returned"
 RERUN: Final = "idempotency_rerun_"
 """Names of counters, the last with a reason behind it."""
+WORKER_LOST: Final = "worker-lost"
+"""The reason of a request whose owner ended before its answer started."""
 _SWEEP_SHARE: Final = 0.25  # of the window, at most until ended answers are forgotten
 
 StartRequest = Callable[[HttpRequest, ResponseWriter], None]
@@ -30,6 +35,7 @@ class KeyedRequests:
     """The requests with a key of one worker.
 
     start_request: serves a request.
+    forwarding: to the workers that own other keys; None without them.
     on_replayed: called with the status of an answer that was sent to a further client.
     counters: of the process, by name.
     """
@@ -48,6 +54,7 @@ class KeyedRequests:
         self._on_replayed = on_replayed
         self._counters = counters
         self.table = AnswerTable(runtime.limits)
+        self.forwarding: OwnerForwarding | None = None
         self._running: dict[KeyedAnswer, RecordedResponse] = {}
         self._unread_timers: dict[KeyedAnswer, asyncio.TimerHandle] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -57,8 +64,18 @@ class KeyedRequests:
 
         Raises BadRequest for an invalid key, and IdempotencyKeyReused for that of another request.
         """
-        key = request_key(http_request, self._limits.idempotency_key_bytes)
-        self.serve(caller_key(http_request.caller), key, http_request, response)
+        key, caller = request_key(http_request, self._limits.idempotency_key_bytes), caller_key(http_request.caller)
+        forwarding = self.forwarding
+        if forwarding is not None and not response.is_draining and http_request.head.get(FORWARDED) is None:
+            owner = forwarding.owner(caller, key)
+            if owner is not None:
+                forwarding.forward(owner, http_request, response)
+                return
+        self.serve(caller, key, http_request, response)
+
+    def count_lost_owner(self) -> None:
+        """Counts a request whose owner ended."""
+        self.count(RERUN + WORKER_LOST)
 
     def serve(self, caller: CallerKey, key: bytes, http_request: HttpRequest, response: ResponseWriter) -> None:
         """Answers a request from this worker's answers, or runs it."""
@@ -85,7 +102,9 @@ class KeyedRequests:
         self._counters[name] = self._counters.get(name, 0) + 1
 
     def close(self) -> None:
-        """Stops all timers."""
+        """Stops all timers, and ends requests that are forwarded."""
+        if self.forwarding is not None:
+            self.forwarding.close()
         for timer in self._unread_timers.values():
             timer.cancel()
         self._unread_timers.clear()
