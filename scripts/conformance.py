@@ -257,8 +257,9 @@ async def _elsewhere(rig: ProbeRig, endpoint: Endpoint, answer: RawResponse) -> 
 
 
 async def dead_within(rig: ProbeRig, endpoint: Endpoint) -> str:
-    """Probes a connection that breaks within the answer: a plain answer is retried, a stream goes on
-    at another engine or ends with an error.
+    """Probes a connection that breaks within the answer.
+
+    A plain answer is retried; a stream goes on at another engine, or ends with an error.
     """
     if not endpoint.engine:
         return NOT_APPLICABLE
