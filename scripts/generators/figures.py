@@ -43,7 +43,19 @@ def with_figures(root: Path, pages: Mapping[str, str], values: Mapping[str, str]
 def figures(results: Path) -> dict[str, str]:
     """Returns the text of every figure by its name."""
     found: dict[str, str] = {}
-    for subject in (_runs, _streams, _routing, _gpu, _gateway, _knowledge, _index, _autoscaler, _plants, _tenants, _rest):
+    for subject in (
+        _runs,
+        _streams,
+        _routing,
+        _gpu,
+        _gateway,
+        _knowledge,
+        _index,
+        _autoscaler,
+        _plants,
+        _tenants,
+        _rest,
+    ):
         found |= subject(results)
     return found
 
