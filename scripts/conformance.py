@@ -377,7 +377,7 @@ _LEGEND = """
 | no key | 401 `invalid_api_key` |
 | no model | 404 `model_not_found` |
 | dead before | the engine's connection breaks before the first byte of the answer: another engine is asked |
-| dead within | it breaks in the middle: a plain answer comes from another engine; a stream goes on there, or ends with this error and no `[DONE]` |
+| dead within | it breaks in the middle: another engine gives a plain answer; a stream goes on, or ends with this error |
 | greedy | the same with `temperature` 0: another engine says the rest |
 | client leaves | its engine's connection is closed at once, streams included |
 | deadline | `x-request-timeout` passes while the engine is silent: 504 `deadline_exceeded` |
