@@ -45,6 +45,13 @@ _END: Final = b"\n\n"
 _KEY: Final = b'"token_ids":['
 _AT: Final = len(_KEY) - 1
 _NULL: Final = b"null"
+_TEXT_END: Final = b'"},"logprobs":null,"finish_reason":null,"token_ids":['
+_TEXT_END_BYTES: Final = len(_TEXT_END)
+_EVENT_END: Final = b"]}]}\n\n"
+_EVENT_END_BYTES: Final = len(_EVENT_END)
+_NULL_END: Final = b"null}]}\n\n"
+_NO_TEXT: Final = b':"'
+_MAX_DIGITS: Final = 9
 _HIDDEN: Final = b'"token_ids":null'
 _LOG_PROBABILITIES: Final = b'"logprobs":{'
 _TOOL_CALLS: Final = b'"tool_calls":['
@@ -118,9 +125,38 @@ class SentTokens:
 
     def take(self, events: bytes) -> bytes:
         """Returns whole events without their token ids, or comments in place of held ones."""
+        at = events.rfind(_TEXT_END)
+        if at > 0 and self._takes_text and events.endswith(_EVENT_END):
+            taken = self._take_text(events, at)
+            if taken:
+                return taken
         if 0 <= events.find(_END) < len(events) - len(_END):
             return b"".join([self._take_event(event + _END) for event in events.split(_END) if event])
         return self._take_event(events)
+
+    @property
+    def _takes_text(self) -> bool:
+        """Whether an event of text needs no look at anything but its end."""
+        is_open = self.prompt_tokens > 0 and not self._expected and not self._is_in_call
+        return is_open and self._strips and not self.problem and not self._held
+
+    def _take_text(self, event: bytes, at: int) -> bytes:
+        """Returns an event of text with one token, without its id; empty if it is another one.
+
+        Most events of a stream are such, so that their ends alone are read.
+        """
+        number = event[at + _TEXT_END_BYTES : len(event) - _EVENT_END_BYTES]
+        if not number.isdigit() or len(number) > _MAX_DIGITS or event[at - 2 : at] == _NO_TEXT:
+            return b""
+        if event.find(_END) != len(event) - len(_END):
+            return b""
+        self.ids.append(int(number))
+        event = event[: at + _TEXT_END_BYTES - 1] + _NULL_END
+        count = len(self.ids)
+        self.last, self.last_at, self.shown = event, count - 1, count
+        if count - self._counted >= _COUNTED_AT_ONCE:
+            self._count()
+        return event
 
     def rewind(self) -> None:
         """Drops the tokens that the client has not got as text, and what is held.

@@ -513,3 +513,34 @@ def test_a_stream_moves_if_its_rest_is_longer_than_the_move(change: dict[str, An
     decision = decide_move(replace(stream, **change))
     assert decision.moves is moves
     assert decision.reason.startswith(words)
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"content": "word"},
+        {"content": ""},
+        {"content": 'says:"'},
+        {"reasoning": "think"},
+        {"tool_calls": [CALL]},
+        {"content": "x", "tool_calls": []},
+        {},
+    ],
+    ids=lambda delta: json.dumps(delta)[:24],
+)
+@pytest.mark.parametrize("ids", [[11], [11, 12], []], ids=len)
+def test_events_of_text_are_taken_as_in_the_general_way(delta: dict[str, Any], ids: list[int]) -> None:
+    def line(event: dict[str, Any]) -> bytes:
+        return b"data: %b\n\n" % json.dumps(event, separators=(",", ":")).encode()
+
+    quick, general = (SentTokens(TokenMemory(1 << 20), strips=True) for _ in range(2))
+    for tokens in (quick, general):
+        tokens.take(line(opening(PROMPT)))
+    for event in (line(chunk(delta, ids)), line(chunk({"content": "more"}, [20]))):
+        assert quick.take(event) == general._take_event(event)
+        assert (quick.ids, quick.shown, quick.last, quick.last_at) == (
+            general.ids,
+            general.shown,
+            general.last,
+            general.last_at,
+        )
