@@ -40,10 +40,10 @@ import msgspec
 
 from fairlead_gateway.dialects.chat import CHAT, ChatRequest
 from fairlead_gateway.dialects.completions import COMPLETIONS, CompletionRequest
-from fairlead_gateway.dialects.schemas import has_value
+from fairlead_gateway.dialects.schemas import CommonFields, GenerationFields, has_value
 from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.openai.json_edit import prepend_text, set_members
+from fairlead_gateway.openai.json_edit import contains_any, is_any_enabled, prepend_text, set_members
 from fairlead_gateway.upstream.sent_tokens import SentTokens
 from fairlead_gateway.upstream.usage import Usage
 
@@ -149,9 +149,14 @@ class ContinuedStream:
     def refusal(self) -> str:
         """Returns why no engine can continue the stream, in one word; empty if one can."""
 
+    @property
     @abstractmethod
-    def next_body(self) -> bytes | None:
-        """Returns the body for another engine; None if nothing is left to generate."""
+    def is_whole(self) -> bool:
+        """Whether nothing is left to generate."""
+
+    @abstractmethod
+    def next_body(self) -> bytes:
+        """Returns the body for another engine. The stream must not be whole."""
 
     @abstractmethod
     def splice(self, events: list[bytes]) -> list[bytes]:
@@ -190,9 +195,15 @@ class StreamText(ContinuedStream):
     def refusal(self) -> str:
         return "second-break" if self.has_broken else ""
 
-    def next_body(self) -> bytes | None:
+    @property
+    def is_whole(self) -> bool:
+        return _is_used_up(_limits_left(self._request.fields, self.sent.tokens))
+
+    def next_body(self) -> bytes:
         self.has_broken = True
-        return resume_body(self._request, self.sent)
+        body = resume_body(self._request, self.sent)
+        assert body is not None
+        return body
 
     def splice(self, events: list[bytes]) -> list[bytes]:
         return splice_events(events, self.sent)
@@ -207,13 +218,10 @@ class StreamText(ContinuedStream):
 def resume_body(request: ModelRequest, sent: SentText) -> bytes | None:
     """Returns the body for another engine; None if nothing is left to generate."""
     fields = request.fields
-    changes: dict[str, bytes] = {}
-    for name in ("max_tokens", "max_completion_tokens"):
-        max_tokens = getattr(fields, name, None)
-        if max_tokens is not None:
-            if max_tokens <= sent.tokens:
-                return None
-            changes[name] = b"%d" % (max_tokens - sent.tokens)
+    left = _limits_left(fields, sent.tokens)
+    if _is_used_up(left):
+        return None
+    changes = {name: b"%d" % tokens for name, tokens in left.items()}
     if isinstance(fields, CompletionRequest):
         prompt = msgspec.json.decode(fields.prompt, type=str)
         changes["prompt"] = msgspec.json.encode(prompt + sent.text)
@@ -228,15 +236,9 @@ def resume_body(request: ModelRequest, sent: SentText) -> bytes | None:
 def splice_events(events: Iterable[bytes], sent: SentText) -> list[bytes]:
     """Returns another engine's events as part of the stream that the client has."""
     spliced: list[bytes] = []
-    for event in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
-        data = event[5:].strip() if event.startswith(b"data:") else b""
-        if data[:1] != b"{":
-            spliced += [event + b"\n\n"] if event else []
-            continue
-        try:
-            fields = msgspec.json.decode(data, type=dict)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            spliced.append(event + b"\n\n")
+    for event, fields in _split_events(events):
+        if fields is None:
+            spliced.append(event)
             continue
         fields.update(sent.shared_fields)
         usage = fields.get("usage")
@@ -250,7 +252,7 @@ def splice_events(events: Iterable[bytes], sent: SentText) -> list[bytes]:
             is_role_only = isinstance(delta, dict) and delta.pop("role", None) is not None and not delta.get("content")
             if is_role_only and choices[0].get("finish_reason") is None:
                 continue
-        spliced.append(b"data: " + msgspec.json.encode(fields) + b"\n\n")
+        spliced.append(_encode_event(fields))
     return spliced
 
 
@@ -263,6 +265,28 @@ def total_usage(usage: Usage | None, sent: SentText) -> Usage | None:
         return usage
     prompt = None if usage.prompt_tokens is None else max(0, usage.prompt_tokens - sent.tokens)
     return Usage(prompt, usage.completion_tokens + sent.tokens, usage.cached_tokens)
+
+
+def _limits_left(fields: CommonFields, generated: int) -> dict[str, int]:
+    """Returns what is left of each limit that the client has set on the tokens of its answer."""
+    limits = ((name, getattr(fields, name, None)) for name in _LIMITS)
+    return {name: limit - generated for name, limit in limits if limit is not None}
+
+
+def _is_used_up(limits_left: dict[str, int]) -> bool:
+    return any(left <= 0 for left in limits_left.values())
+
+
+def _split_events(events: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Yields each event with its fields; None for the end, a comment or garbage."""
+    for event in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
+        if event:
+            data = event[5:].strip() if event.startswith(b"data:") else b""
+            yield event + b"\n\n", _decode(data) if data[:1] == b"{" else None
+
+
+def _encode_event(fields: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(fields) + b"\n\n"
 
 
 def _decode_events(stream: bytes) -> Iterable[dict[str, Any]]:
@@ -308,12 +332,12 @@ _LIMITS: Final = ("max_tokens", "max_completion_tokens")
 _TEXT_FORMAT: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"text"\s*\}\s*')
 _MEDIA: Final = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"file"', b'"image_embeds"')
 _REFUSED: Final = (
-    (b'"use_beam_search"', "several-choices"),
-    (b'"guided_', "grammar"),
-    (b'"bad_words"', "bad-words"),
-    (b'"echo"', "echo"),
-    (b'"thinking_token_budget"', "reasoning-budget"),
-    (b'"kv_transfer_params"', "kv-transfer"),
+    ((b'"use_beam_search"',), "several-choices"),
+    ((b'"guided_json"', b'"guided_regex"', b'"guided_choice"', b'"guided_grammar"'), "grammar"),
+    ((b'"bad_words"',), "bad-words"),
+    ((b'"echo"',), "echo"),
+    ((b'"thinking_token_budget"',), "reasoning-budget"),
+    ((b'"kv_transfer_params"',), "kv-transfer"),
 )
 
 
@@ -344,7 +368,7 @@ class StreamTokens(ContinuedStream):
     """A stream that another engine can continue from its tokens.
 
     request: of the client; its body may be released from now on.
-    tokens: those that the client has.
+    tokens: those that the client has; their head has the names that the client knows.
     continuations: how often another instance has continued it; `moves` of them were planned.
     events: those of the instances before the present one.
     """
@@ -355,6 +379,7 @@ class StreamTokens(ContinuedStream):
         "_has_tools",
         "_is_marked",
         "_kind",
+        "_names",
         "continuations",
         "events",
         "moves",
@@ -365,17 +390,18 @@ class StreamTokens(ContinuedStream):
         self.tokens = tokens
         self.continuations = self.events = self.moves = 0
         self._kind = request.dialect.body_type
+        self._has_media = _has_media(request)
+        self._is_marked = False
+        self._names: dict[str, Any] = {}
         name, stub = _STUB[self._kind]
-        self._has_media = self._is_marked = False
-        self._has_tools = request.body.find(b'"tools"') >= 0
         body, start, end = request.body, request.messages_start, request.messages_end
         if end:
             text = memoryview(request.client_body)[start - 1 : end + 1]
             at = body.find(text)
             self._body = body[:at] + stub + body[at + len(text) :]
         else:
-            self._has_media = name == "messages" and any(body.find(key) >= 0 for key in _MEDIA)
             self._body = set_members(body, {name: stub})
+        self._has_tools = self._body.find(b'"tools"') >= 0
 
     @property
     def generated(self) -> int:
@@ -391,12 +417,8 @@ class StreamTokens(ContinuedStream):
         return here >= PROGRESS_TOKENS and self.continuations - self.moves < MAX_BREAKS
 
     @property
-    def is_at_limit(self) -> bool:
-        """Whether the answer has ended, or has as many tokens as the client allows."""
-        tokens = self.tokens
-        fields = BODY_DECODERS[self._kind].decode(self._body)
-        limits = [limit for name in _LIMITS if (limit := getattr(fields, name, None)) is not None]
-        return tokens.is_finished or any(limit <= tokens.generated for limit in limits)
+    def is_whole(self) -> bool:
+        return self.tokens.is_finished or _is_used_up(_limits_left(self._fields(), self.tokens.generated))
 
     def refusal(self) -> str:
         tokens = self.tokens
@@ -408,19 +430,17 @@ class StreamTokens(ContinuedStream):
             return "media"
         if not tokens.generated:
             return ""
-        for name, reason in _REFUSED:
-            if self._body.find(name) >= 0:
+        for names, reason in _REFUSED:
+            if is_any_enabled(names, self._body):
                 return reason
-        fields = BODY_DECODERS[self._kind].decode(self._body)
+        fields = self._fields()
         if has_value(fields.stop):
             return "stop-strings"
         if fields.frequency_penalty or fields.presence_penalty:
             return "penalties"
         if fields.prompt_logprobs is not None:
             return "prompt-logprobs"
-        if has_value(fields.structured_outputs) or (
-            has_value(fields.response_format) and _TEXT_FORMAT.fullmatch(bytes(fields.response_format)) is None
-        ):
+        if has_value(fields.structured_outputs) or not _is_text(fields.response_format):
             return "grammar"
         if isinstance(fields, ChatRequest):
             choice = fields.tool_choice
@@ -431,20 +451,13 @@ class StreamTokens(ContinuedStream):
             return "suffix" if fields.suffix else "several-choices" if (fields.best_of or 1) > 1 else ""
         return ""
 
-    def next_body(self) -> bytes | None:
-        tokens, changes = self.tokens, dict[str, bytes]()
-        if tokens.is_finished:
-            return None
+    def next_body(self) -> bytes:
+        tokens, fields = self.tokens, self._fields()
         tokens.rewind()
         self._is_marked = False
+        self._names = _names_of(tokens.head)
         generated = tokens.generated
-        fields = BODY_DECODERS[self._kind].decode(self._body)
-        for name in _LIMITS:
-            limit = getattr(fields, name, None)
-            if limit is not None:
-                if limit <= generated:
-                    return None
-                changes[name] = b"%d" % (limit - generated)
+        changes = {name: b"%d" % left for name, left in _limits_left(fields, generated).items()}
         if fields.min_tokens:
             changes["min_tokens"] = b"%d" % max(0, fields.min_tokens - generated)
         if fields.seed is not None and generated:
@@ -480,18 +493,15 @@ class StreamTokens(ContinuedStream):
 
     def splice(self, events: list[bytes]) -> list[bytes]:
         spliced: list[bytes] = []
-        for event in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
-            data = event[5:].strip() if event.startswith(b"data:") else b""
-            fields = _decode(data) if data[:1] == b"{" else None
+        for event, fields in _split_events(events):
             if fields is None:
-                spliced += [event + b"\n\n"] if event else []
+                spliced.append(event)
             elif not _is_opening(fields):
                 spliced.append(self._as_own(fields))
         return spliced
 
     def closing(self, *, with_usage: bool) -> list[bytes]:
-        tokens, head = self.tokens, _decode_head(self.tokens.head)
-        named = {name: head[name] for name in _NAMES if name in head}
+        tokens, named = self.tokens, _names_of(self.tokens.head)
         events: list[dict[str, Any]] = []
         if not tokens.is_finished:
             part: dict[str, Any] = {"text": ""} if self._kind is CompletionRequest else {"delta": {}}
@@ -499,7 +509,7 @@ class StreamTokens(ContinuedStream):
             events.append(named | {"choices": [choice]})
         if with_usage:
             events.append(named | {"choices": [], "usage": _usage_fields(tokens)})
-        return [*(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events), b"data: [DONE]\n\n"]
+        return [*map(_encode_event, events), b"data: [DONE]\n\n"]
 
     def usage(self, reported: Usage | None) -> Usage | None:
         tokens = self.tokens
@@ -512,8 +522,7 @@ class StreamTokens(ContinuedStream):
     def _as_own(self, fields: dict[str, Any]) -> bytes:
         """Returns an event with the names of the first engine and the counts of the whole."""
         tokens = self.tokens
-        head = _decode_head(tokens.head)
-        fields.update({name: head[name] for name in _NAMES if name in head})
+        fields.update(self._names)
         usage = fields.get("usage")
         if isinstance(usage, dict) and _is_count(usage.get("completion_tokens")):
             usage["completion_tokens"] += tokens.earlier
@@ -530,7 +539,11 @@ class StreamTokens(ContinuedStream):
         if not self._is_marked:
             self._is_marked = True
             fields["fairlead_continued_at"] = tokens.earlier
-        return b"data: " + msgspec.json.encode(fields) + b"\n\n"
+        return _encode_event(fields)
+
+    def _fields(self) -> GenerationFields:
+        fields: GenerationFields = BODY_DECODERS[self._kind].decode(self._body)
+        return fields
 
 
 _NAMES: Final = ("id", "object", "created", "model")
@@ -552,8 +565,24 @@ def decoded_text(body: bytes) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _decode_head(head: bytes) -> dict[str, Any]:
-    return _decode(head[head.find(b"{") :]) or {}
+def _names_of(head: bytes) -> dict[str, Any]:
+    """Returns the fields of an answer's first event that all of its events share."""
+    fields = _decode(head[head.find(b"{") :]) or {}
+    return {name: fields[name] for name in _NAMES if name in fields}
+
+
+def _has_media(request: ModelRequest) -> bool:
+    """Whether the messages of a chat have a part that is not text."""
+    if request.decoded_fields is None:  # a scanned chat, which has text only
+        return False
+    return contains_any(request.messages(), _MEDIA)
+
+
+def _is_text(response_format: msgspec.Raw | msgspec.UnsetType) -> bool:
+    """Whether an answer may be any text."""
+    if response_format is msgspec.UNSET or bytes(response_format) == b"null":
+        return True
+    return _TEXT_FORMAT.fullmatch(bytes(response_format)) is not None
 
 
 def _is_opening(fields: dict[str, Any]) -> bool:

@@ -40,7 +40,7 @@ from fairlead_gateway.proxy.relayed_stream import (
     StreamLifecycle,
     record_relayed,
 )
-from fairlead_gateway.proxy.stream_moves import StreamProgress
+from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
 from fairlead_gateway.proxy.stream_resume import DRAINED, HANDED_OVER, StreamResume
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
@@ -273,8 +273,10 @@ class ResponseRelay(StreamEnding):
         # Of a client that has disconnected, the task is about to be cancelled.
         if not engine_response.is_stream or context.response.finished:
             return False
-        tokens = _stream_tokens(attempt)
-        if context.deadline is not None or (tokens is None and _can_resume(attempt)):
+        if context.deadline is not None:
+            return False
+        tokens = _stream_tokens(attempt, engine_response)
+        if tokens is None and _can_resume(attempt):
             return False
         self._release_request(context)
         context.stall_timeout = None
@@ -316,7 +318,7 @@ class ResponseRelay(StreamEnding):
         stream: ContinuedStream | None = None
         sent_text: SentText | None = None
         if engine_response.is_stream:
-            stream = _stream_tokens(attempt)
+            stream = _stream_tokens(attempt, engine_response)
             if stream is None and _can_resume(attempt):
                 sent_text = SentText(self._limits.resumable_bytes, self._sent_text_memory)
                 stream = StreamText(context.request, sent_text)
@@ -343,33 +345,37 @@ class ResponseRelay(StreamEnding):
             if isinstance(stream, StreamTokens):
                 stream.tokens.release()
 
-    def progress(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> StreamProgress:
-        """Returns what is known of a running stream, for the decision on a planned move."""
+    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> Attempt | None:
+        """Returns an attempt at the instance that takes over a running stream.
+
+        None if that is not worth it, or no instance can.
+        """
+        decision = decide_move(self._progress(attempt, engine_response, tokens))
+        return self._stream_resume.plan_move(attempt, tokens, decision.reason) if decision.moves else None
+
+    def _progress(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> StreamProgress:
         context, sent = attempt.context, tokens.tokens
-        result, generated = context.result, len(sent.ids) - sent.prompt_tokens
-        admission = self._admission.models.get(context.request.model_key)
-        forecast = admission.policy.kv_capacity.forecast if admission is not None else None
-        first_at, last_at, dispatched_at = engine_response.first_at, engine_response.last_at, result.dispatched_at
+        generated = len(sent.ids) - sent.prompt_tokens
         here = generated - sent.earlier
-        token_seconds = (
-            (last_at - first_at) / (here - 1) if first_at is not None and last_at is not None and here > 1 else None
-        )
+        first_seconds = token_seconds = rest = None
+        if engine_response.first_at is not None and attempt.dispatched_at is not None:
+            first_seconds = engine_response.first_at - attempt.dispatched_at
+        if engine_response.first_at is not None and engine_response.last_at is not None and here > 1:
+            token_seconds = (engine_response.last_at - engine_response.first_at) / (here - 1)
+        admission = self._admission.models.get(context.request.model_key)
+        if admission is not None:
+            forecast = admission.policy.kv_capacity.forecast
+            rest = forecast.expected_remaining(context.caller, sent.prompt_tokens, generated, self._now())
         limit = context.request.max_tokens
         return StreamProgress(
-            sent.prompt_tokens,
-            generated,
-            first_at - dispatched_at if first_at is not None and dispatched_at is not None else None,
+            sent.prompt_tokens + sent.earlier,
+            here,
+            first_seconds,
             token_seconds,
-            None
-            if forecast is None
-            else forecast.expected_remaining(context.caller, sent.prompt_tokens, generated, self._now()),
+            rest,
             None if limit is None else max(0, limit - generated),
             tokens.moves,
         )
-
-    def plan_move(self, attempt: Attempt, tokens: StreamTokens, why: str) -> Attempt | None:
-        """Returns an attempt at the instance that takes over a stream; None if none can."""
-        return self._stream_resume.plan_move(attempt, tokens, why)
 
     async def continue_stream(
         self,
@@ -516,11 +522,13 @@ def _can_resume(attempt: Attempt) -> bool:
     return request.entry.resumes and not attempt.address.leaves_cluster and can_resume(request)
 
 
-def _stream_tokens(attempt: Attempt) -> StreamTokens | None:
+def _stream_tokens(attempt: Attempt, engine_response: EngineResponse) -> StreamTokens | None:
     """Returns a stream that goes on from its tokens; None if its engine has sent none."""
     tokens = attempt.tokens
     if tokens is None or tokens.problem or not tokens.prompt_tokens:
         return None
+    if engine_response.rewrite_events is not None:
+        tokens.head = b"".join(engine_response.rewrite_events([tokens.head + b"\n\n"]))
     return StreamTokens(attempt.context.request, tokens)
 
 

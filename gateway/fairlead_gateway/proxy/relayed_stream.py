@@ -23,7 +23,6 @@ from fairlead_gateway.proxy.attempt import (
 from fairlead_gateway.proxy.continuation import (
     StreamTokens,
 )
-from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
 from fairlead_gateway.worker.request_context import RequestContext
@@ -183,10 +182,7 @@ class RelayedStream(GapRecorder):
         attempt, tokens = self._attempt, self._tokens
         if self._has_ended or tokens is None:
             return False
-        decision = decide_move(self._ending.progress(attempt, self._engine_response, tokens))
-        if not decision.moves:
-            return False
-        planned = self._ending.plan_move(attempt, tokens, decision.reason)
+        planned = self._ending.plan_move(attempt, self._engine_response, tokens)
         if planned is None:
             return False
         self._stop()
@@ -234,12 +230,11 @@ class StreamEnding:
         """Ends the response of a stream that was handed over; returns whether it was complete."""
 
     @abstractmethod
-    def progress(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> StreamProgress:
-        """Returns what is known of a running stream, for the decision on a planned move."""
+    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> Attempt | None:
+        """Returns an attempt at the instance that takes over a running stream.
 
-    @abstractmethod
-    def plan_move(self, attempt: Attempt, tokens: StreamTokens, why: str) -> Attempt | None:
-        """Returns an attempt at the instance that takes over a stream; None if none can."""
+        None if that is not worth it, or no instance can.
+        """
 
     @abstractmethod
     def continue_stream(

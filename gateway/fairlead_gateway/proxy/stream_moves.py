@@ -31,8 +31,9 @@ MAX_MOVES: Final = 4
 class StreamProgress:
     """A running stream, as its gateway has seen it.
 
-    prompt_tokens, generated: counts of tokens; `generated` includes what is held.
-    first_seconds: from its dispatch to its first token; None if that is not known.
+    prompt_tokens: that its engine has read, with what engines before it have generated.
+    generated: tokens of its engine, also those that are held.
+    first_seconds: from its dispatch there to the first token; None if that is not known.
     token_seconds: mean time per token; None before the second one.
     forecast_tokens: further tokens to expect; None without a forecast.
     limit_tokens: further tokens that the client allows; None without a limit.

@@ -26,7 +26,6 @@ from fairlead_gateway.proxy.continuation import (
     StreamText,
     StreamTokens,
     decoded_text,
-    resume_body,
 )
 from fairlead_gateway.proxy.relayed_stream import GapRecorder, SseKeepAlive
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
@@ -77,7 +76,7 @@ class StreamResume:
 
         Returns None if none can, or if the answer is about to end.
         """
-        if stream.refusal() or stream.is_at_limit:
+        if stream.refusal() or stream.is_whole:
             return None
         return self._choose(attempt, stream, DRAINED, frozenset({attempt.instance_id}), why)
 
@@ -110,8 +109,7 @@ class StreamResume:
             reason = stream.refusal() if is_read else NOT_TEXT
             if reason:
                 break
-            body = stream.next_body()
-            if body is None:
+            if stream.is_whole:
                 return self._complete(context, stream, cause)
             if attempt is None:
                 attempt = self._choose(broken, stream, cause, tried)
@@ -120,7 +118,7 @@ class StreamResume:
                 break
             broken.tokens = None
             broken.finish(False, self._now())
-            next_cause = await self._continue(attempt, stream, body, keep_alive)
+            next_cause = await self._continue(attempt, stream, keep_alive)
             if next_cause is None:
                 self._telemetry.record_resumption(key, "whole")
                 return None
@@ -133,11 +131,9 @@ class StreamResume:
         if len(tried) > 1 or (isinstance(stream, StreamTokens) and stream.continuations):
             self._telemetry.record_resumption(key, "broken")
         context.result.not_continued = reason
-        return first_cause if len(tried) > 1 else cause
+        return first_cause
 
-    async def _continue(
-        self, attempt: Attempt, stream: ContinuedStream, body: bytes, keep_alive: SseKeepAlive
-    ) -> str | None:
+    async def _continue(self, attempt: Attempt, stream: ContinuedStream, keep_alive: SseKeepAlive) -> str | None:
         """Relays the rest of the response from one instance.
 
         Returns None if the response is complete now, else why it is not. `HANDED_OVER`: a
@@ -153,14 +149,13 @@ class StreamResume:
                 await self._settle(attempt, stream)
                 if stream.tokens.problem:
                     return stream.tokens.problem
-                body = stream.next_body() or body
-            attempt.attach_engine_message(body)
+            attempt.attach_engine_message(stream.next_body())
             tokens = attempt.tokens = stream.tokens if isinstance(stream, StreamTokens) else None
             shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
             rewrite = stream.splice if shows_cached else partial(hide_in_events, stream.splice)
             engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is None and is_usage_refused(context, engine_response) and isinstance(stream, StreamText):
-                self._without_usage(attempt, stream.sent)
+                self._without_usage(attempt, stream)
                 engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is not None:
                 self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
@@ -226,15 +221,14 @@ class StreamResume:
         self._telemetry.record_resumption(context.request.model_key, "whole")
         return None
 
-    def _without_usage(self, attempt: Attempt, sent: SentText) -> None:
+    def _without_usage(self, attempt: Attempt, stream: StreamText) -> None:
         """Makes the attempt one without the request for token counts, which its engine refuses."""
         if attempt.engine_response is not None:
             attempt.engine_response.release_buffer()
         attempt.abort_unfinished()
         attempt.reset()
-        request = attempt.context.request
-        request.take_back_usage()
-        attempt.attach_engine_message(resume_body(request, sent) or b"")
+        attempt.context.request.take_back_usage()
+        attempt.attach_engine_message(stream.next_body())
 
     def _note_first_token(self, attempt: Attempt, stream: ContinuedStream) -> None:
         """Records the first token of an instance that continues a stream, and the pause."""

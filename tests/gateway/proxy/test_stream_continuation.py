@@ -544,3 +544,65 @@ def test_events_of_text_are_taken_as_in_the_general_way(delta: dict[str, Any], i
             general.last,
             general.last_at,
         )
+
+
+async def test_a_continued_stream_names_the_model_as_its_client_does() -> None:
+    met: list[dict[str, Any]] = []
+    first, rest = [chunk({"content": "one "}, [11])], [chunk({"content": "two"}, [12], "stop"), counts(4, 1)]
+    async with scripted_engine(script := engine_of(first, rest, met=met)) as one, scripted_engine(script) as other:
+        fleet = fleet_of([one.url, other.url])
+        listed = tuple(replace(instance, served_name="tiny") for instance in fleet.instances[MODEL_KEY])
+        models = {key: replace(model, served_names=("fine",)) for key, model in fleet.models.items()}
+        async with running_gateway(replace(fleet, instances={MODEL_KEY: listed}, models=models)) as running:
+            events = shown(await request(running.url, CHAT | {"model": "fine"}))
+    assert len(met) == 2
+    assert {event["model"] for event in events} == {"fine"}
+
+
+async def test_names_of_fields_in_tools_and_false_fields_end_no_stream() -> None:
+    met: list[dict[str, Any]] = []
+    parameters = {"type": "object", "properties": {"file": {"type": "string"}, "echo": {"type": "string"}}}
+    tools = [{"type": "function", "function": {"name": "g", "parameters": parameters}}]
+    content = [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]
+    body = CHAT | {"tools": tools, "echo": False, "messages": [{"role": "user", "content": content}]}
+    first, rest = [chunk({"content": "one "}, [11])], [chunk({"content": "two"}, [12], "stop")]
+
+    async def script(call: EngineCall) -> None:
+        if call.path == "/detokenize":
+            await call.respond({"prompt": "one "})
+        else:
+            await answer(call)
+
+    answer = engine_of(first, rest, met=met)
+    async with gateway_of(script, script) as (running, *_):
+        assert text_of(shown(await request(running.url, body))) == "one two"
+
+
+async def test_the_price_of_a_second_move_is_that_of_the_present_engine() -> None:
+    asked: list[StreamProgress] = []
+    met: list[dict[str, Any]] = []
+    events = [chunk({"content": "one "}, [11]), chunk({"content": "two "}, [12])]
+
+    async def script(call: EngineCall) -> None:
+        met.append(call.json)
+        await call.start_stream()
+        await call.event(opening(prompt_of(call.json)))
+        for event in events:
+            await call.event(event)
+        await call.wait_closed()
+
+    endless = {name: value for name, value in CHAT.items() if name != "max_tokens"}
+    async with gateway_of(script, script, script) as (running, *_), asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(request(running.url, endless))
+        relay = running.gateway.stack.relay
+        for number in range(2):
+            await wait_until(lambda: bool(running.gateway._inflight) and len(met) == number + 1)  # noqa: B023 - awaited at once
+            await wait_until(lambda: any(isinstance(one, RelayedStream) for one in running.gateway._inflight.values()))
+            (stream,) = running.gateway._inflight.values()
+            assert isinstance(stream, RelayedStream)
+            await wait_until(lambda: stream._tokens is not None and stream._tokens.generated == 2 * (number + 1))  # noqa: B023
+            asked.append(relay._progress(stream._attempt, stream._engine_response, stream._tokens))
+            assert stream.move()
+        answer.cancel()
+    assert [(one.prompt_tokens, one.generated) for one in asked] == [(3, 2), (5, 2)]
+    assert asked[1].first_seconds is not None
