@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.soak.gateway_processes import REPORT, chat_body, scaled_count, send_request, write
-from e2e.soak.scenarios import KILLS, RequestLoad, kill_figures, load_and_kill
+from e2e.soak.scenarios import KILLS, RequestLoad, kill_figures, kill_lines, load_and_kill
 from fairlead_testing.gateway.gateway_process import GatewayProcess
 from fairlead_testing.http.raw_client import RawResponse
 from fairlead_testing.reports import ReportLine
@@ -106,12 +106,7 @@ async def run_dialect_kills(folder: Path) -> list[ReportLine]:
     others = {name: number for name, number in seen.items() if name not in known and name not in lost}
     hangs = sum(number for name, number in seen.items() if name.endswith("hangs"))
     lines = [
-        ReportLine(f"{kills} engine kills under streams", load.kills, load.kills == kills),
-        ReportLine(
-            "a broken stream for two kills, or more: others meet an idle engine",
-            broken,
-            2 * sum(broken.values()) >= kills,
-        ),
+        *kill_lines(load.kills, kills, broken),
         ReportLine("each broken stream ends with the error event of its dialect", others, not others),
         ReportLine("0 lost requests that had not started", lost, not lost),
         ReportLine("requests that had not started are retried", retried, retried > 0),

@@ -35,7 +35,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -187,6 +187,22 @@ async def load_and_kill(
             done.set()
             await loading
             return load, await read(running)
+
+
+def kill_lines(seen: int, kills: int, broken: Mapping[str, int]) -> list[ReportLine]:
+    """The lines of all parts that kill engines under streams.
+
+    seen: kills that took place.
+    broken: streams that broke, by kind.
+    """
+    return [
+        ReportLine(f"{kills} engine kills under streams", seen, seen == kills),
+        ReportLine(
+            "a broken stream for two kills, or more: others meet an idle engine",
+            dict(broken),
+            2 * sum(broken.values()) >= kills,
+        ),
+    ]
 
 
 def kill_figures(load: RequestLoad) -> dict[str, object]:

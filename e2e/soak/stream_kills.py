@@ -25,7 +25,7 @@ import jsonschema  # type: ignore[import-untyped]
 import msgspec
 
 from e2e.soak.gateway_processes import REPORT, TIMEOUT_SECONDS, chat_body, scaled_count, scaled_number, write
-from e2e.soak.scenarios import KILLS, RequestLoad, load_and_kill
+from e2e.soak.scenarios import KILLS, RequestLoad, kill_lines, load_and_kill
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.gateway.gateway_process import GatewayProcess
 from fairlead_testing.http.raw_client import RawConnection, post_request
@@ -360,12 +360,7 @@ async def run_stream_kills(folder: Path) -> list[ReportLine]:
     lost = {kind: dict(row.lost) for kind, row in counts.items() if row.lost}
     broke = {kind: row.broke for kind, row in counts.items()}
     lines = [
-        ReportLine(f"{kills} engine kills under streams", load.kills, load.kills == kills),
-        ReportLine(
-            "a broken stream for two kills, or more: others meet an idle engine",
-            broke,
-            2 * sum(broke.values()) >= kills,
-        ),
+        *kill_lines(load.kills, kills, broke),
         ReportLine("0 silent cuts", cuts, not cuts),
         ReportLine("0 lost requests, 0 hangs", lost, not lost),
         ReportLine("each whole stream is valid, and its usage exact, continued or not", invalid, not invalid),

@@ -78,6 +78,43 @@ class ResponseTransport:
         """True if the connection takes no further request."""
 
 
+class DetachedTransport(ResponseTransport):
+    """The transport of a response without a connection: nothing is sent.
+
+    client_address: of the client that it is computed for, if any.
+    """
+
+    __slots__ = ("_client_address",)
+
+    def __init__(self, client_address: str | None = None) -> None:
+        self._client_address = client_address
+
+    def write(self, data: bytes) -> None:
+        """Drops the bytes."""
+
+    def on_response_complete(self, keep_alive: bool) -> None:
+        """Does nothing."""
+
+    def on_request_released(self) -> None:
+        """Does nothing."""
+
+    def abort(self) -> None:
+        """Does nothing."""
+
+    def date(self) -> str:
+        """Returns nothing: no head is sent."""
+        return ""
+
+    def client_address(self) -> str | None:
+        """Returns the address of the client, if there is one."""
+        return self._client_address
+
+    @property
+    def is_draining(self) -> bool:
+        """False: no connection is to be closed."""
+        return False
+
+
 class ResponseWriter:
     """The writer of the one response to a request.
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from fairlead_gateway.caller_key import CallerKey, caller_key
-from fairlead_gateway.http.listener import HttpRequest, ResponseTransport, ResponseWriter
+from fairlead_gateway.http.listener import DetachedTransport, HttpRequest, ResponseWriter
 from fairlead_gateway.idempotency.answer_table import ABANDONED, HEADER, AnswerTable, KeyedAnswer, check_key
 from fairlead_gateway.idempotency.worker.answer_recording import ClientReader, RecordedResponse
 from fairlead_gateway.idempotency.worker.owner_forwarding import FORWARDED, OwnerForwarding
@@ -90,7 +90,7 @@ class KeyedRequests:
             return
         self.count(RUN if answer is None else RERUN + answer.lost)
         answer = self.table.start(caller, key, fingerprint)
-        transport = _NoConnection(response.client_address())
+        transport = DetachedTransport(response.client_address())
         recorded = RecordedResponse(self.table, answer, http_request, transport, self._now, self._on_end)
         self._running[answer] = recorded
         self._attach(answer, response, self._on_left, is_replay=False)
@@ -162,40 +162,6 @@ class KeyedRequests:
         self.table.expire(self._now())
         if len(self.table):
             self._schedule_sweep()
-
-
-class _NoConnection(ResponseTransport):
-    """The transport of a recorded response, which writes to none."""
-
-    __slots__ = ("_client_address",)
-
-    def __init__(self, client_address: str | None) -> None:
-        self._client_address = client_address
-
-    def write(self, data: bytes) -> None:
-        """Does nothing: the response is recorded before it is encoded."""
-
-    def on_response_complete(self, keep_alive: bool) -> None:
-        """Does nothing: each client has its own connection."""
-
-    def on_request_released(self) -> None:
-        """Does nothing, like `on_response_complete`."""
-
-    def abort(self) -> None:
-        """Does nothing, like `on_response_complete`."""
-
-    def date(self) -> str:
-        """Returns nothing: each client's response has its own."""
-        return ""
-
-    def client_address(self) -> str | None:
-        """Returns the address of the first client."""
-        return self._client_address
-
-    @property
-    def is_draining(self) -> bool:
-        """False: no connection is to be closed."""
-        return False
 
 
 def request_key(http_request: HttpRequest, max_bytes: int) -> bytes:

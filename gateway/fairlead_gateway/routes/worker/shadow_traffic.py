@@ -25,7 +25,7 @@ from typing import Final
 from fairlead.fleet.model import Instance, Model
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, NoReadyInstance
-from fairlead_gateway.http.listener import HttpRequest, ResponseTransport, ResponseWriter
+from fairlead_gateway.http.listener import DetachedTransport, HttpRequest, ResponseWriter
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.openai.model_names import ModelEntry
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, check_response
@@ -129,43 +129,11 @@ class CopiedRequest:
             self.task.cancel()
 
 
-class _Nowhere(ResponseTransport):
-    """The transport of a response that no client gets."""
-
-    def write(self, data: bytes) -> None:
-        """Drops the bytes."""
-
-    def on_response_complete(self, keep_alive: bool) -> None:
-        """Does nothing."""
-
-    def on_request_released(self) -> None:
-        """Does nothing."""
-
-    def abort(self) -> None:
-        """Does nothing."""
-
-    def date(self) -> str:
-        """Returns nothing: no head is sent."""
-        return ""
-
-    def client_address(self) -> str | None:
-        """Returns None."""
-        return None
-
-    @property
-    def is_draining(self) -> bool:
-        """False."""
-        return False
-
-
 class _Unobserved(StreamObserver):
     """The observer of a stream whose gaps are not recorded."""
 
     def on_gap(self, seconds: float) -> None:
         """Does nothing."""
-
-
-_NOWHERE: Final = _Nowhere()
 
 
 class CopySender:
@@ -208,7 +176,7 @@ class CopySender:
         request, routed = self._parser.parse_copy(http_request, decision, copied.entry, http_request.id)
         http_request.body = b""
         context = RequestContext(
-            http_request, ResponseWriter(_NOWHERE, None, http_request.id), http_request.id, request, routed
+            http_request, ResponseWriter(DetachedTransport(), None, http_request.id), http_request.id, request, routed
         )
         context.caller = COPY_CALLER
         return context
