@@ -1,6 +1,6 @@
-"""Engines that die under streams of messages and responses.
+"""Engines that die under streams of messages and responses that must not be continued.
 
-No engine can continue such a stream. A broken one must end with the error event of its dialect, and
+The model forbids it. A broken stream must end with the error event of its dialect, and
 all events before it are those of the engine. A request that had not begun must be answered whole.
 """
 
@@ -98,7 +98,11 @@ async def run_dialect_kills(folder: Path) -> list[ReportLine]:
     known = {f"{dialect}: {outcome}" for dialect in _PATHS for outcome in (WHOLE, BROKEN)}
     known |= {"chat: complete", "chat: ended with an error event"}
     load, retried = await load_and_kill(
-        folder, lambda url: RequestLoad(url, send_stream, STREAMS_PER_SECOND, known), _retried, GAP_SECONDS
+        folder,
+        lambda url: RequestLoad(url, send_stream, STREAMS_PER_SECOND, known),
+        _retried,
+        GAP_SECONDS,
+        resumes=False,
     )
     seen = load.outcomes
     broken = {dialect: seen[f"{dialect}: {BROKEN}"] for dialect in _PATHS}

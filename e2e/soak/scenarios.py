@@ -161,17 +161,20 @@ async def load_and_kill(
     read: Callable[[GatewayProcess], Awaitable[_Metrics]],
     gap_seconds: float = KILL_SECONDS,
     arguments: Sequence[str] = (),
+    *,
+    resumes: bool = True,
 ) -> tuple[RequestLoad, _Metrics]:
     """Kills engines behind a gateway while the load at its URL runs, and reads its metrics.
 
     Each time one that has just answered is killed, and then brought back.
 
     arguments: more of the engines.
+    resumes: streams that break may go on at another engine.
     """
     named = ("--model", "tiny", "--served-model-name", "tiny", "--speed", "1")
     draw, met = random.Random(SEED), list[asyncio.Task[None]]()
     async with start_engines(ENGINES, *named, *arguments) as found:
-        write_fleet(folder / "fleet.yaml", found.urls)
+        write_fleet(folder / "fleet.yaml", found.urls, resumes=resumes)
         async with gateway_process(folder / "fleet.yaml") as running:
             load, done = load_of(running.url), asyncio.Event()
             loading = asyncio.create_task(load.run(done))

@@ -7,4 +7,5 @@ In reading order:
 - `table`: the entries by path.
 - `error_shape`, `event_grammar`: errors and streams, by dialect.
 - `schemas`: the fields of bodies; `volatile_text`: text that changes with every request.
+- `chat_forms`: the chats that engines make of messages and responses.
 """

@@ -48,6 +48,7 @@ from fairlead_gateway.upstream.request_encoder import (
 )
 from fairlead_gateway.upstream.response import EngineResponse
 from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER
+from fairlead_gateway.upstream.sent_blocks import SentBlocks
 from fairlead_gateway.upstream.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.upstream.usage import (
     GARBAGE,
@@ -68,7 +69,9 @@ from fairlead_gateway.worker.router_registry import RoleRouters
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 STREAM_TOKENS_BYTES: Final = 128 * 1024 * 1024
-"""Limit: token ids of all streams of a worker; a stream that does not fit cannot be continued."""
+"""Limit: token ids of all streams of a worker, and texts and requests of messages and responses.
+A stream that does not fit cannot be continued.
+"""
 
 
 class Dispatcher:
@@ -136,6 +139,7 @@ class Attempt:
     connection, message: set before the message is sent
     engine_response: set when the message is sent
     tokens: those of its stream, once the engine is asked for them; None if it is not
+    blocks: the text of its stream of a message or a response; None if that is not kept
     has_room: it has waited for the instance, which can start it now and counts it as load
     has_verdict: it is known whether the response can be relayed
     error: why it cannot be relayed; None if no connection error is known
@@ -150,6 +154,7 @@ class Attempt:
         "_sent_tokens",
         "adapter_lease",
         "address",
+        "blocks",
         "connection",
         "context",
         "dispatched_at",
@@ -169,6 +174,7 @@ class Attempt:
         self._dispatcher = dispatcher
         self._sent_tokens = sent_tokens
         self.tokens: SentTokens | None = None
+        self.blocks: SentBlocks | None = None
         self._router: ModelRouter | None = None
         self._admission: ModelAdmission | None = None
         self._journal: Journal | None = None  # None: learned profiles leave the attempt out
@@ -202,8 +208,7 @@ class Attempt:
             extra += context.trace.start_span(self.instance, kind, choice.decision.rule)
         if request.entry.allowed_headers:
             extra += allowed_header_text(head, request.entry.allowed_headers)
-        target, adapter = request.target, request.adapter
-        name = address.served_name if adapter is None else address.adapter_model(adapter.name)
+        target, name = request.target, self._engine_model()
         if name is not None:
             body = body_with_model(name, body)
             target = None if target is None else target_with_model(name, target)
@@ -212,6 +217,15 @@ class Attempt:
             self.message = encode_external_request(prefix, body, context.id)
             return
         self.message = encode_request(prefix, head, body, context.id, dp_rank=address.dp_rank, extra_headers=extra)
+
+    def named_body(self, body: bytes) -> bytes:
+        """Returns a body of the request with the model's name at this instance."""
+        name = self._engine_model()
+        return body if name is None else body_with_model(name, body)
+
+    def _engine_model(self) -> str | None:
+        adapter = self.context.request.adapter
+        return self.address.served_name if adapter is None else self.address.adapter_model(adapter.name)
 
     def on_dispatch(self, now: float) -> None:
         """Records the attempt with router, admission, reports and outlier detection."""
@@ -324,6 +338,9 @@ class Attempt:
         if self.tokens is not None:
             self.tokens.release()
             self.tokens = None
+        if self.blocks is not None:
+            self.blocks.release()
+            self.blocks = None
         if self._is_finished or router is None:
             return
         self._is_finished = True

@@ -175,6 +175,54 @@ class ContinuedStream:
         """
 
 
+class DetachedStream(ContinuedStream):
+    """A stream that has no task while an engine generates it, and that may also move on purpose.
+
+    continuations: how often another instance has continued it; `moves` of them were planned.
+    events: those of the instances before the present one.
+    """
+
+    def __init__(self) -> None:
+        self.continuations = self.events = self.moves = 0
+
+    @property
+    @abstractmethod
+    def prompt_tokens(self) -> int:
+        """The number of tokens of the prompt; 0 if that is not known."""
+
+    @property
+    @abstractmethod
+    def earlier(self) -> int:
+        """The number of the answer's tokens that engines before the present one have generated."""
+
+    @property
+    @abstractmethod
+    def computed(self) -> int:
+        """The number of the answer's tokens by now, with those that are held."""
+
+    @property
+    def failure(self) -> bytes:
+        """The error event of an engine that the client does not have; empty without one."""
+        return b""
+
+    def next_number(self, number: int) -> int:
+        """Returns the `sequence_number` of a next event; `number` is that of the engine."""
+        return number
+
+    @abstractmethod
+    def release(self) -> None:
+        """Drops what is kept. May be called twice."""
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether the stream may go on although two engines have ended on its request.
+
+        Each has then generated tokens before. A request that ends engines does so at once.
+        """
+        here = self.generated - self.earlier
+        return here >= PROGRESS_TOKENS and self.continuations - self.moves < MAX_BREAKS
+
+
 class StreamText(ContinuedStream):
     """A stream of text that is continued once, from what the client has as text.
 
@@ -242,9 +290,9 @@ def splice_events(events: Iterable[bytes], sent: SentText) -> list[bytes]:
             continue
         fields.update(sent.shared_fields)
         usage = fields.get("usage")
-        if isinstance(usage, dict) and _is_count(usage.get("completion_tokens")):
+        if isinstance(usage, dict) and is_count(usage.get("completion_tokens")):
             usage["completion_tokens"] += sent.tokens
-            if _is_count(usage.get("prompt_tokens")):
+            if is_count(usage.get("prompt_tokens")):
                 usage["prompt_tokens"] = max(0, usage["prompt_tokens"] - sent.tokens)
         choices = fields.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
@@ -282,7 +330,7 @@ def _split_events(events: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, An
     for event in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
         if event:
             data = event[5:].strip() if event.startswith(b"data:") else b""
-            yield event + b"\n\n", _decode(data) if data[:1] == b"{" else None
+            yield event + b"\n\n", decode_object(data) if data[:1] == b"{" else None
 
 
 def _encode_event(fields: dict[str, Any]) -> bytes:
@@ -296,8 +344,8 @@ def _decode_events(stream: bytes) -> Iterable[dict[str, Any]]:
             yield msgspec.json.decode(data, type=dict)
 
 
-def _is_count(value: object) -> bool:
-    """Whether a value can be a number of tokens.
+def is_count(value: object) -> bool:
+    """Whether a value can be a number of tokens, or a token.
 
     Why a bound: a number of more than 4,300 digits cannot be written as text.
     """
@@ -320,18 +368,19 @@ def _event_text(choice: dict[str, Any]) -> str | None:
 
 TOKEN_ENGINES: Final = frozenset({"vllm", "sim"})
 """The engines that send token ids on request, and read them."""
+CONTINUED_AT: Final = "fairlead_continued_at"
 PROGRESS_TOKENS: Final = 8
 MAX_BREAKS: Final = 3
 """Limit: engines that may end on one stream, if each has generated `PROGRESS_TOKENS` before."""
 _ASKED: Final = b'"return_token_ids":true'
 _ASKED_FIELD: Final = b'"return_token_ids"'
-_MESSAGES_STUB: Final = b'[{"role":"user","content":"-"}]'
+MESSAGES_STUB: Final = b'[{"role":"user","content":"-"}]'
 """In place of messages, whose rendering is replaced by token ids."""
-_STUB: Final = {ChatRequest: ("messages", _MESSAGES_STUB), CompletionRequest: ("prompt", b'"-"')}
+_STUB: Final = {ChatRequest: ("messages", MESSAGES_STUB), CompletionRequest: ("prompt", b'"-"')}
 _LIMITS: Final = ("max_tokens", "max_completion_tokens")
 _TEXT_FORMAT: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"text"\s*\}\s*')
 _MEDIA: Final = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"file"', b'"image_embeds"')
-_REFUSED: Final = (
+REFUSED_FIELDS: Final = (
     ((b'"use_beam_search"',), "several-choices"),
     ((b'"guided_json"', b'"guided_regex"', b'"guided_choice"', b'"guided_grammar"'), "grammar"),
     ((b'"bad_words"',), "bad-words"),
@@ -364,31 +413,16 @@ def body_with_tokens(request: ModelRequest, body: bytes) -> tuple[bytes, bool]:
     return body, False
 
 
-class StreamTokens(ContinuedStream):
+class StreamTokens(DetachedStream):
     """A stream that another engine can continue from its tokens.
 
     request: of the client; its body may be released from now on.
     tokens: those that the client has; their head has the names that the client knows.
-    continuations: how often another instance has continued it; `moves` of them were planned.
-    events: those of the instances before the present one.
     """
 
-    __slots__ = (
-        "_body",
-        "_has_media",
-        "_has_tools",
-        "_is_marked",
-        "_kind",
-        "_names",
-        "continuations",
-        "events",
-        "moves",
-        "tokens",
-    )
-
     def __init__(self, request: ModelRequest, tokens: SentTokens) -> None:
+        super().__init__()
         self.tokens = tokens
-        self.continuations = self.events = self.moves = 0
         self._kind = request.dialect.body_type
         self._has_media = _has_media(request)
         self._is_marked = False
@@ -408,13 +442,19 @@ class StreamTokens(ContinuedStream):
         return self.tokens.generated
 
     @property
-    def has_progressed(self) -> bool:
-        """Whether the stream may go on although two engines have ended on its request.
+    def prompt_tokens(self) -> int:
+        return self.tokens.prompt_tokens
 
-        Each has then generated tokens before. A request that ends engines does so at once.
-        """
-        here = self.tokens.generated - self.tokens.earlier
-        return here >= PROGRESS_TOKENS and self.continuations - self.moves < MAX_BREAKS
+    @property
+    def earlier(self) -> int:
+        return self.tokens.earlier
+
+    @property
+    def computed(self) -> int:
+        return len(self.tokens.ids) - self.tokens.prompt_tokens
+
+    def release(self) -> None:
+        self.tokens.release()
 
     @property
     def is_whole(self) -> bool:
@@ -430,7 +470,7 @@ class StreamTokens(ContinuedStream):
             return "media"
         if not tokens.generated:
             return ""
-        for names, reason in _REFUSED:
+        for names, reason in REFUSED_FIELDS:
             if is_any_enabled(names, self._body):
                 return reason
         fields = self._fields()
@@ -440,7 +480,7 @@ class StreamTokens(ContinuedStream):
             return "penalties"
         if fields.prompt_logprobs is not None:
             return "prompt-logprobs"
-        if has_value(fields.structured_outputs) or not _is_text(fields.response_format):
+        if has_value(fields.structured_outputs) or not is_text_format(fields.response_format):
             return "grammar"
         if isinstance(fields, ChatRequest):
             choice = fields.tool_choice
@@ -461,7 +501,7 @@ class StreamTokens(ContinuedStream):
         if fields.min_tokens:
             changes["min_tokens"] = b"%d" % max(0, fields.min_tokens - generated)
         if fields.seed is not None and generated:
-            changes["seed"] = b"%d" % ((fields.seed + generated) & _MAX_SEED)
+            changes["seed"] = next_seed(fields.seed, generated)
         ids = msgspec.json.encode(tokens.ids.tolist())
         if self._kind is ChatRequest:
             changes["kv_transfer_params"] = b'{"prompt_token_ids":' + ids + b"}"
@@ -480,7 +520,7 @@ class StreamTokens(ContinuedStream):
     def last_text(self) -> str:
         """Returns the text of the last event that has some; of reasoning only if none follows."""
         tokens = self.tokens
-        choices = (_decode(tokens.last[tokens.last.find(b"{") :]) or {}).get("choices") or [{}]
+        choices = (decode_object(tokens.last[tokens.last.find(b"{") :]) or {}).get("choices") or [{}]
         delta = choices[0].get("delta") or choices[0]
         parts = [delta.get(name) for name in ("content", "text", "reasoning", "reasoning_content")]
         return next((part for part in parts if part and isinstance(part, str)), "")
@@ -524,21 +564,21 @@ class StreamTokens(ContinuedStream):
         tokens = self.tokens
         fields.update(self._names)
         usage = fields.get("usage")
-        if isinstance(usage, dict) and _is_count(usage.get("completion_tokens")):
+        if isinstance(usage, dict) and is_count(usage.get("completion_tokens")):
             usage["completion_tokens"] += tokens.earlier
             usage["prompt_tokens"] = tokens.prompt_tokens
             usage["total_tokens"] = tokens.prompt_tokens + usage["completion_tokens"]
             if tokens.earlier:
                 usage.pop("completion_tokens_details", None)  # of the last engine alone
             details = usage.get("prompt_tokens_details")
-            if isinstance(details, dict) and _is_count(details.get("cached_tokens")):
+            if isinstance(details, dict) and is_count(details.get("cached_tokens")):
                 details["cached_tokens"] = min(details["cached_tokens"], tokens.prompt_tokens)
         for choice in fields.get("choices") or ():
             if isinstance(choice, dict) and choice.get("prompt_token_ids"):
                 choice["prompt_token_ids"] = None  # the client has those of the prompt
         if not self._is_marked:
             self._is_marked = True
-            fields["fairlead_continued_at"] = tokens.earlier
+            fields[CONTINUED_AT] = tokens.earlier
         return _encode_event(fields)
 
     def _fields(self) -> GenerationFields:
@@ -552,22 +592,31 @@ _CONTEXT_TOKENS: Final = 8
 _MAX_SEED: Final = (1 << 63) - 1
 
 
-def _decode(data: bytes) -> dict[str, Any] | None:
+def decode_object(data: bytes) -> dict[str, Any] | None:
+    """Returns a JSON object; None if the data is none."""
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
+def next_seed(seed: int, generated: int) -> bytes:
+    """Returns the seed of an engine that goes on behind some tokens, as JSON text.
+
+    Why another one: an engine would draw the tokens of the beginning again.
+    """
+    return b"%d" % ((seed + generated) & _MAX_SEED)
+
+
 def decoded_text(body: bytes) -> str:
     """Returns the text in an engine's answer to `/detokenize`; empty if there is none."""
-    text = (_decode(body) or {}).get("prompt")
+    text = (decode_object(body) or {}).get("prompt")
     return text if isinstance(text, str) else ""
 
 
 def _names_of(head: bytes) -> dict[str, Any]:
     """Returns the fields of an answer's first event that all of its events share."""
-    fields = _decode(head[head.find(b"{") :]) or {}
+    fields = decode_object(head[head.find(b"{") :]) or {}
     return {name: fields[name] for name in _NAMES if name in fields}
 
 
@@ -578,7 +627,7 @@ def _has_media(request: ModelRequest) -> bool:
     return contains_any(request.messages(), _MEDIA)
 
 
-def _is_text(response_format: msgspec.Raw | msgspec.UnsetType) -> bool:
+def is_text_format(response_format: msgspec.Raw | msgspec.UnsetType) -> bool:
     """Whether an answer may be any text."""
     if response_format is msgspec.UNSET or bytes(response_format) == b"null":
         return True

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -27,11 +28,13 @@ from fairlead_gateway.proxy.attempt import (
 )
 from fairlead_gateway.proxy.continuation import (
     ContinuedStream,
+    DetachedStream,
     SentText,
     SentTextMemory,
     StreamText,
     StreamTokens,
 )
+from fairlead_gateway.proxy.continued_blocks import keeps_text, stream_blocks
 from fairlead_gateway.proxy.relayed_stream import (
     GapRecorder,
     RelayedStream,
@@ -61,6 +64,7 @@ from fairlead_gateway.upstream.request_encoder import (
     server_timing,
 )
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
+from fairlead_gateway.upstream.sent_blocks import SentBlocks
 from fairlead_gateway.worker.request_context import RequestContext
 
 RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
@@ -114,6 +118,7 @@ class ResponseRelay(StreamEnding):
         self._poison_guard = dispatcher.poison_guard
         self._stream_resume = StreamResume(dispatcher, pool, retry_budget, self._relay_without_task)
         self._sent_text_memory = SentTextMemory(RESUMABLE_STREAMS_BYTES)
+        self._token_memory = dispatcher.token_memory
         self._route_headers = RouteHeaderCache()
         self._response_ids = ResponseIds(dispatcher.routers.secret)
 
@@ -137,6 +142,7 @@ class ResponseRelay(StreamEnding):
         if rewriter is not None:
             engine_response.rewrite_events = rewriter.rewrite_events
             engine_response.rewrite_chunks = rewriter.rewrite_chunks
+        self._keep_text(attempt, engine_response)
         length = None
         if engine_response.is_stream and engine_response.first_at is not None:
             self._record_first_token(attempt, engine_response)
@@ -156,12 +162,12 @@ class ResponseRelay(StreamEnding):
             return False
         return self._end(context, engine_response, await self._relay_to_end(attempt, engine_response))
 
-    def end_response(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens | None) -> bool:
+    def end_response(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream | None) -> bool:
         """Ends the response of a stream that was handed over."""
         cause = engine_response.error
-        self._record_end(attempt, engine_response, cause, tokens)
+        self._record_end(attempt, engine_response, cause, stream)
         self._note_not_continued(attempt, engine_response, cause)
-        if cause is None and tokens is not None and tokens.continuations:
+        if cause is None and stream is not None and stream.continuations:
             self._telemetry.record_resumption(attempt.context.request.model_key, "whole")
         return self._end(attempt.context, engine_response, cause)
 
@@ -179,13 +185,22 @@ class ResponseRelay(StreamEnding):
         # The request is at fault, as its engine or the gateway says.
         result.is_charged = error is not None and (error.status < 500 or error.is_charged)
         if error is not None and not error.cause and context.request.dialect.grammar is not None:
-            response.write_chunks([], final=True)  # the client has the engine's own error event
+            response.write_chunks([context.error_event] if context.error_event else [], final=True)  # the engine's own
             return False
         text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
         if result.not_continued:
             text += f", and no engine could continue it ({result.not_continued})"
         _end_with_error(context, text, f"stream_{cause.replace('-', '_')}")
         return False
+
+    def _keep_text(self, attempt: Attempt, engine_response: EngineResponse) -> None:
+        """Keeps the text of a stream of a message or a response, so that it can be continued."""
+        request = attempt.context.request
+        if not engine_response.is_stream or not keeps_text(request, attempt.address.engine):
+            return
+        blocks = attempt.blocks = SentBlocks(self._token_memory, request.body)
+        rewrite = engine_response.rewrite_events
+        engine_response.rewrite_events = blocks.take if rewrite is None else partial(_take_rewritten, rewrite, blocks)
 
     def relay_buffered(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
         """Sends a whole plain response."""
@@ -275,15 +290,15 @@ class ResponseRelay(StreamEnding):
             return False
         if context.deadline is not None:
             return False
-        tokens = _stream_tokens(attempt, engine_response)
-        if tokens is None and _can_resume(attempt):
+        stream = _detached_stream(attempt, engine_response)
+        if stream is None and _can_resume(attempt):
             return False
         self._release_request(context)
         context.stall_timeout = None
         engine_response.release_head()
         if attempt.connection is not None:
             attempt.connection.release_head(engine_response)
-        self._relay_without_task(attempt, engine_response, SseKeepAlive(context.response, self._comment_times), tokens)
+        self._relay_without_task(attempt, engine_response, SseKeepAlive(context.response, self._comment_times), stream)
         context.is_handed_over = True  # last: after an error before, the task ends the request
         return True
 
@@ -292,15 +307,15 @@ class ResponseRelay(StreamEnding):
         attempt: Attempt,
         engine_response: EngineResponse,
         keep_alive: SseKeepAlive,
-        tokens: StreamTokens | None,
+        stream: DetachedStream | None,
     ) -> None:
         """Relays a stream to its end without a task."""
         context = attempt.context
         context.response.on_backpressure = attempt.set_paused
-        stream = RelayedStream(attempt, engine_response, keep_alive, self, tokens)
-        engine_response.relay_to(context.response, stream)
+        relayed = RelayedStream(attempt, engine_response, keep_alive, self, stream)
+        engine_response.relay_to(context.response, relayed)
         keep_alive.start(engine_response)
-        self.lifecycle.on_relayed(stream)
+        self.lifecycle.on_relayed(relayed)
 
     def _release_request(self, context: RequestContext) -> None:
         """Releases the body: no attempt follows, and thousands of streams need not keep it."""
@@ -318,7 +333,7 @@ class ResponseRelay(StreamEnding):
         stream: ContinuedStream | None = None
         sent_text: SentText | None = None
         if engine_response.is_stream:
-            stream = _stream_tokens(attempt, engine_response)
+            stream = _detached_stream(attempt, engine_response)
             if stream is None and _can_resume(attempt):
                 sent_text = SentText(self._limits.resumable_bytes, self._sent_text_memory)
                 stream = StreamText(context.request, sent_text)
@@ -342,21 +357,23 @@ class ResponseRelay(StreamEnding):
             context.response.on_backpressure = None
             if sent_text is not None:
                 sent_text.release()
-            if isinstance(stream, StreamTokens):
-                stream.tokens.release()
+            if isinstance(stream, DetachedStream):
+                stream.release()
 
-    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> Attempt | None:
+    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> Attempt | None:
         """Returns an attempt at the instance that takes over a running stream.
 
         None if that is not worth it, or no instance can.
         """
-        decision = decide_move(self._progress(attempt, engine_response, tokens))
-        return self._stream_resume.plan_move(attempt, tokens, decision.reason) if decision.moves else None
+        decision = decide_move(self._progress(attempt, engine_response, stream))
+        return self._stream_resume.plan_move(attempt, stream, decision.reason) if decision.moves else None
 
-    def _progress(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> StreamProgress:
-        context, sent = attempt.context, tokens.tokens
-        generated = len(sent.ids) - sent.prompt_tokens
-        here = generated - sent.earlier
+    def _progress(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> StreamProgress:
+        context, generated = attempt.context, stream.computed
+        here = generated - stream.earlier
+        prompt = stream.prompt_tokens
+        if not prompt:
+            prompt = int(self._routers.prompt_tokens(context.request.model_key, context.route_request))
         first_seconds = token_seconds = rest = None
         if engine_response.first_at is not None and attempt.dispatched_at is not None:
             first_seconds = engine_response.first_at - attempt.dispatched_at
@@ -365,23 +382,23 @@ class ResponseRelay(StreamEnding):
         admission = self._admission.models.get(context.request.model_key)
         if admission is not None:
             forecast = admission.policy.kv_capacity.forecast
-            rest = forecast.expected_remaining(context.caller, sent.prompt_tokens, generated, self._now())
+            rest = forecast.expected_remaining(context.caller, prompt, generated, self._now())
         limit = context.request.max_tokens
         return StreamProgress(
-            sent.prompt_tokens + sent.earlier,
+            prompt + stream.earlier,
             here,
             first_seconds,
             token_seconds,
             rest,
             None if limit is None else max(0, limit - generated),
-            tokens.moves,
+            stream.moves,
         )
 
     async def continue_stream(
         self,
         attempt: Attempt,
         engine_response: EngineResponse,
-        tokens: StreamTokens,
+        stream: DetachedStream,
         keep_alive: SseKeepAlive,
         planned: Attempt | None = None,
     ) -> bool:
@@ -394,9 +411,9 @@ class ResponseRelay(StreamEnding):
         is_complete = is_handed_over = False
         try:
             if planned is None:
-                cause = await self._continue_if_broken(attempt, engine_response, tokens, keep_alive)
+                cause = await self._continue_if_broken(attempt, engine_response, stream, keep_alive)
             else:
-                cause = await self._stream_resume.resume(attempt, tokens, DRAINED, keep_alive, planned)
+                cause = await self._stream_resume.resume(attempt, stream, DRAINED, keep_alive, planned)
             is_handed_over = cause == HANDED_OVER
             if not is_handed_over:
                 is_complete = self._end(context, engine_response, cause)
@@ -404,7 +421,7 @@ class ResponseRelay(StreamEnding):
             if not is_handed_over:
                 keep_alive.stop()
                 context.response.on_backpressure = None
-                tokens.tokens.release()
+                stream.release()
             attempt.abort_unfinished()
             attempt.finish(is_complete, self._now())
         return not is_handed_over
@@ -421,9 +438,9 @@ class ResponseRelay(StreamEnding):
         Returns the cause of a failure, in one word; None if the response is complete.
         """
         cause = engine_response.error
-        tokens = stream if isinstance(stream, StreamTokens) else None
-        is_final = self._record_end(attempt, engine_response, cause, tokens)
-        may_go_on = cause is not None and cause != CLIENT_SILENT and tokens is not None and tokens.has_progressed
+        detached = stream if isinstance(stream, DetachedStream) else None
+        is_final = self._record_end(attempt, engine_response, cause, detached)
+        may_go_on = cause is not None and cause != CLIENT_SILENT and detached is not None and detached.has_progressed
         if stream is None or (is_final and not may_go_on):
             self._note_not_continued(attempt, engine_response, cause)
             return cause
@@ -435,6 +452,8 @@ class ResponseRelay(StreamEnding):
         """Counts a stream that broke and was never to be continued."""
         if cause is not None and cause != CLIENT_SILENT and engine_response.is_stream:
             reason = attempt.context.result.not_continued = _why_not(attempt)
+            if attempt.blocks is not None:
+                attempt.context.error_event = attempt.blocks.failure
             self._telemetry.record_not_continued(attempt.context.request.model_key, reason)
 
     def _record_end(
@@ -442,12 +461,12 @@ class ResponseRelay(StreamEnding):
         attempt: Attempt,
         engine_response: EngineResponse,
         cause: str | None,
-        tokens: StreamTokens | None = None,
+        stream: DetachedStream | None = None,
     ) -> bool:
         """Records how the relay ended; returns whether the rest must not be resumed."""
         result = attempt.context.result
         result.last_at = engine_response.last_at
-        record_relayed(attempt.context, engine_response, tokens)
+        record_relayed(attempt.context, engine_response, stream)
         if cause is None or cause == CLIENT_SILENT:
             return True
         self._failures.on_stream_failed(attempt.context, attempt.instance_id, cause)
@@ -522,8 +541,16 @@ def _can_resume(attempt: Attempt) -> bool:
     return request.entry.resumes and not attempt.address.leaves_cluster and can_resume(request)
 
 
-def _stream_tokens(attempt: Attempt, engine_response: EngineResponse) -> StreamTokens | None:
-    """Returns a stream that goes on from its tokens; None if its engine has sent none."""
+def _take_rewritten(
+    rewrite: Callable[[list[bytes]], list[bytes]], blocks: SentBlocks, events: list[bytes]
+) -> list[bytes]:
+    return blocks.take(rewrite(events))
+
+
+def _detached_stream(attempt: Attempt, engine_response: EngineResponse) -> DetachedStream | None:
+    """Returns a stream that goes on from its tokens or its text; None if neither is kept."""
+    if attempt.blocks is not None:
+        return stream_blocks(attempt.context.request, attempt.blocks)
     tokens = attempt.tokens
     if tokens is None or tokens.problem or not tokens.prompt_tokens:
         return None
@@ -538,7 +565,5 @@ def _why_not(attempt: Attempt) -> str:
         return "never"
     if attempt.address.leaves_cluster:
         return "external"
-    tokens, dialect = attempt.tokens, attempt.context.request.dialect
-    if tokens is None:
-        return "dialect" if dialect.grammar is not None else "engine"
-    return tokens.problem or "poison"
+    kept = attempt.blocks or attempt.tokens
+    return "engine" if kept is None else kept.problem or "poison"

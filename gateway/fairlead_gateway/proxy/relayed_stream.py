@@ -21,7 +21,7 @@ from fairlead_gateway.proxy.attempt import (
     Attempt,
 )
 from fairlead_gateway.proxy.continuation import (
-    StreamTokens,
+    DetachedStream,
 )
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
@@ -124,7 +124,7 @@ class GapRecorder(StreamObserver):
 class RelayedStream(GapRecorder):
     """One stream without a task."""
 
-    __slots__ = ("_attempt", "_ending", "_engine_response", "_has_ended", "_keep_alive", "_lifecycle", "_tokens")
+    __slots__ = ("_attempt", "_ending", "_engine_response", "_has_ended", "_keep_alive", "_lifecycle", "_stream")
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class RelayedStream(GapRecorder):
         engine_response: EngineResponse,
         keep_alive: SseKeepAlive,
         ending: "StreamEnding",
-        tokens: StreamTokens | None,
+        stream: DetachedStream | None,
     ) -> None:
         super().__init__(ending.telemetry, attempt.context.request.model_key, attempt.instance_id)
         self.reports_end = True
@@ -141,7 +141,7 @@ class RelayedStream(GapRecorder):
         self._keep_alive = keep_alive
         self._lifecycle = ending.lifecycle
         self._ending = ending
-        self._tokens = tokens
+        self._stream = stream
         self._has_ended = False
 
     @property
@@ -153,17 +153,17 @@ class RelayedStream(GapRecorder):
         """Ends the response: the engine has sent all, or has failed."""
         if self._has_ended:
             return
-        attempt, tokens = self._attempt, self._tokens
+        attempt, stream = self._attempt, self._stream
         is_complete = False
         try:
-            if tokens is not None and self._engine_response.error not in (None, CLIENT_SILENT):
+            if stream is not None and self._engine_response.error not in (None, CLIENT_SILENT):
                 self._stop()
-                work = self._ending.continue_stream(attempt, self._engine_response, tokens, self._keep_alive)
+                work = self._ending.continue_stream(attempt, self._engine_response, stream, self._keep_alive)
                 self._lifecycle.on_broken(attempt.context, work)
                 return
             try:
                 self._stop()
-                is_complete = self._ending.end_response(attempt, self._engine_response, tokens)
+                is_complete = self._ending.end_response(attempt, self._engine_response, stream)
             finally:
                 self._finish_attempt(is_complete)
             self._lifecycle.on_finished(attempt.context)
@@ -179,18 +179,18 @@ class RelayedStream(GapRecorder):
         """Lets another instance continue the stream if that is worth it; returns whether one
         does.
         """
-        attempt, tokens = self._attempt, self._tokens
-        if self._has_ended or tokens is None:
+        attempt, stream = self._attempt, self._stream
+        if self._has_ended or stream is None:
             return False
-        planned = self._ending.plan_move(attempt, self._engine_response, tokens)
+        planned = self._ending.plan_move(attempt, self._engine_response, stream)
         if planned is None:
             return False
         self._stop()
-        record_relayed(attempt.context, self._engine_response, tokens)
+        record_relayed(attempt.context, self._engine_response, stream)
         attempt.context.result.last_at = self._engine_response.last_at
         attempt.abort_unfinished()
-        tokens.moves += 1
-        work = self._ending.continue_stream(attempt, self._engine_response, tokens, self._keep_alive, planned)
+        stream.moves += 1
+        work = self._ending.continue_stream(attempt, self._engine_response, stream, self._keep_alive, planned)
         self._lifecycle.on_broken(attempt.context, work)
         return True
 
@@ -199,7 +199,7 @@ class RelayedStream(GapRecorder):
         if self._has_ended:
             return
         self._stop()
-        record_relayed(self._attempt.context, self._engine_response, self._tokens)
+        record_relayed(self._attempt.context, self._engine_response, self._stream)
         self._finish_attempt(False)
         self._lifecycle.on_cancelled(self._attempt.context)
 
@@ -226,11 +226,11 @@ class StreamEnding:
         self.telemetry = telemetry
 
     @abstractmethod
-    def end_response(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens | None) -> bool:
+    def end_response(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream | None) -> bool:
         """Ends the response of a stream that was handed over; returns whether it was complete."""
 
     @abstractmethod
-    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> Attempt | None:
+    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> Attempt | None:
         """Returns an attempt at the instance that takes over a running stream.
 
         None if that is not worth it, or no instance can.
@@ -241,7 +241,7 @@ class StreamEnding:
         self,
         attempt: Attempt,
         engine_response: EngineResponse,
-        tokens: StreamTokens,
+        stream: DetachedStream,
         keep_alive: SseKeepAlive,
         planned: Attempt | None = None,
     ) -> Coroutine[None, None, bool]:
@@ -253,10 +253,11 @@ class StreamEnding:
 
 
 def record_relayed(
-    context: RequestContext, engine_response: EngineResponse, tokens: StreamTokens | None = None
+    context: RequestContext, engine_response: EngineResponse, stream: DetachedStream | None = None
 ) -> None:
     """Records what was relayed of a response by now: its events, and the engines' token counts."""
     result, usage = context.result, engine_response.usage
-    result.event_count = engine_response.event_count + (0 if tokens is None else tokens.events)
-    result.next_sequence_number = engine_response.next_sequence_number
-    context.record_usage(usage if tokens is None or not tokens.continuations else tokens.usage(usage))
+    result.event_count = engine_response.event_count + (0 if stream is None else stream.events)
+    number = engine_response.next_sequence_number
+    result.next_sequence_number = number if stream is None else stream.next_number(number)
+    context.record_usage(usage if stream is None or not stream.continuations else stream.usage(usage))

@@ -21,12 +21,15 @@ from fairlead_gateway.proxy.attempt import (
     is_usage_refused,
 )
 from fairlead_gateway.proxy.continuation import (
+    TOKEN_ENGINES,
     ContinuedStream,
+    DetachedStream,
     SentText,
     StreamText,
     StreamTokens,
     decoded_text,
 )
+from fairlead_gateway.proxy.continued_blocks import IDS_NOT_READ, StreamBlocks
 from fairlead_gateway.proxy.relayed_stream import GapRecorder, SseKeepAlive
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
@@ -59,7 +62,7 @@ class StreamResume:
         dispatcher: Dispatcher,
         pool: ConnectionPool,
         retry_budget: RetryBudget,
-        hand_over: Callable[[Attempt, EngineResponse, SseKeepAlive, StreamTokens | None], None],
+        hand_over: Callable[[Attempt, EngineResponse, SseKeepAlive, DetachedStream | None], None],
     ) -> None:
         self._dispatcher = dispatcher
         self._pool = pool
@@ -71,7 +74,7 @@ class StreamResume:
         self._failures = dispatcher.failures
         self._parsing = asyncio.Lock()
 
-    def plan_move(self, attempt: Attempt, stream: StreamTokens, why: str) -> Attempt | None:
+    def plan_move(self, attempt: Attempt, stream: DetachedStream, why: str) -> Attempt | None:
         """Chooses an instance that takes over a stream of one that drains.
 
         Returns None if none can, or if the answer is about to end.
@@ -97,7 +100,7 @@ class StreamResume:
         `HANDED_OVER`: a `RelayedStream` ends it.
         """
         context, tried = broken.context, frozenset[str]()
-        if isinstance(stream, StreamTokens) and broken.engine_response is not None:
+        if isinstance(stream, DetachedStream) and broken.engine_response is not None:
             stream.events += broken.engine_response.event_count
         key = context.request.model_key
         first_cause, reason = cause, ""
@@ -116,7 +119,7 @@ class StreamResume:
             if attempt is None:
                 reason = NO_INSTANCE
                 break
-            broken.tokens = None
+            broken.tokens = broken.blocks = None
             broken.finish(False, self._now())
             next_cause = await self._continue(attempt, stream, keep_alive)
             if next_cause is None:
@@ -128,8 +131,10 @@ class StreamResume:
             if len(tried) > MAX_CONTINUATIONS:
                 reason = "breaks"
         self._telemetry.record_not_continued(key, reason)
-        if len(tried) > 1 or (isinstance(stream, StreamTokens) and stream.continuations):
+        if len(tried) > 1 or (isinstance(stream, DetachedStream) and stream.continuations):
             self._telemetry.record_resumption(key, "broken")
+        if isinstance(stream, DetachedStream):
+            context.error_event = stream.failure
         context.result.not_continued = reason
         return first_cause
 
@@ -149,6 +154,15 @@ class StreamResume:
                 await self._settle(attempt, stream)
                 if stream.tokens.problem:
                     return stream.tokens.problem
+            if isinstance(stream, StreamBlocks):
+                if attempt.address.engine not in TOKEN_ENGINES:
+                    return "engine"
+                stream.problem = await self._find_tokens(attempt, stream)
+                if stream.problem:
+                    return stream.problem
+                if stream.is_whole:
+                    return self._complete(context, stream, "cut")
+                attempt.blocks = stream.blocks
             attempt.attach_engine_message(stream.next_body())
             tokens = attempt.tokens = stream.tokens if isinstance(stream, StreamTokens) else None
             shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
@@ -167,8 +181,11 @@ class StreamResume:
                 return "refused"
             if tokens is not None and tokens.problem:
                 return tokens.problem
+            if isinstance(stream, StreamBlocks) and not stream.has_read(scanner.usage):
+                stream.problem = IDS_NOT_READ
+                return stream.problem
             self._failures.outlier_detector.on_success(attempt.instance_id, self._now(), context.caller)
-            if isinstance(stream, StreamTokens) and context.deadline is None:
+            if isinstance(stream, DetachedStream) and context.deadline is None:
                 self._note_first_token(attempt, stream)
                 stream.continuations += 1
                 is_handed_over = True
@@ -187,7 +204,7 @@ class StreamResume:
         finally:
             if not is_handed_over:
                 attempt.abort_unfinished()
-                attempt.tokens = None  # the stream may go on with them
+                attempt.tokens = attempt.blocks = None  # the stream may go on with them
                 attempt.finish(is_complete, self._now())
 
     async def _settle(self, attempt: Attempt, stream: StreamTokens) -> None:
@@ -195,19 +212,38 @@ class StreamResume:
 
         Raises EngineCallFailed.
         """
-        tokens, context, text = stream.tokens, attempt.context, stream.last_text()
-        prefix = self._dispatcher.request_prefixes.get("POST", "/detokenize", attempt.address.url)
+        tokens, text = stream.tokens, stream.last_text()
         for end in range(tokens.shown, max(tokens.last_at, tokens.shown - _MAX_UNCLEAR_TOKENS), -1):
-            body = stream.tokens_before(end)
-            message = encode_request(
-                prefix, context.http_request.head, body, context.id, dp_rank=attempt.address.dp_rank, extra_headers=""
-            )
-            seconds = self._pool.limits.connect_seconds
-            answer = await call_engine(self._pool, attempt.address.url, message, seconds, instance=attempt.instance)
+            answer = await self._query(attempt, "POST", "/detokenize", stream.tokens_before(end))
             if text and decoded_text(answer).endswith(text):
                 tokens.settle(end)
                 return
         tokens.settle(None)
+
+    async def _find_tokens(self, attempt: Attempt, stream: StreamBlocks) -> str:
+        """Queries the tokens that the stream needs; returns why the instance cannot continue it.
+
+        Raises EngineCallFailed.
+        """
+        queries = stream.queries()
+        try:
+            path, body = next(queries)
+            while True:
+                body = attempt.named_body(body) if path.startswith("/v1/") else body
+                path, body = queries.send(await self._query(attempt, "POST" if body else "GET", path, body))
+        except StopIteration as end:
+            problem: str = end.value
+            return problem
+
+    async def _query(self, attempt: Attempt, method: str, path: str, body: bytes) -> bytes:
+        """Returns the instance's answer to a question about tokens. Raises EngineCallFailed."""
+        context, address = attempt.context, attempt.address
+        prefix = self._dispatcher.request_prefixes.get(method, path, address.url)
+        head = context.http_request.head
+        message = encode_request(prefix, head, body, context.id, dp_rank=address.dp_rank, extra_headers="")
+        limits = self._pool.limits
+        seconds = limits.unresponsive_seconds if path.startswith("/v1/") else limits.connect_seconds
+        return await call_engine(self._pool, address.url, message, seconds, instance=attempt.instance)
 
     def _complete(self, context: RequestContext, stream: ContinuedStream, cause: str) -> str | None:
         """Ends an answer whose tokens are all there; returns the cause of the failure if it
@@ -235,8 +271,8 @@ class StreamResume:
         now, context = self._now(), attempt.context
         result = context.result
         attempt.on_first_token(now)
-        if isinstance(stream, StreamTokens):
-            result.recomputed_tokens += stream.tokens.prompt_tokens + stream.tokens.earlier
+        if isinstance(stream, DetachedStream):
+            result.recomputed_tokens += stream.prompt_tokens + stream.earlier
         if result.last_at is not None:
             pause = now - result.last_at
             result.break_seconds = pause if result.break_seconds is None else max(pause, result.break_seconds)

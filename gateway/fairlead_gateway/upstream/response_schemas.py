@@ -66,6 +66,27 @@ class NamedEvent(Struct):
     delta: StopDelta | str | None = None
 
 
+class TypedPart(Struct, gc=False):
+    """A block, an item, or a part or delta of one, of which only type and text are read."""
+
+    type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+
+
+class BlockEvent(Struct, gc=False):
+    """The fields of an event of messages or responses that tell text from all else.
+
+    delta: the text itself in responses.
+    """
+
+    type: str = ""
+    delta: TypedPart | str | None = None
+    content_block: TypedPart | None = None
+    item: TypedPart | None = None
+    part: TypedPart | None = None
+
+
 class StreamEvent(Struct):
     """The fields of an event that are read."""
 
@@ -86,6 +107,7 @@ class PlainResponse(Struct, gc=False):
 USAGE_DECODER = Decoder(UsageFields, strict=False)  # some engines count in floats
 NAMED_USAGE_DECODER = Decoder(NamedUsageFields, strict=False)
 NAMED_EVENT_DECODER = Decoder(NamedEvent)
+BLOCK_EVENT_DECODER = Decoder(BlockEvent)
 EVENT_DECODER = Decoder(StreamEvent)
 MEMBERS_DECODER = Decoder(dict[str, Raw])
 PLAIN_RESPONSE_DECODER = Decoder(PlainResponse)

@@ -159,6 +159,7 @@ class RequestContext:
     result: the response; complete when it has ended
     deadline: monotonic seconds; None without one
     fingerprint: the body's fingerprint, set when the body itself is released
+    error_event: the engine's own, if it was kept back and no other engine continues the stream
     is_handed_over: a `RelayedStream` ends the request, not its task
     adapter_use: where the request's adapter is; None for a request without one
     """
@@ -174,6 +175,7 @@ class RequestContext:
         "deadline",
         "earlier_attempts",
         "earlier_failures",
+        "error_event",
         "failures",
         "fingerprint",
         "full_instances",
@@ -230,6 +232,7 @@ class RequestContext:
         self.trace: TraceRecord | None = None
         self.fingerprint: bytes | None = None
         self.is_handed_over = False
+        self.error_event = b""
         self.adapter_use: AdapterUse | None = None
 
     def follow(self, previous: "RequestContext") -> None:

@@ -74,8 +74,8 @@ async def last_event(path: str, script: Script) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("script", "code", "words"),
     [
-        (breaks_off, "stream_cut", "; the answer is incomplete, and no engine could continue it (dialect)"),
-        (breaks_off_in_an_event, "stream_cut", "is incomplete, and no engine could continue it (dialect)"),
+        (breaks_off, "stream_cut", "; the answer is incomplete, and no engine could continue it (not-text)"),
+        (breaks_off_in_an_event, "stream_cut", "is incomplete, and no engine could continue it (not-text)"),
         (falls_silent, "deadline_exceeded", "deadline (1s); the answer is incomplete"),
     ],
 )

@@ -600,8 +600,8 @@ async def test_the_price_of_a_second_move_is_that_of_the_present_engine() -> Non
             await wait_until(lambda: any(isinstance(one, RelayedStream) for one in running.gateway._inflight.values()))
             (stream,) = running.gateway._inflight.values()
             assert isinstance(stream, RelayedStream)
-            await wait_until(lambda: stream._tokens is not None and stream._tokens.generated == 2 * (number + 1))  # noqa: B023
-            asked.append(relay._progress(stream._attempt, stream._engine_response, stream._tokens))
+            await wait_until(lambda: stream._stream is not None and stream._stream.generated == 2 * (number + 1))  # noqa: B023
+            asked.append(relay._progress(stream._attempt, stream._engine_response, stream._stream))
             assert stream.move()
         answer.cancel()
     assert [(one.prompt_tokens, one.generated) for one in asked] == [(3, 2), (5, 2)]

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from fairlead.errors import Unavailable
+from fairlead_gateway.dialects.chat_forms import CHAT_FORMS, chat_form
 from fairlead_gateway.kv_index.messages import CHAT_SAMPLE
-from fairlead_gateway.kv_index.supervisor.chat_forms import CHAT_FORMS, chat_form
 
 TOKENIZE_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 """Limit: a response with the tokens of a prompt; a token takes some 7 bytes."""

@@ -1,8 +1,8 @@
 """The chat that an engine renders for messages and responses, for its `/tokenize`.
 
 `/tokenize` knows chats alone, and vLLM makes a chat of the two other dialects before it renders
-them. This does the same. A mistake does no harm: tokens are linked only to blocks that the engine
-has reported, and other tokens have other blocks.
+them. This does the same. A mistake does no harm. The index links tokens only to blocks that the
+engine has reported. A stream is continued only if its engine has counted as many tokens.
 
 Pictures, stored responses and whatever is not known here get no query.
 

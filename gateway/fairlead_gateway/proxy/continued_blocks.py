@@ -1,0 +1,538 @@
+"""Streams of messages and responses that another engine continues from the text that clients have.
+
+The other engine gets token ids in place of a rendered prompt: those of the prompt, and those of the
+answer so far. It says itself which these are (`queries`). Without any text, the request is sent
+again as it is.
+
+- The prompt is that of the chat that engines make of these dialects. It must have as many tokens as
+  an engine has counted.
+- Thoughts stand between marks that only the chat template knows. So the engine renders an answer
+  with the thoughts and text, and with a mark of ours behind. What stands before is the answer so
+  far.
+
+The client's stream keeps its names. Its open part goes on, the places of later blocks are counted
+from there, and events with whole texts have both parts. `refusal` names what cannot go on.
+
+Source: docs.anthropic.com/en/api/messages-streaming,
+platform.openai.com/docs/api-reference/responses-streaming, and vLLM 0.32.
+"""
+
+import re
+from abc import abstractmethod
+from collections.abc import Generator, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from fairlead_gateway.dialects.chat_forms import chat_form
+from fairlead_gateway.dialects.messages import MESSAGES, MessagesRequest
+from fairlead_gateway.dialects.responses import RESPONSES, ResponsesRequest
+from fairlead_gateway.dialects.schemas import GenerationFields, has_value
+from fairlead_gateway.dialects.table import BODY_DECODERS
+from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.openai.json_edit import contains_any, is_any_enabled, set_members
+from fairlead_gateway.proxy.continuation import (
+    CONTINUED_AT,
+    MESSAGES_STUB,
+    REFUSED_FIELDS,
+    TOKEN_ENGINES,
+    DetachedStream,
+    decode_object,
+    decoded_text,
+    is_count,
+    is_text_format,
+    next_seed,
+)
+from fairlead_gateway.upstream.sent_blocks import SentBlocks
+from fairlead_gateway.upstream.sse import event_data
+from fairlead_gateway.upstream.usage import Usage
+
+Query = tuple[str, bytes]
+"""Path and body of a request to an engine. Without a body, it is a GET."""
+Queries = Generator[Query, bytes, str]
+"""Queries, whose answers are sent in; returns why the engine cannot continue, or nothing."""
+IDS_NOT_READ: Final = "ids-not-read"
+NO_TOKENIZE: Final = "no-tokenize"
+PROMPT_FORM: Final = "prompt-form"
+REASONING: Final = "reasoning"
+OLD_ENGINE: Final = "old-engine"
+TOKENIZE: Final = "/tokenize"
+_FIRST_VERSION: Final = (0, 32)
+"""The first vLLM whose responses are known to read token ids."""
+_VERSION: Final = re.compile(r"v?(\d+)\.(\d+)")
+_BUDGET: Final = (b'"budget_tokens"',)
+_CUT: Final = "~~the answer is cut here~~"
+
+
+def keeps_text(request: ModelRequest, engine: str) -> bool:
+    """Whether the gateway keeps the text of a stream from this kind of engine."""
+    is_known = request.dialect in (MESSAGES, RESPONSES)
+    return is_known and request.stream and request.entry.resumes and engine in TOKEN_ENGINES
+
+
+class StreamBlocks(DetachedStream):
+    """A stream of a message or a response that another engine can continue.
+
+    request: of the client.
+    blocks: what the client has, and the body of the request.
+    problem: why no engine can continue it, in one word; empty if one can.
+    """
+
+    def __init__(self, request: ModelRequest, blocks: SentBlocks) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.problem = ""
+        self._body_type = request.dialect.body_type
+        self._kind = request.dialect.name
+        self._prompt: list[int] = []
+        self._answer: list[int] = []
+        self._covered = 0  # deltas whose tokens are in the answer
+        self._cut_at = 0
+        self._text = self._thoughts = ""  # at the break
+        self._closes = False  # the next engine has not taken up the client's open part
+        self._shift = 0  # of the places of its parts
+        self._is_marked = False
+
+    @property
+    def generated(self) -> int:
+        return len(self._answer) + self.blocks.deltas - self._covered
+
+    @property
+    def computed(self) -> int:
+        return self.generated
+
+    @property
+    def earlier(self) -> int:
+        return self._cut_at
+
+    @property
+    def failure(self) -> bytes:
+        return self.blocks.failure
+
+    def release(self) -> None:
+        self.blocks.release()
+
+    @property
+    def is_whole(self) -> bool:
+        if self.blocks.is_finished:
+            return True
+        limit = self._max_tokens(self._fields()) if self._answer else None
+        return limit is not None and self.generated >= limit
+
+    def refusal(self) -> str:
+        blocks = self.blocks
+        problem = self.problem or blocks.problem
+        if problem or blocks.is_finished or not blocks.deltas:
+            return problem
+        for names, reason in REFUSED_FIELDS:
+            if is_any_enabled(names, self.blocks.body):
+                return reason
+        fields = self._fields()
+        if fields.frequency_penalty or fields.presence_penalty:
+            return "penalties"
+        if has_value(fields.structured_outputs) or not is_text_format(fields.response_format):
+            return "grammar"
+        return self._own_refusal(fields)
+
+    def queries(self) -> Queries:
+        """Asks an engine for the tokens of the prompt and of what the client has."""
+        self._prompt, self._answer, self._covered = [], [], self.blocks.deltas
+        self._text = self._thoughts = ""
+        for part in self.blocks.parts:
+            if part.is_thoughts:
+                self._thoughts = part.text.decode()
+            else:
+                self._text = part.text.decode()
+        if not self.blocks.deltas:
+            return ""
+        chat = chat_form(self._kind, self.blocks.body)
+        if chat is None:
+            return PROMPT_FORM
+        prompt = _tokens_in((yield TOKENIZE, chat))
+        if not prompt:
+            return NO_TOKENIZE
+        problem = yield from self._check_prompt(len(prompt))
+        if problem:
+            return problem
+        text = self._text
+        if self._thoughts:
+            rendered = _tokens_in((yield TOKENIZE, self._with_answer(chat)))
+            if rendered[: len(prompt)] != prompt:
+                return REASONING
+            body = b'{"tokens":' + msgspec.json.encode(rendered[len(prompt) :]) + b"}"
+            text = decoded_text((yield "/detokenize", body)).rpartition(_CUT)[0]
+            if not text.endswith((self._text or self._thoughts).lstrip("\n")):
+                return REASONING
+        body = b'{"prompt":' + msgspec.json.encode(text) + b',"add_special_tokens":false}'
+        self._answer = _tokens_in((yield TOKENIZE, body))
+        if not self._answer:
+            return NO_TOKENIZE
+        self._prompt = prompt
+        return ""
+
+    def next_body(self) -> bytes:
+        blocks = self.blocks
+        blocks.rewind()
+        self._closes, self._shift, self._is_marked = bool(blocks.parts), 0, False
+        self._cut_at = len(self._answer)
+        if not self._answer:
+            return blocks.body
+        fields = self._fields()
+        ids = msgspec.json.encode([*self._prompt, *self._answer])
+        changes = {"kv_transfer_params": b'{"prompt_token_ids":' + ids + b"}"}
+        limit = self._max_tokens(fields)
+        if limit is not None:
+            changes[self._limit_name()] = b"%d" % (limit - self._cut_at)
+        if fields.seed is not None:
+            changes["seed"] = next_seed(fields.seed, self._cut_at)
+        return set_members(self.blocks.body, changes | self._stub())
+
+    def splice(self, events: list[bytes]) -> list[bytes]:
+        spliced: list[bytes] = []
+        for part in b"".join(events).split(b"\n\n"):
+            fields = decode_object(event_data(part) or b"")
+            if fields is not None:
+                spliced += [self._encode(own) for own in self._own_events(fields)]
+            elif part:
+                spliced.append(part + b"\n\n")
+        return self.blocks.take(spliced)
+
+    def has_read(self, reported: Usage | None) -> bool:
+        """Whether the engine's first counts, if it has sent some, are those of its token ids."""
+        return True
+
+    @abstractmethod
+    def _check_prompt(self, tokens: int) -> Queries:
+        """Finds out whether engines count as many tokens of the prompt."""
+
+    @abstractmethod
+    def _own_refusal(self, fields: GenerationFields) -> str: ...
+
+    @abstractmethod
+    def _max_tokens(self, fields: GenerationFields) -> int | None: ...
+
+    @abstractmethod
+    def _limit_name(self) -> str: ...
+
+    @abstractmethod
+    def _stub(self) -> dict[str, bytes]:
+        """Returns what stands in the request in place of the prompt."""
+
+    @abstractmethod
+    def _own_events(self, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yields an event of the next engine as those of the client's stream."""
+
+    def _with_answer(self, chat: bytes) -> bytes:
+        """Returns the chat with the answer so far as its last message."""
+        fields: dict[str, Any] = msgspec.json.decode(chat)
+        text = self._text + _CUT if self._text else ""
+        thoughts = self._thoughts if self._text else self._thoughts + _CUT
+        answer = {"role": "assistant", "reasoning": thoughts, "content": text}
+        messages = [*fields["messages"], answer]
+        return msgspec.json.encode(fields | {"messages": messages, "add_generation_prompt": False})
+
+    def _encode(self, fields: dict[str, Any]) -> bytes:
+        if not self._is_marked:
+            self._is_marked = True
+            fields[CONTINUED_AT] = self._cut_at
+        return b"event: %b\ndata: %b\n\n" % (str(fields.get("type", "")).encode(), msgspec.json.encode(fields))
+
+    def _fields(self) -> GenerationFields:
+        fields: GenerationFields = BODY_DECODERS[self._body_type].decode(self.blocks.body)
+        return fields
+
+
+class StreamMessage(StreamBlocks):
+    """A stream of a message."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        message = (decode_object(event_data(self.blocks.head) or b"") or {}).get("message")
+        usage = message.get("usage") if isinstance(message, dict) else None
+        names = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+        return sum(usage[name] for name in names if is_count(usage.get(name))) if isinstance(usage, dict) else 0
+
+    def has_read(self, reported: Usage | None) -> bool:
+        if not self._answer:
+            return True
+        return reported is not None and reported.prompt_tokens == len(self._prompt) + self._cut_at
+
+    def usage(self, reported: Usage | None) -> Usage | None:
+        prompt = self.prompt_tokens
+        if reported is None or reported.completion_tokens is None:
+            return reported if self.blocks.is_finished else Usage(prompt, self.generated, None)
+        cached = None if reported.cached_tokens is None else min(reported.cached_tokens, prompt)
+        return Usage(prompt, reported.completion_tokens + self._cut_at, cached)
+
+    def closing(self, *, with_usage: bool) -> list[bytes]:
+        events: list[dict[str, Any]] = []
+        if not self.blocks.is_finished:
+            usage = {"input_tokens": self.prompt_tokens, "output_tokens": self.generated}
+            stop = {"stop_reason": "max_tokens", "stop_sequence": None}
+            events += [self._block_stop(), {"type": "message_delta", "delta": stop, "usage": usage}]
+        return [self._encode(event) for event in [*events, {"type": "message_stop"}]]
+
+    def _check_prompt(self, tokens: int) -> Queries:
+        yield from ()
+        return "" if tokens == self.prompt_tokens else PROMPT_FORM
+
+    def _own_refusal(self, fields: GenerationFields) -> str:
+        assert isinstance(fields, MessagesRequest)
+        if _value(fields.stop_sequences) not in (b"", b"[]"):
+            return "stop-strings"
+        if contains_any(_value(fields.thinking), _BUDGET):
+            return "reasoning-budget"
+        return "grammar" if _has_format(_value(fields.output_config)) else ""
+
+    def _max_tokens(self, fields: GenerationFields) -> int | None:
+        return fields.max_tokens
+
+    def _limit_name(self) -> str:
+        return "max_tokens"
+
+    def _stub(self) -> dict[str, bytes]:
+        return {"messages": MESSAGES_STUB}
+
+    def _own_events(self, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        kind = fields.get("type")
+        if kind == "message_start" and self.blocks.head:
+            return
+        if self._closes and kind in ("content_block_start", "message_delta"):
+            self._closes = False
+            open_part, block = self.blocks.parts[-1], fields.get("content_block")
+            self._shift = len(self.blocks.parts) - 1
+            if isinstance(block, dict) and block.get("type") == ("thinking" if open_part.is_thoughts else "text"):
+                return
+            self._shift += 1
+            yield self._block_stop()
+        if is_count(fields.get("index")):
+            fields["index"] += self._shift
+        if kind == "message_delta" and isinstance(fields.get("usage"), dict):
+            self._count(fields["usage"])
+        yield fields
+
+    def _block_stop(self) -> dict[str, Any]:
+        return {"type": "content_block_stop", "index": len(self.blocks.parts) - 1}
+
+    def _count(self, usage: dict[str, Any]) -> None:
+        """Makes the usage of the last engine that of the whole answer."""
+        rest = self.prompt_tokens
+        for name in ("cache_read_input_tokens", "cache_creation_input_tokens"):
+            if is_count(usage.get(name)):
+                usage[name] = min(usage[name], rest)
+                rest -= usage[name]
+        usage["input_tokens"] = rest
+        if is_count(usage.get("output_tokens")):
+            usage["output_tokens"] += self._cut_at
+
+
+class StreamResponse(StreamBlocks):
+    """A stream of a response."""
+
+    def __init__(self, request: ModelRequest, blocks: SentBlocks) -> None:
+        super().__init__(request, blocks)
+        self._number = 0
+        self._response: dict[str, Any] = {}
+        self._items: list[dict[str, Any]] = []
+        self._was_open = False
+        self._taken = ""  # the next engine's name of the client's open item
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self._prompt)
+
+    def next_number(self, number: int) -> int:
+        """Returns the `sequence_number` of a next event; held events have none."""
+        last = decode_object(event_data(self.blocks.last) or b"") or {}
+        return last["sequence_number"] + 1 if is_count(last.get("sequence_number")) else number
+
+    def usage(self, reported: Usage | None) -> Usage | None:
+        prompt = self.prompt_tokens
+        if reported is None or reported.completion_tokens is None:
+            return reported if self.blocks.is_finished or not prompt else Usage(prompt, self.generated, None)
+        prompt = prompt or reported.prompt_tokens or 0
+        cached = None if reported.cached_tokens is None else min(reported.cached_tokens, prompt)
+        return Usage(prompt, reported.completion_tokens + self._cut_at, cached)
+
+    def closing(self, *, with_usage: bool) -> list[bytes]:
+        if self.blocks.is_finished:
+            return []
+        self._read_names()
+        prompt, generated = self.prompt_tokens, self.generated
+        usage = {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": generated,
+            "output_tokens_details": {},
+            "total_tokens": prompt + generated,
+        }
+        end = {
+            "status": "incomplete",
+            "incomplete_details": {"reason": "max_output_tokens"},
+            "output": [self._ended_item(place) for place in range(len(self._items))],
+            "usage": usage,
+        }
+        last = {"type": "response.incomplete", "response": self._response | end}
+        return [self._encode(self._numbered(event)) for event in [*self._part_ends(), last]]
+
+    def next_body(self) -> bytes:
+        self._read_names()
+        return super().next_body()
+
+    def _read_names(self) -> None:
+        """Reads the names of the client's response from its opening events."""
+        blocks = self.blocks
+        self._number = self.next_number(0)
+        self._response = (decode_object(event_data(blocks.head) or b"") or {}).get("response") or {}
+        openings = [decode_object(event_data(part.opening) or b"") or {} for part in blocks.parts]
+        self._items = [opening.get("item") or {} for opening in openings]
+        self._was_open = bool(blocks.parts) and blocks.parts[-1].is_open
+        self._taken = ""
+
+    def _check_prompt(self, tokens: int) -> Queries:
+        version = _VERSION.match(str((decode_object((yield "/version", b"")) or {}).get("version", "")))
+        if version is None or (int(version[1]), int(version[2])) < _FIRST_VERSION:
+            return OLD_ENGINE
+        # No event before the last one says how many tokens the prompt has.
+        changes = {"stream": b"false", "store": b"false", "max_output_tokens": b"1"}
+        usage = (decode_object((yield "/v1/responses", set_members(self.blocks.body, changes))) or {}).get("usage")
+        return "" if isinstance(usage, dict) and usage.get("input_tokens") == tokens else PROMPT_FORM
+
+    def _own_refusal(self, fields: GenerationFields) -> str:
+        assert isinstance(fields, ResponsesRequest)
+        if fields.previous_response_id or fields.background:
+            return "stored"
+        return "grammar" if _has_format(_value(fields.text)) else ""
+
+    def _max_tokens(self, fields: GenerationFields) -> int | None:
+        return fields.max_output_tokens if isinstance(fields, ResponsesRequest) else None
+
+    def _limit_name(self) -> str:
+        return "max_output_tokens"
+
+    def _stub(self) -> dict[str, bytes]:
+        return {"input": b'"-"'}
+
+    def _own_events(self, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        kind, response, item, part = (fields.get(name) for name in ("type", "response", "item", "part"))
+        if kind in ("response.created", "response.in_progress") and self.blocks.head:
+            return
+        if self._closes and (isinstance(response, dict) or isinstance(item, dict)):
+            self._closes = False
+            self._shift = len(self._items) - 1
+            if isinstance(item, dict) and item.get("type") == self._items[-1].get("type"):
+                self._taken = str(item.get("id"))
+                return
+            self._shift += 1
+            yield from map(self._numbered, self._part_ends())
+        if self._taken:
+            if kind == "response.content_part.added" and self._was_open:
+                self._was_open = False
+                return
+            if self._taken in (fields.get("item_id"), item.get("id") if isinstance(item, dict) else None):
+                self._join(fields, item, part)
+        if isinstance(response, dict):
+            fields["response"] = self._whole(response)
+        if is_count(fields.get("output_index")):
+            fields["output_index"] += self._shift
+        yield self._numbered(fields)
+
+    def _join(self, fields: dict[str, Any], item: object, part: object) -> None:
+        """Makes an event about the next engine's item one about the client's."""
+        kind = str(fields["type"])
+        if "item_id" in fields:
+            fields["item_id"] = self._items[-1].get("id")
+        if kind.endswith("_text.done") and isinstance(fields.get("text"), str):
+            fields["text"] = self._open_text() + fields["text"]
+        if kind.endswith("_part.done") and isinstance(part, dict):
+            part["text"] = self._open_text() + str(part.get("text") or "")
+        if kind.endswith("_item.done") and isinstance(item, dict):
+            self._join_item(item)
+
+    def _join_item(self, item: dict[str, Any]) -> None:
+        item["id"] = self._items[-1].get("id")
+        content = item.get("content")
+        if isinstance(content, list) and content and isinstance(content[0], dict):
+            content[0]["text"] = self._open_text() + str(content[0].get("text") or "")
+        elif self._open_text():
+            item["content"] = [self._ended_part(len(self._items) - 1)]
+
+    def _whole(self, response: dict[str, Any]) -> dict[str, Any]:
+        """Returns the response object of the last engine as that of the client's response."""
+        output = response.get("output")
+        if self._items and isinstance(output, list):
+            ended = len(self._items)
+            if self._taken and output and isinstance(output[0], dict):
+                self._join_item(output[0])
+                ended -= 1
+            output[:0] = [self._ended_item(place) for place in range(ended)]
+        usage = response.get("usage")
+        if isinstance(usage, dict) and self._answer:
+            self._count(usage)
+        names = ("id", "created_at", "model", "max_output_tokens")
+        return response | {name: self._response[name] for name in names if name in self._response}
+
+    def _count(self, usage: dict[str, Any]) -> None:
+        prompt = usage["input_tokens"] = self.prompt_tokens
+        if is_count(usage.get("output_tokens")):
+            usage["output_tokens"] += self._cut_at
+            usage["total_tokens"] = prompt + usage["output_tokens"]
+        details = usage.get("input_tokens_details")
+        if isinstance(details, dict) and is_count(details.get("cached_tokens")):
+            details["cached_tokens"] = min(details["cached_tokens"], prompt)
+        if self._thoughts and isinstance(usage.get("output_tokens_details"), dict):
+            usage["output_tokens_details"].pop("reasoning_tokens", None)  # those of the last engine alone
+
+    def _open_text(self) -> str:
+        return self._thoughts if self._items[-1].get("type") == _THOUGHTS else self._text
+
+    def _ended_part(self, place: int) -> dict[str, Any]:
+        if self._items[place].get("type") == _THOUGHTS:
+            return {"type": "reasoning_text", "text": self._thoughts}
+        return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": None}
+
+    def _ended_item(self, place: int) -> dict[str, Any]:
+        return self._items[place] | {"status": "completed", "content": [self._ended_part(place)]}
+
+    def _part_ends(self) -> list[dict[str, Any]]:
+        """Returns the events that end the client's open item."""
+        place = len(self._items) - 1
+        item, part = self._ended_item(place), self._ended_part(place)
+        where = {"item_id": item.get("id"), "output_index": place, "content_index": 0}
+        text = {"type": f"response.{part['type']}.done", "text": part["text"], **where}
+        if part["type"] == "output_text":
+            text["logprobs"] = []
+        end = {"type": "response.output_item.done", "item": item, "output_index": place}
+        return [text, {"type": "response.content_part.done", "part": part, **where}, end] if self._was_open else [end]
+
+    def _numbered(self, fields: dict[str, Any]) -> dict[str, Any]:
+        fields["sequence_number"] = self._number
+        self._number += 1
+        return fields
+
+
+_THOUGHTS: Final = "reasoning"
+_STREAMS: Final = {MESSAGES.name: StreamMessage, RESPONSES.name: StreamResponse}
+
+
+def stream_blocks(request: ModelRequest, blocks: SentBlocks) -> StreamBlocks:
+    """Returns a stream of the dialect that another engine can continue."""
+    return _STREAMS[request.dialect.name](request, blocks)
+
+
+def _value(raw: msgspec.Raw | msgspec.UnsetType) -> bytes:
+    """Returns a field's JSON text; empty if it has none, or null."""
+    text = b"" if isinstance(raw, msgspec.UnsetType) else bytes(raw)
+    return b"" if text == b"null" else text
+
+
+def _tokens_in(reply: bytes) -> list[int]:
+    """Returns the tokens in an engine's answer to `/tokenize`; empty if there are none."""
+    tokens = (decode_object(reply) or {}).get("tokens")
+    return tokens if isinstance(tokens, list) and all(map(is_count, tokens)) else []
+
+
+def _has_format(options: bytes) -> bool:
+    """Whether `text` or `output_config` wants another format than text."""
+    wanted = (decode_object(options) or {}).get("format")
+    return isinstance(wanted, dict) and wanted.get("type") not in (None, "text")

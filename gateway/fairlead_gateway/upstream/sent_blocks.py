@@ -1,0 +1,217 @@
+"""The text of a stream of messages or responses, from which another engine continues it.
+
+Engines send no token ids in these dialects. So `SentBlocks` keeps the text that the client has:
+thoughts, if there are some, and then a text. Each is a block of a message, or an item of a
+response.
+
+Whatever comes behind is held until the answer ends, such as tool calls. A call that was sent in
+part could only go on with the very tokens that the first engine would have drawn. A comment takes
+the place of held events, so that the client sees that its stream lives. The error event of an
+engine is kept back too, since another engine may continue the answer.
+
+Source: vLLM 0.32, entrypoints/anthropic/serving.py and entrypoints/openai/responses.
+"""
+
+from typing import Final
+
+import msgspec
+
+from fairlead_gateway.upstream.response_schemas import BLOCK_EVENT_DECODER, BlockEvent
+from fairlead_gateway.upstream.sent_tokens import COMMENT, LONG_TOOL_CALL, MAX_HELD_BYTES, MEMORY, TokenMemory
+from fairlead_gateway.upstream.sse import event_data
+
+NOT_TEXT: Final = "not-text"
+_END: Final = b"\n\n"
+_COUNTED_AT_ONCE: Final = 1_024
+_DELTA: Final = "content_block_delta"
+_TEXT_DELTA: Final = "response.output_text.delta"
+_THOUGHT_DELTA: Final = "response.reasoning_text.delta"
+_PART_ADDED: Final = "response.content_part.added"
+_OPENINGS: Final = ("message_start", "response.created")
+_PASSED: Final = ("ping", "response.in_progress", "response.queued")
+_FINALS: Final = ("message_delta", "message_stop", "response.completed", "response.incomplete")
+_FAILED: Final = ("error", "response.failed")
+_STARTS: Final = ("content_block_start", "response.output_item.added")
+_TEXTS: Final = ("text", "message")
+_THOUGHTS: Final = ("thinking", "reasoning")
+_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class SentPart:
+    """The thoughts of an answer, or its text.
+
+    opening: the event that names it.
+    text: that the client has, in UTF-8.
+    is_open: its content has begun; an item of a response opens before its content.
+    """
+
+    __slots__ = ("is_open", "is_thoughts", "opening", "text")
+
+    def __init__(self, opening: bytes, *, is_thoughts: bool, is_open: bool) -> None:
+        self.opening = opening
+        self.is_thoughts = is_thoughts
+        self.is_open = is_open
+        self.text = bytearray()
+
+
+class SentBlocks:
+    """The parts of one stream, and the events that name it.
+
+    memory: shared with other streams.
+    body: of the request, which another engine gets; empty once the stream cannot be continued.
+    head: the event that opens the answer; empty until then.
+    parts: in their order; the last one is open.
+    deltas: events with text.
+    is_finished: the answer's stop reason was sent.
+    last: the last event that the client has.
+    failure: the error events of an engine, which the client does not have.
+    problem: why the stream cannot be continued, in one word; empty if it can.
+    """
+
+    __slots__ = (
+        "_counted",
+        "_held",
+        "_held_bytes",
+        "_holds_call",
+        "_memory",
+        "_text_bytes",
+        "body",
+        "deltas",
+        "failure",
+        "head",
+        "is_finished",
+        "last",
+        "parts",
+        "problem",
+    )
+
+    def __init__(self, memory: TokenMemory, body: bytes) -> None:
+        self._memory = memory
+        self.body = body
+        self._counted = self._text_bytes = 0
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._holds_call = False
+        self.parts: list[SentPart] = []
+        self.deltas = 0
+        self.is_finished = False
+        self.head = self.last = self.failure = b""
+        self.problem = ""
+
+    def take(self, chunks: list[bytes]) -> list[bytes]:
+        """Returns whole events for the client, or a comment in place of held ones."""
+        passed: list[bytes] = []
+        held_bytes = self._held_bytes
+        for chunk in chunks:
+            if chunk.find(_END) == len(chunk) - len(_END):
+                taken = self._take_event(chunk)
+            else:
+                taken = b"".join([self._take_event(event + _END) for event in chunk.split(_END) if event])
+            if taken:
+                passed.append(taken)
+        return passed if passed or self._held_bytes == held_bytes else [COMMENT]
+
+    def rewind(self) -> None:
+        """Drops what is held; the next events are those of another engine."""
+        self._held, self._held_bytes, self._holds_call, self.failure = [], 0, False, b""
+
+    def release(self) -> None:
+        """Drops the text and the request. May be called twice."""
+        self.parts, self._held, self._held_bytes = [], [], 0
+        self.head = self.last = self.body = b""
+        self._text_bytes = 0
+        self._count()
+
+    def _take_event(self, event: bytes) -> bytes:
+        data = event_data(event)
+        if not data or data[:1] != b"{":
+            return event
+        try:
+            fields = BLOCK_EVENT_DECODER.decode(data)
+        except _DECODE_ERRORS:
+            return self._give_up(NOT_TEXT, event)
+        if fields.type in _FAILED:
+            self.failure += event
+            return b""
+        if self.problem:
+            return event
+        passes = self._passes(fields, event)
+        if self.problem:
+            return self._give_up(self.problem, event)
+        if passes:
+            self.last = event
+            return self._release_held(event)
+        self._held.append(event)
+        self._held_bytes += len(event)
+        return self._give_up(LONG_TOOL_CALL, b"") if self._held_bytes > MAX_HELD_BYTES else b""
+
+    def _passes(self, fields: BlockEvent, event: bytes) -> bool:
+        """Whether the client gets an event now, and all that is held."""
+        kind = fields.type
+        if kind in (_DELTA, _TEXT_DELTA, _THOUGHT_DELTA):
+            return not self._held and self._add(fields)
+        if kind in _STARTS:
+            return self._start(fields, event)
+        if kind == _PART_ADDED:
+            if self._held or not self.parts or self.parts[-1].is_open:
+                return False
+            self.parts[-1].is_open = True
+            return True
+        if kind in _OPENINGS:
+            self.head = event
+            self._count()
+        self.is_finished = self.is_finished or kind in _FINALS
+        return kind in _OPENINGS or kind in _FINALS or (kind in _PASSED and not self._held)
+
+    def _add(self, fields: BlockEvent) -> bool:
+        """Adds a delta to the open part; returns whether it is one of its text."""
+        delta = fields.delta
+        if isinstance(delta, str):
+            is_thoughts, text = fields.type == _THOUGHT_DELTA, delta
+        elif delta is not None and (found := delta.text if delta.thinking is None else delta.thinking) is not None:
+            is_thoughts, text = delta.thinking is not None, found
+        else:
+            return False
+        if not self.parts or self.parts[-1].is_thoughts != is_thoughts:
+            self.problem = NOT_TEXT
+            return True
+        part, before = self.parts[-1], len(self.parts[-1].text)
+        part.text += text.encode()
+        self.deltas += bool(text)
+        self._text_bytes += len(part.text) - before
+        if self._text_bytes + len(self.body) - self._counted >= _COUNTED_AT_ONCE:
+            self._count()
+        return True
+
+    def _start(self, fields: BlockEvent, event: bytes) -> bool:
+        """Opens a part, unless it has to come behind what is held."""
+        started = fields.content_block or fields.item
+        if started is None or not started.type:
+            self.problem = NOT_TEXT
+            return True
+        kind = started.type
+        follows = not self.parts or (self.parts[-1].is_thoughts and kind in _TEXTS)
+        if self._holds_call or not follows or kind not in (*_TEXTS, *_THOUGHTS):
+            self._holds_call = True
+            return False
+        self.parts.append(SentPart(event, is_thoughts=kind in _THOUGHTS, is_open=fields.item is None))
+        return True
+
+    def _count(self) -> None:
+        """Counts what is kept in the memory of all streams; the stream gives up if that is full."""
+        size = self._text_bytes + len(self.body) + len(self.head)
+        self._memory.used_bytes += size - self._counted
+        self._counted = size
+        if self._memory.used_bytes > self._memory.max_bytes and self.body:
+            self.problem = MEMORY
+
+    def _release_held(self, event: bytes) -> bytes:
+        held, self._held, self._held_bytes = self._held, [], 0
+        return b"".join([*held, event]) if held else event
+
+    def _give_up(self, problem: str, event: bytes) -> bytes:
+        """Keeps nothing from now on; returns what was held, and the event."""
+        self.problem = problem
+        event = self._release_held(event)
+        self.release()
+        return event

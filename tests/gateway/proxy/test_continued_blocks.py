@@ -1,0 +1,403 @@
+"""Streams of messages and responses that go on at another engine from their text."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from fairlead_gateway.upstream.sent_blocks import SentBlocks
+from fairlead_gateway.upstream.sent_tokens import COMMENT, TokenMemory
+from fairlead_testing.engines.disaggregated import engine_processes
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, named_event
+from fairlead_testing.gateway.running_gateway import (
+    MODEL_KEY,
+    RunningGateway,
+    fleet_of,
+    gateway_of,
+    running_gateway,
+)
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+
+pytestmark = pytest.mark.simulated
+
+Event = dict[str, Any]
+MESSAGE: Event = {
+    "model": "tiny",
+    "system": "Be brief.",
+    "messages": [{"role": "user", "content": "tell me a story"}],
+    "max_tokens": 120,
+    "stream": True,
+    "temperature": 0,
+}
+RESPONSE: Event = {
+    "model": "tiny",
+    "instructions": "Be brief.",
+    "input": "tell me a story",
+    "max_output_tokens": 120,
+    "stream": True,
+    "temperature": 0,
+}
+PATHS = {"messages": ("/v1/messages", MESSAGE), "responses": ("/v1/responses", RESPONSE)}
+
+
+def events_of(answer: RawResponse) -> list[Event]:
+    parts = [part.partition("data: ")[2] for part in answer.body.decode().split("\n\n")]
+    return [json.loads(data) for data in parts if data]
+
+
+def text_of(events: list[Event]) -> str:
+    """The text of a stream, from its deltas."""
+    parts = []
+    for event in events:
+        if event["type"] == "content_block_delta" and event["delta"]["type"] == "text_delta":
+            parts.append(event["delta"]["text"])
+        elif event["type"] == "response.output_text.delta":
+            parts.append(event["delta"])
+    return "".join(parts)
+
+
+def usage_of(events: list[Event]) -> tuple[int, int]:
+    last = next(event for event in reversed(events) if "usage" in event or "response" in event)
+    usage = last["usage"] if "usage" in last else last["response"]["usage"]
+    prompt = (
+        usage["input_tokens"] + usage.get("cache_read_input_tokens", 0) + usage.get("cache_creation_input_tokens", 0)
+    )
+    return prompt, usage["output_tokens"]
+
+
+def check_message(events: list[Event]) -> list[Event]:
+    """Checks the order of events; returns the blocks."""
+    assert [event["type"] for event in (events[0], *events[-2:])] == ["message_start", "message_delta", "message_stop"]
+    blocks: list[Event] = []
+    is_open = False
+    for event in events[1:-2]:
+        kind = event["type"]
+        if kind == "content_block_start":
+            assert not is_open
+            assert event["index"] == len(blocks)
+            blocks.append(event["content_block"] | {"json": ""})
+            is_open = True
+        elif kind == "content_block_stop":
+            assert is_open
+            assert event["index"] == len(blocks) - 1
+            is_open = False
+        else:
+            assert kind == "content_block_delta"
+            assert is_open
+            assert event["index"] == len(blocks) - 1
+            delta = event["delta"]
+            if delta["type"] == "text_delta":
+                blocks[-1]["text"] += delta["text"]
+            elif delta["type"] == "input_json_delta":
+                blocks[-1]["json"] += delta["partial_json"]
+    assert not is_open
+    return blocks
+
+
+def check_response(events: list[Event]) -> list[Event]:
+    """Checks numbers, names and whole texts of events; returns the output items."""
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[-1]["type"] in ("response.completed", "response.incomplete")
+    assert len({event["response"]["id"] for event in events if "response" in event}) == 1
+    items: list[Event] = []
+    for event in events:
+        kind = event["type"]
+        if "output_index" in event and kind != "response.output_item.added":
+            assert event["output_index"] == len(items) - 1
+        if kind == "response.output_item.added":
+            assert event["output_index"] == len(items)
+            items.append({"id": event["item"]["id"], "type": event["item"]["type"], "text": ""})
+        elif kind.endswith(".delta"):
+            assert event["item_id"] == items[-1]["id"]
+            items[-1]["text"] += event["delta"]
+        elif kind == "response.output_text.done":
+            assert event["text"] == items[-1]["text"]
+        elif kind == "response.content_part.done":
+            assert event["part"]["text"] == items[-1]["text"]
+        elif kind == "response.output_item.done":
+            assert event["item"]["id"] == items[-1]["id"]
+    output = events[-1]["response"]["output"]
+    assert [item["id"] for item in output] == [item["id"] for item in items]
+    texts = [item["content"][0]["text"] for item in output if item["type"] == "message"]
+    assert texts == [item["text"] for item in items if item["type"] == "message"]
+    return items
+
+
+async def broken_after(
+    events: int, running: RunningGateway, engines: list[Any], body: Event, path: str, number: int = signal.SIGKILL
+) -> RawResponse:
+    """The answer to a request whose engine gets a signal after some events."""
+    connection = await RawConnection.connect(running.url)
+    await connection.send(post_request(body, path=path))
+    head = await connection.reader.readuntil(b"\r\n\r\n")
+    used = next(line for line in head.split(b"\r\n") if line.startswith(b"x-fairlead-instance"))
+    got = b""
+    for _ in range(events):
+        got += await connection.reader.readuntil(b"\n\n\r\n")
+    engines[int(used.split(b"e-")[1][:1])].send(number)
+    raw = asyncio.StreamReader()
+    raw.feed_data(head + got + await connection.reader.read())
+    raw.feed_eof()
+    answer = await RawConnection(raw, connection.writer).read_response()
+    await connection.close()
+    return answer
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("dialect", PATHS)
+async def test_greedy_stream_is_the_same_when_its_engine_is_killed(dialect: str) -> None:
+    path, body = PATHS[dialect]
+    async with (
+        engine_processes(2, "--speed", "0.5") as engines,
+        running_gateway(fleet_of([engine.url for engine in engines])) as running,
+    ):
+        whole = events_of(await request(running.url, body, path=path))
+        broken = events_of(await broken_after(12, running, engines, body, path))
+        assert text_of(broken) == text_of(whole)
+        assert usage_of(broken) == usage_of(whole)
+        (check_message if dialect == "messages" else check_response)(broken)
+        (marked,) = [event for event in broken if "fairlead_continued_at" in event]
+        assert 6 <= marked["fairlead_continued_at"] < 120
+        logged = running.gateway.decisions.latest(1)[0]
+        assert [record.decision.rule for record in logged.records][-1] == "continue-1"
+        assert (logged.status, logged.error, logged.output_tokens) == (200, None, usage_of(whole)[1])
+        assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+        assert {load.inflight for load in running.loads().values()} == {0}
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("dialect", PATHS)
+async def test_sampled_stream_with_thoughts_is_whole_when_its_engine_is_killed(dialect: str) -> None:
+    path, body = PATHS[dialect]
+    body = {name: value for name, value in body.items() if name != "temperature"}
+    async with (
+        engine_processes(2, "--reasoning-parser", "--reply-markup", "0.5", "--speed", "0.5") as engines,
+        running_gateway(fleet_of([engine.url for engine in engines])) as running,
+    ):
+        broken = events_of(await broken_after(9, running, engines, body, path))
+        parts = (check_message if dialect == "messages" else check_response)(broken)
+        assert parts[0]["type"] in ("thinking", "reasoning")
+        assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+
+
+def tokens_of(text: str) -> list[int]:
+    return [ord(character) for character in text]
+
+
+def rendered(chat: Event) -> str:
+    """The prompt of a chat, as the scripted engines render it."""
+    texts = []
+    for message in chat["messages"]:
+        thoughts = f"<think>{message['reasoning']}</think>" if message.get("reasoning") else ""
+        texts.append(f"<{message['role']}>{thoughts}{message.get('content') or ''}")
+    return "".join(texts) + ("<assistant>" if chat.get("add_generation_prompt", True) else "<end>")
+
+
+def start(kind: str, index: int = 0, **more: object) -> bytes:
+    return named_event("content_block_start", index=index, content_block={"type": kind, **more})
+
+
+def delta(text: str, index: int = 0, kind: str = "text", name: str = "") -> bytes:
+    return named_event("content_block_delta", index=index, delta={"type": f"{name or kind}_delta", kind: text})
+
+
+def stop(index: int = 0) -> bytes:
+    return named_event("content_block_stop", index=index)
+
+
+def ended(output: int, reason: str = "end_turn") -> list[bytes]:
+    stopped = {"stop_reason": reason, "stop_sequence": None}
+    usage = {"input_tokens": 0, "output_tokens": output}
+    return [named_event("message_delta", delta=stopped, usage=usage), named_event("message_stop")]
+
+
+def call_of(name: str, index: int) -> list[bytes]:
+    """The block of a call, but for its end."""
+    block = start("tool_use", index, id=f"call-{name}", name=name, input={})
+    return [block, delta('{"a": 1}', index, "partial_json", "input_json")]
+
+
+def talker(*parts: Sequence[bytes | asyncio.Event], met: list[Event], reads_ids: bool = True) -> Script:
+    """An engine of messages that sends one part for each call, and hangs up but after the last."""
+
+    async def script(call: EngineCall) -> None:
+        asked = call.json if call.body else {}
+        if call.path == "/tokenize":
+            text = asked["prompt"] if "prompt" in asked else rendered(asked)
+            await call.respond({"tokens": tokens_of(text)})
+            return
+        if call.path == "/detokenize":
+            await call.respond({"prompt": "".join(map(chr, asked["tokens"]))})
+            return
+        met.append(asked)
+        given = asked.get("kv_transfer_params", {}).get("prompt_token_ids") if reads_ids else None
+        count = len(given or tokens_of(rendered(asked)))
+        message = {"id": f"msg-{len(met)}", "type": "message", "role": "assistant", "content": [], "model": "tiny"}
+        await call.start_stream()
+        await call.chunk(
+            named_event("message_start", message=message | {"usage": {"input_tokens": count, "output_tokens": 0}})
+        )
+        for event in parts[len(met) - 1]:
+            await (call.chunk(event) if isinstance(event, bytes) else event.wait())
+        if len(met) < len(parts):
+            raise HangUp
+        await call.chunk(b"")
+
+    return script
+
+
+ASKED: Event = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50, "stream": True}
+PROMPT = "<user>hi<assistant>"
+
+
+async def answer_of(*parts: Sequence[bytes], met: list[Event], reads_ids: bool = True, **more: object) -> RawResponse:
+    """The answer of engines that send these parts, one after the other."""
+    script = talker(*parts, met=met, reads_ids=reads_ids)
+    async with gateway_of(script, script) as (running, *_):
+        return await request(running.url, {**ASKED, **more}, path="/v1/messages")
+
+
+def error_of(answer: RawResponse) -> str:
+    event = events_of(answer)[-1]
+    assert event["type"] == "error"
+    return str(event["error"]["message"])
+
+
+@pytest.mark.sockets
+async def test_message_goes_on_behind_its_text() -> None:
+    met: list[Event] = []
+    first = [start("text", text=""), delta("Once "), delta("upon ")]
+    rest = [start("text", text=""), delta("a time."), stop(), *ended(3)]
+    answer = await answer_of(first, rest, met=met, temperature=1)
+    events = events_of(answer)
+    assert [block["text"] for block in check_message(events)] == ["Once upon a time."]
+    assert events[0]["message"]["id"] == "msg-1"
+    assert usage_of(events) == (len(PROMPT), len("Once upon ") + 3)
+    assert met[1]["kv_transfer_params"] == {"prompt_token_ids": tokens_of(PROMPT + "Once upon ")}
+    assert met[1]["max_tokens"] == 50 - len("Once upon ")
+
+
+@pytest.mark.sockets
+async def test_message_goes_on_within_and_behind_its_thoughts() -> None:
+    met: list[Event] = []
+    first = [start("thinking", thinking=""), *(delta(letter, kind="thinking") for letter in "Let me think")]
+    then = [
+        start("thinking", thinking=""),
+        *(delta(letter, kind="thinking") for letter in " of that."),
+        delta("sign", kind="signature"),
+        stop(),
+        start("text", 1, text=""),
+        delta("It is", 1),
+    ]
+    rest = [start("text", text=""), delta(" one."), stop(), *ended(5)]
+    blocks = check_message(events_of(await answer_of(first, then, rest, met=met)))
+    assert [block["type"] for block in blocks] == ["thinking", "text"]
+    assert blocks[1]["text"] == "It is one."
+    assert met[1]["kv_transfer_params"]["prompt_token_ids"] == tokens_of(PROMPT + "<think>Let me think")
+    assert met[2]["kv_transfer_params"]["prompt_token_ids"] == tokens_of(
+        PROMPT + "<think>Let me think of that.</think>It is"
+    )
+
+
+@pytest.mark.sockets
+async def test_call_of_a_tool_is_held_until_the_message_ends() -> None:
+    met: list[Event] = []
+    first = [start("text", text=""), delta("I look. "), stop(), *call_of("f", 1)]
+    answer = await answer_of(first, [*call_of("g", 0), stop(), *ended(4, "tool_use")], met=met)
+    blocks = check_message(events_of(answer))
+    assert [block.get("name") for block in blocks] == [None, "g"]
+    assert json.loads(blocks[1]["json"]) == {"a": 1}
+
+
+@pytest.mark.sockets
+async def test_message_without_text_is_asked_for_again() -> None:
+    met: list[Event] = []
+    rest = [*call_of("f", 0), stop(), *ended(4, "tool_use")]
+    choice = {"type": "tool", "name": "f"}
+    answer = await answer_of(call_of("f", 0), rest, met=met, tool_choice=choice)
+    (block,) = check_message(events_of(answer))
+    assert json.loads(block["json"]) == {"a": 1}
+    assert met[1] == met[0]
+
+
+@pytest.mark.sockets
+async def test_message_at_its_limit_is_ended() -> None:
+    met: list[Event] = []
+    answer = await answer_of([start("text", text=""), delta("Once ")], [], met=met, max_tokens=5)
+    events = events_of(answer)
+    assert [block["text"] for block in check_message(events)] == ["Once "]
+    assert events[-2]["delta"]["stop_reason"] == "max_tokens"
+    assert usage_of(events) == (len(PROMPT), 5)
+    assert len(met) == 1
+
+
+@pytest.mark.sockets
+async def test_error_event_of_an_engine_is_kept_back_if_another_one_goes_on() -> None:
+    error = named_event("error", error={"type": "internal_error", "message": "EngineCore died"})
+    rest = [start("text", text=""), delta("more"), stop(), *ended(3)]
+    for more in ({}, {"stop_sequences": ["x"]}):
+        gate = asyncio.Event()
+        talks = talker([start("text", text=""), delta("Once "), gate, error], rest, met=[])
+        async with gateway_of(talks, talks) as (running, *_):
+            connection = await RawConnection.connect(running.url)
+            await connection.send(post_request({**ASKED, **more}, path="/v1/messages"))
+            got = await connection.reader.readuntil(b"Once ")
+            gate.set()
+            raw = asyncio.StreamReader()
+            raw.feed_data(got + await connection.reader.readuntil(b"\r\n0\r\n\r\n"))
+            raw.feed_eof()
+            answer = await RawConnection(raw, connection.writer).read_response()
+            await connection.close()
+        if more:
+            assert error_of(answer) == "EngineCore died"
+            assert answer.body.count(b"event: error") == 1
+        else:
+            assert [block["text"] for block in check_message(events_of(answer))] == ["Once more"]
+
+
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"stop_sequences": ["x"]}, "stop-strings"),
+        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "grammar"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 20}}, "reasoning-budget"),
+        ({"messages": [{"role": "user", "content": [IMAGE, {"type": "text", "text": "hi"}]}]}, "prompt-form"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]}, "prompt-form"),
+    ],
+)
+async def test_message_that_cannot_go_on_says_why(more: Event, reason: str) -> None:
+    answer = await answer_of([start("text", text=""), delta("Once ")], [], met=[], **more)
+    assert f"({reason})" in error_of(answer)
+
+
+@pytest.mark.sockets
+async def test_engine_that_does_not_read_token_ids_gives_no_answer() -> None:
+    rest = [start("text", text=""), delta("Hello, how can I help?"), stop(), *ended(3)]
+    answer = await answer_of([start("text", text=""), delta("Once ")], rest, met=[], reads_ids=False)
+    assert "(ids-not-read)" in error_of(answer)
+    assert text_of(events_of(answer)) == "Once "
+
+
+def test_blocks_count_what_they_keep_and_give_up_beyond_it() -> None:
+    memory = TokenMemory(3_000)
+    blocks = SentBlocks(memory, b"b" * 1_000)
+    assert blocks.take([start("text", text=""), delta("w" * 900)]) == [start("text", text=""), delta("w" * 900)]
+    blocks.take([delta("w" * 1_100)])
+    assert memory.used_bytes == 3_000
+    assert not blocks.problem
+    blocks.release()
+    assert memory.used_bytes == 0
+    blocks = SentBlocks(memory, b"b" * 1_000)
+    tool = [stop(), *call_of("f", 1)]
+    assert blocks.take([start("text", text=""), delta("w"), *tool]) == [start("text", text=""), delta("w")]
+    assert blocks.take([delta("w" * 9_000, 2)]) == [COMMENT]
+    blocks = SentBlocks(memory, b"b" * 1_000)
+    assert blocks.take([start("text", text=""), delta("w" * 3_000)])[1:] == [delta("w" * 3_000)]
+    assert (blocks.problem, memory.used_bytes) == ("memory", 0)
