@@ -38,7 +38,7 @@ ENGINE: Final = ("--reasoning-parser", "--reply-markup", "0.5", "--speed", "0.4"
 """Slow enough that each engine has several streams at once, for little processor time."""
 PLAIN_TOKENS: Final = 120
 MAX_TOKENS: Final = 1_500
-EXPECTED: Final = {"schema": {"grammar"}, "messages": {"dialect"}, "responses": {"dialect"}}
+EXPECTED: Final = {"messages": {"dialect"}, "responses": {"dialect"}}
 """Reasons for which no engine continues a stream of a kind."""
 _REASON: Final = re.compile(r"no engine could continue it \(([\w-]+)\)")
 _PATHS: Final = {"messages": "/v1/messages", "responses": "/v1/responses"}

@@ -41,6 +41,7 @@ from fairlead_gateway.proxy.relayed_stream import (
     record_relayed,
 )
 from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
+from fairlead_gateway.proxy.stream_replay import StreamReplay, needs_replay
 from fairlead_gateway.proxy.stream_resume import DRAINED, HANDED_OVER, StreamResume
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
@@ -64,7 +65,8 @@ from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
 from fairlead_gateway.worker.request_context import RequestContext
 
 RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
-"""Limit: the same of all streams of a worker; a stream that grows beyond cannot be continued."""
+"""Limit: the same of all streams of a worker, with requests that are kept for a replay; a stream
+that grows beyond cannot be continued."""
 
 _STREAM_ERROR_TEXTS: Final = {
     "cut": "the engine broke off",
@@ -73,6 +75,7 @@ _STREAM_ERROR_TEXTS: Final = {
     "error-event": "the engine reported an error",
     "aborted": "the engine aborted the request",
     "garbage": "the engine's answer cannot be read",
+    "replay": "another engine does not repeat it",
     "gateway-full": "the gateway lacks memory for its events",
 }
 _NOT_COUNTED: Final = partial(
@@ -275,7 +278,7 @@ class ResponseRelay(StreamEnding):
             return False
         if context.deadline is not None:
             return False
-        tokens = _stream_tokens(attempt, engine_response)
+        tokens = self._stream_tokens(attempt, engine_response)
         if tokens is None and _can_resume(attempt):
             return False
         self._release_request(context)
@@ -318,7 +321,7 @@ class ResponseRelay(StreamEnding):
         stream: ContinuedStream | None = None
         sent_text: SentText | None = None
         if engine_response.is_stream:
-            stream = _stream_tokens(attempt, engine_response)
+            stream = self._stream_tokens(attempt, engine_response)
             if stream is None and _can_resume(attempt):
                 sent_text = SentText(self._limits.resumable_bytes, self._sent_text_memory)
                 stream = StreamText(context.request, sent_text)
@@ -343,7 +346,7 @@ class ResponseRelay(StreamEnding):
             if sent_text is not None:
                 sent_text.release()
             if isinstance(stream, StreamTokens):
-                stream.tokens.release()
+                stream.release()
 
     def plan_move(self, attempt: Attempt, engine_response: EngineResponse, tokens: StreamTokens) -> Attempt | None:
         """Returns an attempt at the instance that takes over a running stream.
@@ -404,7 +407,7 @@ class ResponseRelay(StreamEnding):
             if not is_handed_over:
                 keep_alive.stop()
                 context.response.on_backpressure = None
-                tokens.tokens.release()
+                tokens.release()
             attempt.abort_unfinished()
             attempt.finish(is_complete, self._now())
         return not is_handed_over
@@ -430,6 +433,21 @@ class ResponseRelay(StreamEnding):
         if not engine_response.is_complete and attempt.connection is not None:
             attempt.connection.abandon(engine_response)
         return await self._stream_resume.resume(attempt, stream, cause or "", keep_alive)
+
+    def _stream_tokens(self, attempt: Attempt, engine_response: EngineResponse) -> StreamTokens | None:
+        """Returns a stream that goes on from its tokens, or by a replay; None if its engine has
+        sent none.
+        """
+        tokens, request = attempt.tokens, attempt.context.request
+        if tokens is None or tokens.problem or not tokens.prompt_tokens:
+            return None
+        if engine_response.rewrite_events is not None:
+            tokens.head = b"".join(engine_response.rewrite_events([tokens.head + b"\n\n"]))
+        if not needs_replay(request):
+            return StreamTokens(request, tokens)
+        stream = StreamReplay(request, tokens, attempt.context.id, self._sent_text_memory)
+        engine_response.on_relayed = stream.note
+        return stream
 
     def _note_not_continued(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> None:
         """Counts a stream that broke and was never to be continued."""
@@ -520,16 +538,6 @@ def _can_resume(attempt: Attempt) -> bool:
     """Whether another instance can resume the stream. APIs that others run continue no text."""
     request = attempt.context.request
     return request.entry.resumes and not attempt.address.leaves_cluster and can_resume(request)
-
-
-def _stream_tokens(attempt: Attempt, engine_response: EngineResponse) -> StreamTokens | None:
-    """Returns a stream that goes on from its tokens; None if its engine has sent none."""
-    tokens = attempt.tokens
-    if tokens is None or tokens.problem or not tokens.prompt_tokens:
-        return None
-    if engine_response.rewrite_events is not None:
-        tokens.head = b"".join(engine_response.rewrite_events([tokens.head + b"\n\n"]))
-    return StreamTokens(attempt.context.request, tokens)
 
 
 def _why_not(attempt: Attempt) -> str:

@@ -213,6 +213,8 @@ class RelayedStream(GapRecorder):
         attempt = self._attempt
         attempt.abort_unfinished()
         attempt.finish(is_complete, attempt.now())
+        if self._tokens is not None:
+            self._tokens.release()
 
 
 class StreamEnding:
