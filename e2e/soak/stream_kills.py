@@ -9,7 +9,7 @@ an error event with its reason. A stream is whole if its parts are valid and its
 Arguments must fit their tool, JSON its schema, and the tokens of what came must be those that the
 usage says. The vocabulary of simulated engines gives a text one number of tokens.
 
-The gap at a break is the time without a byte before the first event of the other engine.
+The gap at a break is the time without an event before the first one of the other engine.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ ENGINE: Final = ("--reasoning-parser", "--reply-markup", "0.5", "--speed", "0.4"
 """Slow enough that each engine has several streams at once, for little processor time."""
 PLAIN_TOKENS: Final = 120
 MAX_TOKENS: Final = 1_500
-EXPECTED: Final = {"schema": {"grammar"}}
-"""Reasons for which no engine continues a stream of a kind."""
+MIN_CONTINUED: Final = 0.98
+"""Share of the streams whose engine died that must go on and end valid."""
 _REASON: Final = re.compile(r"no engine could continue it \(([\w-]+)\)")
 _PATHS: Final = {"messages": "/v1/messages", "responses": "/v1/responses"}
 _TEXT: Final = {"type": "string", "minLength": 40}
@@ -265,7 +265,7 @@ class StreamClient:
             counts.lost[f"status {status}"] += 1
             return f"{kind}: status {status}", "", instance
         parts, last_at, is_whole, has_moved = StreamParts(), sent_at, False, False
-        text = b""
+        text, has_data = b"", False
         while (chunk := await _read_chunk(connection)) is not None:
             if not chunk:
                 is_whole = True
@@ -276,6 +276,7 @@ class StreamClient:
                 data = event[event.find(b"data: ") + 6 :] if b"data: " in event else b""
                 if not data:
                     continue
+                has_data = True
                 if last_at == sent_at:
                     counts.first.append(now - sent_at)
                 if data == b"[DONE]":
@@ -286,7 +287,7 @@ class StreamClient:
                     has_moved = True
                     counts.gaps.append(now - last_at)
                 parts.add(decoded)
-            last_at = now
+            last_at, has_data = now if has_data else last_at, False
         return f"{kind}: {self._count(kind, parts, is_whole=is_whole, has_moved=has_moved)}", "", instance
 
     def _count(self, kind: str, parts: StreamParts, *, is_whole: bool, has_moved: bool) -> str:
@@ -339,9 +340,6 @@ async def run_stream_kills(folder: Path) -> list[ReportLine]:
     begun, kills, minutes = time.monotonic(), scaled_count(*KILLS), scaled_number(*MINUTES)
     client = StreamClient()
     known = {f"{kind}: complete" for kind in KINDS}
-    known |= {
-        f"{kind}: ended with an error event ({reason})" for kind, reasons in EXPECTED.items() for reason in reasons
-    }
     load, continued = await load_and_kill(
         folder,
         lambda url: RequestLoad(url, client.send, STREAMS_PER_SECOND, known),
@@ -350,11 +348,9 @@ async def run_stream_kills(folder: Path) -> list[ReportLine]:
         arguments=ENGINE,
     )
     counts = client.counts
-    unexpected = {
-        kind: dict(row.ended - Counter(dict.fromkeys(EXPECTED.get(kind, ()), row.streams)))
-        for kind, row in counts.items()
-    }
-    unexpected = {kind: reasons for kind, reasons in unexpected.items() if reasons}
+    went_on = sum(row.continued_whole for row in counts.values())
+    is_enough = went_on >= MIN_CONTINUED * sum(row.broke for row in counts.values())
+    ended = {kind: dict(row.ended) for kind, row in counts.items() if row.ended}
     cuts = {kind: row.cut_silently for kind, row in counts.items() if row.cut_silently}
     invalid = {kind: dict(row.invalid) for kind, row in counts.items() if row.invalid}
     lost = {kind: dict(row.lost) for kind, row in counts.items() if row.lost}
@@ -364,7 +360,7 @@ async def run_stream_kills(folder: Path) -> list[ReportLine]:
         ReportLine("0 silent cuts", cuts, not cuts),
         ReportLine("0 lost requests, 0 hangs", lost, not lost),
         ReportLine("each whole stream is valid, and its usage exact, continued or not", invalid, not invalid),
-        ReportLine("streams end early for no other reason than is known of their kind", unexpected, not unexpected),
+        ReportLine("98 % of the streams whose engine died, or more, go on and end valid", ended, is_enough),
     ]
     figures = {
         "kills": load.kills,

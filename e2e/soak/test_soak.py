@@ -21,7 +21,7 @@ def test_streams_of_messages_and_responses_end_with_their_error_event(tmp_path: 
     assert asyncio.run(dialect_kills.run_dialect_kills(tmp_path)) == []
 
 
-def test_sampled_streams_of_all_kinds_go_on_or_say_why_not(tmp_path: Path) -> None:
+def test_sampled_streams_of_all_kinds_go_on(tmp_path: Path) -> None:
     assert asyncio.run(stream_kills.run_stream_kills(tmp_path)) == []
 
 

@@ -16,6 +16,8 @@ processor cores, and no test run collects it. Exits 1 when a check did not hold.
 - ``adapters``: 200 LoRA adapters on three engines of eight slots, of which engines end.
 - ``continued``: streams that are cut at every token, or sampled, and that another engine continues.
 - ``continued-kills``: the same with engines that die.
+- ``continued-dialects``: streams of messages and responses that are cut and go on from their text.
+- ``continued-replays``: streams with grammars, stop strings and penalties, cut and replayed.
 - ``cache-timing``: tenants who guess what another one has sent. Its results are a file of its own,
   bench/results/cache-timing.json.
 - ``pods-lifecycle``, ``pods-hung``, ``pods-handoff``: engines in pods of a real cluster. Their
@@ -50,19 +52,34 @@ from e2e.vllm.pods.pod_scenarios import (
     pod_stage,
 )
 from e2e.vllm.report import VllmReport
-from e2e.vllm.scenarios import cache_timing, client_sdks, continued, tiers
+from e2e.vllm.scenarios import cache_timing, client_sdks, continued, continued_dialects, replayed, tiers
 from e2e.vllm.scenarios.adapters import Adapters
 from e2e.vllm.scenarios.api_surface import ApiSurface
 from e2e.vllm.scenarios.cache_timing import CacheTiming
 from e2e.vllm.scenarios.client_sdks import ClientSdks
 from e2e.vllm.scenarios.continued import Continued
+from e2e.vllm.scenarios.continued_dialects import ContinuedDialects
 from e2e.vllm.scenarios.hung_core import HungCore
 from e2e.vllm.scenarios.index_scenarios import INDEXES, IndexScenarios
 from e2e.vllm.scenarios.prefill_handoff import HandoffScenario
+from e2e.vllm.scenarios.replayed import Replayed
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTINUED = (continued.NAME, continued.KILLS)
-PARTS = ("surface", *INDEXES, tiers.NAME, "nixl", "mooncake", "hung", "adapters", client_sdks.NAME, *CONTINUED)
+DIALECTS = continued_dialects.NAME
+PARTS = (
+    "surface",
+    *INDEXES,
+    tiers.NAME,
+    "nixl",
+    "mooncake",
+    "hung",
+    "adapters",
+    client_sdks.NAME,
+    *CONTINUED,
+    DIALECTS,
+    replayed.NAME,
+)
 POD_PARTS: dict[str, Callable[[PodStage, VllmReport], "Scenario"]] = {
     "pods-lifecycle": PodsLifecycle,
     "pods-hung": PodsHung,
@@ -111,8 +128,12 @@ def _scenario(part: str, stage: EngineStage, report: VllmReport) -> Scenario:
         return Adapters(stage, report)
     if part == client_sdks.NAME:
         return ClientSdks(stage, report)
+    if part == DIALECTS:
+        return ContinuedDialects(stage, report)
     if part in CONTINUED:
         return Continued(stage, report, kills=part == continued.KILLS)
+    if part == replayed.NAME:
+        return Replayed(stage, report)
     return HandoffScenario(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 

@@ -13,6 +13,7 @@ AFTER_USAGE = -1
 """The cut behind the token counts, before the end of the stream."""
 _NAME = re.compile(rb'"user": ?"([^"]+)"')
 _IDS = re.compile(rb'"token_ids":\[([^\]]+)\]')
+_NAMED = re.compile(rb"event: (?:content_block_delta|response\.(?:output|reasoning)_text\.delta)\n")
 _USAGE = b'"usage":{"'
 _END = b"\n\n\r\n"
 _BYTES = 65_536
@@ -21,6 +22,8 @@ _BYTES = 65_536
 @dataclass(slots=True)
 class CutPlan:
     """The cuts of streams, in their order: behind how many tokens of one engine.
+
+    Events of messages and responses count as one.
 
     cuts: by the name of the request; one is taken for each engine that it reaches.
     made: those that were cut.
@@ -129,6 +132,7 @@ class _Stream:
             event, self._partial = self._partial[:end], self._partial[end:]
             passed += event
             self._tokens += sum(ids.count(b",") + 1 for ids in _IDS.findall(event))
+            self._tokens += len(_NAMED.findall(event))
             is_there = _USAGE in event if self._cut == AFTER_USAGE else self._tokens >= self._cut
             self.is_cut = is_there and b"data: " in event
         return passed

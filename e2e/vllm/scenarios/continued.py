@@ -542,6 +542,11 @@ class Continued:
         return numbers
 
 
+def start_random(stage: EngineStage, name: str) -> EngineProcess:
+    """Starts an engine with random weights, in whole precision."""
+    return stage.engine(name, *_OPTIONS, core=0, port=unused_port(), environment=_ENVIRONMENT)
+
+
 def _start_scripted(stage: EngineStage, parser: str) -> EngineProcess:
     options = (*_OPTIONS, "--reasoning-parser", parser)
     return stage.engine(f"scripted-{parser}", *options, core=1, environment=_ENVIRONMENT)

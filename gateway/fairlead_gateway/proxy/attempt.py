@@ -24,6 +24,7 @@ from fairlead_gateway.openai.model_names import body_with_model, target_with_mod
 from fairlead_gateway.openai.request import TIMEOUT_HEADER, remaining_timeout_header
 from fairlead_gateway.proxy.continuation import asks_for_tokens, body_with_tokens
 from fairlead_gateway.proxy.request_recorder import RequestRecorder
+from fairlead_gateway.proxy.stream_replay import body_with_seed, needs_replay
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.resilience.worker.failure_attribution import FailureAttribution, needs_core
 from fairlead_gateway.resilience.worker.retry import (
@@ -198,6 +199,8 @@ class Attempt:
         request = context.request
         if self._sent_tokens is None and asks_for_tokens(request, address.engine):
             body, strips = body_with_tokens(request, body)
+            if needs_replay(request):
+                body = body_with_seed(request, body, context.id)
             self.tokens = SentTokens(dispatcher.token_memory, strips=strips)
         head, choice = context.http_request.head, context.choice
         extra = ""

@@ -7,9 +7,9 @@ those of an unbroken stream. A completion takes the ids as its prompt. A chat ta
 `kv_transfer_params`, in place of the rendered prompt. The engine's parsers of reasoning and tool
 calls then see the rest of the answer. `StreamTokens` is such a stream.
 
-What can change what comes next, and cannot be handed over, ends the stream with an error, unless
-the client has nothing yet: grammars, stop strings, forbidden words, penalties that count what was
-generated, and inputs that are no text (`refusal`).
+Grammars, stop strings, forbidden words and penalties count what was generated, and cannot be handed
+over. Such streams are replayed (`stream_replay`). What neither way can give ends the stream with an
+error, unless the client has nothing yet (`refusal`).
 
 Other engines get the prompt with the text that the client has already. In a chat that is an
 unfinished last message (`continue_final_message`); in a completion it follows the prompt.
@@ -154,6 +154,11 @@ class ContinuedStream:
     def is_whole(self) -> bool:
         """Whether nothing is left to generate."""
 
+    @property
+    def is_replayed(self) -> bool:
+        """Whether another engine generates all of it again, not the rest alone."""
+        return False
+
     @abstractmethod
     def next_body(self) -> bytes:
         """Returns the body for another engine. The stream must not be whole."""
@@ -179,11 +184,12 @@ class DetachedStream(ContinuedStream):
     """A stream that has no task while an engine generates it, and that may also move on purpose.
 
     continuations: how often another instance has continued it; `moves` of them were planned.
+    continued_at: the tokens that the client had when another instance began the last time.
     events: those of the instances before the present one.
     """
 
     def __init__(self) -> None:
-        self.continuations = self.events = self.moves = 0
+        self.continuations = self.continued_at = self.events = self.moves = 0
 
     @property
     @abstractmethod
@@ -284,7 +290,7 @@ def resume_body(request: ModelRequest, sent: SentText) -> bytes | None:
 def splice_events(events: Iterable[bytes], sent: SentText) -> list[bytes]:
     """Returns another engine's events as part of the stream that the client has."""
     spliced: list[bytes] = []
-    for event, fields in _split_events(events):
+    for event, fields in split_events(events):
         if fields is None:
             spliced.append(event)
             continue
@@ -325,7 +331,7 @@ def _is_used_up(limits_left: dict[str, int]) -> bool:
     return any(left <= 0 for left in limits_left.values())
 
 
-def _split_events(events: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+def split_events(events: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Yields each event with its fields; None for the end, a comment or garbage."""
     for event in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
         if event:
@@ -380,7 +386,7 @@ _STUB: Final = {ChatRequest: ("messages", MESSAGES_STUB), CompletionRequest: ("p
 _LIMITS: Final = ("max_tokens", "max_completion_tokens")
 _TEXT_FORMAT: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"text"\s*\}\s*')
 _MEDIA: Final = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"file"', b'"image_embeds"')
-REFUSED_FIELDS: Final = (
+REFUSED_NAMES: Final = (
     ((b'"use_beam_search"',), "several-choices"),
     ((b'"guided_json"', b'"guided_regex"', b'"guided_choice"', b'"guided_grammar"'), "grammar"),
     ((b'"bad_words"',), "bad-words"),
@@ -388,10 +394,44 @@ REFUSED_FIELDS: Final = (
     ((b'"thinking_token_budget"',), "reasoning-budget"),
     ((b'"kv_transfer_params"',), "kv-transfer"),
 )
+"""Fields that are no attribute of a request, with the reason of each."""
+
+
+REPLAYED: Final = frozenset({"grammar", "stop-strings", "penalties", "bad-words", "reasoning-budget", "logprobs"})
+"""Reasons that a replay avoids: engines count such fields from the start of a request."""
+
+
+def refused_fields(fields: GenerationFields, body: bytes) -> list[str]:
+    """Returns why no engine can go on from tokens with these fields, in one word each.
+
+    body: it may lack its prompt.
+    """
+    reasons = [reason for names, reason in REFUSED_NAMES if is_any_enabled(names, body)]
+    if has_value(fields.stop):
+        reasons.append("stop-strings")
+    if fields.frequency_penalty or fields.presence_penalty:
+        reasons.append("penalties")
+    if fields.prompt_logprobs is not None:
+        reasons.append("prompt-logprobs")
+    if has_value(fields.structured_outputs) or not _is_text(fields.response_format):
+        reasons.append("grammar")
+    if isinstance(fields, ChatRequest) and fields.tool_choice not in (None, "auto", "none"):
+        reasons.append("grammar")
+    if isinstance(fields, CompletionRequest):
+        if fields.logprobs is not None:
+            reasons.append("logprobs")  # their offsets count the text that the client has
+        if fields.suffix:
+            reasons.append("suffix")
+        if (fields.best_of or 1) > 1:
+            reasons.append("several-choices")
+    return reasons
 
 
 def asks_for_tokens(request: ModelRequest, engine: str) -> bool:
-    """Whether the gateway asks this kind of engine for the token ids of a stream."""
+    """Whether the gateway asks this kind of engine for the token ids of a stream.
+
+    Not of one that echoes its prompt: vLLM leaves the echo out if it sends ids.
+    """
     return (
         request.stream
         and not request.without_tokens
@@ -400,6 +440,7 @@ def asks_for_tokens(request: ModelRequest, engine: str) -> bool:
         and request.sequences == 1
         and request.prompts == 1
         and request.dialect in (CHAT, COMPLETIONS)
+        and not (isinstance(request.decoded_fields, CompletionRequest) and request.decoded_fields.echo)
     )
 
 
@@ -424,7 +465,7 @@ class StreamTokens(DetachedStream):
         super().__init__()
         self.tokens = tokens
         self._kind = request.dialect.body_type
-        self._has_media = _has_media(request)
+        self._has_media = has_media(request)
         self._is_marked = False
         self._names: dict[str, Any] = {}
         name, stub = _STUB[self._kind]
@@ -468,34 +509,13 @@ class StreamTokens(DetachedStream):
             return ""
         if self._has_media:
             return "media"
-        if not tokens.generated:
-            return ""
-        for names, reason in REFUSED_FIELDS:
-            if is_any_enabled(names, self._body):
-                return reason
-        fields = self._fields()
-        if has_value(fields.stop):
-            return "stop-strings"
-        if fields.frequency_penalty or fields.presence_penalty:
-            return "penalties"
-        if fields.prompt_logprobs is not None:
-            return "prompt-logprobs"
-        if has_value(fields.structured_outputs) or not is_text_format(fields.response_format):
-            return "grammar"
-        if isinstance(fields, ChatRequest):
-            choice = fields.tool_choice
-            return "" if choice is None or choice in ("auto", "none") else "grammar"
-        if isinstance(fields, CompletionRequest):
-            if fields.logprobs is not None:
-                return "logprobs"  # their offsets count the text that the client has
-            return "suffix" if fields.suffix else "several-choices" if (fields.best_of or 1) > 1 else ""
-        return ""
+        reasons = refused_fields(self._fields(), self._body) if tokens.generated else []
+        return next((reason for reason in reasons if reason not in REPLAYED), reasons[0] if reasons else "")
 
     def next_body(self) -> bytes:
         tokens, fields = self.tokens, self._fields()
         tokens.rewind()
-        self._is_marked = False
-        self._names = _names_of(tokens.head)
+        self.start(tokens)
         generated = tokens.generated
         changes = {name: b"%d" % left for name, left in _limits_left(fields, generated).items()}
         if fields.min_tokens:
@@ -531,13 +551,22 @@ class StreamTokens(DetachedStream):
         start = max(0, tokens.last_at - _CONTEXT_TOKENS)
         return b'{"tokens":' + msgspec.json.encode(tokens.ids[start:end].tolist()) + b"}"
 
+    def start(self, sent: SentTokens) -> None:
+        """Prepares the events of another engine.
+
+        sent: what the client has.
+        """
+        self._is_marked = False
+        self._names = _names_of(sent.head)
+        self.continued_at = sent.generated
+
     def splice(self, events: list[bytes]) -> list[bytes]:
         spliced: list[bytes] = []
-        for event, fields in _split_events(events):
+        for event, fields in split_events(events):
             if fields is None:
                 spliced.append(event)
-            elif not _is_opening(fields):
-                spliced.append(self._as_own(fields))
+            elif not is_opening(fields):
+                spliced.append(self.as_own(fields))
         return spliced
 
     def closing(self, *, with_usage: bool) -> list[bytes]:
@@ -559,7 +588,7 @@ class StreamTokens(DetachedStream):
         cached = None if cached is None else min(cached, tokens.prompt_tokens)
         return Usage(tokens.prompt_tokens, reported.completion_tokens + tokens.earlier, cached)
 
-    def _as_own(self, fields: dict[str, Any]) -> bytes:
+    def as_own(self, fields: dict[str, Any]) -> bytes:
         """Returns an event with the names of the first engine and the counts of the whole."""
         tokens = self.tokens
         fields.update(self._names)
@@ -578,7 +607,7 @@ class StreamTokens(DetachedStream):
                 choice["prompt_token_ids"] = None  # the client has those of the prompt
         if not self._is_marked:
             self._is_marked = True
-            fields[CONTINUED_AT] = tokens.earlier
+            fields[CONTINUED_AT] = self.continued_at
         return _encode_event(fields)
 
     def _fields(self) -> GenerationFields:
@@ -620,21 +649,21 @@ def _names_of(head: bytes) -> dict[str, Any]:
     return {name: fields[name] for name in _NAMES if name in fields}
 
 
-def _has_media(request: ModelRequest) -> bool:
+def has_media(request: ModelRequest) -> bool:
     """Whether the messages of a chat have a part that is not text."""
     if request.decoded_fields is None:  # a scanned chat, which has text only
         return False
     return contains_any(request.messages(), _MEDIA)
 
 
-def is_text_format(response_format: msgspec.Raw | msgspec.UnsetType) -> bool:
+def _is_text(response_format: msgspec.Raw | msgspec.UnsetType) -> bool:
     """Whether an answer may be any text."""
     if response_format is msgspec.UNSET or bytes(response_format) == b"null":
         return True
     return _TEXT_FORMAT.fullmatch(bytes(response_format)) is not None
 
 
-def _is_opening(fields: dict[str, Any]) -> bool:
+def is_opening(fields: dict[str, Any]) -> bool:
     """Whether an event opens an answer: it names the role, and nothing more."""
     choices = fields.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):

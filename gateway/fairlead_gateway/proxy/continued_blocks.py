@@ -27,21 +27,20 @@ import msgspec
 from fairlead_gateway.dialects.chat_forms import chat_form
 from fairlead_gateway.dialects.messages import MESSAGES, MessagesRequest
 from fairlead_gateway.dialects.responses import RESPONSES, ResponsesRequest
-from fairlead_gateway.dialects.schemas import GenerationFields, has_value
+from fairlead_gateway.dialects.schemas import GenerationFields
 from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.openai.json_edit import contains_any, is_any_enabled, set_members
+from fairlead_gateway.openai.json_edit import contains_any, set_members
 from fairlead_gateway.proxy.continuation import (
     CONTINUED_AT,
     MESSAGES_STUB,
-    REFUSED_FIELDS,
     TOKEN_ENGINES,
     DetachedStream,
     decode_object,
     decoded_text,
     is_count,
-    is_text_format,
     next_seed,
+    refused_fields,
 )
 from fairlead_gateway.upstream.sent_blocks import SentBlocks
 from fairlead_gateway.upstream.sse import event_data
@@ -87,7 +86,6 @@ class StreamBlocks(DetachedStream):
         self._prompt: list[int] = []
         self._answer: list[int] = []
         self._covered = 0  # deltas whose tokens are in the answer
-        self._cut_at = 0
         self._text = self._thoughts = ""  # at the break
         self._closes = False  # the next engine has not taken up the client's open part
         self._shift = 0  # of the places of its parts
@@ -103,7 +101,7 @@ class StreamBlocks(DetachedStream):
 
     @property
     def earlier(self) -> int:
-        return self._cut_at
+        return self.continued_at
 
     @property
     def failure(self) -> bytes:
@@ -124,15 +122,9 @@ class StreamBlocks(DetachedStream):
         problem = self.problem or blocks.problem
         if problem or blocks.is_finished or not blocks.deltas:
             return problem
-        for names, reason in REFUSED_FIELDS:
-            if is_any_enabled(names, self.blocks.body):
-                return reason
         fields = self._fields()
-        if fields.frequency_penalty or fields.presence_penalty:
-            return "penalties"
-        if has_value(fields.structured_outputs) or not is_text_format(fields.response_format):
-            return "grammar"
-        return self._own_refusal(fields)
+        reasons = refused_fields(fields, blocks.body)
+        return reasons[0] if reasons else self._own_refusal(fields)
 
     def queries(self) -> Queries:
         """Asks an engine for the tokens of the prompt and of what the client has."""
@@ -174,7 +166,7 @@ class StreamBlocks(DetachedStream):
         blocks = self.blocks
         blocks.rewind()
         self._closes, self._shift, self._is_marked = bool(blocks.parts), 0, False
-        self._cut_at = len(self._answer)
+        self.continued_at = len(self._answer)
         if not self._answer:
             return blocks.body
         fields = self._fields()
@@ -182,9 +174,9 @@ class StreamBlocks(DetachedStream):
         changes = {"kv_transfer_params": b'{"prompt_token_ids":' + ids + b"}"}
         limit = self._max_tokens(fields)
         if limit is not None:
-            changes[self._limit_name()] = b"%d" % (limit - self._cut_at)
+            changes[self._limit_name()] = b"%d" % (limit - self.continued_at)
         if fields.seed is not None:
-            changes["seed"] = next_seed(fields.seed, self._cut_at)
+            changes["seed"] = next_seed(fields.seed, self.continued_at)
         return set_members(self.blocks.body, changes | self._stub())
 
     def splice(self, events: list[bytes]) -> list[bytes]:
@@ -234,7 +226,7 @@ class StreamBlocks(DetachedStream):
     def _encode(self, fields: dict[str, Any]) -> bytes:
         if not self._is_marked:
             self._is_marked = True
-            fields[CONTINUED_AT] = self._cut_at
+            fields[CONTINUED_AT] = self.continued_at
         return b"event: %b\ndata: %b\n\n" % (str(fields.get("type", "")).encode(), msgspec.json.encode(fields))
 
     def _fields(self) -> GenerationFields:
@@ -255,14 +247,14 @@ class StreamMessage(StreamBlocks):
     def has_read(self, reported: Usage | None) -> bool:
         if not self._answer:
             return True
-        return reported is not None and reported.prompt_tokens == len(self._prompt) + self._cut_at
+        return reported is not None and reported.prompt_tokens == len(self._prompt) + self.continued_at
 
     def usage(self, reported: Usage | None) -> Usage | None:
         prompt = self.prompt_tokens
         if reported is None or reported.completion_tokens is None:
             return reported if self.blocks.is_finished else Usage(prompt, self.generated, None)
         cached = None if reported.cached_tokens is None else min(reported.cached_tokens, prompt)
-        return Usage(prompt, reported.completion_tokens + self._cut_at, cached)
+        return Usage(prompt, reported.completion_tokens + self.continued_at, cached)
 
     def closing(self, *, with_usage: bool) -> list[bytes]:
         events: list[dict[str, Any]] = []
@@ -323,7 +315,7 @@ class StreamMessage(StreamBlocks):
                 rest -= usage[name]
         usage["input_tokens"] = rest
         if is_count(usage.get("output_tokens")):
-            usage["output_tokens"] += self._cut_at
+            usage["output_tokens"] += self.continued_at
 
 
 class StreamResponse(StreamBlocks):
@@ -352,7 +344,7 @@ class StreamResponse(StreamBlocks):
             return reported if self.blocks.is_finished or not prompt else Usage(prompt, self.generated, None)
         prompt = prompt or reported.prompt_tokens or 0
         cached = None if reported.cached_tokens is None else min(reported.cached_tokens, prompt)
-        return Usage(prompt, reported.completion_tokens + self._cut_at, cached)
+        return Usage(prompt, reported.completion_tokens + self.continued_at, cached)
 
     def closing(self, *, with_usage: bool) -> list[bytes]:
         if self.blocks.is_finished:
@@ -475,7 +467,7 @@ class StreamResponse(StreamBlocks):
     def _count(self, usage: dict[str, Any]) -> None:
         prompt = usage["input_tokens"] = self.prompt_tokens
         if is_count(usage.get("output_tokens")):
-            usage["output_tokens"] += self._cut_at
+            usage["output_tokens"] += self.continued_at
             usage["total_tokens"] = prompt + usage["output_tokens"]
         details = usage.get("input_tokens_details")
         if isinstance(details, dict) and is_count(details.get("cached_tokens")):

@@ -44,6 +44,7 @@ from fairlead_gateway.proxy.relayed_stream import (
     record_relayed,
 )
 from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
+from fairlead_gateway.proxy.stream_replay import StreamReplay, needs_replay
 from fairlead_gateway.proxy.stream_resume import DRAINED, HANDED_OVER, StreamResume
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
@@ -68,7 +69,8 @@ from fairlead_gateway.upstream.sent_blocks import SentBlocks
 from fairlead_gateway.worker.request_context import RequestContext
 
 RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
-"""Limit: the same of all streams of a worker; a stream that grows beyond cannot be continued."""
+"""Limit: the same of all streams of a worker, with requests that are kept for a replay; a stream
+that grows beyond cannot be continued."""
 
 _STREAM_ERROR_TEXTS: Final = {
     "cut": "the engine broke off",
@@ -77,6 +79,7 @@ _STREAM_ERROR_TEXTS: Final = {
     "error-event": "the engine reported an error",
     "aborted": "the engine aborted the request",
     "garbage": "the engine's answer cannot be read",
+    "replay": "another engine does not repeat it",
     "gateway-full": "the gateway lacks memory for its events",
 }
 _NOT_COUNTED: Final = partial(
@@ -290,7 +293,7 @@ class ResponseRelay(StreamEnding):
             return False
         if context.deadline is not None:
             return False
-        stream = _detached_stream(attempt, engine_response)
+        stream = self._detached_stream(attempt, engine_response)
         if stream is None and _can_resume(attempt):
             return False
         self._release_request(context)
@@ -333,7 +336,7 @@ class ResponseRelay(StreamEnding):
         stream: ContinuedStream | None = None
         sent_text: SentText | None = None
         if engine_response.is_stream:
-            stream = _detached_stream(attempt, engine_response)
+            stream = self._detached_stream(attempt, engine_response)
             if stream is None and _can_resume(attempt):
                 sent_text = SentText(self._limits.resumable_bytes, self._sent_text_memory)
                 stream = StreamText(context.request, sent_text)
@@ -448,6 +451,23 @@ class ResponseRelay(StreamEnding):
             attempt.connection.abandon(engine_response)
         return await self._stream_resume.resume(attempt, stream, cause or "", keep_alive)
 
+    def _detached_stream(self, attempt: Attempt, engine_response: EngineResponse) -> DetachedStream | None:
+        """Returns a stream that goes on from its tokens or its text, or by a replay; None if
+        nothing of it is kept.
+        """
+        tokens, request = attempt.tokens, attempt.context.request
+        if attempt.blocks is not None:
+            return stream_blocks(request, attempt.blocks)
+        if tokens is None or tokens.problem or not tokens.prompt_tokens:
+            return None
+        if engine_response.rewrite_events is not None:
+            tokens.head = b"".join(engine_response.rewrite_events([tokens.head + b"\n\n"]))
+        if not needs_replay(request):
+            return StreamTokens(request, tokens)
+        stream = StreamReplay(request, tokens, attempt.context.id, self._sent_text_memory)
+        engine_response.on_relayed = stream.note
+        return stream
+
     def _note_not_continued(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> None:
         """Counts a stream that broke and was never to be continued."""
         if cause is not None and cause != CLIENT_SILENT and engine_response.is_stream:
@@ -545,18 +565,6 @@ def _take_rewritten(
     rewrite: Callable[[list[bytes]], list[bytes]], blocks: SentBlocks, events: list[bytes]
 ) -> list[bytes]:
     return blocks.take(rewrite(events))
-
-
-def _detached_stream(attempt: Attempt, engine_response: EngineResponse) -> DetachedStream | None:
-    """Returns a stream that goes on from its tokens or its text; None if neither is kept."""
-    if attempt.blocks is not None:
-        return stream_blocks(attempt.context.request, attempt.blocks)
-    tokens = attempt.tokens
-    if tokens is None or tokens.problem or not tokens.prompt_tokens:
-        return None
-    if engine_response.rewrite_events is not None:
-        tokens.head = b"".join(engine_response.rewrite_events([tokens.head + b"\n\n"]))
-    return StreamTokens(attempt.context.request, tokens)
 
 
 def _why_not(attempt: Attempt) -> str:

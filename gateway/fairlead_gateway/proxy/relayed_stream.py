@@ -213,6 +213,8 @@ class RelayedStream(GapRecorder):
         attempt = self._attempt
         attempt.abort_unfinished()
         attempt.finish(is_complete, attempt.now())
+        if self._stream is not None:
+            self._stream.release()
 
 
 class StreamEnding:

@@ -31,6 +31,7 @@ from fairlead_gateway.proxy.continuation import (
 )
 from fairlead_gateway.proxy.continued_blocks import IDS_NOT_READ, StreamBlocks
 from fairlead_gateway.proxy.relayed_stream import GapRecorder, SseKeepAlive
+from fairlead_gateway.proxy.stream_replay import StreamReplay
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
@@ -77,9 +78,10 @@ class StreamResume:
     def plan_move(self, attempt: Attempt, stream: DetachedStream, why: str) -> Attempt | None:
         """Chooses an instance that takes over a stream of one that drains.
 
-        Returns None if none can, or if the answer is about to end.
+        Returns None if none can, or if the answer is about to end. A replay would generate again
+        what the client has: such a stream moves only when its engine ends.
         """
-        if stream.refusal() or stream.is_whole:
+        if stream.is_replayed or stream.refusal() or stream.is_whole:
             return None
         return self._choose(attempt, stream, DRAINED, frozenset({attempt.instance_id}), why)
 
@@ -272,11 +274,22 @@ class StreamResume:
         result = context.result
         attempt.on_first_token(now)
         if isinstance(stream, DetachedStream):
-            result.recomputed_tokens += stream.prompt_tokens + stream.earlier
-        if result.last_at is not None:
-            pause = now - result.last_at
+            result.recomputed_tokens += stream.prompt_tokens + stream.continued_at
+        since = result.last_at
+        if isinstance(stream, StreamReplay):
+            stream.silent_since = since = since if stream.silent_since is None else stream.silent_since
+            if stream.is_behind:
+                stream.on_caught_up = partial(self._note_pause, attempt, since)
+                return
+        self._note_pause(attempt, since)
+
+    def _note_pause(self, attempt: Attempt, since: float | None) -> None:
+        """Records how long the client of a broken stream has got nothing."""
+        result, key = attempt.context.result, attempt.context.request.model_key
+        if since is not None:
+            pause = self._now() - since
             result.break_seconds = pause if result.break_seconds is None else max(pause, result.break_seconds)
-            self._telemetry.record_inter_token(context.request.model_key, attempt.instance_id, pause)
+            self._telemetry.record_inter_token(key, attempt.instance_id, pause)
 
     async def _parse(self, sent: SentText) -> bool:
         """Parses the text that the client has; returns whether the stream can be resumed."""
@@ -303,11 +316,13 @@ class StreamResume:
         instance = self._routers.ready_instance(key, decision.chosen) if decision.chosen is not None else None
         if instance is None:
             return None
-        sent = f"continued after {cause}, behind {stream.generated} tokens of the answer"
+        is_replayed = stream.is_replayed
+        sent = f"continued {'by replay ' * is_replayed}after {cause}, behind {stream.generated} tokens of the answer"
         sent += f" ({why})" if why else ""
         reason = f"{sent}; {decision.rule}: {decision.reason}"
+        here = 0 if is_replayed else stream.generated  # what its engine does not generate
         decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
-        return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, stream.generated)
+        return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, here)
 
     def _excluded_instances(self, broken: Attempt, tried: frozenset[str]) -> frozenset[str]:
         """Returns the instances that may not resume the stream."""
@@ -330,7 +345,7 @@ class StreamResume:
         cause = await engine_response.finished
         result.last_at, result.event_count = (
             engine_response.last_at,
-            result.event_count + engine_response.scanner.event_count,
+            engine_response.scanner.event_count + (0 if stream.is_replayed else result.event_count),
         )
         context.record_usage(stream.usage(engine_response.scanner.usage))
         if cause is not None and cause != CLIENT_SILENT:

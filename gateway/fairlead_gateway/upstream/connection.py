@@ -550,7 +550,9 @@ def _insert_header(field: bytes, message: Sequence[bytes]) -> list[bytes]:
     return [b"%b\r\n%b%b" % (line, field, rest), *message[1:]]
 
 
-LOCAL_CAUSES: Final = frozenset({"gateway-full", "unresolved", "gateway-error"})
+REPLAY: Final = "replay"
+"""A cause: the stream differs from what the client has of it."""
+LOCAL_CAUSES: Final = frozenset({"gateway-full", "unresolved", "gateway-error", REPLAY})
 """Causes of failed attempts that say nothing about the instance."""
 _ENGINE_ERRNOS: Final = frozenset(
     {

@@ -17,7 +17,7 @@ from typing import Final
 
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.http.listener import ResponseWriter
-from fairlead_gateway.upstream.connection import ResponseSink, UpstreamError
+from fairlead_gateway.upstream.connection import REPLAY, ResponseSink, UpstreamError
 from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.sent_tokens import SentTokens
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
@@ -29,6 +29,10 @@ CLIENT_SILENT: Final = "client-silent"
 """The client has not read for so long that its engine was paused until its time was over."""
 _ERROR_EVENT: Final = "error-event"
 _NO_HEADERS: Final[dict[bytes, bytes]] = {}
+
+
+class ReplayFailed(Exception):
+    """Raised by `rewrite_events`: what the engine sends is not what the client has."""
 
 
 class StreamObserver:
@@ -376,7 +380,11 @@ class EngineResponse(ResponseSink):
         assert self._response is not None
         scanner = self.scanner
         if self.rewrite_events is not None:
-            events = self.rewrite_events(events)
+            try:
+                events = self.rewrite_events(events)
+            except ReplayFailed:
+                self._finish(REPLAY)
+                return
         if self.on_relayed is not None:
             self.on_relayed(events)
         if scanner.is_done:

@@ -191,7 +191,7 @@ class SentBlocks:
             return True
         kind = started.type
         follows = not self.parts or (self.parts[-1].is_thoughts and kind in _TEXTS)
-        if self._holds_call or not follows or kind not in (*_TEXTS, *_THOUGHTS):
+        if self._holds_call or not follows or (kind not in _TEXTS and kind not in _THOUGHTS):
             self._holds_call = True
             return False
         self.parts.append(SentPart(event, is_thoughts=kind in _THOUGHTS, is_open=fields.item is None))

@@ -169,6 +169,14 @@ class SentTokens:
         self.earlier = self.generated
         self._count()
 
+    def anew(self) -> "SentTokens":
+        """Returns the tokens of an engine that gets the request again; its events keep their
+        ids.
+        """
+        tokens = SentTokens(self._memory, strips=False)
+        tokens.head = self.head
+        return tokens
+
     def settle(self, shown: int | None) -> None:
         """Sets how many tokens the client has as text, as an engine knows; None if it does not."""
         self.last, self.last_at = b"", self.shown

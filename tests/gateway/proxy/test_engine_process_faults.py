@@ -86,7 +86,7 @@ async def test_killed_engines_lose_no_request_that_had_not_begun(stream: bool) -
 async def begun(running: RunningGateway, engines: list[Any], number: signal.Signals) -> bytes:
     """Everything that a stream's client gets when its engine gets a signal after some tokens."""
     connection = await RawConnection.connect(running.url)
-    await connection.send(post_request(chat("story", stream=True, max_tokens=400, temperature=1, stop=["never said"])))
+    await connection.send(post_request(chat("story", stream=True, max_tokens=400, temperature=1, echo=True)))
     head = await connection.reader.readuntil(b"\r\n\r\n")
     instance = next(line for line in head.split(b"\r\n") if line.startswith(b"x-fairlead-instance"))
     got = b""
@@ -109,7 +109,7 @@ async def test_a_begun_stream_that_cannot_be_continued_ends_aloud(number: signal
         assert got.endswith(b"0\r\n\r\n")
         assert b"[DONE]" not in got
         assert b'"code":"%b"' % code in got.rsplit(b"data: ", 1)[1]
-        assert b"no engine could continue it (stop-strings)" in got
+        assert b"no engine could continue it (echo)" in got
         assert running.gateway.decisions.latest(1)[0].error == code.removeprefix(b"stream_").decode()
 
 

@@ -1,0 +1,326 @@
+"""Streams that go on by replay: another engine answers the whole request again, and the client gets
+what it lacks.
+
+Engines count grammars, stop strings and penalties from the start of a request, so that such a
+stream cannot go on from its tokens. A replay has the whole request. The answer is the same one if
+the engine repeats it: it is greedy, or has a seed. Requests that are sampled without a seed get one
+from the gateway.
+
+The part that the client has must come again: the same tokens, and the same text of each field. It
+is dropped. Engines can put other tokens into one event, so the cut may lie within one. A replay
+that differs ends the stream with an error, before anything of it was sent.
+
+Of the text, its length and checksum are kept. A request's body is kept until its stream ends.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from xxhash import xxh3_64_intdigest
+
+from fairlead_gateway.dialects.chat import CHAT
+from fairlead_gateway.dialects.schemas import GenerationFields
+from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.openai.json_edit import set_members
+from fairlead_gateway.proxy.continuation import (
+    MAX_BREAKS,
+    PROGRESS_TOKENS,
+    REFUSED_NAMES,
+    REPLAYED,
+    SentTextMemory,
+    StreamTokens,
+    body_with_tokens,
+    has_media,
+    is_opening,
+    refused_fields,
+    split_events,
+)
+from fairlead_gateway.upstream.response import ReplayFailed
+from fairlead_gateway.upstream.sent_tokens import COMMENT, MEMORY, SentTokens
+
+DIFFERS: Final = "replay-differs"
+WITHIN_LOGPROBS: Final = "logprobs"
+_PENALTY: Final = b'_penalty"'
+_MAX_SEED: Final = (1 << 53) - 1
+"""Numbers that every JSON parser reads exactly."""
+_TEXTS: Final = ("reasoning", "reasoning_content", "content", "text")
+
+
+def needs_replay(request: ModelRequest) -> bool:
+    """Whether a stream whose tokens are asked for can go on by a replay only."""
+    if request.decoded_fields is None and request.parameters is None:
+        # A scanned chat, whose only such fields are penalties.
+        body, end = request.client_body, request.messages_end
+        if body.find(_PENALTY, end) < 0 and body.find(_PENALTY, 0, request.messages_start) < 0:
+            return False
+    fields = request.fields
+    if not isinstance(fields, GenerationFields):
+        return False
+    reasons = refused_fields(fields, request.body if _may_have_names(request, fields) else b"")
+    return bool(reasons) and REPLAYED.issuperset(reasons) and not has_media(request)
+
+
+def _may_have_names(request: ModelRequest, fields: GenerationFields) -> bool:
+    """Whether a body may have fields that are known by their names only.
+
+    Why: to search the prompt for them would cost every stream more than its other checks.
+    """
+    if fields.is_listed and request.dialect is CHAT:
+        return False
+    body, start, end = request.client_body, request.messages_start, request.messages_end
+    return not end or any(
+        body.find(name, end) >= 0 or body.find(name, 0, start) >= 0 for names, _ in REFUSED_NAMES for name in names
+    )
+
+
+def body_with_seed(request: ModelRequest, body: bytes, request_id: str) -> bytes:
+    """Returns the body with a seed if its answer could not be repeated without one.
+
+    request_id: the gateway's, which has random digits; each attempt has the same.
+    """
+    fields = request.fields
+    assert isinstance(fields, GenerationFields)
+    if fields.seed is not None or fields.temperature == 0:
+        return body
+    return set_members(body, {"seed": b"%d" % (xxh3_64_intdigest(request_id.encode()) & _MAX_SEED)})
+
+
+class StreamReplay(StreamTokens):
+    """A stream that another engine can replay.
+
+    request_id: the gateway's, from which the seed follows.
+    memory: of the bodies that are kept; if it is full, the stream cannot go on.
+    on_caught_up: called once when the client gets something again.
+    silent_since: when the client got the last part; None while it gets the stream.
+    """
+
+    __slots__ = (
+        "_broke_at",
+        "_compared",
+        "_expected",
+        "_has",
+        "_memory",
+        "_position",
+        "_replayed",
+        "_request_body",
+        "_strips",
+        "on_caught_up",
+        "silent_since",
+    )
+
+    def __init__(self, request: ModelRequest, tokens: SentTokens, request_id: str, memory: SentTextMemory) -> None:
+        super().__init__(request, tokens)
+        body, self._strips = body_with_tokens(request, request.body)
+        self._request_body = body_with_seed(request, body, request_id)
+        self._memory = memory
+        memory.used_bytes += len(self._request_body)
+        if memory.used_bytes > memory.max_bytes:
+            self._release_body()
+        self._has = SentSums()
+        self._replayed = SentSums()
+        self._expected: SentTokens | None = None  # None: the client gets what comes
+        self._compared = self._position = self._broke_at = 0
+        self.on_caught_up: Callable[[], None] | None = None
+        self.silent_since: float | None = None
+
+    @property
+    def is_replayed(self) -> bool:
+        return True
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the client has more than has been replayed."""
+        return self._expected is not None
+
+    @property
+    def generated(self) -> int:
+        return (self.tokens if self._expected is None else self._expected).generated
+
+    @property
+    def has_progressed(self) -> bool:
+        # An engine that ends where the one before it has ended may do so for this request.
+        here = self.tokens.generated
+        is_elsewhere = here >= PROGRESS_TOKENS and abs(here - self._broke_at) >= PROGRESS_TOKENS
+        return is_elsewhere and self.continuations < MAX_BREAKS
+
+    @property
+    def is_whole(self) -> bool:
+        return self.tokens.is_finished
+
+    @property
+    def is_unclear(self) -> bool:
+        return False
+
+    def refusal(self) -> str:
+        tokens = self.tokens
+        if tokens.problem or tokens.is_finished:
+            return tokens.problem
+        return "" if self._request_body else MEMORY
+
+    def next_body(self) -> bytes:
+        self._broke_at = self.tokens.generated
+        if self._expected is None:
+            self._expected = self.tokens
+            self._expected.rewind()
+        else:
+            self.tokens.release()
+        self.tokens = self._expected.anew()
+        self.start(self._expected)
+        self._compared, self._position = 0, self._expected.prompt_tokens
+        self._replayed = SentSums()
+        self.events = 0  # a replay counts those of the whole
+        return self._request_body
+
+    def splice(self, events: list[bytes]) -> list[bytes]:
+        if self._expected is not None:
+            self._compare_tokens(self._expected)
+        spliced: list[bytes] = []
+        for event, fields in split_events(events):
+            expected = self._expected
+            if fields is None:
+                if expected is not None and event.startswith(b"data:"):
+                    self._fail(DIFFERS)  # its end, before all has come that the client has
+                spliced.append(event)
+            elif is_opening(fields):
+                continue
+            elif expected is None or self._cut(fields, expected):
+                self._note(fields)
+                self._hide_tokens(fields)
+                spliced.append(self.as_own(fields))
+            else:
+                spliced.append(COMMENT)
+        return spliced
+
+    def note(self, events: list[bytes]) -> None:
+        """Notes events of the first engine, which the client gets."""
+        for _, fields in split_events(events):
+            if fields is not None:
+                self._note(fields)
+
+    def release(self) -> None:
+        super().release()
+        if self._expected is not None:
+            self._expected.release()
+        self._release_body()
+
+    def _release_body(self) -> None:
+        self._memory.used_bytes -= len(self._request_body)
+        self._request_body = b""
+
+    def _fail(self, reason: str) -> None:
+        self.tokens.problem = reason
+        raise ReplayFailed
+
+    def _compare_tokens(self, expected: SentTokens) -> None:
+        """Compares all tokens that have come with those that the client has."""
+        tokens = self.tokens
+        if tokens.problem:
+            self._fail(tokens.problem)
+        end = min(len(tokens.ids), expected.shown)
+        is_same = tokens.ids[self._compared : end] == expected.ids[self._compared : end]
+        if not is_same or tokens.prompt_tokens != expected.prompt_tokens:
+            self._fail(DIFFERS)
+        self._compared = end
+
+    def _cut(self, fields: dict[str, Any], expected: SentTokens) -> bool:
+        """Takes what the client has out of an event; returns whether something is left.
+
+        Nothing is left unless all that the client has has come.
+        """
+        choice = _only_choice(fields)
+        if choice is None:
+            return False
+        ids = choice.get("token_ids") or []
+        self._position += len(ids)
+        behind = min(len(ids), self._position - expected.shown)
+        has, replayed, has_known, has_rest = self._has, self._replayed, False, False
+        for holder, name, text in _texts_of(choice):
+            known = text[: has.length(name) - replayed.length(name)]
+            replayed.add(name, known)
+            holder[name] = text[len(known) :]
+            has_known, has_rest = has_known or bool(known), has_rest or len(known) < len(text)
+        is_finish = choice.get("finish_reason") is not None
+        has_logprobs = choice.get("logprobs") is not None
+        is_more = has_rest or is_finish or _has_call(choice)
+        if behind < 0 or not replayed.is_as_long_as(has):
+            if is_more or (behind > 0 and (has_logprobs or not self._strips)):
+                self._fail(DIFFERS)
+            return False
+        if not replayed.is_same(has):
+            self._fail(DIFFERS)
+        if has_logprobs and (0 < behind < len(ids) or (has_known and has_rest)):
+            self._fail(WITHIN_LOGPROBS)
+        choice["token_ids"] = ids[len(ids) - behind :]
+        self._catch_up(expected)
+        return is_more or (behind > 0 and (has_logprobs or not self._strips))
+
+    def _catch_up(self, expected: SentTokens) -> None:
+        expected.release()
+        self._expected = None
+        self.silent_since = None
+        if self.on_caught_up is not None:
+            on_caught_up, self.on_caught_up = self.on_caught_up, None
+            on_caught_up()
+
+    def _note(self, fields: dict[str, Any]) -> None:
+        choice = _only_choice(fields)
+        if choice is not None:
+            for _, name, text in _texts_of(choice):
+                self._has.add(name, text)
+
+    def _hide_tokens(self, fields: dict[str, Any]) -> None:
+        choice = _only_choice(fields)
+        if self._strips and choice is not None and "token_ids" in choice:
+            choice["token_ids"] = None
+
+
+class SentSums:
+    """The lengths and checksums of an answer's texts, by the name of their field.
+
+    Why a checksum: the tokens are compared, too. It finds what parsers make of them otherwise.
+    """
+
+    __slots__ = ("_lengths", "_sums")
+
+    def __init__(self) -> None:
+        self._lengths: dict[str, int] = {}
+        self._sums: dict[str, int] = {}
+
+    def length(self, name: str) -> int:
+        """Returns how many characters a text has."""
+        return self._lengths.get(name, 0)
+
+    def add(self, name: str, text: str) -> None:
+        """Adds characters to a text."""
+        if text:
+            self._lengths[name] = self.length(name) + len(text)
+            self._sums[name] = zlib.crc32(text.encode(), self._sums.get(name, 0))
+
+    def is_as_long_as(self, other: "SentSums") -> bool:
+        """Whether each text has the length of the same one in another answer."""
+        return self._lengths == other._lengths
+
+    def is_same(self, other: "SentSums") -> bool:
+        """Whether each text is the same in another answer."""
+        return self._lengths == other._lengths and self._sums == other._sums
+
+
+def _only_choice(fields: dict[str, Any]) -> dict[str, Any] | None:
+    choices = fields.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+
+
+def _has_call(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta")
+    return isinstance(delta, dict) and bool(delta.get("tool_calls"))
+
+
+def _texts_of(choice: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Yields the texts in an event, each with the object that holds it and its name."""
+    delta = choice.get("delta")
+    holder = delta if isinstance(delta, dict) else choice
+    for name in _TEXTS:
+        text = holder.get(name)
+        if isinstance(text, str) and text:
+            yield holder, name, text

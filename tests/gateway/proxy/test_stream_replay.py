@@ -1,0 +1,347 @@
+"""Streams that go on by replay: another engine answers the whole request again."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from fairlead_gateway.proxy import relay
+from fairlead_gateway.proxy.relayed_stream import RelayedStream
+from fairlead_testing.engines.disaggregated import engine_processes
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script
+from fairlead_testing.gateway.running_gateway import (
+    MODEL_KEY,
+    RunningGateway,
+    fleet_of,
+    gateway_of,
+    running_gateway,
+)
+from fairlead_testing.http.raw_client import RawResponse, request
+from fairlead_testing.waiting import wait_until
+from tests.gateway.proxy.test_stream_continuation import (
+    CALL,
+    CHAT,
+    PROMPT,
+    TEXT,
+    broken_after,
+    chunk,
+    counts,
+    opening,
+    shown,
+    text_of,
+    with_draining,
+)
+
+pytestmark = pytest.mark.simulated
+
+SCHEMA: dict[str, Any] = {"response_format": {"type": "json_object"}}
+PIECES = ['{"a', '": "', "Z\u00fc", "rich", " <", "\U0001f600", '"', ", ", '"b": ', "1}", ""]
+IDS = list(range(11, 11 + len(PIECES)))
+WHOLE = "".join(PIECES)
+USAGE = counts(len(PROMPT), len(IDS))
+
+
+def grouped(size: int, pieces: Sequence[str] = PIECES, field: str = "content", **more: Any) -> list[dict[str, Any]]:
+    """The events of an answer, with that many tokens in each; the last one ends it."""
+    ids, events = range(IDS[0], IDS[0] + len(pieces)), []
+    for at in range(0, len(pieces), size):
+        text, finish = "".join(pieces[at : at + size]), "stop" if at + size >= len(pieces) else None
+        events.append(chunk({field: text}, list(ids[at : at + size]), finish))
+        events[-1]["choices"][0] |= more
+    return events
+
+
+class Engines:
+    """Engines whose streams break behind an event, one after the other; the last is whole.
+
+    met: the bodies that they got.
+    """
+
+    def __init__(self, *answers: tuple[list[dict[str, Any]], int | None]) -> None:
+        self.met: list[dict[str, Any]] = []
+        self._answers = answers
+
+    @property
+    def script(self) -> Script:
+        """The script of each of them."""
+        return self._answer
+
+    async def _answer(self, call: EngineCall) -> None:
+        self.met.append(call.json)
+        events, cut = self._answers[len(self.met) - 1]
+        await call.start_stream()
+        named = {"id": f"chatcmpl-{len(self.met)}", "created": len(self.met)}
+        for event in [opening(PROMPT), *events[:cut]]:
+            await call.event(event | named)
+        if cut is not None:
+            raise HangUp
+        await call.event(USAGE | named)
+        await call.finish()
+
+
+async def answer_of(engines: Engines, change: dict[str, Any], count: int = 2) -> tuple[RawResponse, RunningGateway]:
+    async with gateway_of(*[engines.script] * count) as (running, *_):
+        answer = await request(running.url, CHAT | change)
+        assert running.gateway.stack.relay._sent_text_memory.used_bytes == 0
+        assert running.gateway.stack.relay._stream_resume._dispatcher.token_memory.used_bytes == 0
+        return answer, running
+
+
+@pytest.mark.parametrize("cut", range(len(PIECES)))
+async def test_a_schema_stream_that_is_cut_anywhere_is_whole_and_counts_once(cut: int) -> None:
+    engines = Engines((grouped(1), cut), (grouped(1), None))
+    answer, running = await answer_of(engines, SCHEMA)
+    events = shown(answer)
+    assert text_of(events) == WHOLE
+    assert [event["usage"] for event in events if event.get("usage")] == [USAGE["usage"]]
+    assert {(event["id"], event["created"]) for event in events} == {("chatcmpl-1", 1)}
+    assert [event["fairlead_continued_at"] for event in events if "fairlead_continued_at" in event] == [cut]
+    assert sum('"role"' in data for data in answer.events) == 1
+    assert all('token_ids":[' not in data for data in answer.events)
+    first, second = engines.met
+    assert first == second
+    assert isinstance(first["seed"], int)
+    logged = running.gateway.decisions.latest(1)[0]
+    assert f"continued by replay after cut, behind {cut} tokens" in logged.latest.decision.reason
+    assert (logged.error, logged.output_tokens, logged.recomputed_tokens) == (None, len(IDS), len(PROMPT) + cut)
+    assert logged.break_seconds is not None
+    assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+    assert {load.inflight for load in running.loads().values()} == {0}
+
+
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (2, 3), (2, 20)], ids=str)
+async def test_a_replay_with_other_events_is_cut_within_one(sizes: tuple[int, int]) -> None:
+    first, second = (grouped(size) for size in sizes)
+    for cut in range(1, len(first)):
+        answer, _ = await answer_of(Engines((first, cut), (second, None)), SCHEMA)
+        assert text_of(shown(answer)) == WHOLE, cut
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stop": ["never"]}, {"frequency_penalty": 0.5}, {"bad_words": ["x"]}, {"structured_outputs": {"regex": "a+"}}],
+    ids=lambda change: next(iter(change)),
+)
+async def test_what_engines_begin_anew_is_replayed(change: dict[str, Any]) -> None:
+    engines = Engines((grouped(1), 4), (grouped(1), None))
+    answer, _ = await answer_of(engines, change)
+    assert text_of(shown(answer)) == WHOLE
+    assert engines.met[0] == engines.met[1]
+    assert "seed" in engines.met[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "seed"),
+    [
+        (SCHEMA | {"seed": 7}, 7),
+        (SCHEMA | {"temperature": 0}, None),
+        (SCHEMA | {"stop": ["x"], "prompt_logprobs": 0}, None),
+        ({"presence_penalty": 0}, None),
+        ({}, None),
+    ],
+    ids=["own", "greedy", "not replayed", "no penalty", "from its tokens"],
+)
+async def test_only_sampled_requests_that_need_a_replay_get_a_seed(change: dict[str, Any], seed: int | None) -> None:
+    engines = Engines((grouped(1), None))
+    await answer_of(engines, change, 1)
+    assert engines.met[0].get("seed") == seed
+
+
+async def test_a_seed_of_null_is_none() -> None:
+    engines = Engines((grouped(1), None))
+    await answer_of(engines, SCHEMA | {"seed": None}, 1)
+    assert isinstance(engines.met[0]["seed"], int)
+
+
+def other_text(at: int) -> list[dict[str, Any]]:
+    """The answer with one event whose tokens are the same, and whose text is not."""
+    return grouped(1, [*PIECES[:at], "x" * len(PIECES[at]), *PIECES[at + 1 :]])
+
+
+def other_tokens(at: int) -> list[dict[str, Any]]:
+    """The answer with one event whose text is the same, and whose tokens are not."""
+    events = grouped(1)
+    events[at]["choices"][0]["token_ids"] = [99]
+    return events
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        other_text(2),
+        other_tokens(2),
+        grouped(1, PIECES[:3]),
+        grouped(1, PIECES[:3])[:2],
+        [*grouped(1)[:3], chunk({"reasoning": "hm"}, [14]), *grouped(1)[4:]],
+        [chunk({"content": WHOLE}, IDS[:2]), *grouped(1)[2:]],
+    ],
+    ids=["text", "tokens", "ends", "breaks off", "another field", "text before its tokens"],
+)
+async def test_a_replay_that_differs_ends_the_stream_and_shows_nothing(second: list[dict[str, Any]]) -> None:
+    answer, running = await answer_of(Engines((grouped(1), 4), (second, None)), SCHEMA)
+    assert "no engine could continue it (replay-differs)" in answer.events[-1]
+    assert text_of([json.loads(data) for data in answer.events[:-1]]) == "".join(PIECES[:4])
+    assert running.gateway.telemetry.models[MODEL_KEY].not_continued == {"replay-differs": 1}
+    assert running.gateway.telemetry.models[MODEL_KEY].continued == {"broken": 1}
+    assert running.gateway.decisions.latest(1)[0].not_continued == "replay-differs"
+
+
+async def test_an_engine_with_another_prompt_replays_nothing() -> None:
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await call.start_stream()
+        await call.event(opening(PROMPT[: 4 - len(met)]))
+        for event in grouped(1)[:4]:
+            await call.event(event)
+        if len(met) == 1:
+            raise HangUp
+        await call.finish()
+
+    met: list[EngineCall] = []
+    async with gateway_of(script, script) as (running, *_):
+        answer = await request(running.url, CHAT | SCHEMA)
+    assert "(replay-differs)" in answer.events[-1]
+
+
+async def test_a_second_and_a_third_break_are_replayed_from_the_start() -> None:
+    pieces = [f"{number} " for number in range(40)]
+    whole = grouped(1, pieces)
+    # The second engine breaks before it comes to where the first one broke.
+    engines = Engines((whole, 20), (whole, 10), (whole, 35), (whole, None))
+    answer, running = await answer_of(engines, SCHEMA, 4)
+    events = shown(answer)
+    assert text_of(events) == "".join(pieces)
+    assert len(engines.met) == 4
+    assert all(body == engines.met[0] for body in engines.met)
+    assert [event["fairlead_continued_at"] for event in events if "fairlead_continued_at" in event] == [20, 35]
+    assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+
+
+async def test_a_request_on_which_engines_end_at_the_same_token_goes_to_no_third() -> None:
+    engines = Engines((grouped(1), 9), (grouped(1), 9), (grouped(1), None))
+    answer, _ = await answer_of(engines, SCHEMA, 3)
+    assert "no engine could continue it (poison)" in answer.events[-1]
+    assert len(engines.met) == 2
+
+
+async def test_a_break_behind_the_finish_needs_no_other_engine() -> None:
+    engines = Engines((grouped(1), len(PIECES)))
+    answer, _ = await answer_of(engines, SCHEMA)
+    assert text_of(shown(answer)) == WHOLE
+    assert shown(answer)[-1]["usage"]["completion_tokens"] == len(IDS)
+
+
+async def test_reasoning_and_content_are_compared_apart_and_calls_follow_them() -> None:
+    thought = [chunk({"reasoning": "I "}, [11]), chunk({"reasoning": "see"}, [12])]
+    call = chunk({"tool_calls": [CALL | {"function": {"name": "f", "arguments": "{}"}}]}, [14])
+    ends = [call, chunk({}, [15], "tool_calls")]
+    first = [*thought, chunk({"content": "So:"}, [13]), *ends]
+    merged = [chunk({"reasoning": "I see", "content": "So:"}, [11, 12, 13]), *ends]
+    for cut in range(1, 5):
+        engines = Engines((first, cut), (merged, None))
+        answer, _ = await answer_of(engines, {"tool_choice": "required", "tools": []})
+        deltas = [choice["delta"] for event in shown(answer) for choice in event["choices"]]
+        assert "".join(delta.get("reasoning") or "" for delta in deltas) == "I see"
+        assert "".join(delta.get("content") or "" for delta in deltas) == "So:"
+        assert sum(len(delta.get("tool_calls") or []) for delta in deltas) == 1
+
+
+async def test_a_client_that_asks_for_token_ids_gets_each_once() -> None:
+    for cut in range(1, 6):
+        engines = Engines((grouped(2), cut), (grouped(3), None))
+        answer, _ = await answer_of(engines, SCHEMA | {"return_token_ids": True})
+        events = shown(answer)
+        assert [token for event in events for one in event["choices"] for token in one.get("token_ids") or []] == IDS
+        assert text_of(events) == WHOLE
+
+
+async def test_log_probabilities_are_not_cut() -> None:
+    given = {"logprobs": {"content": []}}
+    asked = SCHEMA | {"logprobs": True}
+    answer, _ = await answer_of(Engines((grouped(2, **given), 2), (grouped(2, **given), None)), asked)
+    assert text_of(shown(answer)) == WHOLE
+    answer, _ = await answer_of(Engines((grouped(2, **given), 2), (grouped(3, **given), None)), asked)
+    assert "no engine could continue it (logprobs)" in answer.events[-1]
+
+
+async def test_an_engine_that_hides_its_tokens_replays_nothing() -> None:
+    hidden = grouped(1)
+    for event in hidden:
+        event["choices"][0]["token_ids"] = None
+    answer, _ = await answer_of(Engines((grouped(1), 3), (hidden, None)), SCHEMA)
+    assert "no engine could continue it (no-token-ids)" in answer.events[-1]
+
+
+async def test_requests_beyond_the_memory_of_all_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "RESUMABLE_STREAMS_BYTES", 10)
+    answer, _ = await answer_of(Engines((grouped(1), 3), (grouped(1), None)), SCHEMA)
+    assert "no engine could continue it (memory)" in answer.events[-1]
+
+
+async def test_a_stream_with_a_deadline_is_replayed_too() -> None:
+    engines = Engines((grouped(1), 4), (grouped(3), None))
+    async with gateway_of(engines.script, engines.script) as (running, *_):
+        answer = await request(running.url, CHAT | SCHEMA, more="x-request-timeout: 60\r\n")
+        assert text_of(shown(answer)) == WHOLE
+        assert running.gateway.stack.relay._sent_text_memory.used_bytes == 0
+    engines = Engines((grouped(1), 4), (other_text(2), None))
+    async with gateway_of(engines.script, engines.script) as (running, *_):
+        answer = await request(running.url, CHAT | SCHEMA, more="x-request-timeout: 60\r\n")
+        assert "no engine could continue it (replay-differs)" in answer.events[-1]
+
+
+async def test_a_stream_that_needs_a_replay_stays_where_it_drains() -> None:
+    go_on = asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        met.append(call)
+        await call.start_stream()
+        await call.event(opening(PROMPT))
+        for event in grouped(1):
+            await call.event(event)
+            await go_on.wait()
+        await call.finish()
+
+    met: list[EngineCall] = []
+    async with gateway_of(script, script) as (running, *_), asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(request(running.url, CHAT | SCHEMA))
+        await wait_until(lambda: any(isinstance(one, RelayedStream) for one in running.gateway._inflight.values()))
+        (stream,) = running.gateway._inflight.values()
+        assert isinstance(stream, RelayedStream)
+        with_draining(running, stream.instance_id)
+        assert not stream.move()
+        go_on.set()
+        assert text_of(shown(await answer)) == WHOLE
+        assert len(met) == 1
+
+
+async def test_a_completion_that_echoes_its_prompt_is_asked_for_no_tokens() -> None:
+    engines = Engines((grouped(1), None))
+    async with gateway_of(engines.script) as (running, *_):
+        await request(running.url, TEXT | {"echo": True}, path="/v1/completions")
+    assert "return_token_ids" not in engines.met[0]
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+@pytest.mark.parametrize(
+    "change",
+    [{"stop": ["never said"]}, {"presence_penalty": 0.5}, {"stop": ["never said"], "temperature": 0}],
+    ids=["stop", "penalty", "greedy"],
+)
+async def test_streams_of_killed_engines_have_the_text_of_unbroken_ones(
+    path: str, body: dict[str, Any], change: dict[str, Any]
+) -> None:
+    body = {**body, "ignore_eos": True, "max_tokens": 200, "seed": 5, **change}
+    async with (
+        engine_processes(2, "--speed", "0.5") as engines,
+        running_gateway(fleet_of([engine.url for engine in engines])) as running,
+    ):
+        whole = shown(await request(running.url, body, path=path))
+        events = shown(await broken_after(9, running, engines, body, path))
+        assert text_of(events) == text_of(whole)
+        assert events[-1]["usage"] == whole[-1]["usage"]
+        (marked,) = [event for event in events if "fairlead_continued_at" in event]
+        assert 6 <= marked["fairlead_continued_at"] < 200
