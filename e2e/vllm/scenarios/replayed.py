@@ -92,19 +92,15 @@ async def compare_with_whole(fleet: CutFleet, asks: list[StreamRequest], draw: R
     """Cuts streams, and compares each with the same one without a cut."""
     counts, first = Counter[str](), list[str]()
     async with fleet.client() as client:
-        for asked in asks:
-            whole, again = await fleet.send(client, asked), await fleet.send(client, asked)
-            for cut in _places(draw, whole):
-                got = await fleet.send(client, asked, cut)
-                _count(counts, got)
-                if got.error:
-                    is_right = _DIFFERS in got.error and whole.text.startswith(got.text)
-                else:
-                    is_right = got.same() == whole.same()
-                    counts["identical"] += is_right
-                    counts["of_engines_that_differ_from_themselves"] += not is_right and whole.same() != again.same()
-                if not is_right:
-                    first.append(f"at {cut}: {whole.same()} then {got.error or got.same()}"[:600])
+        wholes = await asyncio.gather(*(fleet.send(client, asked) for asked in asks))
+        pairs = [(asked, whole, cut) for asked, whole in zip(asks, wholes, strict=True) for cut in _places(draw, whole)]
+        cuts = await asyncio.gather(*(fleet.send(client, asked, cut) for asked, _, cut in pairs))
+    for (_, whole, cut), got in zip(pairs, cuts, strict=True):
+        _count(counts, got)
+        is_same = not got.error and got.same() == whole.same()
+        counts["identical"] += is_same
+        if not is_same and not (_DIFFERS in got.error and whole.text.startswith(got.text)):
+            first.append(f"at {cut}: {whole.same()} then {got.error or got.same()}"[:600])
     return _judge(counts, first)
 
 
@@ -112,15 +108,14 @@ async def check_whole(fleet: CutFleet, asks: list[StreamRequest], draw: Random) 
     """Cuts streams whose seed the gateway draws; what is whole must be valid."""
     counts, first = Counter[str](), list[str]()
     async with fleet.client() as client:
-        for asked in asks:
-            whole = await fleet.send(client, asked)
-            for cut in _places(draw, whole):
-                got = await fleet.send(client, asked, cut)
-                _count(counts, got)
-                counts["whole"] += got.is_whole
-                is_right = _DIFFERS in got.error if got.error else _fits(asked, got)
-                if not is_right:
-                    first.append(f"at {cut}: {got.error or got.same()}"[:600])
+        wholes = await asyncio.gather(*(fleet.send(client, asked) for asked in asks))
+        pairs = [(asked, cut) for asked, whole in zip(asks, wholes, strict=True) for cut in _places(draw, whole)]
+        cuts = await asyncio.gather(*(fleet.send(client, asked, cut) for asked, cut in pairs))
+    for (asked, cut), got in zip(pairs, cuts, strict=True):
+        _count(counts, got)
+        counts["whole"] += got.is_whole
+        if not (_DIFFERS in got.error if got.error else _fits(asked, got)):
+            first.append(f"at {cut}: {got.error or got.same()}"[:600])
     return _judge(counts, first)
 
 

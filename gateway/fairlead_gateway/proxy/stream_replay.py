@@ -218,8 +218,7 @@ class StreamReplay(StreamTokens):
         if tokens.problem:
             self._fail(tokens.problem)
         end = min(len(tokens.ids), expected.shown)
-        is_same = tokens.ids[self._compared : end] == expected.ids[self._compared : end]
-        if not is_same or tokens.prompt_tokens != expected.prompt_tokens:
+        if tokens.ids[self._compared : end] != expected.ids[self._compared : end]:
             self._fail(DIFFERS)
         self._compared = end
 

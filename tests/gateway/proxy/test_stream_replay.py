@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fairlead_gateway.proxy import relay
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script
@@ -274,9 +273,11 @@ async def test_an_engine_that_hides_its_tokens_replays_nothing() -> None:
     assert "no engine could continue it (no-token-ids)" in answer.events[-1]
 
 
-async def test_requests_beyond_the_memory_of_all_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "RESUMABLE_STREAMS_BYTES", 10)
-    answer, _ = await answer_of(Engines((grouped(1), 3), (grouped(1), None)), SCHEMA)
+async def test_requests_beyond_the_memory_of_all_are_not_kept() -> None:
+    engines = Engines((grouped(1), 3), (grouped(1), None))
+    async with gateway_of(engines.script, engines.script) as (running, *_):
+        running.gateway.stack.relay._sent_text_memory.max_bytes = 10
+        answer = await request(running.url, CHAT | SCHEMA)
     assert "no engine could continue it (memory)" in answer.events[-1]
 
 
