@@ -57,6 +57,7 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     ),
     "gateway-instructions": (
         BenchmarkPart("gateway-instructions", "gateway_instructions.benchmark", 10),
+        BenchmarkPart("stream-instructions", "gateway_instructions.stream_continuation", 8),
         BenchmarkPart("tenant-instructions", "gateway_instructions.tenant_requests", 5),
     ),
     "routes": (

@@ -344,6 +344,8 @@ class Callers:
     option, file: an option of the gateway and the text of its file; empty where it asks for no key.
     scenarios, cost_per_unit: the scripts, and the cost of each unit.
     is_priced: the models have a price.
+    resume: whether streams may go on at another engine; empty for the default.
+    knows_ids: engines send the token ids that they are asked for.
     warm_up_seconds: before the first request.
     """
 
@@ -352,6 +354,8 @@ class Callers:
     scenarios: Callable[[Script], Mapping[str, Scenario]]
     cost_per_unit: PerUnit
     is_priced: bool = False
+    resume: str = ""
+    knows_ids: bool = True
     warm_up_seconds: float = 0.0
 
 
@@ -373,12 +377,13 @@ class CountedGateway:
 
     def windows(self) -> Iterator[dict[str, float]]:
         """Warms up every script, then yields the cost of each unit, once for each window."""
-        script, callers = Script(self._options.seed), self._callers
+        callers = self._callers
+        script = Script(self._options.seed, knows_ids=callers.knows_ids)
         runs = callers.scenarios(script)
         turns = {name: scenario.turns for name, scenario in runs.items()}
         self._folder.mkdir(parents=True)
         environ = {"FAIRLEAD_KEY_PEPPER": _PEPPER, "FAIRLEAD_HASH_SECRET": "bench-secret"}
-        fleet = script.fleet(is_priced=callers.is_priced)
+        fleet = script.fleet(is_priced=callers.is_priced, resume=callers.resume)
         with GatewayProcess(self._tree, self._folder, fleet, self._caller_options(), environ) as gateway:
             gateway.require_compiled(self._copy)
             keep_dumps = self._options.keep is not None

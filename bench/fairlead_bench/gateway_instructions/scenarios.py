@@ -22,6 +22,7 @@ from fairlead_bench.gateway.load_cases import SIZES, UNIQUE, make_bodies
 
 _CALL_SECONDS = 60.0
 _PROMPT_TOKENS = 512
+_FIRST_ID = 12_345
 _PLAIN_TEXT = "word " * 140
 _EVENT = {"id": "chatcmpl-6f1d2c3b4a5968778695a4b3c2d1e0f1", "object": "chat.completion.chunk", "created": 1763600000}
 _STREAM_HEAD = (
@@ -32,12 +33,18 @@ _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
 
 
 class Call:
-    """One request that waits for its answer."""
+    """One request that waits for its answer.
 
-    def __init__(self, connection: socket.socket, model: str, body: bytes) -> None:
+    knows_ids: the engine sends the token ids that a body asks for.
+    """
+
+    def __init__(self, connection: socket.socket, model: str, body: bytes, *, knows_ids: bool = True) -> None:
         self._connection = connection
         self._model = model
-        self._counts_usage = b'"include_usage":true' in body.replace(b" ", b"")
+        asked = body.replace(b" ", b"")
+        self._counts_usage = b'"include_usage":true' in asked
+        self._has_ids = knows_ids and b'"return_token_ids":true' in asked
+        self._knows_ids = knows_ids
 
     def answer(self, completion_tokens: int, prompt_tokens: int = _PROMPT_TOKENS) -> None:
         """Answers with about a kilobyte of JSON that reports so many tokens."""
@@ -72,8 +79,12 @@ class Call:
         self._send_whole(503, "Service Unavailable", {"error": error})
 
     def begin_stream(self) -> None:
-        """Sends the head of a stream and its first event."""
-        self._connection.sendall(_STREAM_HEAD + self._event({"role": "assistant", "content": ""}))
+        """Sends the head of a stream and its first event, as vLLM 0.32 does."""
+        prompt = list(range(_FIRST_ID, _FIRST_ID + _PROMPT_TOKENS)) if self._has_ids else None
+        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        more: dict[str, object] = {"prompt_token_ids": prompt, "prompt_text": None} if self._knows_ids else {}
+        body = _EVENT | {"model": self._model, "choices": [choice]} | more
+        self._connection.sendall(_STREAM_HEAD + _chunk(b"data: " + _encoded(body) + b"\n\n"))
 
     def send_event(self) -> None:
         """Sends one event with one token."""
@@ -88,7 +99,11 @@ class Call:
         self._connection.sendall(rest + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
     def _event(self, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        choice: dict[str, object] = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        if finish_reason is not None:
+            choice["stop_reason"] = None
+        if self._knows_ids:
+            choice["token_ids"] = [_FIRST_ID] if self._has_ids else None
         return _chunk(b"data: " + _encoded(_EVENT | {"model": self._model, "choices": [choice]}) + b"\n\n")
 
     def _send_whole(self, status: int, reason: str, content: dict[str, object]) -> None:
@@ -107,10 +122,14 @@ class Request(NamedTuple):
 
 class ScriptedEngine:
     """An engine on a free loopback port. Requests for completions become calls; all else, such as
-    metrics, is answered 404."""
+    metrics, is answered 404.
 
-    def __init__(self, calls: "queue.Queue[Call]") -> None:
+    knows_ids: it sends the token ids of a stream where a request asks for them.
+    """
+
+    def __init__(self, calls: "queue.Queue[Call]", *, knows_ids: bool = True) -> None:
         self._calls = calls
+        self._knows_ids = knows_ids
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -134,7 +153,8 @@ class ScriptedEngine:
             while (request := read_request(connection, received)) is not None:
                 received = request.rest
                 if request.method == "POST":
-                    self._calls.put(Call(connection, json.loads(request.body)["model"], request.body))
+                    model = json.loads(request.body)["model"]
+                    self._calls.put(Call(connection, model, request.body, knows_ids=self._knows_ids))
                 else:
                     connection.sendall(_NOT_FOUND)
 
@@ -193,9 +213,12 @@ KEY = "bench-key"
 MODEL, FULL_MODEL, SPLIT_MODEL = "bench-model", "full-model", "split-model"
 SHORT_STREAM, LONG_STREAM = 4, 36
 """Events of the two streams whose difference is the cost of an event."""
+LONGER_STREAM = 132
+"""Events of the long stream where streams alone are counted: work by time weighs less."""
 PLAIN_PER_RETRIED = 5
 """Plain requests with each retried one: a gateway retries at most a fifth of its requests."""
 PLAIN, WAITING = "plain request", "waiting request"
+STREAM, CHUNK = f"streamed request of {SHORT_STREAM} chunks", "chunk of a stream"
 MESSAGES, RESPONSES = "messages", "responses"
 _COMPLETION_TOKENS = 128
 _LONG_ANSWER_TOKENS = 20_000
@@ -283,13 +306,17 @@ class NotHeld(Exception):
 
 
 class Script:
-    """The client's end and the engines' end of one gateway. ``seed`` draws the prompts."""
+    """The client's end and the engines' end of one gateway.
 
-    def __init__(self, seed: int) -> None:
+    seed: draws the prompts.
+    knows_ids: engines of ``bench-model`` send the token ids of a stream.
+    """
+
+    def __init__(self, seed: int, *, knows_ids: bool = True) -> None:
         self._calls: queue.Queue[Call] = queue.Queue()
         self._full_calls: queue.Queue[Call] = queue.Queue()
         self._split_calls: queue.Queue[Call] = queue.Queue()
-        self._engines = [ScriptedEngine(self._calls), ScriptedEngine(self._calls)]
+        self._engines = [ScriptedEngine(self._calls, knows_ids=knows_ids) for _ in range(2)]
         self._full_engine = ScriptedEngine(self._full_calls)
         self._split_engines = [ScriptedEngine(self._split_calls), ScriptedEngine(self._split_calls)]
         self._plain = _bodies(seed, stream=False)
@@ -301,14 +328,16 @@ class Script:
         self._clients: list[Client] = []
         self._sent = 0
 
-    def fleet(self, *, is_priced: bool = False) -> str:
+    def fleet(self, *, is_priced: bool = False, resume: str = "") -> str:
         """Returns the fleet file of the scripted engines.
 
         is_priced: the model of plain requests has a price.
+        resume: the setting of that model; empty for the default.
         """
+        routing = f"    routing: {{resume: {resume}}}\n" if resume else ""
         price = '    price: {input: "0.40", cachedInput: "0.10", output: "1.20"}\n' if is_priced else ""
         return (
-            f"models:\n  - name: {MODEL}\n{price}    instances:\n"
+            f"models:\n  - name: {MODEL}\n{price}{routing}    instances:\n"
             + "".join(
                 f'      - {{id: engine-{number}, url: "http://127.0.0.1:{engine.port}", engine: vllm}}\n'
                 for number, engine in enumerate(self._engines)
@@ -478,6 +507,12 @@ def scenarios_without_keys(script: Script) -> dict[str, Scenario]:
     return {name: scenario for name, scenario in scenarios(script).items() if name in ("plain", "waiting")}
 
 
+def stream_scenarios(script: Script) -> dict[str, Scenario]:
+    """Returns the scripts of streamed requests alone; long ones have more chunks than elsewhere."""
+    long = Scenario(lambda count: script.streamed(count, LONGER_STREAM), 48)
+    return {"short_streams": scenarios(script)["short_streams"], "long_streams": long}
+
+
 def plain_scenario(script: Script) -> dict[str, Scenario]:
     """Returns the script of plain requests alone."""
     return {"plain": scenarios(script)["plain"]}
@@ -486,17 +521,23 @@ def plain_scenario(script: Script) -> dict[str, Scenario]:
 def cost_per_unit(counts: Mapping[str, float], turns: Mapping[str, int]) -> dict[str, float]:
     """Cost per request or chunk, of what the scripts' ``turns`` took."""
     plain = counts["plain"] / turns["plain"]
-    short = counts["short_streams"] / turns["short_streams"]
-    long = counts["long_streams"] / turns["long_streams"]
     return {
         PLAIN: plain,
-        f"streamed request of {SHORT_STREAM} chunks": short,
-        "chunk of a stream": (long - short) / (LONG_STREAM - SHORT_STREAM),
+        **cost_of_streams(counts, turns, LONG_STREAM),
         WAITING: _waiting(counts, turns),
         "retried request": counts["retried"] / turns["retried"] - PLAIN_PER_RETRIED * plain,
         "request with a hand-off": counts["handed_off"] / turns["handed_off"],
         **{f"plain request in {dialect}": counts[dialect] / turns[dialect] for dialect in (MESSAGES, RESPONSES)},
     }
+
+
+def cost_of_streams(
+    counts: Mapping[str, float], turns: Mapping[str, int], long_stream: int = LONGER_STREAM
+) -> dict[str, float]:
+    """Like ``cost_per_unit``, of streamed requests alone."""
+    short = counts["short_streams"] / turns["short_streams"]
+    long = counts["long_streams"] / turns["long_streams"]
+    return {STREAM: short, CHUNK: (long - short) / (long_stream - SHORT_STREAM)}
 
 
 def cost_without_keys(counts: Mapping[str, float], turns: Mapping[str, int]) -> dict[str, float]:

@@ -6,6 +6,7 @@
 - `body_splicer.pyx`: a body with another text at one place
 - `usage_scanner.pyx`: the token counts in a response
 - `block_hashes.pyx`: the hashes of a prompt's blocks
+- `token_ids.pyx`: the token ids in the events of a stream
 
 They exist only where the data plane is compiled (`scripts/compile.py`). Each is None elsewhere, and
 its caller runs the Python code. That code is the reference: results are equal, and what a scanner
@@ -15,6 +16,7 @@ Source: docs/decisions/0058.
 """
 
 import sys
+from array import array
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -25,6 +27,8 @@ UsageScan = Callable[[bytes], ScannedUsage | None]
 UserMessageEnd = Callable[[bytes, int, int, int], int]
 Splice = Callable[[bytes, int, int, bytes], bytes]
 BlockHashes = Callable[[bytes, int, tuple[int, ...], int], tuple[int, ...]]
+ReadIds = Callable[[bytes, int, int], "array[int] | None"]
+TakeText = Callable[[bytes, bytes, bytes, bytes, "array[int]"], bytes | None]
 
 
 class _Loops(NamedTuple):
@@ -36,6 +40,8 @@ class _Loops(NamedTuple):
     scan_messages: ChatScan | None = None
     scan_responses: ChatScan | None = None
     scan_named_usage: UsageScan | None = None
+    take_text: TakeText | None = None
+    read_ids: ReadIds | None = None
 
 
 def _load() -> _Loops:
@@ -47,11 +53,12 @@ def _load() -> _Loops:
         from fairlead_gateway.native.body_splicer import splice
         from fairlead_gateway.native.chat_scanner import scan_chat, scan_messages, scan_responses
         from fairlead_gateway.native.conversation_scanner import user_message_end
+        from fairlead_gateway.native.token_ids import read_ids, take_text
         from fairlead_gateway.native.usage_scanner import scan_named_usage, scan_usage
     except ImportError:
         return _Loops()
     scans = scan_messages, scan_responses, scan_named_usage
-    return _Loops(scan_chat, scan_usage, block_hashes, user_message_end, splice, *scans)
+    return _Loops(scan_chat, scan_usage, block_hashes, user_message_end, splice, *scans, take_text, read_ids)
 
 
 _LOADED: Final = _load()
@@ -63,3 +70,5 @@ SPLICE: Final = _LOADED.splice
 SCAN_MESSAGES: Final = _LOADED.scan_messages
 SCAN_RESPONSES: Final = _LOADED.scan_responses
 SCAN_NAMED_USAGE: Final = _LOADED.scan_named_usage
+TAKE_TEXT: Final = _LOADED.take_text
+READ_IDS: Final = _LOADED.read_ids

@@ -27,6 +27,7 @@ from typing import Final
 
 import msgspec
 
+from fairlead_gateway.native import READ_IDS, TAKE_TEXT
 from fairlead_gateway.upstream.usage import has_failed_finish
 
 MEMORY: Final = "memory"
@@ -42,22 +43,20 @@ MAX_HELD_BYTES: Final = 1_048_576
 _PROMPT_KEY: Final = b'"prompt_token_ids":['
 _PROMPT_AT: Final = len(_PROMPT_KEY) - 1
 _END: Final = b"\n\n"
+_LINE_FEED: Final = ord("\n")
 _KEY: Final = b'"token_ids":['
 _AT: Final = len(_KEY) - 1
 _NULL: Final = b"null"
-_TEXT_END: Final = b'"},"logprobs":null,"finish_reason":null,"token_ids":['
-_TEXT_END_BYTES: Final = len(_TEXT_END)
-_EVENT_END: Final = b"]}]}\n\n"
-_EVENT_END_BYTES: Final = len(_EVENT_END)
-_NULL_END: Final = b"null}]}\n\n"
-_NO_TEXT: Final = b':"'
-_MAX_DIGITS: Final = 9
 _HIDDEN: Final = b'"token_ids":null'
+_ANY_KEY: Final = b'token_ids":['
 _LOG_PROBABILITIES: Final = b'"logprobs":{'
 _TOOL_CALLS: Final = b'"tool_calls":['
 _FINISH: Final = (b'"finish_reason":"', b'"finish_reason": "')
+_EMPTY_TEXT: Final = b'""'
 _EMPTY: Final = (b'"delta":{}', b'"text":""', b'"content":""')
 _PARTS: Final = (b'"reasoning', b'"tool_calls"', b'"refusal"')
+_TEXT_ENDS: Final = (b'"}', b'",')
+_NO_FRAME: Final = (b"", b"", b"")
 _IDS_DECODER: Final = msgspec.json.Decoder(list[int])
 _ID_BYTES: Final = 4
 
@@ -88,6 +87,8 @@ class SentTokens:
     __slots__ = (
         "_counted",
         "_expected",
+        "_frame",
+        "_frame_tail",
         "_held",
         "_held_bytes",
         "_is_in_call",
@@ -109,6 +110,7 @@ class SentTokens:
         self._strips = strips
         self._counted = 0
         self._expected = False
+        self._frame, self._frame_tail = _NO_FRAME, b""  # see `remember_frame`
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._is_in_call = False
@@ -125,38 +127,42 @@ class SentTokens:
 
     def take(self, events: bytes) -> bytes:
         """Returns whole events without their token ids, or comments in place of held ones."""
-        at = events.rfind(_TEXT_END)
-        if at > 0 and self._takes_text and events.endswith(_EVENT_END):
-            taken = self._take_text(events, at)
-            if taken:
-                return taken
-        if 0 <= events.find(_END) < len(events) - len(_END):
+        if self.problem:
+            return self._without_ids(events)
+        last = len(events) - len(_END)
+        if events.find(_LINE_FEED) < last and 0 <= events.find(_END) < last:
             return b"".join([self._take_event(event + _END) for event in events.split(_END) if event])
         return self._take_event(events)
 
-    @property
-    def _takes_text(self) -> bool:
-        """Whether an event of text needs no look at anything but its end."""
-        is_open = self.prompt_tokens > 0 and not self._expected and not self._is_in_call
-        return is_open and self._strips and not self.problem and not self._held
+    def remember_frame(self, head: bytes, tail: bytes) -> None:
+        """Remembers the bytes around the text of an event that has passed, for `take_text`."""
+        if TAKE_TEXT is None or (head == self._frame[0] and tail == self._frame_tail):
+            return
+        at = tail.find(_HIDDEN) + len(_HIDDEN) - len(_NULL)
+        event = head + tail
+        shows_more = any(event.find(key) >= 0 for key in (_KEY, _TOOL_CALLS, *_FINISH, _EMPTY[0]))
+        has_other_text = head.find(_EMPTY_TEXT) >= 0 or tail.find(_EMPTY_TEXT) >= 0
+        is_usual = tail.find(_HIDDEN) >= 0 and tail.startswith(_TEXT_ENDS) and not shows_more and not has_other_text
+        self._frame = (head, tail[:at], tail[at + len(_NULL) :]) if is_usual else _NO_FRAME
+        self._frame_tail = tail
 
-    def _take_text(self, event: bytes, at: int) -> bytes:
-        """Returns an event of text with one token, without its id; empty if it is another one.
+    def take_text(self, event: bytes) -> bytes | None:
+        """Like `take`, for an event that differs in text and ids alone from the remembered one.
 
-        Most events of a stream are such, so that their ends alone are read.
+        Returns None for each other event, and takes nothing then. Most events of a stream are such.
         """
-        number = event[at + _TEXT_END_BYTES : len(event) - _EVENT_END_BYTES]
-        if not number.isdigit() or len(number) > _MAX_DIGITS or event[at - 2 : at] == _NO_TEXT:
-            return b""
-        if event.find(_END) != len(event) - len(_END):
-            return b""
-        self.ids.append(int(number))
-        event = event[: at + _TEXT_END_BYTES - 1] + _NULL_END
-        count = len(self.ids)
-        self.last, self.last_at, self.shown = event, count - 1, count
-        if count - self._counted >= _COUNTED_AT_ONCE:
+        head, middle, tail = self._frame
+        is_open = self.prompt_tokens > 0 and not self._expected and not self._is_in_call
+        if TAKE_TEXT is None or not head or not is_open or not self._strips or self.problem or self._held:
+            return None
+        before = len(self.ids)
+        taken = TAKE_TEXT(event, head, middle, tail, self.ids)
+        if taken is None:
+            return None
+        self.last, self.last_at, self.shown = taken, before, len(self.ids)
+        if self.shown - self._counted >= _COUNTED_AT_ONCE:
             self._count()
-        return event
+        return taken
 
     def rewind(self) -> None:
         """Drops the tokens that the client has not got as text, and what is held.
@@ -192,7 +198,7 @@ class SentTokens:
         self._count()
 
     def _take_event(self, event: bytes) -> bytes:
-        if self.problem:
+        if self.problem:  # since an earlier one of these events
             return self._without_ids(event)
         if not self.prompt_tokens or self._expected:
             event = self._take_prompt(event)
@@ -200,6 +206,8 @@ class SentTokens:
         if at < 0:
             return event if event.find(_HIDDEN) < 0 else self._give_up(NO_TOKEN_IDS, event)
         end, before = event.find(b"]", at), len(self.ids)
+        if end < 0:
+            return self._give_up(NO_TOKEN_IDS, event)
         try:
             for text in event[at + _AT + 1 : end].split(b","):
                 if text:
@@ -246,11 +254,13 @@ class SentTokens:
         at = events.find(_PROMPT_KEY)
         if at < 0:
             return events if events.find(b"data:") < 0 else self._give_up(NO_TOKEN_IDS, events)
-        end = events.find(b"]", at)
-        try:
-            found = array("I", _IDS_DECODER.decode(events[at + _PROMPT_AT : end + 1]))
-        except (msgspec.DecodeError, OverflowError):
-            return self._give_up(NO_TOKEN_IDS, events)
+        start, end = at + _PROMPT_AT, events.find(b"]", at)
+        found = None if READ_IDS is None else READ_IDS(events, start, end + 1)
+        if found is None:
+            try:
+                found = array("I", _IDS_DECODER.decode(events[start : end + 1]))
+            except (msgspec.DecodeError, OverflowError):
+                return self._give_up(NO_TOKEN_IDS, events)
         if self._expected:
             if found != self.ids:
                 return self._give_up(IDS_NOT_READ, events)
@@ -259,7 +269,7 @@ class SentTokens:
             self.ids = found
             self.prompt_tokens = self.shown = len(found)
         if self._strips:
-            events = events[: at + _PROMPT_AT] + _NULL + events[end + 1 :]
+            events = events[:start] + _NULL + events[end + 1 :]
         if not self.head:
             self.head = events[: events.find(b"\n\n")]
         self._count()
@@ -282,12 +292,12 @@ class SentTokens:
         return events
 
     def _without_ids(self, events: bytes) -> bytes:
-        if not self._strips:
+        if not self._strips or events.find(_ANY_KEY) < 0:
             return events
         for key in (_PROMPT_KEY, _KEY):
             at = events.find(key)
-            while at >= 0:
-                start, end = at + len(key) - 1, events.find(b"]", at)
+            while at >= 0 and (end := events.find(b"]", at)) >= 0:
+                start = at + len(key) - 1
                 events = events[:start] + _NULL + events[end + 1 :]
                 at = events.find(key, start)
         return events

@@ -34,7 +34,7 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _LONG_EVENT_BYTES: Final = 16_384
 _MAX_TINY_EVENTS: Final = 64
 _MIN_MEAN_EVENT_BYTES: Final = 16  # of more events than that at once; the comments of a paused stream are few
-_TEXT_STARTS: Final = (b'"content":"', b'"text":"')
+_TEXT_STARTS: Final = (b'"content":"', b'"text":"', b'"reasoning":"', b'"reasoning_content":"')
 _QUOTE: Final = ord('"')
 _LINE_FEED: Final = ord("\n")  # a number is found faster than a byte, which is first tried as one
 _CARRIAGE_RETURN: Final = ord("\r")
@@ -123,6 +123,15 @@ class SseScanner:
                         break
                     continue
             if tokens is not None:
+                taken: bytes | None = None
+                if tokens.problem:  # its usual events have no ids
+                    taken = chunk if is_whole and self._is_like_earlier(chunk) else None
+                elif is_whole and self._head_bytes:
+                    taken = tokens.take_text(chunk)
+                if taken is not None:
+                    self.event_count += 1
+                    passed.append(taken)
+                    continue
                 chunk = tokens.take(chunk)
                 if chunk == COMMENT:
                     passed.append(chunk)
@@ -186,6 +195,8 @@ class SseScanner:
             if end >= 0 and chunk.find(b"\n\n") == len(chunk) - 2:
                 self._head, self._tail = chunk[:head], chunk[end:]
                 self._head_bytes, self._tail_bytes = head, len(chunk) - end
+                if self.tokens is not None:
+                    self.tokens.remember_frame(self._head, self._tail)
                 return
 
     @property
@@ -229,6 +240,8 @@ class SseScanner:
         Sets `error` if the rest is too long.
         """
         partial = self._partial
+        if not partial and chunk.endswith(b"\n\n"):
+            return chunk
         search_start = max(
             0, len(partial) - _LONGEST_END + 1
         )  # no boundary is before it: the part would have been cut there

@@ -4,10 +4,17 @@ import socket
 
 import pytest
 
-from fairlead_bench.gateway_instructions import tenant_requests
+from fairlead_bench.gateway_instructions import stream_continuation, tenant_requests
 from fairlead_bench.gateway_instructions.benchmark import DECISION, rows, standard_errors
 from fairlead_bench.gateway_instructions.counted_gateway import instructions_of, is_source
-from fairlead_bench.gateway_instructions.scenarios import Call, cost_per_unit, cost_without_keys, read_request
+from fairlead_bench.gateway_instructions.scenarios import (
+    CHUNK,
+    STREAM,
+    Call,
+    cost_per_unit,
+    cost_without_keys,
+    read_request,
+)
 from fairlead_bench.gateway_instructions.tenant_requests import (
     LIMITED,
     NAME,
@@ -98,6 +105,41 @@ def test_a_scripted_stream_ends_with_the_usage_where_it_was_asked_for() -> None:
         assert received.count(b"data: ") == 4 + wanted
         assert received.count(b'"completion_tokens":2') == wanted
         assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "knows_ids", "prompts", "tokens"),
+    [
+        (b'{"stream":true,"return_token_ids":true}', True, b'"prompt_token_ids":[12345,', b'"token_ids":[12345]}]}'),
+        (b'{"stream":true}', True, b'"prompt_token_ids":null', b'"token_ids":null}]}'),
+        (b'{"stream":true,"return_token_ids":true}', False, b"", b'"finish_reason":null}]}'),
+    ],
+)
+def test_scripted_events_have_the_ids_that_were_asked_for(
+    body: bytes, knows_ids: bool, prompts: bytes, tokens: bytes
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        call = Call(ours, "bench-model", body, knows_ids=knows_ids)
+        call.begin_stream()
+        opening = theirs.recv(65_536)
+        call.send_event()
+        event = theirs.recv(65_536)
+    assert prompts in opening
+    assert event.endswith(tokens + b"\n\n\r\n")
+    assert knows_ids or b"token_ids" not in opening + event
+
+
+def test_chunks_are_compared_with_those_of_streams_that_never_go_on() -> None:
+    units = [f"{unit}, {kind}" for unit in (CHUNK, STREAM) for kind in stream_continuation.KINDS]
+    base = {unit: [100.0, 100.0] for unit in units}
+    windows = base | {f"{CHUNK}, {stream_continuation.ON}": [121.0, 121.0]}
+    windows[f"{CHUNK}, {stream_continuation.OFF}"] = [100.5, 101.0]
+    table = {row.metric: row for row in stream_continuation.rows(windows, base, "0123abc")}
+    assert {name for name, row in table.items() if row.goal is not None} == set(load_goals(stream_continuation.NAME))
+    assert table[f"instructions per {CHUNK}, {stream_continuation.OFF}"].holds
+    ratio = table[f"instructions of a {CHUNK}, {stream_continuation.ON} ÷ {stream_continuation.OFF}"]
+    assert (ratio.ratio, ratio.holds) == (pytest.approx(121 / 100.75), False)
 
 
 def test_requests_are_read_one_by_one_from_one_connection() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead_gateway.upstream.sent_tokens import NO_TOKEN_IDS, SentTokens, TokenMemory
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
 from fairlead_testing.engines.scripted import event, token, usage
 
@@ -60,15 +61,17 @@ PARTS = st.sampled_from(
 )
 
 
-@given(st.lists(st.lists(PARTS, max_size=3), min_size=1, max_size=6))
-def test_event_with_a_known_frame_ends_as_if_it_were_searched(texts: list[list[bytes]]) -> None:
+@pytest.mark.parametrize("key", [b"content", b"reasoning", b"reasoning_content"])
+@given(texts=st.lists(st.lists(PARTS, max_size=3), min_size=1, max_size=6))
+def test_event_with_a_known_frame_ends_as_if_it_were_searched(key: bytes, texts: list[list[bytes]]) -> None:
+    frame = FRAME[0].replace(b"content", key), FRAME[1]
     known = SseScanner(strip_usage=True, max_event_bytes=LIMIT)
     searched = SseScanner(strip_usage=True, max_event_bytes=LIMIT)
-    known.filter_chunks([b"first".join(FRAME)])
-    searched.filter_chunks([b"first".join(FRAME)])
-    assert known._head == FRAME[0]
+    known.filter_chunks([b"first".join(frame)])
+    searched.filter_chunks([b"first".join(frame)])
+    assert known._head == frame[0]
     for text in texts:
-        chunk = b"".join(text).join(FRAME)
+        chunk = b"".join(text).join(frame)
         searched._head_bytes = 0
         assert known.filter_chunks([chunk]) == searched.filter_chunks([chunk])
         for name in ("event_count", "is_done", "is_aborted", "error", "waiting_bytes"):
@@ -165,3 +168,14 @@ def test_flood_of_empty_events_ends_the_stream(empty: bytes) -> None:
     out, events = through([*shown, empty * 65, event(token("c"))])
     assert out == b"".join(shown)
     assert events.error.status == 502
+
+
+@pytest.mark.parametrize("key", ["prompt_token_ids", "token_ids"])
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_token_ids_without_an_end_do_not_stop_the_worker(key: str, has_begun: bool) -> None:
+    scanner = SseScanner(strip_usage=True, max_event_bytes=LIMIT)
+    tokens = scanner.tokens = SentTokens(TokenMemory(1_000), strips=True)
+    opening = b'data: {"prompt_token_ids":[5],"token_ids":[6]}\n\n'
+    broken = b'data: {"%b":[7\n\n' % key.encode()
+    assert scanner.filter_chunks([opening, broken] if has_begun else [broken])[-1:] == [broken]
+    assert tokens.problem == ("" if has_begun and key[0] == "p" else NO_TOKEN_IDS)
