@@ -207,6 +207,11 @@ class DetachedStream(ContinuedStream):
         """The number of the answer's tokens by now, with those that are held."""
 
     @property
+    def may_move(self) -> bool:
+        """Whether it may leave an engine that lives."""
+        return not self.is_replayed
+
+    @property
     def failure(self) -> bytes:
         """The error event of an engine that the client does not have; empty without one."""
         return b""

@@ -75,12 +75,14 @@ class StreamBlocks(DetachedStream):
     request: of the client.
     blocks: what the client has, and the body of the request.
     problem: why no engine can continue it, in one word; empty if one can.
+    counted_prompt: tokens of the prompt as the first engine has counted them; 0 if it has not.
     """
 
     def __init__(self, request: ModelRequest, blocks: SentBlocks) -> None:
         super().__init__()
         self.blocks = blocks
         self.problem = ""
+        self.counted_prompt = 0
         self._body_type = request.dialect.body_type
         self._kind = request.dialect.name
         self._prompt: list[int] = []
@@ -106,6 +108,10 @@ class StreamBlocks(DetachedStream):
     @property
     def failure(self) -> bytes:
         return self.blocks.failure
+
+    @property
+    def may_move(self) -> bool:
+        return False  # whether another engine can take it over is known only once that is asked
 
     def release(self) -> None:
         self.blocks.release()
@@ -239,10 +245,7 @@ class StreamMessage(StreamBlocks):
 
     @property
     def prompt_tokens(self) -> int:
-        message = (decode_object(event_data(self.blocks.head) or b"") or {}).get("message")
-        usage = message.get("usage") if isinstance(message, dict) else None
-        names = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-        return sum(usage[name] for name in names if is_count(usage.get(name))) if isinstance(usage, dict) else 0
+        return self.counted_prompt
 
     def has_read(self, reported: Usage | None) -> bool:
         if not self._answer:
@@ -251,6 +254,8 @@ class StreamMessage(StreamBlocks):
 
     def usage(self, reported: Usage | None) -> Usage | None:
         prompt = self.prompt_tokens
+        if not self._answer:
+            return reported
         if reported is None or reported.completion_tokens is None:
             return reported if self.blocks.is_finished else Usage(prompt, self.generated, None)
         cached = None if reported.cached_tokens is None else min(reported.cached_tokens, prompt)
@@ -299,7 +304,7 @@ class StreamMessage(StreamBlocks):
             yield self._block_stop()
         if is_count(fields.get("index")):
             fields["index"] += self._shift
-        if kind == "message_delta" and isinstance(fields.get("usage"), dict):
+        if kind == "message_delta" and self._answer and isinstance(fields.get("usage"), dict):
             self._count(fields["usage"])
         yield fields
 

@@ -79,9 +79,10 @@ class StreamResume:
         """Chooses an instance that takes over a stream of one that drains.
 
         Returns None if none can, or if the answer is about to end. A replay would generate again
-        what the client has: such a stream moves only when its engine ends.
+        what the client has, and a text may find no engine that takes it over. Such streams move
+        only when their engine ends.
         """
-        if stream.is_replayed or stream.refusal() or stream.is_whole:
+        if not stream.may_move or stream.refusal() or stream.is_whole:
             return None
         return self._choose(attempt, stream, DRAINED, frozenset({attempt.instance_id}), why)
 
@@ -104,6 +105,9 @@ class StreamResume:
         context, tried = broken.context, frozenset[str]()
         if isinstance(stream, DetachedStream) and broken.engine_response is not None:
             stream.events += broken.engine_response.event_count
+            usage = broken.engine_response.usage
+            if isinstance(stream, StreamBlocks) and not stream.continuations and usage is not None:
+                stream.counted_prompt = usage.prompt_tokens or 0
         key = context.request.model_key
         first_cause, reason = cause, ""
         while not reason:

@@ -238,7 +238,11 @@ def talker(*parts: Sequence[bytes | asyncio.Event], met: list[Event], reads_ids:
         message = {"id": f"msg-{len(met)}", "type": "message", "role": "assistant", "content": [], "model": "tiny"}
         await call.start_stream()
         await call.chunk(
-            named_event("message_start", message=message | {"usage": {"input_tokens": count, "output_tokens": 0}})
+            named_event(
+                "message_start",
+                message=message
+                | {"usage": {"input_tokens": count - 4, "cache_read_input_tokens": 4, "output_tokens": 0}},
+            )
         )
         for event in parts[len(met) - 1]:
             await (call.chunk(event) if isinstance(event, bytes) else event.wait())
