@@ -104,7 +104,8 @@ def _runs(results: Path) -> dict[str, str]:
 
 
 def _streams(results: Path) -> dict[str, str]:
-    checks = load(results / "vllm.json")["parts"]["continued"]["checks"]
+    parts = load(results / "vllm.json")["parts"]
+    checks, replays = parts["continued"]["checks"], parts["continued-replays"]["checks"].values()
     sent = checks["bytes of a token on the way from the engine"]
     greedy = next(check for name, check in checks.items() if name.startswith("200 greedy transcripts"))
     sampled = checks["sampled streams, what follows the cut"]
@@ -120,6 +121,8 @@ def _streams(results: Path) -> dict[str, str]:
         "cut-streams": f"{greedy['streams']:,}",
         "identical-streams": f"{greedy['identical']:,}",
         "sampled-p": f"{sampled['p']:.2f}",
+        "replay-cuts": f"{sum(check['streams'] for check in replays)}",
+        "replays-whole": f"{sum(check.get('identical', check.get('whole')) for check in replays)}",
     }
 
 

@@ -233,12 +233,12 @@ class StreamReplay(StreamTokens):
         ids = choice.get("token_ids") or []
         self._position += len(ids)
         behind = min(len(ids), self._position - expected.shown)
-        has, replayed, has_known, has_rest = self._has, self._replayed, False, False
+        has, replayed, has_rest = self._has, self._replayed, False
         for holder, name, text in _texts_of(choice):
             known = text[: has.length(name) - replayed.length(name)]
             replayed.add(name, known)
             holder[name] = text[len(known) :]
-            has_known, has_rest = has_known or bool(known), has_rest or len(known) < len(text)
+            has_rest = has_rest or len(known) < len(text)
         is_finish = choice.get("finish_reason") is not None
         has_logprobs = choice.get("logprobs") is not None
         is_more = has_rest or is_finish or _has_call(choice)
@@ -248,7 +248,7 @@ class StreamReplay(StreamTokens):
             return False
         if not replayed.is_same(has):
             self._fail(DIFFERS)
-        if has_logprobs and (0 < behind < len(ids) or (has_known and has_rest)):
+        if has_logprobs and not _has_cut(choice["logprobs"], len(ids), behind):
             self._fail(WITHIN_LOGPROBS)
         choice["token_ids"] = ids[len(ids) - behind :]
         self._catch_up(expected)
@@ -308,6 +308,19 @@ class SentSums:
 def _only_choice(fields: dict[str, Any]) -> dict[str, Any] | None:
     choices = fields.get("choices")
     return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+
+
+def _has_cut(logprobs: Any, count: int, behind: int) -> bool:
+    """Leaves the log probabilities of an event's last tokens; returns whether it has them by token.
+
+    count, behind: the tokens of the event, and those that are left.
+    """
+    lists = {name: value for name, value in logprobs.items() if value is not None} if isinstance(logprobs, dict) else {}
+    if not lists or any(not isinstance(value, list) or len(value) != count for value in lists.values()):
+        return False
+    for name, value in lists.items():
+        logprobs[name] = value[count - behind :]
+    return True
 
 
 def _has_call(choice: dict[str, Any]) -> bool:

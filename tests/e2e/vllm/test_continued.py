@@ -65,6 +65,10 @@ def test_record_has_no_stream_that_differs_and_one_test_of_samples() -> None:
     assert killed["held"]
     (greedy,) = [check for check in cut["checks"].values() if check.get("transcripts") == TRANSCRIPTS]
     assert greedy["streams"] == greedy["identical"] + greedy["of_engines_that_differ_from_themselves"]
+    replayed = parts["continued-replays"]
+    assert replayed["held"]
+    for check in replayed["checks"].values():
+        assert check["streams"] == check.get("identical", check.get("whole")) + check["differ_and_say_so"]
     (samples,) = [check for check in cut["checks"].values() if "chi_squared" in check]
     assert samples["p"] > MIN_P
     (kills,) = killed["checks"].values()

@@ -256,12 +256,29 @@ async def test_a_client_that_asks_for_token_ids_gets_each_once() -> None:
         assert text_of(events) == WHOLE
 
 
-async def test_log_probabilities_are_not_cut() -> None:
-    given = {"logprobs": {"content": []}}
-    asked = SCHEMA | {"logprobs": True}
-    answer, _ = await answer_of(Engines((grouped(2, **given), 2), (grouped(2, **given), None)), asked)
-    assert text_of(shown(answer)) == WHOLE
-    answer, _ = await answer_of(Engines((grouped(2, **given), 2), (grouped(3, **given), None)), asked)
+def with_logprobs(size: int) -> list[dict[str, Any]]:
+    """The events of an answer with the log probability of each token."""
+    events = grouped(size)
+    for event in events:
+        (choice,) = event["choices"]
+        choice["logprobs"] = {"content": [{"logprob": -token} for token in choice["token_ids"]], "refusal": None}
+    return events
+
+
+@pytest.mark.parametrize("change", [{}, {"stop": ["x"]}], ids=["schema", "stop"])
+async def test_log_probabilities_come_once_for_each_token(change: dict[str, Any]) -> None:
+    for cut in range(1, 6):
+        engines = Engines((with_logprobs(2), cut), (with_logprobs(3), None))
+        answer, _ = await answer_of(engines, SCHEMA | change | {"logprobs": True})
+        given = [one["logprobs"]["content"] for event in shown(answer) for one in event["choices"] if one["logprobs"]]
+        assert [entry["logprob"] for entries in given for entry in entries] == [-token for token in IDS]
+        assert text_of(shown(answer)) == WHOLE
+
+
+@pytest.mark.parametrize("logprobs", [{"content": []}, {"content": {}}, {}, []], ids=str)
+async def test_log_probabilities_that_are_not_by_token_end_the_stream(logprobs: Any) -> None:
+    engines = Engines((grouped(2), 2), (grouped(3, logprobs=logprobs), None))
+    answer, _ = await answer_of(engines, SCHEMA | {"logprobs": True})
     assert "no engine could continue it (logprobs)" in answer.events[-1]
 
 
