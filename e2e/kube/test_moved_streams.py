@@ -2,6 +2,9 @@
 
 Each stream has 2,000 tokens at 20 a second. So an engine whose pod is gone while the streams still
 run has given them to others. How long that took is in the report.
+
+A rollout of eight engines under load is timed twice: once its streams stay to their ends, and once
+they move.
 """
 
 import time
@@ -19,6 +22,9 @@ from fairlead_testing.reports import ReportLine
 pytestmark = [pytest.mark.lane("engines", position=55), pytest.mark.extended]
 
 STREAMS, TOKENS, RATE = 50, 2_000, 10.0
+ENGINES, LOAD_TOKENS, LOAD_RATE = 8, 1_200, 0.7
+MAX_SHARE = 0.5
+"""Share of its time that a rollout may take if its streams move."""
 
 
 def seconds_until(change: Callable[[], object], is_done: Callable[[], bool]) -> float:
@@ -62,3 +68,39 @@ def test_streams_leave_engines_that_are_evicted_scaled_away_or_replaced(here: Ku
     assert streams.failures == []
     assert still_open >= STREAMS
     assert streams.end["outcomes"] == {"complete": streams.end["streams"]}
+
+
+@pytest.mark.timeout(1_500, func_only=True)
+def test_rollout_takes_half_the_time_if_its_streams_move(here: Kubectl, installed: HelmRelease) -> None:
+    here.apply(paced_engine())
+    client, took, gaps = ClientPod(here, installed).start(), dict[str, float](), dict[str, object]()
+    for number, resume in enumerate(("Never", "Auto")):
+        name = f"rolled-{number}"
+        rollout = {"drainTimeout": "120s"}
+        here.apply(model(name, replicas=ENGINES, rollout=rollout, routing={"resume": resume}))
+        found = DeployedModel(here, name)
+        client.first_token(f"{here.namespace}/{name}")
+        former = found.wait_until_settled(pods=ENGINES).keys()
+        with StreamSession(client, f"{here.namespace}/{name}", rate=LOAD_RATE, tokens=LOAD_TOKENS) as streams:
+            enough = LOAD_RATE * LOAD_TOKENS / 20 * 0.8
+            eventually("they run", lambda: bool(streams.seconds) and streams.seconds[-1]["open"] >= enough, seconds=120)  # noqa: B023
+            change = {"engine": {"type": "Sim", "env": [{"name": "ROUND", "value": "second"}]}}
+            begun = time.monotonic()
+            found.patch(change)
+            eventually(
+                "all engines are replaced",
+                lambda: not former & found.pods(going=True).keys(),  # noqa: B023
+                seconds=900,
+            )
+            took[resume] = time.monotonic() - begun
+        assert streams.failures == []
+        assert streams.end["outcomes"] == {"complete": streams.end["streams"]}
+        gaps[resume] = streams.end["longest_gap_seconds"]
+        here.run("delete", "modeldeployment", name)
+    share = took["Auto"] / took["Never"]
+    line = ReportLine(
+        "a rollout of eight engines takes half its time if streams move", round(share, 2), share <= MAX_SHARE
+    )
+    seconds = {resume: round(number, 1) for resume, number in took.items()}
+    record_result("rollout of eight engines", [line], seconds=seconds, longest_gap_seconds=gaps)
+    assert share <= MAX_SHARE

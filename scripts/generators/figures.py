@@ -106,6 +106,7 @@ def _runs(results: Path) -> dict[str, str]:
 def _streams(results: Path) -> dict[str, str]:
     parts = load(results / "vllm.json")["parts"]
     checks, replays = parts["continued"]["checks"], parts["continued-replays"]["checks"].values()
+    dialects = parts["continued-dialects"]["checks"].values()
     sent = checks["bytes of a token on the way from the engine"]
     greedy = next(check for name, check in checks.items() if name.startswith("200 greedy transcripts"))
     sampled = checks["sampled streams, what follows the cut"]
@@ -122,6 +123,8 @@ def _streams(results: Path) -> dict[str, str]:
         "identical-streams": f"{greedy['identical']:,}",
         "sampled-p": f"{sampled['p']:.2f}",
         "replay-cuts": f"{sum(check['streams'] for check in replays)}",
+        "dialect-cuts": f"{sum(check['streams'] for check in dialects)}",
+        "dialects-as-engine": f"{sum(check['as_the_engine_goes_on'] for check in dialects)}",
         "replays-whole": f"{sum(check.get('identical', check.get('whole')) for check in replays)}",
     }
 
