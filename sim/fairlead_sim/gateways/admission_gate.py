@@ -113,6 +113,15 @@ class AdmissionControlledGateway(SingleGateway):
         self._open_requests.pop(request, None)
         self._schedule_release(now)
 
+    def on_moved(self, request: str, instance: str, now: float) -> None:
+        """Counts a request that goes on at another engine there, also its memory."""
+        gate_request = self._open_requests.pop(request)
+        super().on_moved(request, instance, now)
+        self._open_requests[request] = gate_request
+        assert self._simulation is not None
+        tokens = gate_request.prompt_tokens + self._simulation.known_request(request).received_tokens
+        self._gate.kv_capacity.on_dispatch(gate_request.request, instance, tokens, gate_request.length_class, now)
+
     def _gate_request(self, request: TraceRequest) -> AdmissionRequest:
         max_tokens = request.output_tokens if self._max_tokens is None else self._max_tokens
         route_request = RouteRequest(

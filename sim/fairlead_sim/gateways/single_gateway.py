@@ -151,6 +151,18 @@ class SingleGateway:
         """Drops the load of the request."""
         self._sender().on_abandoned(request, now)
 
+    def on_moved(self, request: str, instance: str, now: float) -> None:
+        """Counts a request that goes on at another engine there."""
+        self.on_lost(request, now)
+        assert self._simulation is not None
+        inflight = self._simulation.known_request(request)
+        moved, tokens = inflight.request, inflight.received_tokens
+        self._router.on_dispatch(
+            RouteRequest(moved.id, self._chain(moved), moved.prompt_tokens + tokens, moved.output_tokens - tokens),
+            instance,
+            now,
+        )
+
     def set_unreachable(self, names: frozenset[str], now: float) -> None:
         """Cuts the gateway off from these engines, and from no others.
 
