@@ -29,9 +29,10 @@ from fairlead_gateway.admission.admission_policy import AdmissionPolicy
 from fairlead_gateway.proxy.stream_moves import MOVE_INTERVAL_SECONDS, MOVES_AT_ONCE, StreamProgress, decide_move
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.routing.stream_balance import InstanceStreams, MovePlan, RecentMoves, StreamMove, plan_moves
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, schedule_events
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import quantile, without_warmup
-from fairlead_sim.fleet.simulation import FleetEvent, FleetEventKind, FleetOptions, FleetSimulation, schedule_events
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, RequestClasses
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
 from fairlead_sim.gateways.stream_balance import MOVE_SECONDS, BalancedGateway, BalanceOptions, MoveRule
@@ -211,9 +212,9 @@ def load_rows(
         yield wanted.value(f"{name}: moves per request: {rule_name}", "share", moved)
 
 
-def long_rows(wanted: Goals, seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
+def long_rows(wanted: Goals, seeds: Sequence[int], count: int, *, has_gate: bool = False) -> Iterator[ResultRow]:
     """Yields rows of long prompts that come every 40 s into a fragmented fleet."""
-    fleet = BalanceFleet(L4)
+    name, fleet = "long, admission" if has_gate else "long", BalanceFleet(L4, has_gate=has_gate)
     alone = fleet.run([TraceRequest("p0", 0.0, LONG_TOKENS, 64, ())], no_moves).results[0].ttft_seconds or 0.0
     traffic = [_arrivals(answer_lengths, 1.95, seed, count) for seed in seeds]
     for rule_name, rule in RULES.items():
@@ -230,10 +231,10 @@ def long_rows(wanted: Goals, seeds: Sequence[int], count: int) -> Iterator[Resul
             chats += without_warmup(results[: len(requests)])
         long.sort()
         for what, value in (("median", quantile(long, 0.5)), ("mean", sum(long) / len(long))):
-            metric = f"long: {what} TTFT ÷ that of an empty engine: {rule_name}"
+            metric = f"{name}: {what} TTFT ÷ that of an empty engine: {rule_name}"
             yield wanted.ratio(metric, "s", value, "empty", alone)
-        yield wanted.value(f"long: p99 TTFT of chats: {rule_name}", "s", _p99(one.ttft_seconds for one in chats))
-        yield wanted.value(f"long: p99 TPOT of chats: {rule_name}", "s", _p99(one.tpot_seconds for one in chats))
+        yield wanted.value(f"{name}: p99 TTFT of chats: {rule_name}", "s", _p99(one.ttft_seconds for one in chats))
+        yield wanted.value(f"{name}: p99 TPOT of chats: {rule_name}", "s", _p99(one.tpot_seconds for one in chats))
 
 
 def tier_rows(wanted: Goals, seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
@@ -312,6 +313,7 @@ def main(arguments: list[str]) -> int:
     traffic = [_arrivals(reasoning_lengths, 26.0, seed, count * 3 // 4) for seed in seeds]
     rows += load_rows(wanted, "reasoning at 26/s", BalanceFleet(H100, only_decodes=True), traffic)
     rows += long_rows(wanted, seeds, count // 4)
+    rows += long_rows(wanted, seeds, count // 4, has_gate=True)
     rows += tier_rows(wanted, seeds, count // 2)
     rows += drain_rows(wanted, seeds)
     write_results("balance", rows, seed=seeds[0], file=given.out, more={"seeds": seeds})

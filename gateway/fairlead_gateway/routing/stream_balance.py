@@ -181,7 +181,7 @@ class _Load:
         self.remaining += sign * stream.remaining_tokens
         self.streams += sign
 
-    def room(self, share: float = 1.0) -> float:
+    def free_tokens(self, share: float = 1.0) -> float:
         """Returns the tokens that are free in this share of the memory, for the next steps."""
         near = [tokens for tokens, steps in zip(self.tokens, HORIZON_STEPS, strict=True) if steps <= FILL_STEPS]
         return share * self.instance.kv_tokens - max(near)
@@ -314,8 +314,10 @@ class _Planner:
 
     def _make_room(self, load: _Load, request: StreamLoad, budget: int) -> list[StreamMove]:
         """Returns the cheapest moves that let a request begin, at its instance or another one."""
-        gain = WAITING_WEIGHT * len(load.waiting) * load.seconds_until_free(request.tokens - load.room())
-        others = sorted([other for other in self.loads if other is not load and not other.waiting], key=_Load.room)
+        gain = WAITING_WEIGHT * len(load.waiting) * load.seconds_until_free(request.tokens - load.free_tokens())
+        others = sorted(
+            [other for other in self.loads if other is not load and not other.waiting], key=_Load.free_tokens
+        )
         best: tuple[float, _Load, list[tuple[StreamLoad, _Load]]] | None = None
         for place in (load, *others[-_OTHERS:]) if _is_free(request) else (load,):
             own = int(place is not load)  # the request moves, too
@@ -345,7 +347,7 @@ class _Planner:
 
         Lower tiers leave first. Empty if there are not enough, or the budget is too small.
         """
-        missing = request.tokens - place.room()
+        missing = request.tokens - place.free_tokens()
         leaving: list[tuple[StreamLoad, _Load]] = []
         taken: dict[str, float] = {}
         candidates = [stream for stream in place.movable if stream.tier >= request.tier]
@@ -374,7 +376,7 @@ class _Planner:
             used = 0.0 if taken is None else taken.get(load.instance.id, 0.0)
             if not _fits(stream, load, used):
                 continue
-            room = load.room(FILL_SHARE) - used
+            room = load.free_tokens(FILL_SHARE) - used
             if best is None or room > best[0]:
                 best = room, load
         return None if best is None else best[1]
@@ -386,7 +388,7 @@ def _is_free(stream: StreamLoad) -> bool:
 
 def _fits(stream: StreamLoad, load: _Load, taken: float = 0.0) -> bool:
     grown = min(FILL_STEPS, stream.remaining_tokens)
-    return stream.tokens + grown + taken <= load.room(FILL_SHARE)
+    return stream.tokens + grown + taken <= load.free_tokens(FILL_SHARE)
 
 
 def _crowding(load: _Load) -> float:
