@@ -1,6 +1,6 @@
 """Moves of running streams between simulated engines: preemptions, and room for long requests.
 
-    python -m fairlead_bench balance [--out out/bench/balance.json] [--requests 8000]
+    python -m fairlead_bench balance [--out out/bench/balance.json] [--requests 6000]
                                      [--seeds 101,102,103]
 
 Eight engines behind one gateway. A moved stream stops, and another engine computes its prompt and
@@ -16,7 +16,7 @@ Llumnix' rule is that of its code (arXiv 2406.03243), with computation in place 
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -121,6 +121,11 @@ class BalanceFleet:
     tiers: dict[str, int] | None = None
     events: tuple[FleetEvent, ...] = ()
 
+    def rules(self) -> Mapping[str, MoveRule]:
+        """Returns the rules that are compared."""
+        others = {} if self.has_gate else {"Llumnix' rule": llumnix_moves}
+        return {"none": no_moves, "moves": plan_moves} | others
+
     def run(
         self, requests: Sequence[TraceRequest], rule: MoveRule, interval_seconds: float = MOVE_SECONDS
     ) -> "BalanceRun":
@@ -176,9 +181,6 @@ def _arrivals(lengths: Lengths, rate: float, seed: int, count: int) -> list[Trac
     return draw_arrivals(draw, rate, [lengths(draw) for _ in range(count)])
 
 
-RULES: Final[dict[str, MoveRule]] = {"none": no_moves, "moves": plan_moves, "Llumnix' rule": llumnix_moves}
-
-
 def _p99(values: Iterable[float | None]) -> float:
     return quantile(sorted([value for value in values if value is not None]), 0.99)
 
@@ -191,7 +193,7 @@ def load_rows(
     traffic: of each seed.
     """
     found: dict[str, tuple[float, float, float, float, float]] = {}
-    for rule_name, rule in RULES.items():
+    for rule_name, rule in fleet.rules().items():
         runs = [fleet.run(requests, rule) for requests in traffic]
         served = [result for run in runs for result in without_warmup(run.results)]
         found[rule_name] = (
@@ -217,7 +219,7 @@ def long_rows(wanted: Goals, seeds: Sequence[int], count: int, *, has_gate: bool
     name, fleet = "long, admission" if has_gate else "long", BalanceFleet(L4, has_gate=has_gate)
     alone = fleet.run([TraceRequest("p0", 0.0, LONG_TOKENS, 64, ())], no_moves).results[0].ttft_seconds or 0.0
     traffic = [_arrivals(answer_lengths, 1.95, seed, count) for seed in seeds]
-    for rule_name, rule in RULES.items():
+    for rule_name, rule in fleet.rules().items():
         long: list[float] = []
         chats: list[RequestResult] = []
         for requests in traffic:
@@ -256,7 +258,7 @@ def tier_rows(wanted: Goals, seeds: Sequence[int], count: int) -> Iterator[Resul
         return _p99(one.ttft_seconds for one in served)
 
     alone = high(no_moves, alone=True)
-    for rule_name, rule in RULES.items():
+    for rule_name, rule in fleet.rules().items():
         metric = f"tiers: p99 TTFT of the high tier ÷ alone: {rule_name}"
         yield wanted.ratio(metric, "s", high(rule, alone=False), "alone", alone)
 
@@ -303,7 +305,7 @@ class _LeaveTimes:
 
 def main(arguments: list[str]) -> int:
     """Measures, writes and prints. A goal that does not hold stays in the table."""
-    given = parse_options("balance", "Moves of running streams.", arguments, requests=8_000, seeds=[101, 102, 103])
+    given = parse_options("balance", "Moves of running streams.", arguments, requests=6_000, seeds=[101, 102, 103])
     seeds, count, wanted = given.seeds, given.requests, load_goals("balance")
     rows: list[ResultRow] = []
     for rate in (30.0, 32.0):
