@@ -28,7 +28,15 @@ from fairlead_bench.scheduling import A100, answer_lengths, draw_arrivals
 from fairlead_gateway.admission.admission_policy import AdmissionPolicy
 from fairlead_gateway.proxy.stream_moves import MOVE_INTERVAL_SECONDS, MOVES_AT_ONCE, StreamProgress, decide_move
 from fairlead_gateway.routing import ModelRouter
-from fairlead_gateway.routing.stream_balance import InstanceStreams, MovePlan, RecentMoves, StreamMove, plan_moves
+from fairlead_gateway.routing.stream_balance import (
+    NOTHING_QUEUED,
+    InstanceStreams,
+    MovePlan,
+    QueuedRequests,
+    RecentMoves,
+    StreamMove,
+    plan_moves,
+)
 from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, schedule_events
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.results import quantile, without_warmup
@@ -51,18 +59,22 @@ _ENDLESS_QUEUE: Final = replace(Limits(), queued_requests=10**9, queued_bytes=10
 Lengths = Callable[[random.Random], tuple[int, int]]
 
 
-def no_moves(instances: Sequence[InstanceStreams], recent: RecentMoves) -> MovePlan:
-    del instances, recent
+def no_moves(
+    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests = NOTHING_QUEUED
+) -> MovePlan:
+    del instances, recent, queued
     return MovePlan((), "")
 
 
-def llumnix_moves(instances: Sequence[InstanceStreams], recent: RecentMoves) -> MovePlan:
+def llumnix_moves(
+    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests = NOTHING_QUEUED
+) -> MovePlan:
     """Returns moves by freeness: free blocks per request, less what the first queued one needs.
 
     Engines with fewer than three are sources. The worst is paired with the best of the others, and
     so on; each pair moves its shortest stream if it fits.
     """
-    del recent
+    del recent, queued
     ready = [instance for instance in instances if instance.is_ready]
     sources = sorted([instance for instance in ready if freeness(instance) < 3.0], key=freeness)
     others = sorted([instance for instance in ready if freeness(instance) >= 3.0], key=freeness, reverse=True)
@@ -81,9 +93,11 @@ def freeness(instance: InstanceStreams) -> float:
     return (_free_tokens(instance) - first) / BLOCK_TOKENS / max(1, len(instance.running) + bool(instance.waiting))
 
 
-def drain_moves(instances: Sequence[InstanceStreams], recent: RecentMoves) -> MovePlan:
+def drain_moves(
+    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests = NOTHING_QUEUED
+) -> MovePlan:
     """Returns moves away from instances that are drained, as gateway workers make them."""
-    del recent
+    del recent, queued
     moves: list[StreamMove] = []
     ready = [instance for instance in instances if instance.is_ready]
     for source in instances:
@@ -222,19 +236,23 @@ def long_rows(wanted: Goals, seeds: Sequence[int], count: int, *, has_gate: bool
     for rule_name, rule in fleet.rules().items():
         long: list[float] = []
         chats: list[RequestResult] = []
+        recomputed = 0.0
         for requests in traffic:
             long_count = int((requests[-1].arrival - 160.0) / LONG_INTERVAL_SECONDS)
             probes = [
                 TraceRequest(f"p{number}", 150.0 + LONG_INTERVAL_SECONDS * number, LONG_TOKENS, 64, ())
                 for number in range(long_count)
             ]
-            results = fleet.run([*requests, *probes], rule).results
+            run = fleet.run([*requests, *probes], rule)
+            recomputed += run.recomputed_share / len(seeds)
+            results = run.results
             long += [result.ttft_seconds or 0.0 for result in results[len(requests) :]]
             chats += without_warmup(results[: len(requests)])
         long.sort()
         for what, value in (("median", quantile(long, 0.5)), ("mean", sum(long) / len(long))):
             metric = f"{name}: {what} TTFT ÷ that of an empty engine: {rule_name}"
             yield wanted.ratio(metric, "s", value, "empty", alone)
+        yield wanted.value(f"{name}: recomputed tokens: {rule_name}", "share", recomputed)
         yield wanted.value(f"{name}: p99 TTFT of chats: {rule_name}", "s", _p99(one.ttft_seconds for one in chats))
         yield wanted.value(f"{name}: p99 TPOT of chats: {rule_name}", "s", _p99(one.tpot_seconds for one in chats))
 
@@ -293,14 +311,14 @@ class _LeaveTimes:
         self.streams = 0
         self.empty_at = 0.0
 
-    def plan(self, instances: Sequence[InstanceStreams], recent: RecentMoves) -> MovePlan:
+    def plan(self, instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests) -> MovePlan:
         """Returns the rule's plan."""
         self._plans += 1
         left = sum(len(instance.running) for instance in instances if not instance.is_ready)
         if left:
             self.streams = self.streams or left
             self.empty_at = (self._plans + 1) * MOVE_INTERVAL_SECONDS
-        return self._rule(instances, recent)
+        return self._rule(instances, recent, queued)
 
 
 def main(arguments: list[str]) -> int:
@@ -312,7 +330,7 @@ def main(arguments: list[str]) -> int:
         traffic = [_arrivals(answer_lengths, rate, seed, count) for seed in seeds]
         rows += load_rows(wanted, f"chat at {rate:g}/s", BalanceFleet(A100), traffic)
     rows += load_rows(wanted, "chat at 32/s, admission", BalanceFleet(A100, has_gate=True), traffic)
-    traffic = [_arrivals(reasoning_lengths, 26.0, seed, count * 3 // 4) for seed in seeds]
+    traffic = [_arrivals(reasoning_lengths, 26.0, seed, count) for seed in seeds]
     rows += load_rows(wanted, "reasoning at 26/s", BalanceFleet(H100, only_decodes=True), traffic)
     rows += long_rows(wanted, seeds, count // 4)
     rows += long_rows(wanted, seeds, count // 4, has_gate=True)

@@ -4,8 +4,9 @@ A stream can go on at another instance from its tokens. That costs the computati
 of what it has generated, which delays the streams there. A plan has two parts:
 
 - **Room**: a request waits because its KV fits nowhere, although the fleet has memory enough in
-  parts. It goes where it fits at once; otherwise streams leave one instance until it fits there.
-  Only streams of its tier or a lower one leave.
+  parts. From an instance it goes where it fits at once. Otherwise streams leave one instance until
+  it fits there, also for a request that waits in the gateway. Only streams of its tier or a lower
+  one leave.
 - **Balance**: a stream leaves a crowded instance if that saves more than it costs.
 
 All is compared in seconds of delay, summed over streams. W_i(t) is the KV of instance i in t steps:
@@ -24,8 +25,8 @@ Source: ARES (arXiv 2510.13668) balances decoding by present and forecast load; 
 against each gain.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile
@@ -52,8 +53,8 @@ WAITING_WEIGHT: Final = 8.0
 Why: a pause is one gap of many in a stream, and a wait is all of its time to the first token.
 """
 MAX_WAIT_SECONDS: Final = 30.0
-_OTHERS: Final = 4
-"""Other instances in which room for a request is looked for: those with most free memory."""
+_PLACES: Final = 5
+"""Instances in which room for a request is looked for: those with most free memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,22 @@ class InstanceStreams:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuedRequests:
+    """Requests that wait in the gateway because the first of them fits at no instance.
+
+    - missing_tokens: of the first one, by instance (`admission.kv_capacity`).
+    - tier: of the first one.
+    """
+
+    count: int = 0
+    missing_tokens: Mapping[str, float] = field(default_factory=dict)
+    tier: int = 0
+
+
+NOTHING_QUEUED: Final = QueuedRequests()
+
+
+@dataclass(frozen=True, slots=True)
 class RecentMoves:
     """Moves and breaks of a model's streams just now.
 
@@ -133,7 +150,9 @@ class MovePlan:
     reason: str
 
 
-def plan_moves(instances: Sequence[InstanceStreams], recent: RecentMoves) -> MovePlan:
+def plan_moves(
+    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests = NOTHING_QUEUED
+) -> MovePlan:
     """Returns the moves that a model's streams begin now."""
     if recent.broken:
         return MovePlan((), f"{recent.broken} streams broke just now")
@@ -146,6 +165,8 @@ def plan_moves(instances: Sequence[InstanceStreams], recent: RecentMoves) -> Mov
     moves: list[StreamMove] = []
     for load in list(planner.loads):
         moves += planner.room_moves(load, budget - len(moves))
+    if queued.count and len(moves) < budget:
+        moves += planner.room_for_queued(queued, budget - len(moves))
     while len(moves) < budget:
         move = planner.best_balance_move()
         if move is None:
@@ -216,6 +237,15 @@ class _Load:
 def tokens_after(stream: StreamLoad, steps: int) -> float:
     """Returns the KV of a stream in some steps; 0 once it has ended."""
     return stream.tokens + steps if stream.remaining_tokens >= steps else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """Streams that leave an instance together, each with its destination."""
+
+    place: _Load
+    streams: Sequence[tuple[StreamLoad, _Load]]
+    price_seconds: float
 
 
 class _Planner:
@@ -315,42 +345,60 @@ class _Planner:
     def _make_room(self, load: _Load, request: StreamLoad, budget: int) -> list[StreamMove]:
         """Returns the cheapest moves that let a request begin, at its instance or another one."""
         gain = WAITING_WEIGHT * len(load.waiting) * load.seconds_until_free(request.tokens - load.free_tokens())
-        others = sorted(
-            [other for other in self.loads if other is not load and not other.waiting], key=_Load.free_tokens
-        )
-        best: tuple[float, _Load, list[tuple[StreamLoad, _Load]]] | None = None
-        for place in (load, *others[-_OTHERS:]) if _is_free(request) else (load,):
+        places = [load]
+        if _is_free(request):
+            places += self._roomiest_loads([other for other in self.loads if other is not load])
+        best: _Leaving | None = None
+        for place in places:
             own = int(place is not load)  # the request moves, too
-            leaving = self._leaving(place, request, budget - own)
-            if leaving:
-                price = sum(to.prefill_seconds(stream.tokens) for stream, to in leaving)
-                if best is None or price < best[0]:
-                    best = price, place, leaving
-        if best is None or gain <= best[0]:
+            missing = request.tokens - place.free_tokens()
+            best = self._cheaper(best, self._leaving(place, missing, request.tier, budget - own))
+        if best is None or gain <= best.price_seconds:
             return []
-        price, place, leaving = best
-        reason = f"it makes room for a request of {request.tokens:.0f} tokens that waits"
-        moves = []
-        for stream, to in leaving:
-            self._apply(stream, place, to)
-            cost = to.prefill_seconds(stream.tokens)
-            moves.append(StreamMove(stream.id, place.instance.id, to.instance.id, gain / len(leaving), cost, reason))
+        moves = self._leave(best, gain, f"it makes room for a request of {request.tokens:.0f} tokens that waits")
         load.waiting.remove(request)
-        place.add(request)
-        if place is not load:
+        best.place.add(request)
+        if best.place is not load:
             reason = "streams leave this instance to make room for it"
-            moves.append(StreamMove(request.id, load.instance.id, place.instance.id, gain, 0.0, reason))
+            moves.append(StreamMove(request.id, load.instance.id, best.place.instance.id, gain, 0.0, reason))
         return moves
 
-    def _leaving(self, place: _Load, request: StreamLoad, budget: int) -> list[tuple[StreamLoad, _Load]]:
+    def room_for_queued(self, queued: QueuedRequests, budget: int) -> list[StreamMove]:
+        """Returns the cheapest moves that let the first request of the gateway be dispatched."""
+        best: _Leaving | None = None
+        wait_seconds = MAX_WAIT_SECONDS
+        for place in self._roomiest_loads([load for load in self.loads if load.instance.id in queued.missing_tokens]):
+            missing = queued.missing_tokens[place.instance.id]
+            wait_seconds = min(wait_seconds, place.seconds_until_free(missing))
+            best = self._cheaper(best, self._leaving(place, missing, queued.tier, budget))
+        gain = WAITING_WEIGHT * queued.count * wait_seconds
+        if best is None or gain <= best.price_seconds:
+            return []
+        return self._leave(best, gain, "it makes room for a request that waits in the gateway")
+
+    def _roomiest_loads(self, loads: Sequence[_Load]) -> Sequence[_Load]:
+        return sorted([load for load in loads if not load.waiting], key=_Load.free_tokens)[-_PLACES:]
+
+    def _cheaper(self, best: _Leaving | None, found: _Leaving | None) -> _Leaving | None:
+        return found if best is None or (found is not None and found.price_seconds < best.price_seconds) else best
+
+    def _leave(self, leaving: _Leaving, gain: float, reason: str) -> list[StreamMove]:
+        moves = []
+        for stream, to in leaving.streams:
+            price = to.prefill_seconds(stream.tokens)
+            self._apply(stream, leaving.place, to)
+            share = gain / len(leaving.streams)
+            moves.append(StreamMove(stream.id, leaving.place.instance.id, to.instance.id, share, price, reason))
+        return moves
+
+    def _leaving(self, place: _Load, missing: float, request_tier: int, budget: int) -> _Leaving | None:
         """Returns streams whose leaving makes room for a request, each with its destination.
 
-        Lower tiers leave first. Empty if there are not enough, or the budget is too small.
+        Lower tiers leave first. None if there are not enough, or the budget is too small.
         """
-        missing = request.tokens - place.free_tokens()
         leaving: list[tuple[StreamLoad, _Load]] = []
         taken: dict[str, float] = {}
-        candidates = [stream for stream in place.movable if stream.tier >= request.tier]
+        candidates = [stream for stream in place.movable if stream.tier >= request_tier]
         while missing > 0.0 and candidates and len(leaving) < budget:
             lowest = max(stream.tier for stream in candidates)
             tier = [stream for stream in candidates if stream.tier == lowest]
@@ -362,7 +410,9 @@ class _Planner:
                 leaving.append((stream, to))
                 taken[to.instance.id] = taken.get(to.instance.id, 0.0) + stream.tokens
                 missing -= stream.tokens
-        return leaving if missing <= 0.0 else []
+        if not leaving or missing > 0.0:
+            return None
+        return _Leaving(place, leaving, sum([to.prefill_seconds(stream.tokens) for stream, to in leaving]))
 
     def _roomiest(self, stream: StreamLoad, source: _Load, taken: dict[str, float] | None = None) -> _Load | None:
         """Returns the instance with most room in which a stream fits.

@@ -16,6 +16,7 @@ from fairlead_gateway.admission.admission_policy import (
 )
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
+from fairlead_gateway.routing.stream_balance import NOTHING_QUEUED, QueuedRequests
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.simulation import QUEUED
 from fairlead_sim.gateways.single_gateway import SingleGateway
@@ -112,6 +113,27 @@ class AdmissionControlledGateway(SingleGateway):
         self._gate.kv_capacity.on_finish(request)
         self._open_requests.pop(request, None)
         self._schedule_release(now)
+
+    def queued_requests(self, now: float) -> QueuedRequests:
+        if self._simulation is None or not len(self._gate):
+            return NOTHING_QUEUED
+        first = next(
+            (
+                gate_request
+                for name, gate_request in self._open_requests.items()
+                if self._simulation.known_request(name).instance == QUEUED
+            ),
+            None,
+        )
+        if first is None:
+            return NOTHING_QUEUED
+        missing = {
+            engine.id: self._gate.kv_capacity.missing_tokens(
+                engine, first.request, first.prompt_tokens, first.length_class, now
+            )
+            for engine in self._engines(now)
+        }
+        return QueuedRequests(len(self._gate), missing if min(missing.values()) > 0.0 else {}, first.tier)
 
     def on_moved(self, request: str, instance: str, now: float) -> None:
         """Counts a request that goes on at another engine there, also its memory."""

@@ -12,6 +12,7 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, KvPullSource, Model, SloTargets
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
+from fairlead_gateway.routing.stream_balance import NOTHING_QUEUED, QueuedRequests
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.request import RequestResult
@@ -150,6 +151,11 @@ class SingleGateway:
     def on_lost(self, request: str, now: float) -> None:
         """Drops the load of the request."""
         self._sender().on_abandoned(request, now)
+
+    def queued_requests(self, now: float) -> QueuedRequests:
+        """Returns the requests that wait for memory; none without admission."""
+        del now
+        return NOTHING_QUEUED
 
     def on_moved(self, request: str, instance: str, now: float) -> None:
         """Counts a request that goes on at another engine there."""

@@ -17,6 +17,7 @@ from fairlead_gateway.routing.stream_balance import (
     REST_SECONDS,
     InstanceStreams,
     MovePlan,
+    QueuedRequests,
     RecentMoves,
     StreamLoad,
     plan_moves,
@@ -27,7 +28,7 @@ from fairlead_sim.fleet.simulation import SimulationContext
 from fairlead_sim.gateways.single_gateway import SingleGateway
 from fairlead_sim.workload.traces import TraceRequest
 
-MoveRule: TypeAlias = Callable[[Sequence[InstanceStreams], RecentMoves], MovePlan]
+MoveRule: TypeAlias = Callable[[Sequence[InstanceStreams], RecentMoves, QueuedRequests], MovePlan]
 MOVE_SECONDS: Final = 0.25
 """Interval of plans."""
 
@@ -110,7 +111,8 @@ class BalancedGateway:
             self._broken.popleft()
         recent = RecentMoves(len(self._inflight), len(self._begun), len(self._broken))
         instances = [self._streams(name, core, now) for name, core in simulation.engine_cores.items()]
-        for move in self._options.rule(instances, recent).moves:
+        queued = self._gateway.queued_requests(now)
+        for move in self._options.rule(instances, recent, queued).moves:
             if simulation.move_request(move.stream, move.destination, now):
                 inflight = simulation.known_request(move.stream)
                 self._gateway.on_moved(move.stream, move.destination, now)

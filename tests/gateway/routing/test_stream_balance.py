@@ -14,6 +14,7 @@ from fairlead_gateway.routing.stream_balance import (
     MOVES_PER_STREAM,
     REST_SECONDS,
     InstanceStreams,
+    QueuedRequests,
     RecentMoves,
     StreamLoad,
     plan_moves,
@@ -121,6 +122,18 @@ def test_lower_tiers_leave_first_and_never_for_lower_ones() -> None:
     assert {move.stream.partition("-")[0] for move in plan.moves} == {"low"}
     highs = instance("a", streams("a", *[1_000.0] * 7), replace(LONG, tier=1))
     assert not [move for move in plan_moves([highs, *fleet], STEADY).moves if move.stream.startswith("a-")]
+
+
+def test_streams_make_room_for_a_request_in_the_gateway_where_least_is_missing() -> None:
+    fleet = [*[instance(name, streams(name, *[1_000.0] * 7)) for name in "ab"], instance("c", [])]
+
+    def made_room(queued: QueuedRequests) -> list[str]:
+        return [move.source for move in plan_moves(fleet, STEADY, queued).moves if "in the gateway" in move.reason]
+
+    missing = {"a": 1_500.0, "b": 900.0}
+    assert made_room(QueuedRequests(1, missing)) == ["b"]
+    assert made_room(QueuedRequests(1, {})) == []
+    assert made_room(QueuedRequests(1, missing, tier=1)) == []
 
 
 STREAM = st.builds(StreamLoad, st.uuids().map(str), st.floats(1, 3_000), st.floats(1, 2_000), st.integers(0, 1))

@@ -11,7 +11,14 @@ from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.admission.admission_policy import AdmissionPolicy
 from fairlead_gateway.routing import ModelRouter
-from fairlead_gateway.routing.stream_balance import InstanceStreams, MovePlan, RecentMoves, StreamMove, plan_moves
+from fairlead_gateway.routing.stream_balance import (
+    InstanceStreams,
+    MovePlan,
+    QueuedRequests,
+    RecentMoves,
+    StreamMove,
+    plan_moves,
+)
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway
@@ -25,14 +32,14 @@ NAMES = ["sim-0/0/0", "sim-1/0/0"]
 BLOCK = 16
 
 
-def no_moves(instances: Sequence[InstanceStreams], recent: RecentMoves) -> MovePlan:
-    del instances, recent
+def no_moves(instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests) -> MovePlan:
+    del instances, recent, queued
     return MovePlan((), "")
 
 
-def every_stream_once(instances: Sequence[InstanceStreams], recent: RecentMoves) -> MovePlan:
+def every_stream_once(instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests) -> MovePlan:
     """Moves each stream to the other engine, once."""
-    del recent
+    del recent, queued
     moves = [
         StreamMove(stream.id, source.id, destination.id, 0.0, 0.0, "")
         for source, destination in (instances, instances[::-1])
@@ -114,13 +121,14 @@ def test_runs_without_moves_are_those_of_the_gateway_alone() -> None:
     ]
 
 
-def test_a_long_prompt_gets_room_in_a_fragmented_fleet() -> None:
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_long_prompt_gets_room_in_a_fragmented_fleet(gate: bool) -> None:
     # Each engine has 28,672 tokens: 18,000 of them are in use, and the long prompt needs 12,000.
     chats = [TraceRequest(f"r{number}", 0.0, 3_200, 900, ()) for number in range(10)]
     long = TraceRequest("long", 30.0, 12_000, 10, ())
     waits = {}
     for rule in (no_moves, plan_moves):
-        results = run([*chats, long], rule)[0]
+        results = run([*chats, long], rule, gate=gate)[0]
         assert not [result for result in results if result.error]
         waits[rule] = results[-1].ttft_seconds or 0.0
     assert waits[no_moves] > 2 * waits[plan_moves]
