@@ -10,6 +10,7 @@ In reading order:
 - `candidates`: the two homes of a prefix, and what a policy compares
 - `policies`: the presets
 - `accelerator_selection`, `prefill_placement`: parts of the default policy
+- `stream_balance`: moves of running streams, which only the fleet simulator makes
 - `router`: the state between decisions, and the router's callbacks
 """
 

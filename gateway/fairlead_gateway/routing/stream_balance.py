@@ -63,7 +63,7 @@ class StreamLoad:
 
     - tokens: its KV: the prompt, and what was generated. A waiting request needs them.
     - remaining_tokens: forecast of the tokens still to come (`admission.output_lengths`).
-    - tier: 0 is the highest.
+    - tier: 0 is the highest, that of `Interactive`.
     - is_movable: it has a first token and can be continued; a waiting one, that it can be sent
       again.
     - moves: planned ones so far.
