@@ -65,7 +65,10 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
         BenchmarkPart("shadow", "routes.shadow_cost", 1, PROCESSES),
         BenchmarkPart("fallbacks", "routes.fallback_search", 1, WORKER),
     ),
-    "routing": (BenchmarkPart("routing", "routing.benchmark", 60, SIMULATOR, "--trace"),),
+    "routing": (
+        BenchmarkPart("routing", "routing.benchmark", 60, SIMULATOR, "--trace"),
+        BenchmarkPart("balance", "routing.balance", 12, in_all=False),
+    ),
     "sharing": (
         BenchmarkPart("sharing", "sharing.simulated_gateways", 10, trace_option="--trace"),
         BenchmarkPart("gateways", "sharing.gateway_processes", 10),

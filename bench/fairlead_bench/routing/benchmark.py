@@ -46,8 +46,8 @@ from fairlead_gateway.routing import PRESETS
 from fairlead_sim.adapters.external_router import SharingDelays
 from fairlead_sim.compiled import package_folders
 from fairlead_sim.experiments.trial import SeamKind, Trial
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, scale_out_and_in
 from fairlead_sim.fleet.results import WITHOUT_GUARD, CapacityGoal, attainment_by_window
-from fairlead_sim.fleet.simulation import FleetEvent, FleetEventKind, scale_out_and_in
 from fairlead_sim.seams import router
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import (

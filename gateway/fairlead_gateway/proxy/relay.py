@@ -386,6 +386,8 @@ class ResponseRelay(StreamEnding):
         if admission is not None:
             forecast = admission.policy.kv_capacity.forecast
             rest = forecast.expected_remaining(context.caller, prompt, generated, self._now())
+            if rest is not None and rest <= 1.0:
+                rest = None  # no counted answer was longer, so nothing is known
         limit = context.request.max_tokens
         return StreamProgress(
             prompt + stream.earlier,

@@ -23,6 +23,7 @@ from fairlead_gateway.routing import InstanceLoad, ModelRouter
 from fairlead_sim.adapters.external_router import ExternalRouter, SharingDelays
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.sequence import EngineSequence
+from fairlead_sim.fleet.fleet_events import FleetEvent, schedule_events
 from fairlead_sim.fleet.packet_simulator import NO_FAULTS, PacketSimulator
 from fairlead_sim.fleet.request import InflightRequest, RequestResult
 from fairlead_sim.fleet.results import (
@@ -33,7 +34,7 @@ from fairlead_sim.fleet.results import (
     run_metrics,
     without_warmup,
 )
-from fairlead_sim.fleet.simulation import FleetEvent, FleetOptions, FleetSimulation, SimulationContext, schedule_events
+from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation, SimulationContext
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway, instances_of
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest, at_rate

@@ -17,8 +17,6 @@ The fleet of a simulation: its engines, and what its router receives.
 
 The interface between the fleet simulation and the router of its requests.
 
-Events of a fleet under load: engines are lost, join, drain or become slow.
-
 The observer of one engine of a fleet simulation.
 
 Why: a base class, since compiled calls through a Protocol look up each method by name. Engines take
@@ -33,7 +31,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import partial
 from itertools import count
 from typing import Final, Protocol, TypeAlias
@@ -61,6 +58,10 @@ class FleetOptions:
     - feedback_delay_seconds: delay of first tokens and ends at the router.
     - reserve_tokens: output tokens that must fit at admission. None: all. 0: none, so that engines
       preempt.
+    - prefilled_elsewhere: the engines only decode; prompts arrive with their KV. What is computed
+      again, after a preemption or a move, is computed here.
+    - priorities: the priority of each tenant, by which engines order requests: lower goes first.
+      Other tenants have 0. None: engines order by arrival.
     - is_pooled: one memory for all engines (``experiments.ideal_bound``).
     - lower_tiers: slower memory of each engine, or of all, the fastest first.
     - pull: how engines copy KV out of each other's caches; None: they do not.
@@ -75,6 +76,8 @@ class FleetOptions:
     feedback_delay_seconds: float = 0.0
     reserve_tokens: int | None = None
     is_pooled: bool = False
+    prefilled_elsewhere: bool = False
+    priorities: Mapping[str, int] | None = None
     lower_tiers: Sequence[TierOptions] = ()
     pull: KvPullSource | None = None
     keeps_results: bool = True
@@ -117,6 +120,14 @@ class SimulationContext(ABC):
         """Routes a request without a first token again; cuts an answer in progress.
 
         The router must have dropped the request.
+        """
+
+    @abstractmethod
+    def move_request(self, request_id: str, instance: str, now: float) -> bool:
+        """Lets a request go on at another engine, from the tokens that its client has.
+
+        The engine computes its prompt and these tokens, as far as they are not cached there.
+        Returns False if the request ends with the present step, or the engine is absent.
         """
 
     @abstractmethod
@@ -235,6 +246,7 @@ class FleetSimulation(SimulationContext):
     - prompts: block keys, which several simulations may share.
     - on_progress: called for each request at its first token, and at its end if that is an error.
     - now: the time up to which ``run_until`` has simulated.
+    - prefilled_tokens: computed by prefill so far, also those that were computed before.
     """
 
     def __init__(
@@ -270,6 +282,7 @@ class FleetSimulation(SimulationContext):
         self._pull_sources: dict[str, str] = {}
         self._on_ended: dict[str, Action] = {}
         self.now = 0.0
+        self.prefilled_tokens = 0
 
     @property
     def engine_cores(self) -> Mapping[str, EngineCore]:
@@ -426,6 +439,25 @@ class FleetSimulation(SimulationContext):
         self._abort_on_engine(inflight, now)
         self._on_lost(inflight, now)
 
+    def move_request(self, request_id: str, instance: str, now: float) -> bool:
+        inflight, destination = self._requests[request_id], self._engines.get(instance)
+        former = inflight.sequence
+        if destination is None or former is None or former.is_done or inflight.is_ended:
+            return False
+        self._abort_on_engine(inflight, now)
+        inflight.leave_engine(bisect_right(inflight.step_ends, now), now)
+        received = inflight.received_tokens
+        sequence = self._new_sequence(inflight.request, now)
+        sequence.generated, sequence.pulled_tokens = received, 0
+        sequence.admitted_at, sequence.first_token_at = former.admitted_at, inflight.first_token_at
+        sequence.cached_tokens, sequence.preemptions = former.cached_tokens, former.preemptions
+        inflight.instance = instance
+        self._take_begun_steps(destination, now)
+        destination.core.add(sequence)
+        sequence.chain = former.chain[: (sequence.prompt_tokens + received) // self._options.block_tokens]
+        self._go_on(inflight, sequence, destination, now)
+        return True
+
     def lose_engine(self, name: str, now: float) -> None:
         """Removes an engine and its requests.
 
@@ -504,7 +536,11 @@ class FleetSimulation(SimulationContext):
     def _add_engine(self, name: str, observer: EngineObserver | None = None) -> None:
         profile = self._profile_of(name)
         core = EngineCore(
-            profile, block_tokens=self._options.block_tokens, events=self._publishes_kv_events, pool=self._pool
+            profile,
+            block_tokens=self._options.block_tokens,
+            scheduling="fcfs" if self._options.priorities is None else "priority",
+            events=self._publishes_kv_events,
+            pool=self._pool,
         )
         core.lower_tiers = [
             self._shared_tiers.get(tier) or LowerTier(tier, self._options.block_tokens)
@@ -547,14 +583,7 @@ class FleetSimulation(SimulationContext):
             self._router.on_rejected(request.id, now)
             self._end(inflight, now, f"{instance} is not there")
             return
-        sequence = EngineSequence(
-            id=request.id,
-            arrival=now,
-            prompt_tokens=request.prompt_tokens,
-            max_tokens=request.output_tokens,
-            keys=self._prompts.block_keys(request),
-            reserve_tokens=self._reserve_tokens,
-        )
+        sequence = self._new_sequence(request, now)
         source = self._pull_sources.pop(request.id, None)
         if source is not None:
             self._offer_peer_blocks(sequence, source)
@@ -566,6 +595,22 @@ class FleetSimulation(SimulationContext):
             self._router.on_rejected(request.id, now)
             self._end(inflight, now, error.message)
             return
+        self._go_on(inflight, sequence, engine, now)
+
+    def _new_sequence(self, request: TraceRequest, now: float) -> EngineSequence:
+        return EngineSequence(
+            id=request.id,
+            arrival=now,
+            prompt_tokens=request.prompt_tokens,
+            max_tokens=request.output_tokens,
+            keys=self._prompts.block_keys(request),
+            reserve_tokens=self._reserve_tokens,
+            pulled_tokens=request.prompt_tokens if self._options.prefilled_elsewhere else 0,
+            priority=(self._options.priorities or {}).get(request.tenant or "", 0),
+        )
+
+    def _go_on(self, inflight: InflightRequest, sequence: EngineSequence, engine: _FleetEngine, now: float) -> None:
+        """Notes the engine of a request that was added there, and lets the engine step."""
         inflight.sequence = sequence
         inflight.step_ends = engine.step_ends
         if not engine.is_stepping:
@@ -640,6 +685,7 @@ class FleetSimulation(SimulationContext):
             return
         requests, router, observer = self._requests, self._router, engine.observer
         index = len(engine.step_ends) - 1
+        self.prefilled_tokens += step.prefilled
         if self._publishes_kv_events and step.events:
             router.on_kv_events(engine.name, step.events, now)
         if observer is not None:
@@ -652,6 +698,10 @@ class FleetSimulation(SimulationContext):
             inflight = requests.get(sequence.id)
             if inflight is not None and inflight.is_current(sequence):
                 inflight.begin_span(index)
+                if inflight.moved_at is not None:
+                    inflight.moved_at = None
+                    if sequence not in step.first_tokens:
+                        self._notify(partial(router.on_first_token, sequence.id), now)
         for sequence in step.first_tokens:
             inflight = requests.get(sequence.id)
             if inflight is not None and inflight.is_current(sequence):
@@ -710,59 +760,3 @@ def _arrival(request: TraceRequest) -> float:
 def _check_ids_unique(requests: Sequence[TraceRequest]) -> None:
     if len({request.id for request in requests}) != len(requests):
         raise BadInput("two requests have the same id", field="id")
-
-
-class FleetEventKind(StrEnum):
-    """The kind of a fleet event.
-
-    A lost engine takes its requests with it. A drained engine finishes its requests. A slow engine
-    takes ``factor`` times as long for a step.
-    """
-
-    LOSE = "lose"
-    JOIN = "join"
-    DRAIN = "drain"
-    SLOW = "slow"
-
-
-@dataclass(frozen=True, slots=True)
-class FleetEvent:
-    """An event of one engine at a simulated time.
-
-    factor: how many times slower the engine is from then on; 1 restores its speed.
-    """
-
-    at: float
-    kind: FleetEventKind
-    engine: str
-    factor: float = 1.0
-
-
-def schedule_events(events: Sequence[FleetEvent], simulation: FleetSimulation) -> None:
-    """Schedules the events. An event that does not apply, such as the loss of a lost engine, is
-    skipped.
-    """
-    actions: dict[str, Callable[[FleetEvent, float], None]] = {
-        FleetEventKind.LOSE: lambda event, now: simulation.lose_engine(event.engine, now),
-        FleetEventKind.JOIN: lambda event, now: simulation.add_engine(event.engine, now),
-        FleetEventKind.DRAIN: lambda event, now: simulation.cordon_engine(event.engine, now),
-        FleetEventKind.SLOW: lambda event, now: simulation.slow_engine(event.engine, event.factor, now),
-    }
-
-    def happen(one: FleetEvent, now: float) -> None:
-        if (one.engine in simulation.engine_cores) != (one.kind is FleetEventKind.JOIN):
-            actions[one.kind](one, now)
-
-    for event in events:
-        simulation.schedule(event.at, partial(happen, event))
-
-
-def scale_out_and_in(first: int, end: int, out_at: float, in_at: float) -> tuple[FleetEvent, ...]:
-    """Returns joins of ``sim-<first>`` to ``sim-<end - 1>`` at ``out_at``, and their drains at
-    ``in_at``.
-    """
-    names = [f"sim-{index}/0/0" for index in range(first, end)]
-    return (
-        *[FleetEvent(out_at, FleetEventKind.JOIN, name) for name in names],
-        *[FleetEvent(in_at, FleetEventKind.DRAIN, name) for name in names],
-    )

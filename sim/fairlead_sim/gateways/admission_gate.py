@@ -18,6 +18,7 @@ from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.simulation import QUEUED
+from fairlead_sim.gateways.move_planner import NOTHING_QUEUED, QueuedRequests
 from fairlead_sim.gateways.single_gateway import SingleGateway
 from fairlead_sim.workload.traces import TraceRequest
 
@@ -112,6 +113,36 @@ class AdmissionControlledGateway(SingleGateway):
         self._gate.kv_capacity.on_finish(request)
         self._open_requests.pop(request, None)
         self._schedule_release(now)
+
+    def queued_requests(self, now: float) -> QueuedRequests:
+        if self._simulation is None or not len(self._gate):
+            return NOTHING_QUEUED
+        first = next(
+            (
+                gate_request
+                for name, gate_request in self._open_requests.items()
+                if self._simulation.known_request(name).instance == QUEUED
+            ),
+            None,
+        )
+        if first is None:
+            return NOTHING_QUEUED
+        missing = {
+            engine.id: self._gate.kv_capacity.missing_tokens(
+                engine, first.request, first.prompt_tokens, first.length_class, now
+            )
+            for engine in self._engines(now)
+        }
+        return QueuedRequests(len(self._gate), missing if min(missing.values()) > 0.0 else {}, first.tier)
+
+    def on_moved(self, request: str, instance: str, now: float) -> None:
+        """Counts a request that goes on at another engine there, also its memory."""
+        gate_request = self._open_requests.pop(request)
+        super().on_moved(request, instance, now)
+        self._open_requests[request] = gate_request
+        assert self._simulation is not None
+        tokens = gate_request.prompt_tokens + self._simulation.known_request(request).received_tokens
+        self._gate.kv_capacity.on_dispatch(gate_request.request, instance, tokens, gate_request.length_class, now)
 
     def _gate_request(self, request: TraceRequest) -> AdmissionRequest:
         max_tokens = request.output_tokens if self._max_tokens is None else self._max_tokens

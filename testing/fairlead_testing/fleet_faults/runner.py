@@ -44,19 +44,17 @@ from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.engine.sequence import SequenceState
 from fairlead_sim.experiments.trial import SeamKind, Trial
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, schedule_events
 from fairlead_sim.fleet.packet_simulator import NetworkFault, PacketSimulator
 from fairlead_sim.fleet.request import InflightRequest, RequestResult
 from fairlead_sim.fleet.results import TARGET_SECONDS, share_within
 from fairlead_sim.fleet.simulation import (
     ENGINE_LOST,
     QUEUED,
-    FleetEvent,
-    FleetEventKind,
     FleetOptions,
     FleetSimulation,
     RouterFront,
     SimulationContext,
-    schedule_events,
 )
 from fairlead_sim.gateways.gateway_cluster import ClusterOptions, GatewayCluster, SharingOptions
 from fairlead_sim.gateways.single_gateway import RoutingOptions, SingleGateway

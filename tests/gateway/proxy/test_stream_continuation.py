@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import InstanceState, StreamResume
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
@@ -21,6 +22,7 @@ from fairlead_testing.gateway.running_gateway import (
     fleet_of,
     gateway_of,
     running_gateway,
+    with_profile,
 )
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request, send
 from fairlead_testing.waiting import wait_until
@@ -571,6 +573,40 @@ async def test_names_of_fields_in_tools_and_false_fields_end_no_stream() -> None
     answer = engine_of(first, rest, met=met)
     async with gateway_of(script, script) as (running, *_):
         assert text_of(shown(await request(running.url, body))) == "one two"
+
+
+async def test_stream_longer_than_all_before_it_has_no_forecast() -> None:
+    is_short = [True]
+
+    async def script(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event(opening(prompt_of(call.json)))
+        if is_short[0]:
+            await call.event(chunk({"content": "one "}, [11], "stop"))
+            await call.event(counts(3, 1))
+            await call.finish()
+            return
+        for number in range(40):
+            await call.event(chunk({"content": "more "}, [100 + number]))
+        await call.wait_closed()
+
+    async with (
+        scripted_engine(script) as engine,
+        running_gateway(with_profile(fleet_of([engine.url]), builtin_profile("h100-llama8b"))) as running,
+        asyncio.TaskGroup() as tasks,
+    ):
+        relay = running.gateway.stack.relay
+        await request(running.url, CHAT)
+        is_short[0] = False
+        answer = tasks.create_task(request(running.url, CHAT))
+        await wait_until(lambda: any(isinstance(one, RelayedStream) for one in running.gateway._inflight.values()))
+        (stream,) = running.gateway._inflight.values()
+        assert isinstance(stream, RelayedStream)
+        await wait_until(lambda: stream._stream is not None and stream._stream.generated == 40)
+        forecast = relay._admission.models[MODEL_KEY].policy.kv_capacity.forecast
+        assert forecast.expected_remaining(stream.context.caller, 3, 40, relay._now()) == 1.0
+        assert relay._progress(stream._attempt, stream._engine_response, stream._stream).forecast_tokens is None
+        answer.cancel()
 
 
 async def test_the_price_of_a_second_move_is_that_of_the_present_engine() -> None:

@@ -10,7 +10,7 @@ from fairlead_sim.adapters.external_request import ExternalRequest
 from fairlead_sim.adapters.external_router import SharingDelays
 from fairlead_sim.compiled import COMPILED_MODULES
 from fairlead_sim.experiments.trial import SeamKind, Trial
-from fairlead_sim.fleet.simulation import FleetEvent, FleetEventKind
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind
 from fairlead_sim.seams import router
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate

@@ -5,9 +5,10 @@ import math
 import pytest
 
 from fairlead_sim.experiments.trial import GoalMissed, GoalWatch, Trial, search_capacity
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, scale_out_and_in
 from fairlead_sim.fleet.request import InflightRequest
 from fairlead_sim.fleet.results import WITHOUT_GUARD, CapacityGoal, without_warmup
-from fairlead_sim.fleet.simulation import ENGINE_LOST, FleetEvent, FleetEventKind, scale_out_and_in
+from fairlead_sim.fleet.simulation import ENGINE_LOST
 from fairlead_sim.gateways.late_binding import REBALANCE_SECONDS, LateBindingQueue
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.traces import TraceRequest, at_rate

@@ -19,6 +19,7 @@ from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.engine.scheduler import EngineCore
 from fairlead_sim.engine.sequence import EngineSequence
 from fairlead_sim.experiments.trial import Trial
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, scale_out_and_in
 from fairlead_sim.fleet.request import InflightRequest, RequestResult
 from fairlead_sim.fleet.results import (
     TARGET_SECONDS,
@@ -30,16 +31,7 @@ from fairlead_sim.fleet.results import (
     smooth_goodput,
     without_warmup,
 )
-from fairlead_sim.fleet.simulation import (
-    CLIENT_GONE,
-    EngineObserver,
-    FleetEvent,
-    FleetEventKind,
-    FleetOptions,
-    FleetSimulation,
-    SimulationContext,
-    scale_out_and_in,
-)
+from fairlead_sim.fleet.simulation import CLIENT_GONE, EngineObserver, FleetOptions, FleetSimulation, SimulationContext
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
 from fairlead_sim.workload.generators import FAMILIES
 from fairlead_sim.workload.trace_prompts import TracePromptCache

@@ -16,16 +16,9 @@ from fairlead.fleet.model import Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.admission.admission_policy import AdmissionPolicy
 from fairlead_gateway.routing import ModelRouter
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, schedule_events
 from fairlead_sim.fleet.request import RequestResult
-from fairlead_sim.fleet.simulation import (
-    ENGINE_LOST,
-    QUEUED,
-    FleetEvent,
-    FleetEventKind,
-    FleetOptions,
-    FleetSimulation,
-    schedule_events,
-)
+from fairlead_sim.fleet.simulation import ENGINE_LOST, QUEUED, FleetOptions, FleetSimulation
 from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway, RequestClasses, TenantClass
 from fairlead_sim.gateways.gateway_cluster import (
     NO_SHARING,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fairlead_sim.fleet.simulation import FleetEvent, FleetEventKind
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind
 from fairlead_testing.fleet_faults.hang_verdicts import (
     HUNG_FACTOR,
     PRODUCT_GRACE_SECONDS,

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from fairlead_gateway.routing import PRESETS, QUEUEING_PRESETS
+from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind
 from fairlead_sim.fleet.packet_simulator import NetworkFault, PacketSimulator
-from fairlead_sim.fleet.simulation import FleetEvent, FleetEventKind
 from fairlead_sim.seams import router
 from fairlead_testing.fleet_faults.runner import (
     EXTERNAL_ROUTER,
