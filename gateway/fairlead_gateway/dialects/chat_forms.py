@@ -138,6 +138,7 @@ def _responses_chat(fields: Mapping[str, Any]) -> Chat:
         if tool["type"] != "function":
             raise _Unsupported
         function = {name: tool.get(name) for name in ("name", "description", "parameters")}
+        function |= {name: tool[name] for name in ("strict", "defer_loading") if tool.get(name) is not None}
         tools.append({"type": "function", "function": function})
     return {"messages": turns, **({"tools": tools} if tools else {})}
 

@@ -89,6 +89,9 @@ class StreamBlocks(DetachedStream):
         self._answer: list[int] = []
         self._covered = 0  # deltas whose tokens are in the answer
         self._text = self._thoughts = ""  # at the break
+        self._thought_deltas = 0
+        self._parts = 0
+        self._ends_with_thoughts = False  # the last of these parts
         self._closes = False  # the next engine has not taken up the client's open part
         self._shift = 0  # of the places of its parts
         self._is_marked = False
@@ -135,10 +138,10 @@ class StreamBlocks(DetachedStream):
     def queries(self) -> Queries:
         """Asks an engine for the tokens of the prompt and of what the client has."""
         self._prompt, self._answer, self._covered = [], [], self.blocks.deltas
-        self._text = self._thoughts = ""
+        self._text, self._thoughts, self._thought_deltas = "", "", 0
         for part in self.blocks.parts:
             if part.is_thoughts:
-                self._thoughts = part.text.decode()
+                self._thoughts, self._thought_deltas = part.text.decode(), part.deltas
             else:
                 self._text = part.text.decode()
         if not self.blocks.deltas:
@@ -171,6 +174,8 @@ class StreamBlocks(DetachedStream):
     def next_body(self) -> bytes:
         blocks = self.blocks
         blocks.rewind()
+        self._parts = len(blocks.parts)
+        self._ends_with_thoughts = bool(blocks.parts) and blocks.parts[-1].is_thoughts
         self._closes, self._shift, self._is_marked = bool(blocks.parts), 0, False
         self.continued_at = len(self._answer)
         if not self._answer:
@@ -187,7 +192,7 @@ class StreamBlocks(DetachedStream):
 
     def splice(self, events: list[bytes]) -> list[bytes]:
         spliced: list[bytes] = []
-        for part in b"".join(events).split(b"\n\n"):
+        for part in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
             fields = decode_object(event_data(part) or b"")
             if fields is not None:
                 spliced += [self._encode(own) for own in self._own_events(fields)]
@@ -266,7 +271,8 @@ class StreamMessage(StreamBlocks):
         if not self.blocks.is_finished:
             usage = {"input_tokens": self.prompt_tokens, "output_tokens": self.generated}
             stop = {"stop_reason": "max_tokens", "stop_sequence": None}
-            events += [self._block_stop(), {"type": "message_delta", "delta": stop, "usage": usage}]
+            ended = _block_stop(len(self.blocks.parts) - 1)
+            events += [ended, {"type": "message_delta", "delta": stop, "usage": usage}]
         return [self._encode(event) for event in [*events, {"type": "message_stop"}]]
 
     def _check_prompt(self, tokens: int) -> Queries:
@@ -296,20 +302,17 @@ class StreamMessage(StreamBlocks):
             return
         if self._closes and kind in ("content_block_start", "message_delta"):
             self._closes = False
-            open_part, block = self.blocks.parts[-1], fields.get("content_block")
-            self._shift = len(self.blocks.parts) - 1
-            if isinstance(block, dict) and block.get("type") == ("thinking" if open_part.is_thoughts else "text"):
+            block, kind_of_open = fields.get("content_block"), "thinking" if self._ends_with_thoughts else "text"
+            self._shift = self._parts - 1
+            if isinstance(block, dict) and block.get("type") == kind_of_open:
                 return
             self._shift += 1
-            yield self._block_stop()
+            yield _block_stop(self._parts - 1)
         if is_count(fields.get("index")):
             fields["index"] += self._shift
         if kind == "message_delta" and self._answer and isinstance(fields.get("usage"), dict):
             self._count(fields["usage"])
         yield fields
-
-    def _block_stop(self) -> dict[str, Any]:
-        return {"type": "content_block_stop", "index": len(self.blocks.parts) - 1}
 
     def _count(self, usage: dict[str, Any]) -> None:
         """Makes the usage of the last engine that of the whole answer."""
@@ -323,6 +326,10 @@ class StreamMessage(StreamBlocks):
             usage["output_tokens"] += self.continued_at
 
 
+def _block_stop(index: int) -> dict[str, Any]:
+    return {"type": "content_block_stop", "index": index}
+
+
 class StreamResponse(StreamBlocks):
     """A stream of a response."""
 
@@ -331,6 +338,7 @@ class StreamResponse(StreamBlocks):
         self._number = 0
         self._response: dict[str, Any] = {}
         self._items: list[dict[str, Any]] = []
+        self._done: list[dict[str, Any]] = []  # items that the next engine has ended
         self._was_open = False
         self._taken = ""  # the next engine's name of the client's open item
 
@@ -341,7 +349,9 @@ class StreamResponse(StreamBlocks):
     def next_number(self, number: int) -> int:
         """Returns the `sequence_number` of a next event; held events have none."""
         last = decode_object(event_data(self.blocks.last) or b"") or {}
-        return last["sequence_number"] + 1 if is_count(last.get("sequence_number")) else number
+        if is_count(last.get("sequence_number")):
+            return int(last["sequence_number"]) + 1
+        return self._number or number  # nothing is held once the last event is not kept
 
     def usage(self, reported: Usage | None) -> Usage | None:
         prompt = self.prompt_tokens
@@ -360,7 +370,7 @@ class StreamResponse(StreamBlocks):
             "input_tokens": prompt,
             "input_tokens_details": {"cached_tokens": 0},
             "output_tokens": generated,
-            "output_tokens_details": {},
+            "output_tokens_details": {"reasoning_tokens": min(self._thought_deltas, generated)},
             "total_tokens": prompt + generated,
         }
         end = {
@@ -384,7 +394,7 @@ class StreamResponse(StreamBlocks):
         openings = [decode_object(event_data(part.opening) or b"") or {} for part in blocks.parts]
         self._items = [opening.get("item") or {} for opening in openings]
         self._was_open = bool(blocks.parts) and blocks.parts[-1].is_open
-        self._taken = ""
+        self._taken, self._done = "", []
 
     def _check_prompt(self, tokens: int) -> Queries:
         version = _VERSION.match(str((decode_object((yield "/version", b"")) or {}).get("version", "")))
@@ -423,11 +433,13 @@ class StreamResponse(StreamBlocks):
             self._shift += 1
             yield from map(self._numbered, self._part_ends())
         if self._taken:
-            if kind == "response.content_part.added" and self._was_open:
+            if kind in _PARTS_ADDED and self._was_open:
                 self._was_open = False
                 return
             if self._taken in (fields.get("item_id"), item.get("id") if isinstance(item, dict) else None):
                 self._join(fields, item, part)
+        if kind == "response.output_item.done" and isinstance(item, dict):
+            self._done.append(item)
         if isinstance(response, dict):
             fields["response"] = self._whole(response)
         if is_count(fields.get("output_index")):
@@ -455,14 +467,19 @@ class StreamResponse(StreamBlocks):
             item["content"] = [self._ended_part(len(self._items) - 1)]
 
     def _whole(self, response: dict[str, Any]) -> dict[str, Any]:
-        """Returns the response object of the last engine as that of the client's response."""
-        output = response.get("output")
+        """Returns the response object of the last engine as that of the client's response.
+
+        Its items are those of the events. Engines parse the rest of an answer again for it, and
+        may take a text behind thoughts for thoughts.
+        """
+        output, items = response.get("output"), self._done
         if self._items and isinstance(output, list):
             ended = len(self._items)
-            if self._taken and output and isinstance(output[0], dict):
+            if self._taken and not items and output and isinstance(output[0], dict):
                 self._join_item(output[0])
-                ended -= 1
-            output[:0] = [self._ended_item(place) for place in range(ended)]
+                items = output
+            ended -= bool(self._taken and items)
+            response["output"] = [*map(self._ended_item, range(ended)), *items]
         usage = response.get("usage")
         if isinstance(usage, dict) and self._answer:
             self._count(usage)
@@ -474,11 +491,16 @@ class StreamResponse(StreamBlocks):
         if is_count(usage.get("output_tokens")):
             usage["output_tokens"] += self.continued_at
             usage["total_tokens"] = prompt + usage["output_tokens"]
-        details = usage.get("input_tokens_details")
-        if isinstance(details, dict) and is_count(details.get("cached_tokens")):
-            details["cached_tokens"] = min(details["cached_tokens"], prompt)
-        if self._thoughts and isinstance(usage.get("output_tokens_details"), dict):
-            usage["output_tokens_details"].pop("reasoning_tokens", None)  # those of the last engine alone
+        details, rest = usage.get("input_tokens_details"), prompt
+        for name in ("cached_tokens", "cache_write_tokens"):
+            if isinstance(details, dict) and is_count(details.get(name)):
+                details[name] = min(details[name], rest)
+                rest -= details[name]
+        details = usage.get("output_tokens_details")
+        if self._thoughts and isinstance(details, dict):
+            if self._text or not is_count(details.get("reasoning_tokens")):  # none come behind the text
+                details["reasoning_tokens"] = 0
+            details["reasoning_tokens"] += self._thought_deltas
 
     def _open_text(self) -> str:
         return self._thoughts if self._items[-1].get("type") == _THOUGHTS else self._text
@@ -509,6 +531,7 @@ class StreamResponse(StreamBlocks):
 
 
 _THOUGHTS: Final = "reasoning"
+_PARTS_ADDED: Final = ("response.content_part.added", "response.reasoning_part.added")
 _STREAMS: Final = {MESSAGES.name: StreamMessage, RESPONSES.name: StreamResponse}
 
 

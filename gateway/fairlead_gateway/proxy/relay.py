@@ -353,7 +353,7 @@ class ResponseRelay(StreamEnding):
             return await self._continue_if_broken(attempt, engine_response, stream, keep_alive)
         except asyncio.CancelledError:
             if engine_response.finished.cancelled():  # the client has disconnected
-                record_relayed(context, engine_response)
+                record_relayed(context, engine_response, stream if isinstance(stream, DetachedStream) else None)
             raise
         finally:
             keep_alive.stop()

@@ -110,6 +110,7 @@ class StreamResume:
                 stream.counted_prompt = usage.prompt_tokens or 0
         key = context.request.model_key
         first_cause, reason = cause, ""
+        failure = stream.failure if isinstance(stream, DetachedStream) else b""
         while not reason:
             tried |= {broken.instance_id}
             if context.trace is not None:
@@ -119,7 +120,10 @@ class StreamResume:
             if reason:
                 break
             if stream.is_whole:
-                return self._complete(context, stream, cause)
+                ended = self._complete(context, stream, cause)
+                if ended is None:
+                    self._telemetry.record_resumption(key, "whole")
+                return ended
             if attempt is None:
                 attempt = self._choose(broken, stream, cause, tried)
             if attempt is None:
@@ -140,7 +144,7 @@ class StreamResume:
         if len(tried) > 1 or (isinstance(stream, DetachedStream) and stream.continuations):
             self._telemetry.record_resumption(key, "broken")
         if isinstance(stream, DetachedStream):
-            context.error_event = stream.failure
+            context.error_event = failure
         context.result.not_continued = reason
         return first_cause
 
@@ -258,9 +262,10 @@ class StreamResume:
         events = stream.closing(with_usage=not context.request.strip_usage and context.request.dialect.requests_usage)
         if not events:
             return cause
-        context.record_usage(stream.usage(None))
+        usage = stream.usage(None)
+        if usage is not None:  # else the counts of its last event are recorded
+            context.record_usage(usage)
         context.response.write_chunks(events, final=True)
-        self._telemetry.record_resumption(context.request.model_key, "whole")
         return None
 
     def _without_usage(self, attempt: Attempt, stream: StreamText) -> None:
@@ -346,12 +351,16 @@ class StreamResume:
         context.response.on_backpressure = attempt.set_paused
         keep_alive.start(engine_response)
         engine_response.relay_to(context.response, GapRecorder(telemetry, key, name))
-        cause = await engine_response.finished
-        result.last_at, result.event_count = (
-            engine_response.last_at,
-            engine_response.scanner.event_count + (0 if stream.is_replayed else result.event_count),
-        )
-        context.record_usage(stream.usage(engine_response.scanner.usage))
+        try:
+            cause = await engine_response.finished
+        finally:  # also if the client has disconnected, or its time is over
+            result.last_at, result.event_count = (
+                engine_response.last_at,
+                engine_response.scanner.event_count + (0 if stream.is_replayed else result.event_count),
+            )
+            if isinstance(stream, DetachedStream):
+                result.next_sequence_number = stream.next_number(engine_response.next_sequence_number)
+            context.record_usage(stream.usage(engine_response.scanner.usage))
         if cause is not None and cause != CLIENT_SILENT:
             self._failures.on_stream_failed(context, name, cause)
         return cause

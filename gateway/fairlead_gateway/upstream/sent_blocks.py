@@ -12,6 +12,7 @@ engine is kept back too, since another engine may continue the answer.
 Source: vLLM 0.32, entrypoints/anthropic/serving.py and entrypoints/openai/responses.
 """
 
+import re
 from typing import Final
 
 import msgspec
@@ -26,7 +27,7 @@ _COUNTED_AT_ONCE: Final = 1_024
 _DELTA: Final = "content_block_delta"
 _TEXT_DELTA: Final = "response.output_text.delta"
 _THOUGHT_DELTA: Final = "response.reasoning_text.delta"
-_PART_ADDED: Final = "response.content_part.added"
+_PARTS_ADDED: Final = ("response.content_part.added", "response.reasoning_part.added")
 _OPENINGS: Final = ("message_start", "response.created")
 _PASSED: Final = ("ping", "response.in_progress", "response.queued")
 _FINALS: Final = ("message_delta", "message_stop", "response.completed", "response.incomplete")
@@ -34,6 +35,7 @@ _FAILED: Final = ("error", "response.failed")
 _STARTS: Final = ("content_block_start", "response.output_item.added")
 _TEXTS: Final = ("text", "message")
 _THOUGHTS: Final = ("thinking", "reasoning")
+_NUMBER: Final = re.compile(rb'("sequence_number"\s*:\s*)(\d{1,15})\b')
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -42,16 +44,18 @@ class SentPart:
 
     opening: the event that names it.
     text: that the client has, in UTF-8.
+    deltas: events with text.
     is_open: its content has begun; an item of a response opens before its content.
     """
 
-    __slots__ = ("is_open", "is_thoughts", "opening", "text")
+    __slots__ = ("deltas", "is_open", "is_thoughts", "opening", "text")
 
     def __init__(self, opening: bytes, *, is_thoughts: bool, is_open: bool) -> None:
         self.opening = opening
         self.is_thoughts = is_thoughts
         self.is_open = is_open
         self.text = bytearray()
+        self.deltas = 0
 
 
 class SentBlocks:
@@ -106,7 +110,8 @@ class SentBlocks:
             if chunk.find(_END) == len(chunk) - len(_END):
                 taken = self._take_event(chunk)
             else:
-                taken = b"".join([self._take_event(event + _END) for event in chunk.split(_END) if event])
+                events = chunk.replace(b"\r\n", b"\n").split(_END)
+                taken = b"".join([self._take_event(event + _END) for event in events if event])
             if taken:
                 passed.append(taken)
         return passed if passed or self._held_bytes == held_bytes else [COMMENT]
@@ -130,8 +135,10 @@ class SentBlocks:
             fields = BLOCK_EVENT_DECODER.decode(data)
         except _DECODE_ERRORS:
             return self._give_up(NOT_TEXT, event)
+        if not fields.type:  # the name of the event alone says what it is
+            return self._give_up(NOT_TEXT, event)
         if fields.type in _FAILED:
-            self.failure += event
+            self.failure += _numbered_behind(self.last, event) if self._held else event
             return b""
         if self.problem:
             return event
@@ -152,7 +159,7 @@ class SentBlocks:
             return not self._held and self._add(fields)
         if kind in _STARTS:
             return self._start(fields, event)
-        if kind == _PART_ADDED:
+        if kind in _PARTS_ADDED:
             if self._held or not self.parts or self.parts[-1].is_open:
                 return False
             self.parts[-1].is_open = True
@@ -177,6 +184,7 @@ class SentBlocks:
             return True
         part, before = self.parts[-1], len(self.parts[-1].text)
         part.text += text.encode()
+        part.deltas += bool(text)
         self.deltas += bool(text)
         self._text_bytes += len(part.text) - before
         if self._text_bytes + len(self.body) - self._counted >= _COUNTED_AT_ONCE:
@@ -215,3 +223,9 @@ class SentBlocks:
         event = self._release_held(event)
         self.release()
         return event
+
+
+def _numbered_behind(last: bytes, event: bytes) -> bytes:
+    """Returns an event with the number that follows that of the last one, if events have some."""
+    found = _NUMBER.search(last)
+    return event if found is None else _NUMBER.sub(b"\\g<1>%d" % (int(found[2]) + 1), event, count=1)

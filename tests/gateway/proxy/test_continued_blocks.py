@@ -405,3 +405,42 @@ def test_blocks_count_what_they_keep_and_give_up_beyond_it() -> None:
     blocks = SentBlocks(memory, b"b" * 1_000)
     assert blocks.take([start("text", text=""), delta("w" * 3_000)])[1:] == [delta("w" * 3_000)]
     assert (blocks.problem, memory.used_bytes) == ("memory", 0)
+
+
+@pytest.mark.sockets
+async def test_message_keeps_its_usage_and_is_counted_once_if_its_end_lacks() -> None:
+    for part, more in (([delta("Once "), stop(), ended(3)[0]], {}), ([delta("Once ")], {"max_tokens": 5})):
+        script = talker([start("text", text=""), *part], [], met=[])
+        async with gateway_of(script, script) as (running, *_):
+            check_message(events_of(await request(running.url, {**ASKED, **more}, path="/v1/messages")))
+            assert running.gateway.decisions.latest(1)[0].output_tokens == (5 if more else 3)
+            assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+
+
+@pytest.mark.sockets
+async def test_error_event_is_sent_if_the_next_engine_breaks_at_once() -> None:
+    error, gate = named_event("error", error={"type": "internal_error", "message": "EngineCore died"}), asyncio.Event()
+    talks = talker([start("text", text=""), delta("Once "), gate, error], [], [], met=[])
+    async with gateway_of(talks, talks) as (running, *_):
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(ASKED, path="/v1/messages"))
+        got = await connection.reader.readuntil(b"Once ")
+        gate.set()
+        got += await connection.reader.readuntil(b"\r\n0\r\n\r\n")
+        await connection.close()
+    assert got.count(b"EngineCore died") == 1
+
+
+@pytest.mark.sockets
+async def test_message_goes_on_at_an_engine_with_other_line_breaks() -> None:
+    rest = [start("text", text=""), delta("a "), delta("time."), stop(), *ended(3)]
+    whole = b"".join(rest).replace(b"\n", b"\r\n")
+    events = events_of(await answer_of([start("text", text=""), delta("Once ")], [whole], met=[]))
+    assert [block["text"] for block in check_message(events)] == ["Once a time."]
+
+
+def test_events_without_a_type_are_not_held() -> None:
+    blocks = SentBlocks(TokenMemory(1_000), b"b")
+    event = b'event: content_block_delta\ndata: {"index":0,"delta":{"text":"a"}}\n\n'
+    assert blocks.take([event]) == [event]
+    assert blocks.problem == "not-text"

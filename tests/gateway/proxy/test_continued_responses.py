@@ -1,0 +1,196 @@
+"""Streams of responses that go on at another engine: numbers, items and usage of broken ones."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from fairlead_gateway.dialects.chat_forms import chat_form
+from fairlead_gateway.upstream.sent_blocks import SentBlocks
+from fairlead_gateway.upstream.sent_tokens import TokenMemory
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, named_event
+from fairlead_testing.gateway.running_gateway import gateway_of
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+
+pytestmark = pytest.mark.simulated
+
+Event = dict[str, Any]
+Part = Sequence[bytes | asyncio.Event]
+ASKED: Event = {"model": "tiny", "input": "hi", "max_output_tokens": 50, "stream": True}
+PROMPT = "<user>hi"
+TEXT, THOUGHTS = ("message", "output_text"), ("reasoning", "reasoning_text")
+CALL: Event = {"type": "function_call", "id": "call", "call_id": "c", "name": "f", "arguments": ""}
+
+
+def talker(*parts: Part, met: list[Event]) -> Script:
+    """An engine of responses that sends one part for each call, and hangs up but after the last."""
+
+    async def script(call: EngineCall) -> None:
+        asked = call.json if call.body else {}
+        if call.path == "/version":
+            await call.respond({"version": "0.32.0"})
+        elif call.path == "/tokenize":
+            thoughts = "".join(message.get("reasoning") or "" for message in asked.get("messages", ()))
+            texts = "".join(message.get("content") or "" for message in asked.get("messages", ()))
+            rest = f"<think>{thoughts}{'</think>' * bool(texts[2:])}{texts[2:]}" if thoughts else ""
+            await call.respond({"tokens": [ord(letter) for letter in asked.get("prompt", PROMPT + rest)]})
+        elif call.path == "/detokenize":
+            await call.respond({"prompt": "".join(map(chr, asked["tokens"]))})
+        elif not asked["stream"]:
+            await call.respond({"output": [], "usage": {"input_tokens": len(PROMPT), "output_tokens": 1}})
+        else:
+            met.append(asked)
+            begun = {"id": f"resp-{len(met)}", "model": "tiny", "output": []}
+            await call.start_stream()
+            await call.chunk(numbered("created", 0, response=begun))
+            for event in parts[len(met) - 1]:
+                await (call.chunk(event) if isinstance(event, bytes) else event.wait())
+            if len(met) < len(parts):
+                raise HangUp
+            await call.chunk(b"")
+
+    return script
+
+
+def numbered(kind: str, number: int, **fields: object) -> bytes:
+    return named_event(f"response.{kind}", sequence_number=number, **fields)
+
+
+def opened(number: int, names: tuple[str, str] = TEXT, part: str = "content_part") -> list[bytes]:
+    item = {"type": names[0], "id": f"item-{number}", "status": "in_progress"}
+    added = numbered("output_item.added", number, item=item, output_index=0)
+    return [added, numbered(f"{part}.added", number + 1, item_id=item["id"], part={"type": names[1], "text": ""})]
+
+
+def delta(number: int, text: str, names: tuple[str, str] = TEXT) -> bytes:
+    return numbered(f"{names[1]}.delta", number, item_id="item-1", output_index=0, content_index=0, delta=text)
+
+
+def item_of(text: str, names: tuple[str, str] = TEXT) -> Event:
+    return {"type": names[0], "id": "item-1", "content": [{"type": names[1], "text": text}]}
+
+
+def done(number: int, item: Event) -> bytes:
+    return numbered("output_item.done", number, item=item, output_index=0)
+
+
+def completed(number: int, *output: Event, **details: int) -> bytes:
+    usage = {"input_tokens": 30, "output_tokens": 3, "total_tokens": 33, "output_tokens_details": details}
+    usage["input_tokens_details"] = {"cached_tokens": 6, "cache_write_tokens": 24}
+    return numbered("completed", number, response={"id": "other", "output": list(output), "usage": usage})
+
+
+def events_of(answer: RawResponse) -> list[Event]:
+    parts = [part.partition("data: ")[2] for part in answer.body.decode().split("\n\n")]
+    return [json.loads(data) for data in parts if data]
+
+
+async def answer_of(*parts: Part, more: str = "") -> list[Event]:
+    """The events of an answer; their numbers have no gap, and nothing is kept of it."""
+    script = talker(*parts, met=[])
+    async with gateway_of(script, script) as (running, *_):
+        events = events_of(await request(running.url, ASKED, path="/v1/responses", more=more))
+        assert running.gateway.stack.relay._stream_resume._dispatcher.token_memory.used_bytes == 0
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    return events
+
+
+FIRST: Part = [*opened(1), delta(3, "Once ")]
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(
+    ("rest", "texts"),
+    [
+        ([completed(1)], ["Once "]),
+        ([completed(1, item_of(""))], ["Once "]),
+        (
+            [*opened(1), delta(3, "more"), done(4, item_of("more")), completed(5, item_of("more", THOUGHTS))],
+            ["Once more"],
+        ),
+    ],
+)
+async def test_items_of_a_whole_response_are_those_of_its_events(rest: Part, texts: list[str]) -> None:
+    last = (await answer_of(FIRST, rest))[-1]
+    assert [(item["id"], item["type"]) for item in last["response"]["output"]] == [("item-1", "message")]
+    assert [item["content"][0]["text"] for item in last["response"]["output"]] == texts
+
+
+@pytest.mark.sockets
+async def test_usage_has_the_thoughts_of_both_engines_and_no_more_cached_than_the_prompt() -> None:
+    first = [*opened(1, THOUGHTS), *(delta(3 + at, "m", THOUGHTS) for at in range(4))]
+    rest = [*opened(1, THOUGHTS), delta(3, "!", THOUGHTS), done(4, item_of("!", THOUGHTS))]
+    last = (await answer_of(first, [*rest, completed(5, reasoning_tokens=2)]))[-1]
+    usage = last["response"]["usage"]
+    assert usage["output_tokens_details"] == {"reasoning_tokens": 4 + 2}
+    assert usage["input_tokens"] == len(PROMPT)
+    assert usage["input_tokens_details"] == {"cached_tokens": 6, "cache_write_tokens": len(PROMPT) - 6}
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("more", ["", "x-request-timeout: 60\r\n"])
+async def test_error_behind_a_second_break_has_the_next_number(more: str) -> None:
+    events = await answer_of(FIRST, [*opened(1), delta(3, "upon "), delta(4, "a ")], [], more=more)
+    assert [event["type"] for event in events[-2:]] == ["response.failed", "error"]
+
+
+async def events_until_deadline(gate: asyncio.Event, *parts: Part) -> list[Event]:
+    """The events of an answer that waits for the gate when its time is over."""
+    script = talker(*parts, met=[])
+    async with gateway_of(script, script) as (running, *_):
+        answer = await request(running.url, ASKED, path="/v1/responses", more="x-request-timeout: 3\r\n")
+        gate.set()
+    return events_of(RawResponse(200, {}, [answer.body.replace(b":\n\n", b"")]))
+
+
+@pytest.mark.sockets
+async def test_error_at_the_deadline_has_the_next_number() -> None:
+    gate = asyncio.Event()
+    call = numbered("output_item.added", 4, item=CALL)
+    held = events_until_deadline(gate, [*FIRST, call, gate])
+    continued = events_until_deadline(gate, FIRST, [*opened(1), delta(3, "upon "), gate], [])
+    for events in await asyncio.gather(held, continued):
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert events[-1]["code"] == "deadline_exceeded"
+
+
+@pytest.mark.sockets
+async def test_numbers_go_on_if_a_continued_stream_outgrows_its_memory() -> None:
+    gate = asyncio.Event()
+    second = [*opened(1), delta(3, "upon "), delta(4, "a " * 2_000), gate, delta(5, "time")]
+    script = talker(FIRST, second, [], met=[])
+    async with gateway_of(script, script) as (running, *_):
+        memory = running.gateway.stack.relay._stream_resume._dispatcher.token_memory
+        memory.max_bytes = 3_000
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(ASKED, path="/v1/responses"))
+        got = await connection.reader.readuntil(b"a a ")
+        gate.set()
+        raw = asyncio.StreamReader()
+        raw.feed_data(got + await connection.reader.read())
+        raw.feed_eof()
+        events = events_of(await RawConnection(raw, connection.writer).read_response())
+        await connection.close()
+        assert memory.used_bytes == 0
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert "(memory)" in events[-1]["message"]
+
+
+def test_thoughts_of_older_engines_are_not_held() -> None:
+    blocks = SentBlocks(TokenMemory(10_000), b"b")
+    events = [*opened(1, THOUGHTS, "reasoning_part"), delta(3, "Hm", THOUGHTS)]
+    assert blocks.take(events) == events
+
+
+def test_error_event_of_an_engine_gets_the_number_behind_what_the_client_has() -> None:
+    blocks = SentBlocks(TokenMemory(10_000), b"b")
+    blocks.take([*FIRST, numbered("output_item.added", 4, item=CALL), numbered("failed", 5)])  # type: ignore[list-item]
+    assert b'"sequence_number": 4' in blocks.failure
+
+
+def test_chat_of_a_response_has_the_fields_of_tools_that_templates_show() -> None:
+    tool = {"type": "function", "name": "f", "parameters": {}, "strict": False}
+    chat = json.loads(chat_form("responses", json.dumps({"input": "hi", "tools": [tool]}).encode()) or b"")
+    assert chat["tools"][0]["function"] == {"name": "f", "description": None, "parameters": {}, "strict": False}
