@@ -50,6 +50,7 @@ HANDED_OVER: Final = "handed-over"
 _MAX_UNCLEAR_TOKENS: Final = 16
 NOT_TEXT: Final = "not-text"
 NO_INSTANCE: Final = "no-instance"
+POISON: Final = "poison"
 
 DRAINED: Final = "drain"
 _FREE_CAUSES: Final = ("cut", "gone", DRAINED)  # the engine went: its work is free, and resuming charges no budget
@@ -140,6 +141,8 @@ class StreamResume:
             broken, cause, attempt = attempt, next_cause, None
             if len(tried) > MAX_CONTINUATIONS:
                 reason = "breaks"
+            if cause == POISON:
+                reason = POISON
         self._telemetry.record_not_continued(key, reason)
         if len(tried) > 1 or (isinstance(stream, DetachedStream) and stream.continuations):
             self._telemetry.record_resumption(key, "broken")
@@ -183,9 +186,7 @@ class StreamResume:
                 engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is not None:
                 self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
-                if error.is_crash:
-                    attempt.on_crash()
-                return error.cause
+                return POISON if error.is_crash and attempt.on_crash() else error.cause
             scanner = engine_response.scanner
             if not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
                 return "refused"
@@ -203,8 +204,9 @@ class StreamResume:
                 return HANDED_OVER
             cause = await self._relay(attempt, engine_response, stream, keep_alive)
             is_complete = cause is None
-            if cause == "cut":
-                attempt.on_crash()
+            if cause == "cut" and attempt.on_crash():
+                has_progressed = isinstance(stream, DetachedStream) and stream.has_progressed
+                return cause if has_progressed else POISON
             return cause
         except UpstreamError as error:
             self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
