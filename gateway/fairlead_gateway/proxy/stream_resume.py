@@ -125,10 +125,10 @@ class StreamResume:
                 if ended is None:
                     self._telemetry.record_resumption(key, "whole")
                 return ended
-            if attempt is None:
+            if attempt is None and cause != POISON:
                 attempt = self._choose(broken, stream, cause, tried)
             if attempt is None:
-                reason = NO_INSTANCE
+                reason = POISON if cause == POISON else NO_INSTANCE
                 break
             broken.tokens = broken.blocks = None
             broken.finish(False, self._now())
@@ -141,8 +141,6 @@ class StreamResume:
             broken, cause, attempt = attempt, next_cause, None
             if len(tried) > MAX_CONTINUATIONS:
                 reason = "breaks"
-            if cause == POISON:
-                reason = POISON
         self._telemetry.record_not_continued(key, reason)
         if len(tried) > 1 or (isinstance(stream, DetachedStream) and stream.continuations):
             self._telemetry.record_resumption(key, "broken")

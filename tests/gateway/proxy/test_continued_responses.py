@@ -195,3 +195,8 @@ def test_chat_of_a_response_has_the_fields_of_tools_that_templates_show() -> Non
     tool = {"type": "function", "name": "f", "parameters": {}, "strict": False}
     chat = json.loads(chat_form("responses", json.dumps({"input": "hi", "tools": [tool]}).encode()) or b"")
     assert chat["tools"][0]["function"] == {"name": "f", "description": None, "parameters": {}, "strict": False}
+
+
+def test_answer_without_parts_in_the_history_has_no_known_chat() -> None:
+    empty = {"type": "message", "role": "assistant", "content": []}
+    assert chat_form("responses", json.dumps({"input": [empty]}).encode()) is None
