@@ -38,7 +38,7 @@ def chat_form(kind: str, body: bytes) -> bytes | None:
         msgspec.MsgspecError,
         UnicodeDecodeError,
         RecursionError,
-        KeyError,
+        LookupError,
         TypeError,
         AttributeError,
     ):

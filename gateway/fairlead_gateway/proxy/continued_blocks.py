@@ -162,7 +162,8 @@ class StreamBlocks(DetachedStream):
                 return REASONING
             body = b'{"tokens":' + msgspec.json.encode(rendered[len(prompt) :]) + b"}"
             text = decoded_text((yield "/detokenize", body)).rpartition(_CUT)[0]
-            if not text.endswith((self._text or self._thoughts).lstrip("\n")):
+            shows_thoughts = self._thoughts.strip() in text
+            if not shows_thoughts or not text.endswith((self._text or self._thoughts).lstrip("\n")):
                 return REASONING
         body = b'{"prompt":' + msgspec.json.encode(text) + b',"add_special_tokens":false}'
         self._answer = _tokens_in((yield TOKENIZE, body))
@@ -348,6 +349,8 @@ class StreamResponse(StreamBlocks):
 
     def next_number(self, number: int) -> int:
         """Returns the `sequence_number` of a next event; held events have none."""
+        if self.blocks.is_finished:
+            return number  # its last event has the whole response, which need not be read again
         last = decode_object(event_data(self.blocks.last) or b"") or {}
         if is_count(last.get("sequence_number")):
             return int(last["sequence_number"]) + 1
@@ -452,9 +455,9 @@ class StreamResponse(StreamBlocks):
         if "item_id" in fields:
             fields["item_id"] = self._items[-1].get("id")
         if kind.endswith("_text.done") and isinstance(fields.get("text"), str):
-            fields["text"] = self._open_text() + fields["text"]
+            _prepend(self._open_text(), fields)
         if kind.endswith("_part.done") and isinstance(part, dict):
-            part["text"] = self._open_text() + str(part.get("text") or "")
+            _prepend(self._open_text(), part)
         if kind.endswith("_item.done") and isinstance(item, dict):
             self._join_item(item)
 
@@ -462,7 +465,7 @@ class StreamResponse(StreamBlocks):
         item["id"] = self._items[-1].get("id")
         content = item.get("content")
         if isinstance(content, list) and content and isinstance(content[0], dict):
-            content[0]["text"] = self._open_text() + str(content[0].get("text") or "")
+            _prepend(self._open_text(), content[0])
         elif self._open_text():
             item["content"] = [self._ended_part(len(self._items) - 1)]
 
@@ -538,6 +541,13 @@ _STREAMS: Final = {MESSAGES.name: StreamMessage, RESPONSES.name: StreamResponse}
 def stream_blocks(request: ModelRequest, blocks: SentBlocks) -> StreamBlocks:
     """Returns a stream of the dialect that another engine can continue."""
     return _STREAMS[request.dialect.name](request, blocks)
+
+
+def _prepend(text: str, part: dict[str, Any]) -> None:
+    """Adds the text before that of the next engine, whose log probabilities lack those of it."""
+    part["text"] = text + str(part.get("text") or "")
+    if part.get("logprobs"):
+        part["logprobs"] = []
 
 
 def _value(raw: msgspec.Raw | msgspec.UnsetType) -> bytes:

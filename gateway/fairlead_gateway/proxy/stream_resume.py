@@ -50,6 +50,7 @@ HANDED_OVER: Final = "handed-over"
 _MAX_UNCLEAR_TOKENS: Final = 16
 NOT_TEXT: Final = "not-text"
 NO_INSTANCE: Final = "no-instance"
+POISON: Final = "poison"
 
 DRAINED: Final = "drain"
 _FREE_CAUSES: Final = ("cut", "gone", DRAINED)  # the engine went: its work is free, and resuming charges no budget
@@ -124,10 +125,10 @@ class StreamResume:
                 if ended is None:
                     self._telemetry.record_resumption(key, "whole")
                 return ended
-            if attempt is None:
+            if attempt is None and cause != POISON:
                 attempt = self._choose(broken, stream, cause, tried)
             if attempt is None:
-                reason = NO_INSTANCE
+                reason = POISON if cause == POISON else NO_INSTANCE
                 break
             broken.tokens = broken.blocks = None
             broken.finish(False, self._now())
@@ -183,9 +184,7 @@ class StreamResume:
                 engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is not None:
                 self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
-                if error.is_crash:
-                    attempt.on_crash()
-                return error.cause
+                return POISON if error.is_crash and attempt.on_crash() else error.cause
             scanner = engine_response.scanner
             if not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
                 return "refused"
@@ -203,8 +202,9 @@ class StreamResume:
                 return HANDED_OVER
             cause = await self._relay(attempt, engine_response, stream, keep_alive)
             is_complete = cause is None
-            if cause == "cut":
-                attempt.on_crash()
+            if cause == "cut" and attempt.on_crash():
+                has_progressed = isinstance(stream, DetachedStream) and stream.has_progressed
+                return cause if has_progressed else POISON
             return cause
         except UpstreamError as error:
             self._failures.on_stream_failed(context, attempt.instance_id, error.cause)

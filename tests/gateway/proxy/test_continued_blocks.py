@@ -183,14 +183,19 @@ async def test_sampled_stream_with_thoughts_is_whole_when_its_engine_is_killed(d
         assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
 
 
+HIDDEN = "I hide this"
+
+
 def tokens_of(text: str) -> list[int]:
     return [ord(character) for character in text]
 
 
 def rendered(chat: Event) -> str:
-    """The prompt of a chat, as the scripted engines render it."""
+    """The prompt of a chat, as the scripted engines render it; of some without thoughts."""
     texts = []
     for message in chat["messages"]:
+        if message.get("reasoning") == HIDDEN:
+            message["reasoning"] = ""
         thoughts = f"<think>{message['reasoning']}</think>" if message.get("reasoning") else ""
         texts.append(f"<{message['role']}>{thoughts}{message.get('content') or ''}")
     return "".join(texts) + ("<assistant>" if chat.get("add_generation_prompt", True) else "<end>")
@@ -444,3 +449,29 @@ def test_events_without_a_type_are_not_held() -> None:
     event = b'event: content_block_delta\ndata: {"index":0,"delta":{"text":"a"}}\n\n'
     assert blocks.take([event]) == [event]
     assert blocks.problem == "not-text"
+
+
+@pytest.mark.sockets
+async def test_message_does_not_go_on_if_the_template_leaves_its_thoughts_out() -> None:
+    first = [start("thinking", thinking=""), delta(HIDDEN, kind="thinking"), stop(), start("text", 1, text="")]
+    answer = await answer_of([*first, delta("It is", 1)], [], met=[])
+    assert "(reasoning)" in error_of(answer)
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("more", ["", "x-request-timeout: 60\r\n"])
+@pytest.mark.parametrize("answers", [True, False])
+async def test_message_that_breaks_engines_is_sent_to_few(more: str, answers: bool) -> None:
+    met: list[Event] = []
+    inner = talker(*[[start("text", text=""), delta("O")]] * 6, [], met=met)
+
+    async def script(call: EngineCall) -> None:
+        if met and not answers and call.path == "/v1/messages":
+            met.append(call.json)
+            raise HangUp
+        await inner(call)
+
+    async with gateway_of(*[script] * 6) as (running, *_):
+        answer = await request(running.url, ASKED, path="/v1/messages", more=more)
+    assert "(poison)" in error_of(answer)
+    assert len(met) == (2 if answers else 3)  # an idle connection may be the reason, so it is sent again

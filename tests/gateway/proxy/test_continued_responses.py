@@ -69,7 +69,7 @@ def delta(number: int, text: str, names: tuple[str, str] = TEXT) -> bytes:
 
 
 def item_of(text: str, names: tuple[str, str] = TEXT) -> Event:
-    return {"type": names[0], "id": "item-1", "content": [{"type": names[1], "text": text}]}
+    return {"type": names[0], "id": "item-1", "content": [{"type": names[1], "text": text, "logprobs": [{}]}]}
 
 
 def done(number: int, item: Event) -> bytes:
@@ -102,20 +102,21 @@ FIRST: Part = [*opened(1), delta(3, "Once ")]
 
 @pytest.mark.sockets
 @pytest.mark.parametrize(
-    ("rest", "texts"),
+    ("rest", "text"),
     [
-        ([completed(1)], ["Once "]),
-        ([completed(1, item_of(""))], ["Once "]),
+        ([completed(1)], "Once "),
+        ([completed(1, item_of(""))], "Once "),
         (
             [*opened(1), delta(3, "more"), done(4, item_of("more")), completed(5, item_of("more", THOUGHTS))],
-            ["Once more"],
+            "Once more",
         ),
     ],
 )
-async def test_items_of_a_whole_response_are_those_of_its_events(rest: Part, texts: list[str]) -> None:
+async def test_items_of_a_whole_response_are_those_of_its_events(rest: Part, text: str) -> None:
     last = (await answer_of(FIRST, rest))[-1]
     assert [(item["id"], item["type"]) for item in last["response"]["output"]] == [("item-1", "message")]
-    assert [item["content"][0]["text"] for item in last["response"]["output"]] == texts
+    (content,) = [item["content"][0] for item in last["response"]["output"]]
+    assert (content["text"], content["logprobs"] or []) == (text, [])
 
 
 @pytest.mark.sockets
@@ -194,3 +195,8 @@ def test_chat_of_a_response_has_the_fields_of_tools_that_templates_show() -> Non
     tool = {"type": "function", "name": "f", "parameters": {}, "strict": False}
     chat = json.loads(chat_form("responses", json.dumps({"input": "hi", "tools": [tool]}).encode()) or b"")
     assert chat["tools"][0]["function"] == {"name": "f", "description": None, "parameters": {}, "strict": False}
+
+
+def test_answer_without_parts_in_the_history_has_no_known_chat() -> None:
+    empty = {"type": "message", "role": "assistant", "content": []}
+    assert chat_form("responses", json.dumps({"input": [empty]}).encode()) is None
