@@ -33,6 +33,7 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
         "FAIRLEAD_SOAK_KILLS": "how many engines the soak kills",
         "FAIRLEAD_SOAK_MALFORMED": "how many malformed requests the soak sends",
         "FAIRLEAD_SOAK_MINUTES": "how many minutes the kills under sampled streams take",
+        "FAIRLEAD_SOAK_PAIRS": "how many pairs of equal idempotency keys the soak sends",
         "FAIRLEAD_SOAK_REQUESTS": "how many requests the soak counts memory over",
         "FAIRLEAD_SOAK_RESTARTS": "how many gateways the soak restarts",
         "FAIRLEAD_SOAK_STREAMS": "how many streams at once the soak has before gateways that drain",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.soak import dialect_kills, gateway_restarts, scenarios, stream_kills
+from e2e.soak import dialect_kills, gateway_restarts, keyed_pairs, scenarios, stream_kills
 from e2e.soak.gateway_processes import FULL
 
 pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone]
@@ -36,6 +36,10 @@ def test_streams_that_outlast_a_drain_are_not_cut_silently(tmp_path: Path) -> No
 @pytest.mark.skipif(not FULL, reason="ten minutes")
 def test_streams_of_ten_minutes_end_whole_while_gateways_restart(tmp_path: Path) -> None:
     assert asyncio.run(gateway_restarts.run_long(tmp_path)) == []
+
+
+def test_equal_idempotency_keys_at_two_gateways_that_are_killed(tmp_path: Path) -> None:
+    assert asyncio.run(keyed_pairs.run_keyed_pairs(tmp_path)) == []
 
 
 def test_malformed_requests_make_no_5xx_no_stall_and_no_growth(tmp_path: Path) -> None:

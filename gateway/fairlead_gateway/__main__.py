@@ -86,6 +86,7 @@ def _run(
         from fairlead.engines.credentials import EngineCredentials
         from fairlead.runtime import nonblocking_log, process_tuning
         from fairlead.runtime.clock import SystemClock
+        from fairlead_gateway.idempotency.supervisor import parse_gateway_addresses
         from fairlead_gateway.kv_index.supervisor.local_tokenizer import parse_token_source
         from fairlead_gateway.supervisor import scale_from_zero
         from fairlead_gateway.supervisor.config import GatewayConfig
@@ -124,6 +125,7 @@ def _run(
             tokenizer_folder=settings.tokenizers or "",
             index_secret=(settings.hash_secret or "").encode(),
             usage_folder=Path(settings.usage_dir) if settings.usage_dir else None,
+            gateway_addresses=parse_gateway_addresses(options.gateway_addresses),
             environ=os.environ,
         )
 
@@ -205,6 +207,12 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--workers", default="1", metavar="N", help="processes that carry requests; one more looks after them (1)"
+    )
+    parser.add_argument(
+        "--gateway-addresses",
+        metavar="HOST:PORT,...",
+        help="the public ports of all gateways before the same models, among which equal idempotency keys meet; a DNS name "
+        "stands for all its addresses (none: each gateway keeps its own)",
     )
     parser.add_argument(
         "--tls-cert", metavar="FILE", help="PEM certificate chain of the public port; reloaded when the file changes"

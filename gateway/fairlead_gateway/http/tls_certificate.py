@@ -8,28 +8,42 @@ certificate of another kind.
 """
 
 import asyncio
+import re
 import ssl
 from pathlib import Path
 
 from fairlead.engines.credentials import ALPN_PROTOCOLS
 from fairlead.errors import Unavailable
 
+_FIRST_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
 
 class TlsCertificate:
     """A certificate and its key, from files. `context` is for listening, set by the
     first `load`.
+
+    peer_context: for connections to gateways that show this certificate, or the one before it.
+
+    Why no name or authority is checked there: gateways connect to addresses, which certificates do
+    not name. Only a holder of the key can show the certificate.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self.files = (certificate, key)
         self._current: ssl.SSLContext | None = None
         self.context: ssl.SSLContext | None = None
+        self.peer_context: ssl.SSLContext | None = None
+        self._own_leaves: list[str] = []
 
     async def load(self) -> None:
         """Reads both files. Raises Unavailable and changes nothing if they are not usable."""
-        self._current = await asyncio.to_thread(self._read)
+        current, leaf = await asyncio.to_thread(self._read)
+        self._current = current
+        if leaf not in self._own_leaves:
+            self._own_leaves = [*self._own_leaves[-1:], leaf]
+            self.peer_context = _pinning_context(self._own_leaves)
         if self.context is None:
-            self.context = self._current
+            self.context = current
             self.context.sni_callback = self._install_current
 
     def _install_current(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
@@ -40,7 +54,8 @@ class TlsCertificate:
         if self._current is not None:
             connection.context = self._current
 
-    def _read(self) -> ssl.SSLContext:
+    def _read(self) -> tuple[ssl.SSLContext, str]:
+        """Returns a context for listening, and the certificate itself without its chain."""
         certificate, key = self.files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -50,7 +65,19 @@ class TlsCertificate:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise Unavailable(f"cannot use {certificate} with {key}: {reason}") from error
-        return context
+        leaf = _FIRST_CERTIFICATE.search(certificate.read_text(encoding="latin-1"))
+        return context, leaf[0] if leaf is not None else ""
+
+
+def _pinning_context(leaves: list[str]) -> ssl.SSLContext:
+    """Returns a context for connections to servers that show one of these certificates."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # these are trusted, and their signers are not
+    context.load_verify_locations(cadata="\n".join(leaves))
+    context.set_alpn_protocols(ALPN_PROTOCOLS)
+    return context
 
 
 def _reject_password_prompt() -> str:

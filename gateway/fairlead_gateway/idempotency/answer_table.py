@@ -179,6 +179,11 @@ class AnswerTable:
         """The number of answers, lost ones included."""
         return sum([len(answers.by_key) for answers in self._callers.values()])
 
+    def has(self, caller: CallerKey, key: bytes) -> bool:
+        """Whether there is an answer under a key, of any request, which may be lost."""
+        answers = self._callers.get(caller)
+        return answers is not None and key in answers.by_key
+
     def find(self, caller: CallerKey, key: bytes, fingerprint: bytes, now: float) -> KeyedAnswer | None:
         """Returns the answer under a key, which may be lost; None for a new key.
 

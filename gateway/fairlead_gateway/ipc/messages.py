@@ -11,6 +11,7 @@ import msgspec
 from fairlead.fleet.model import Fleet
 from fairlead.tenants.model import Tenant
 from fairlead_gateway.bearer_tokens.messages import TokenIssuer, TokenIssuerUpdate
+from fairlead_gateway.idempotency.messages import GatewayList
 from fairlead_gateway.kv_index.messages import (
     IndexCorrections,
     IndexedModels,
@@ -73,6 +74,7 @@ class Configure(msgspec.Struct, tag=True):
     - has_ledger: the use of requests is reported.
     - indexed_models: as `IndexedModels` sends them later.
     - sibling_ports: of all workers by their numbers, for requests of each other; empty for one.
+    - gateways: as a later `GatewayList`; None if idempotency keys stay within this gateway.
     """
 
     number: int
@@ -96,6 +98,7 @@ class Configure(msgspec.Struct, tag=True):
     has_ledger: bool
     warnings: list[str]
     sibling_ports: list[int] = []
+    gateways: GatewayList | None = None
 
 
 class FleetUpdate(msgspec.Struct, tag=True):
@@ -200,6 +203,7 @@ ToWorker: TypeAlias = (
     | SampleRequest
     | ProfileUpdate
     | QuotaUpdates
+    | GatewayList
     | StartDrain
     | EndDrain
     | GetState

@@ -35,6 +35,7 @@ class GatewayConfig:
     tokenizer_folder: holds the tokenizers of models, where they are local files.
     index_secret: keys the hashes of a KV-cache index in Redis; the indexer has the same.
     usage_folder: where the ledger is; None for a gateway without one.
+    gateway_addresses: where all gateways are; empty: idempotency keys stay within this one.
     environ: environment variables, from which the API keys of engines are read.
     """
 
@@ -59,4 +60,5 @@ class GatewayConfig:
     tokenizer_folder: str = ""
     index_secret: bytes = b""
     usage_folder: Path | None = None
+    gateway_addresses: Sequence[tuple[str, int]] = ()
     environ: Mapping[str, str] = field(default_factory=dict)

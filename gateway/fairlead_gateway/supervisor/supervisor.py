@@ -24,6 +24,7 @@ from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_gateway.audit.supervisor import AuditService, manage_token_watchers
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
+from fairlead_gateway.idempotency.supervisor import GatewayAddresses
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.kv_index.messages import IndexedModels, PromptSamples
@@ -100,6 +101,9 @@ class Supervisor:
             on_worker_exit=lambda worker: self.background.on_worker_exit(worker),
         )
         self.workers = WorkerPool(preforked, hooks, clock, limits)
+        self._gateways = GatewayAddresses(
+            config.gateway_addresses, config.public_socket, clock, limits, self.workers.broadcast
+        )
         self.access = self._create_access(config)
         self._tokenizer = TokenizerClient(clock, config.environ) if config.token_source is TokenSource.PROCESS else None
         self._index_secret = config.index_secret if config.redis_url is not None else config.hash_secret
@@ -160,6 +164,7 @@ class Supervisor:
         if self._config.file_parser is not None:
             self._config.file_parser.release_process()
         self._use_fleet(self._fleet)
+        await self._gateways.refresh()
         self._sent_warnings = self._current_warnings()
         await self.workers.activate_and_wait(self._fleet)
         return snapshots
@@ -180,7 +185,10 @@ class Supervisor:
         self.profiling.start()
         tasks = [
             loop.create_task(job)
-            for job in (self._follow_fleet(snapshots), self._send_warnings(), self._poll_counters(), self.audit.run())
+            for job in (
+                *(self._follow_fleet(snapshots), self._send_warnings(), self._poll_counters()),
+                *(self.audit.run(), self._gateways.run()),
+            )
         ]
         try:
             process_tuning.freeze_heap()
@@ -274,6 +282,7 @@ class Supervisor:
             has_ledger=config.usage_folder is not None,
             warnings=self._sent_warnings,
             sibling_ports=self.workers.sibling_ports,
+            gateways=self._gateways.list if config.gateway_addresses else None,
         )
 
     # Warnings and counters -----------------------------------------------------------------------------------------------
@@ -307,6 +316,7 @@ class Supervisor:
             *nonblocking_log.log_warnings(),
             *self.background.warnings(),
             *self.kv_index.warnings(),
+            *self._gateways.warnings(),
             *self.audit.log.warnings(),
         ]
 

@@ -374,6 +374,8 @@ class WorkerPool:
         messages += self._hooks.access_messages()
         if now.certificate is not None:
             messages.append(say.ReloadCertificate())
+        if now.gateways is not None:
+            messages.append(now.gateways)
         messages += self._hot_tables.values()
         worker.needs_resync = not all(worker.send(message) for message in messages)
 

@@ -259,12 +259,15 @@ def process(name: str, text: str) -> Metric:
     return metric(name, rows, text)
 
 
+_RERUN_REASONS = ("abandoned", "failed", "gateway-lost", "memory", "too-long", "worker-lost")
+
+
 def keyed_requests(scrape: Scrape) -> Iterator[Row]:
     return _process_counts(scrape, "idempotency_", ("joined", "returned", "run"))
 
 
 def keyed_reruns(scrape: Scrape) -> Iterator[Row]:
-    return _process_counts(scrape, "idempotency_rerun_", ("abandoned", "failed", "memory", "too-long", "worker-lost"))
+    return _process_counts(scrape, "idempotency_rerun_", _RERUN_REASONS)
 
 
 def _process_counts(scrape: Scrape, prefix: str, labels: tuple[str, ...]) -> Iterator[Row]:

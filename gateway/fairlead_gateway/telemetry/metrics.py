@@ -304,7 +304,8 @@ _OWN: Final = (
         "idempotency_reruns_total{reason}",
         of.keyed_reruns,
         "Requests that ran again under a known key, by why their answer was not kept. worker-lost: the worker that owned "
-        "it ended under a request of another one.",
+        "it ended under a request of another one. gateway-lost: the gateway that owned the key does not answer, or was lost "
+        "in the last ten minutes.",
     ),
     of.process("access_log_dropped_total", "Lines that the access log dropped; absent while it is off."),
     of.process("spans_exported_total", "Spans that the collector accepted; absent while tracing is off."),

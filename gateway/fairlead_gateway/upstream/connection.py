@@ -271,6 +271,19 @@ class EngineConnection:
             self._transport.writelines(message)
         self._arm_silence_timer(first_seconds)
 
+    def detect_lost_host(self, seconds: int) -> None:
+        """Lets the connection end if the other host answers no probe of the kernel for a while."""
+        found = self._transport.get_extra_info("socket")
+        if found is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in (
+                (socket.TCP_KEEPIDLE, seconds // 3),
+                (socket.TCP_KEEPINTVL, seconds // 3),
+                (socket.TCP_KEEPCNT, 2),
+                (socket.TCP_USER_TIMEOUT, seconds * 1_000),
+            ):
+                found.setsockopt(socket.IPPROTO_TCP, option, value)
+
     def select_rank(self, rank: int) -> None:
         """Counts the next response for one rank of the server: others work while it hangs."""
         self.activity = self._owner.activity(activity_key(self.address, rank))

@@ -40,6 +40,7 @@ from fairlead_gateway.errors import BadRequest, GatewayError, Overloaded, Unknow
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.tls_certificate import TlsCertificate
+from fairlead_gateway.idempotency.messages import GatewayList
 from fairlead_gateway.idempotency.worker.owner_forwarding import OwnerForwarding
 from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
@@ -372,7 +373,7 @@ class WorkerServices:
 
     def _forward_keyed_requests(self, configuration: messages.Configure) -> None:
         keyed_requests = self.gateway.keyed_requests
-        if not configuration.sibling_ports:
+        if not configuration.sibling_ports and configuration.gateways is None:
             return
         keyed_requests.forwarding = OwnerForwarding(
             self._runtime,
@@ -380,7 +381,10 @@ class WorkerServices:
             configuration.sibling_ports,
             fail=self.gateway.on_rejected,
             on_owner_lost=keyed_requests.count_lost_owner,
+            certificate=self.certificate,
         )
+        if configuration.gateways is not None:
+            keyed_requests.forwarding.update_gateways(configuration.gateways)
 
     def apply(self, message: messages.ToWorker) -> None:
         """Applies a message of the supervisor, or begins to answer its query."""
@@ -420,6 +424,9 @@ class WorkerServices:
             case QuotaUpdates():
                 for limits in self._quota_reporter.apply(message):
                     stack.limit_gate.serve_waiting(limits)
+            case GatewayList():
+                if self.gateway.keyed_requests.forwarding is not None:
+                    self.gateway.keyed_requests.forwarding.update_gateways(message)
             case messages.ActiveRows(rows):
                 if self._shared_loads is not None:
                     self._shared_loads.set_active_rows(rows)

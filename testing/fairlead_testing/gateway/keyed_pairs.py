@@ -1,27 +1,32 @@
-"""Pairs of requests with one idempotency key at a gateway whose workers are killed meanwhile.
+"""Pairs of requests with one idempotency key at gateways that are killed meanwhile.
 
 Counts how often the engine finished each pair. A pair may be finished twice only if the worker that
-owned its key ended between both.
+owned its key, or the gateway that computed it first, ended between both.
 """
 
 import asyncio
+import math
 import os
 import random
 import re
 import signal
+import ssl
 import time
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from fairlead_gateway.caller_key import ANONYMOUS
-from fairlead_gateway.idempotency.worker.owner_forwarding import owner_index
+from fairlead_gateway.idempotency.worker.owner_forwarding import owner_index, rank_gateways
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, token
+from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
 from fairlead_testing.gateway.running_gateway import GOOD
-from fairlead_testing.http.raw_client import RawConnection, post_request
-from fairlead_testing.processes import is_alive
+from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, send
+from fairlead_testing.processes import is_alive, unused_ports
 from fairlead_testing.waiting import wait_until
 
 _MAX_TRIES = 200
@@ -76,9 +81,9 @@ class PairedEngine:
 class PairCounts:
     """The outcome of all pairs.
 
-    different: pairs whose two answers differ, and whose owner was not killed.
-    twice: pairs that were finished twice.
-    unexplained: those of them that one process asked for twice, or whose owner was not killed.
+    different: pairs whose two answers differ, and which were finished once.
+    twice: pairs that were finished more than once.
+    unexplained: further times that no kill explains.
     """
 
     pairs: int = 0
@@ -90,61 +95,182 @@ class PairCounts:
     statuses: Counter[int] = field(default_factory=Counter)
 
 
-async def run_pairs(
-    url: str,
-    engine: PairedEngine,
-    pairs: int,
-    *,
-    workers: int,
-    worker_pids: Callable[[], set[int]],
-    kill_every: int,
-) -> PairCounts:
-    """Sends pairs of equal requests, and kills a worker after every `kill_every` pairs."""
-    counts, draw = PairCounts(pairs=pairs), random.Random(pairs)
-    killed: dict[int, list[float]] = {}
-    room = asyncio.Semaphore(_AT_ONCE)
+class Kills:
+    """Kills under pairs, and which further finishes they explain."""
 
-    async def kill() -> None:
-        pid = draw.choice(sorted(worker_pids()))
-        killed.setdefault(worker_number(pid) - 1, []).append(time.monotonic())
+    @abstractmethod
+    async def strike(self, draw: random.Random) -> int:
+        """Kills a process, or starts one again. Returns how many were killed."""
+
+    @abstractmethod
+    def explains(self, name: str, before: tuple[str, float], after: tuple[str, float]) -> bool:
+        """Whether a pair could be finished again: by which process, and when, both times."""
+
+
+class WorkerKills(Kills):
+    """Kills of single workers of one gateway, which starts them again."""
+
+    def __init__(self, workers: int, worker_pids: Callable[[], set[int]]) -> None:
+        self._workers = workers
+        self._worker_pids = worker_pids
+        self._killed: dict[int, list[float]] = {}
+
+    async def strike(self, draw: random.Random) -> int:
+        """Kills a worker."""
+        pid = draw.choice(sorted(self._worker_pids()))
+        self._killed.setdefault(worker_number(pid) - 1, []).append(time.monotonic())
         os.kill(pid, signal.SIGKILL)
         await wait_until(lambda: not is_alive(pid))
-        counts.kills += 1
+        return 1
+
+    def explains(self, name: str, before: tuple[str, float], after: tuple[str, float]) -> bool:
+        """Whether another process finished it, and the owner had been killed."""
+        ends = self._killed.get(owner_index(ANONYMOUS, name.encode(), self._workers), [])
+        return before[0] != after[0] and any(end <= after[1] for end in ends)
+
+
+class GatewayPair:
+    """Two gateways with two workers each, that share idempotency keys.
+
+    tls: for clients of gateways whose options name a certificate.
+    """
+
+    def __init__(self, fleet: Path, options: Sequence[str] = ()) -> None:
+        self.addresses = [f"127.0.0.1:{port}" for port in unused_ports(2)]
+        self.tls: ssl.SSLContext | None = None
+        self._fleet = fleet
+        self._options = options
+
+    @property
+    def urls(self) -> list[str]:
+        """The URLs of both."""
+        return [f"{'http' if self.tls is None else 'https'}://{address}" for address in self.addresses]
+
+    def start(self, address: str) -> AbstractAsyncContextManager[GatewayProcess]:
+        """Runs one of them."""
+        names = ("--workers", "2", "--gateway-addresses", ",".join(self.addresses))
+        return gateway_process(self._fleet, *names, *self._options, listen=address)
+
+    def key_of(self, address: str, *, exclude: str = "") -> str:
+        """Returns a key that a gateway owns."""
+        names = (f"k-{number}" for number in range(100) if f"k-{number}" != exclude)
+        return next(name for name in names if rank_gateways(ANONYMOUS, name.encode(), self.addresses)[0] == address)
+
+    async def post(self, address: str, body: object, key: str, more: str = "") -> RawResponse:
+        """Sends one request to a gateway."""
+        url = self.urls[self.addresses.index(address)]
+        return (await send(url, post_request(body, more=f"idempotency-key: {key}\r\n{more}"), self.tls))[0]
+
+
+class GatewayKills(Kills):
+    """Kills of whole gateways, one at a time; each starts again at its address.
+
+    reruns: of all gateways, by reason, as far as they were read before a kill.
+    """
+
+    def __init__(self, pair: GatewayPair) -> None:
+        self._pair = pair
+        self._running: dict[str, tuple[AsyncExitStack, GatewayProcess, list[str]]] = {}
+        self._ended: dict[str, float] = {}
+        self.reruns: Counter[str] = Counter()
+
+    async def __aenter__(self) -> "GatewayKills":
+        for address in self._pair.addresses:
+            await self._run(address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for stack, _gateway, _names in self._running.values():
+            await stack.aclose()
+
+    async def strike(self, draw: random.Random) -> int:
+        """Starts the gateway again that is down; if all run, kills one."""
+        for address in self._pair.addresses:
+            if address not in self._running:
+                await self._run(address)
+                return 0
+        stack, gateway, names = self._running.pop(draw.choice(self._pair.addresses))
+        await self.count_reruns(gateway)
+        pids = gateway.worker_pids()
+        self._ended.update(dict.fromkeys(names, time.monotonic()))
+        gateway.process.kill()  # first, or it would replace its workers
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        await wait_until(lambda: not any(is_alive(pid) for pid in pids))
+        await stack.aclose()
+        return 1
+
+    def explains(self, name: str, before: tuple[str, float], after: tuple[str, float]) -> bool:
+        """Whether the gateway that finished it first had been killed."""
+        del name
+        return self._ended.get(before[0], math.inf) <= after[1]
+
+    async def finish(self) -> None:
+        """Adds up the counters of the gateways that still run."""
+        for _, gateway, _ in self._running.values():
+            await self.count_reruns(gateway)
+
+    async def count_reruns(self, gateway: GatewayProcess) -> None:
+        """Adds the counters of a gateway."""
+        for reason in ("gateway-lost", "worker-lost", "failed", "abandoned"):
+            found = await gateway.samples("fairlead_gateway_idempotency_reruns_total", f'"{reason}"')
+            self.reruns[reason] += int(sum(found))
+
+    async def _run(self, address: str) -> None:
+        stack = AsyncExitStack()
+        gateway = await stack.enter_async_context(self._pair.start(address))
+        names = []
+        for line in await gateway.connections(2):
+            names.append(await line.worker_name())
+            await line.connection.close()
+        self._running[address] = stack, gateway, names
+
+
+async def run_pairs(
+    urls: Sequence[str], engine: PairedEngine, pairs: int, kills: Kills, *, strike_every: int
+) -> PairCounts:
+    """Sends pairs of equal requests, the halves to different URLs, and strikes after every
+    `strike_every` pairs.
+    """
+    counts, draw = PairCounts(pairs=pairs), random.Random(pairs)
+    room, striking = asyncio.Semaphore(_AT_ONCE), asyncio.Lock()
+
+    async def strike() -> None:
+        async with striking:
+            counts.kills += await kills.strike(draw)
 
     async def pair(number: int) -> None:
         async with room:
             name = f"pair-{number}"
             body = GOOD | {"user": name, "stream": number % 2 == 1}
+            delay = draw.random() * 4 * engine.seconds
             first, second = await asyncio.gather(
-                _send_until_answered(url, body, name, 0.0, counts),
-                _send_until_answered(url, body, name, draw.random() * 4 * engine.seconds, counts),
+                _send_until_answered(urls, body, name, 0.0, counts),
+                _send_until_answered(urls[::-1], body, name, delay, counts),
             )
             if first != second and len(engine.finished.get(name, ())) < 2:
                 counts.different += 1
 
     async with asyncio.TaskGroup() as group:
         for number in range(pairs):
-            if number % kill_every == kill_every - 1:
-                await kill()
+            if number % strike_every == strike_every - 1:
+                group.create_task(strike())
             async with room:  # no more pairs than run at once
                 pass
             group.create_task(pair(number))
             await asyncio.sleep(0)
     for name, times in engine.finished.items():
-        if len(times) > 1:
-            counts.twice += 1
-            ends = killed.get(owner_index(ANONYMOUS, name.encode(), workers), [])
-            for (before, _), (after, finished) in pairwise(times):
-                counts.unexplained += before == after or not any(end <= finished for end in ends)
+        counts.twice += len(times) > 1
+        counts.unexplained += sum(not kills.explains(name, before, after) for before, after in pairwise(times))
     return counts
 
 
-async def _send_until_answered(url: str, body: object, name: str, delay: float, counts: PairCounts) -> bytes:
+async def _send_until_answered(urls: Sequence[str], body: object, name: str, delay: float, counts: PairCounts) -> bytes:
     """Sends a request as an SDK does: again after a lost connection and after 5xx."""
     await asyncio.sleep(delay)
-    for _ in range(_MAX_TRIES):
+    for attempt in range(_MAX_TRIES):
         try:
-            connection = await RawConnection.connect(url)
+            connection = await RawConnection.connect(urls[attempt % len(urls)])
         except OSError:
             counts.retries += 1
             await asyncio.sleep(0.05)

@@ -121,6 +121,39 @@ def _replace(old: Certificate, new: Certificate) -> None:
     shutil.copy(new.key, old.key)
 
 
+async def test_gateways_accept_their_own_certificate_and_the_one_before_it(
+    authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    own = Certificate(tmp_path / "tls.crt", tmp_path / "tls.key")
+    certificate = TlsCertificate(own.certificate, own.key)
+    issued = [authority.issue(f"issued-{number}") for number in range(3)]
+
+    async def accepted() -> list[bool]:
+        assert certificate.peer_context is not None
+        results = []
+        for other in issued:
+            async with await asyncio.start_server(
+                lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=other.server_context()
+            ) as server:
+                port = server.sockets[0].getsockname()[1]
+                try:
+                    connection = await RawConnection.connect(f"https://127.0.0.1:{port}", certificate.peer_context)
+                except ssl.SSLCertVerificationError:
+                    results.append(False)
+                else:
+                    results.append(True)
+                    await connection.close()
+        return results
+
+    found = []
+    for now in issued:
+        _replace(own, now)
+        await certificate.load()
+        await certificate.load()
+        found.append(await accepted())
+    assert found == [[True, False, False], [True, True, False], [False, True, True]]
+
+
 async def test_a_new_certificate_is_used_and_closes_no_connection(
     authority: CertificateAuthority, tmp_path: Path
 ) -> None:

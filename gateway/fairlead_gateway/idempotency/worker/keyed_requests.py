@@ -1,6 +1,6 @@
 """Serves requests with an `Idempotency-Key`: each runs once, for all clients that send it.
 
-Each key has one worker that owns it; others forward requests to it.
+Each key has one gateway that owns it, and one worker there; others forward requests to it.
 
 A request whose clients have all left runs on for `idempotency_unread_seconds`, since they may come
 back. Then it is cancelled, as one without a key is at once.
@@ -16,7 +16,15 @@ from fairlead_gateway.caller_key import CallerKey, caller_key
 from fairlead_gateway.http.listener import DetachedTransport, HttpRequest, ResponseWriter
 from fairlead_gateway.idempotency.answer_table import ABANDONED, HEADER, AnswerTable, KeyedAnswer, check_key
 from fairlead_gateway.idempotency.worker.answer_recording import ClientReader, RecordedResponse
-from fairlead_gateway.idempotency.worker.owner_forwarding import FORWARDED, OwnerForwarding
+from fairlead_gateway.idempotency.worker.owner_forwarding import (
+    FINAL,
+    FOR_GATEWAY,
+    FOR_WORKER,
+    FORWARDED,
+    IF_KNOWN,
+    UNKNOWN_HEADER,
+    OwnerForwarding,
+)
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 RUN: Final = "idempotency_run"
@@ -26,6 +34,8 @@ RERUN: Final = "idempotency_rerun_"
 """Names of counters, the last with a reason behind it."""
 WORKER_LOST: Final = "worker-lost"
 """The reason of a request whose owner ended before its answer started."""
+GATEWAY_LOST: Final = "gateway-lost"
+"""The reason of a request that a gateway may have computed which does not answer any more."""
 _SWEEP_SHARE: Final = 0.25  # of the window, at most until ended answers are forgotten
 
 StartRequest = Callable[[HttpRequest, ResponseWriter], None]
@@ -35,7 +45,7 @@ class KeyedRequests:
     """The requests with a key of one worker.
 
     start_request: serves a request.
-    forwarding: to the workers that own other keys; None without them.
+    forwarding: to the workers and gateways that own other keys; None without them.
     on_replayed: called with the status of an answer that was sent to a further client.
     counters: of the process, by name.
     """
@@ -66,10 +76,27 @@ class KeyedRequests:
         """
         key, caller = request_key(http_request, self._limits.idempotency_key_bytes), caller_key(http_request.caller)
         forwarding = self.forwarding
-        if forwarding is not None and not response.is_draining and http_request.head.get(FORWARDED) is None:
-            owner = forwarding.owner(caller, key)
-            if owner is not None:
-                forwarding.forward(owner, http_request, response)
+        if forwarding is not None and http_request.head.get(FORWARDED) is None:
+            owners = forwarding.gateways_for(caller, key)
+            if owners and (forwarding.owns_keys or not self.table.has(caller, key)):
+                forwarding.forward_to_gateways(
+                    owners,
+                    FOR_GATEWAY,
+                    http_request,
+                    response,
+                    lambda _: self._handle_here(caller, key, http_request, response),
+                )
+                return
+        self._handle_here(caller, key, http_request, response)
+
+    def _handle_here(self, caller: CallerKey, key: bytes, http_request: HttpRequest, response: ResponseWriter) -> None:
+        """Answers a request in this gateway: here, or by the worker that owns its key."""
+        forwarding, value = self.forwarding, http_request.head.get(FORWARDED) or FOR_GATEWAY
+        if forwarding is not None and not response.is_draining and not value.startswith(FOR_WORKER):
+            worker = forwarding.worker_of(caller, key)
+            if worker is not None:
+                suffix = next((suffix for suffix in (IF_KNOWN, FINAL) if value.endswith(suffix)), b"")
+                forwarding.forward_to_worker(worker, FOR_WORKER + suffix, http_request, response)
                 return
         self.serve(caller, key, http_request, response)
 
@@ -78,8 +105,41 @@ class KeyedRequests:
         self.count(RERUN + WORKER_LOST)
 
     def serve(self, caller: CallerKey, key: bytes, http_request: HttpRequest, response: ResponseWriter) -> None:
-        """Answers a request from this worker's answers, or runs it."""
-        fingerprint = request_fingerprint(http_request)
+        """Answers a request from this worker's answers or another gateway's, or runs it."""
+        forwarding, fingerprint = self.forwarding, request_fingerprint(http_request)
+        answer = self.table.find(caller, key, fingerprint, self._now())
+        value = http_request.head.get(FORWARDED) or b""
+        if answer is None and value.endswith(IF_KNOWN):
+            response.send(404, UNKNOWN_HEADER, b"{}")
+            return
+        if answer is not None or forwarding is None:
+            self._join_or_run(caller, key, fingerprint, http_request, response)
+            return
+
+        def run(was_unreachable: bool) -> None:
+            is_lost = was_unreachable or forwarding.has_lost_owner(caller, key)
+            self._join_or_run(caller, key, fingerprint, http_request, response, GATEWAY_LOST if is_lost else "")
+
+        def forward_or_run(_: bool) -> None:
+            owners = [] if value.endswith(FINAL) else forwarding.gateways_before(caller, key)
+            forwarding.forward_to_gateways(owners, FOR_GATEWAY + FINAL, http_request, response, run)
+
+        earlier = forwarding.earlier_owners(caller, key)
+        forwarding.forward_to_gateways(earlier, FOR_GATEWAY + IF_KNOWN, http_request, response, forward_or_run)
+
+    def _join_or_run(
+        self,
+        caller: CallerKey,
+        key: bytes,
+        fingerprint: bytes,
+        http_request: HttpRequest,
+        response: ResponseWriter,
+        lost: str = "",
+    ) -> None:
+        """Answers a request from this worker's answers, or runs it.
+
+        lost: why an answer elsewhere may be lost; empty if there was none.
+        """
         answer = self.table.find(caller, key, fingerprint, self._now())
         if answer is not None and not answer.lost:
             self.count(JOINED if answer.is_running else RETURNED)
@@ -88,7 +148,8 @@ class KeyedRequests:
                 timer.cancel()
             self._attach(answer, response, partial(self._on_replay_left, http_request, response), is_replay=True)
             return
-        self.count(RUN if answer is None else RERUN + answer.lost)
+        reason = lost if answer is None else answer.lost
+        self.count(RERUN + reason if reason else RUN)
         answer = self.table.start(caller, key, fingerprint)
         transport = DetachedTransport(response.client_address())
         recorded = RecordedResponse(self.table, answer, http_request, transport, self._now, self._on_end)

@@ -1,30 +1,62 @@
-"""Carries a request with a key to the worker of this gateway that owns the key.
+"""Carries a request with a key to the gateway that owns the key, and to the worker there.
 
-A digest of caller and key chooses the owner among the numbers of the workers, so all workers agree
-without a message. The supervisor holds a listening socket for each number, on the loopback
-interface. When a worker ends, its replacement accepts what has waited there. Requests are forwarded
-whole, with their API key, and the owner checks them like any other.
+**Gateways.** Each key has an owner among the addresses of all gateways, by a rendezvous hash. So
+the end of one moves only its keys. Requests are forwarded to the public port of the owner. If that
+cannot be reached, the next gateway takes its place.
 
-A request whose owner ends before its answer starts is sent to the replacement once more.
+Before a worker runs a request with a key that it does not know, it asks gateways that may have
+computed it:
+
+- those that come first for the key, and have left the list;
+- while the worker is young, those that come next. They owned its keys before it started.
+
+Then it tries those that come first once more, since one may have started meanwhile.
+
+**Workers.** A digest of caller and key chooses the owner among the numbers of the workers, so all
+workers agree without a message. The supervisor holds a listening socket for each number, on the
+loopback interface. When a worker ends, its replacement accepts what has waited there. A request
+whose owner ends before its answer starts is sent to the replacement once more.
+
+Requests are forwarded whole, with their API key, and the owner checks them like any other.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+import ssl
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from fairlead.engines.credentials import EngineCredentials
+from fairlead.fleet.model import EngineAuth
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, KeyOwnerUnavailable
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
+from fairlead_gateway.http.tls_certificate import TlsCertificate
+from fairlead_gateway.idempotency.messages import GatewayList
 from fairlead_gateway.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 FORWARDED: Final = b"x-fairlead-key-owner"
-"""The header of a forwarded request: it is not forwarded again."""
+"""The header of a forwarded request, with one of the next values."""
+FOR_WORKER: Final = b"worker"
+FOR_GATEWAY: Final = b"gateway"
+"""The chooser of the owner: another worker, or another gateway."""
+FINAL: Final = b"-final"
+"""Behind such a value: no further gateway gets the request. So lists that differ make no circle."""
+IF_KNOWN: Final = b"-known"
+"""Behind such a value: an unknown key is not computed, but answered with `UNKNOWN_HEADER`."""
+UNKNOWN_HEADER: Final = "x-fairlead-key-owner: unknown\r\n"
+GATEWAYS_ASKED: Final = 3
+"""Limit: gateways that are asked for the answer under a key before it is computed."""
+GATEWAY_LOST_SECONDS: Final = 15
+"""Limit: a gateway whose machine answers nothing for this long is lost. One that accepted no
+connection in time is passed over for as long.
+"""
+_UNKNOWN: Final = "unknown-key"
 _ATTEMPTS: Final = 3  # one over a connection that proves closed, one of a worker that ends, one more
 _NOT_FORWARDED: Final = frozenset(
     b"connection content-length expect keep-alive proxy-connection te trailer transfer-encoding upgrade x-request-id "
@@ -38,12 +70,13 @@ _OWN_FIELDS: Final = frozenset(
 
 
 class OwnerForwarding:
-    """The way to the other workers of this gateway.
+    """The way to the other workers of this gateway, and to other gateways.
 
     number: of this worker, from 1.
-    ports: of the workers, by their numbers.
+    ports: of the workers, by their numbers; empty for one.
     fail: answers a request with an error.
-    on_owner_lost: called when an owner ended under a request.
+    on_owner_lost: called when the worker that owns a key ended under a request.
+    certificate: that all gateways show; None if they listen without TLS.
     """
 
     def __init__(
@@ -54,27 +87,94 @@ class OwnerForwarding:
         *,
         fail: Callable[[GatewayError, ResponseWriter, HttpRequest], None],
         on_owner_lost: Callable[[], None],
+        certificate: TlsCertificate | None = None,
     ) -> None:
+        limits = runtime.limits
         self._loop = runtime.loop
-        self._first_seconds: float = runtime.limits.idempotency_owner_seconds
+        self._now = runtime.now
+        self._first_seconds: float = limits.idempotency_owner_seconds
         self._own_index = number - 1
-        self._addresses = [f"http://127.0.0.1:{port}" for port in ports]
+        self._workers = [f"http://127.0.0.1:{port}" for port in ports]
+        self._scheme = "http" if certificate is None else "https"
+        self._gateways = GatewayList()
+        self._young_seconds: float = 2 * limits.idempotency_window_seconds  # answers may end long after they began
+        self._young_until = 0.0
+        self._passed_over_until: dict[str, float] = {}
         self._fail = fail
         self._on_owner_lost = on_owner_lost
-        self._pool = ConnectionPool(runtime.limits, runtime.loop, EngineCredentials({}, runtime.now))
+        self._pool = ConnectionPool(
+            replace(limits, unresponsive_seconds=self._first_seconds),  # a gateway that drains refuses probes
+            runtime.loop,
+            _PeerCredentials(runtime.now, certificate),
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def owner(self, caller: CallerKey, key: bytes) -> str | None:
-        """Returns the address of the worker that owns a key; None if it is this one."""
-        index = owner_index(caller, key, len(self._addresses))
-        return None if index == self._own_index else self._addresses[index]
+    def update_gateways(self, gateways: GatewayList) -> None:
+        """Replaces the list of gateways."""
+        if self._is_listed(gateways) and not self._is_listed(self._gateways):
+            self._young_until = self._now() + self._young_seconds
+        self._gateways = gateways
+        known = gateways.present + gateways.leaving
+        self._passed_over_until = {name: end for name, end in self._passed_over_until.items() if name in known}
+        self._pool.retain(frozenset([*self._workers, *[f"{self._scheme}://{name}" for name in known]]))
 
-    def forward(self, address: str, http_request: HttpRequest, response: ResponseWriter) -> None:
-        """Sends a request to the owner of its key, and relays the answer."""
-        task = self._loop.create_task(self._forward(address, http_request, response))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        response.on_client_gone = partial(self._loop.call_soon, task.cancel)
+    def worker_of(self, caller: CallerKey, key: bytes) -> str | None:
+        """Returns the address of the worker that owns a key; None if it is this one."""
+        index = owner_index(caller, key, len(self._workers)) if self._workers else self._own_index
+        return None if index == self._own_index else self._workers[index]
+
+    @property
+    def owns_keys(self) -> bool:
+        """Whether this gateway takes new keys: it is in the list, or no other gateway is."""
+        return self._is_listed(self._gateways) or not self._gateways.present
+
+    def gateways_for(self, caller: CallerKey, key: bytes) -> list[str]:
+        """Returns the gateways that a client's request goes to, the owner first.
+
+        Those before this one; all others while it is not in the list.
+        """
+        before, behind = self._ranked(caller, key, self._gateways.present)
+        return before if self.owns_keys else before + behind
+
+    def gateways_before(self, caller: CallerKey, key: bytes) -> list[str]:
+        """Returns the gateways that come before this one for a key; none if it is not known."""
+        return self._ranked(caller, key, self._gateways.present)[0] if self._gateways.own else []
+
+    def earlier_owners(self, caller: CallerKey, key: bytes) -> list[str]:
+        """Returns gateways that may have computed a key that this one owns now."""
+        leaving, _ = self._ranked(caller, key, self._gateways.leaving)
+        _, behind = self._ranked(caller, key, self._gateways.present)
+        is_young = self._now() < self._young_until
+        return [*leaving, *(behind if is_young else [])][:GATEWAYS_ASKED]
+
+    def has_lost_owner(self, caller: CallerKey, key: bytes) -> bool:
+        """Whether a gateway that comes before this one for a key left the list lately."""
+        gateways = self._gateways
+        return bool(self._ranked(caller, key, gateways.leaving + gateways.lost)[0])
+
+    def forward_to_worker(
+        self, address: str, value: bytes, http_request: HttpRequest, response: ResponseWriter
+    ) -> None:
+        """Sends a request to the worker that owns its key, and relays the answer."""
+        self._start(self._forward_to_worker(address, value, http_request, response), response)
+
+    def forward_to_gateways(
+        self,
+        addresses: list[str],
+        value: bytes,
+        http_request: HttpRequest,
+        response: ResponseWriter,
+        on_unanswered: Callable[[bool], None],
+    ) -> None:
+        """Sends a request to the first of these gateways that answers, and relays the answer.
+
+        on_unanswered: called if none does, with whether one could not be reached.
+        """
+        if not addresses:
+            on_unanswered(False)
+            return
+        work = self._forward_to_gateways(addresses, value, http_request, response, on_unanswered)
+        self._start(work, response)
 
     def close(self) -> None:
         """Ends all requests on their way, and closes the connections."""
@@ -82,25 +182,87 @@ class OwnerForwarding:
             task.cancel()
         self._pool.close()
 
-    async def _forward(self, address: str, http_request: HttpRequest, response: ResponseWriter) -> None:
-        message = encode_forwarded(http_request, response.request_id)
+    def _is_listed(self, gateways: GatewayList) -> bool:
+        return bool(gateways.own) and gateways.own in gateways.present
+
+    def _ranked(self, caller: CallerKey, key: bytes, addresses: list[str]) -> tuple[list[str], list[str]]:
+        """Returns the gateways before and behind this one. All are before it if it is not known."""
+        own = self._gateways.own
+        ranked = rank_gateways(caller, key, {own, *addresses})
+        position = ranked.index(own) if own else len(ranked)
+        before = [address for address in ranked[:position] if address]
+        return before, ranked[position + 1 :]
+
+    def _start(self, work: Coroutine[Any, Any, None], response: ResponseWriter) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        response.on_client_gone = partial(self._loop.call_soon, task.cancel)
+
+    async def _forward_to_worker(
+        self, address: str, value: bytes, http_request: HttpRequest, response: ResponseWriter
+    ) -> None:
+        message = encode_forwarded(http_request, response.request_id, value)
+        error = await self._deliver(address, message, response, self._on_owner_lost)
+        if error is not None and error.cause == _UNKNOWN:
+            response.send(404, UNKNOWN_HEADER, b"{}")
+        elif error is not None:
+            self._fail(KeyOwnerUnavailable(), response, http_request)
+
+    async def _forward_to_gateways(
+        self,
+        addresses: list[str],
+        value: bytes,
+        http_request: HttpRequest,
+        response: ResponseWriter,
+        on_unanswered: Callable[[bool], None],
+    ) -> None:
+        message = encode_forwarded(http_request, response.request_id, value)
+        was_unreachable = False
+        for address in addresses:
+            if self._passed_over_until.get(address, 0.0) > self._now():
+                was_unreachable = True
+                continue
+            error = await self._deliver(f"{self._scheme}://{address}", message, response, None)
+            if error is None:
+                return
+            was_unreachable |= error.cause != _UNKNOWN
+            if error.cause == "connect-timeout":
+                self._passed_over_until[address] = self._now() + GATEWAY_LOST_SECONDS
+        if response.finished:
+            return
+        response.on_client_gone = None
+        try:
+            on_unanswered(was_unreachable)
+        except GatewayError as refused:
+            self._fail(refused, response, http_request)
+
+    async def _deliver(
+        self, address: str, message: list[bytes], response: ResponseWriter, on_crash: Callable[[], None] | None
+    ) -> UpstreamError | None:
+        """Sends a request, and relays its answer. Returns why there is none; else None."""
+        error: UpstreamError | None = None
         for _ in range(_ATTEMPTS):
             error = await self._try_once(address, message, response)
             if error is None or response.finished:
-                return
+                return None
             if response.started:
                 response.abort()
-                return
+                return None
             if not error.is_stale:
                 if not error.is_crash:
                     break
-                self._on_owner_lost()
-        self._fail(KeyOwnerUnavailable(), response, http_request)
+                if on_crash is not None:
+                    on_crash()
+        return error
 
     async def _try_once(self, address: str, message: list[bytes], response: ResponseWriter) -> UpstreamError | None:
         """Sends a request and relays its answer. Returns why that failed; None if it did not."""
         try:
-            connection = self._pool.take_idle(address) or await self._pool.connect(address)
+            connection = self._pool.take_idle(address)
+            if connection is None:
+                connection = await self._pool.connect(address)
+                connection.detect_lost_host(GATEWAY_LOST_SECONDS)
         except UpstreamError as error:
             return error
         answer = ForwardedAnswer(response, self._loop.create_future())
@@ -113,6 +275,20 @@ class OwnerForwarding:
             response.on_backpressure = None
 
 
+class _PeerCredentials(EngineCredentials):
+    """The TLS of connections to other gateways, which show the certificate of this one."""
+
+    def __init__(self, now: Callable[[], float], certificate: TlsCertificate | None) -> None:
+        super().__init__({}, now)
+        self._certificate = certificate
+
+    def tls_context(self, access: EngineAuth) -> ssl.SSLContext:
+        """Returns a context that accepts no other certificate."""
+        if self._certificate is None or self._certificate.peer_context is None:
+            return super().tls_context(access)
+        return self._certificate.peer_context
+
+
 class ForwardedAnswer(ResponseSink):
     """The answer of an owner, relayed as it comes.
 
@@ -121,11 +297,15 @@ class ForwardedAnswer(ResponseSink):
 
     def __init__(self, response: ResponseWriter, ended: "asyncio.Future[UpstreamError | None]") -> None:
         self._response = response
+        self._is_unknown = False
         self.ended = ended
 
     def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
         """Starts the client's response, with the id of the request that was computed."""
         response = self._response
+        if status == 404 and fields.get(FORWARDED) == b"unknown":
+            self._is_unknown = True
+            return
         request_id = fields.get(b"x-request-id")
         if request_id is not None:
             response.request_id = request_id.decode("latin-1")
@@ -137,9 +317,10 @@ class ForwardedAnswer(ResponseSink):
 
     def on_body(self, chunks: list[bytes], complete: bool) -> None:
         """Relays parts of the body."""
-        self._response.write_chunks(chunks, final=complete)
+        if not self._is_unknown:
+            self._response.write_chunks(chunks, final=complete)
         if complete and not self.ended.done():
-            self.ended.set_result(None)
+            self.ended.set_result(UpstreamError(_UNKNOWN) if self._is_unknown else None)
 
     def on_error(self, error: UpstreamError) -> None:
         """Ends the answer."""
@@ -151,10 +332,11 @@ class ForwardedAnswer(ResponseSink):
         return 0.0
 
 
-def encode_forwarded(http_request: HttpRequest, request_id: str) -> list[bytes]:
+def encode_forwarded(http_request: HttpRequest, request_id: str, value: bytes) -> list[bytes]:
     """Returns the bytes of a request for its owner, with all fields that are not of the connection.
 
     request_id: by which the client knows the request.
+    value: of the header `FORWARDED`.
     """
     head = http_request.head
     target = quote(head.path).encode("ascii") + (b"?%b" % head.query if head.query else b"")
@@ -163,8 +345,8 @@ def encode_forwarded(http_request: HttpRequest, request_id: str) -> list[bytes]:
     if head.get(b"host") is None:
         lines.append(b"host: 127.0.0.1\r\n")  # of HTTP/1.0
     lines.append(
-        b"%b: 1\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
-        % (FORWARDED, request_id.encode("latin-1"), len(http_request.body))
+        b"%b: %b\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
+        % (FORWARDED, value, request_id.encode("latin-1"), len(http_request.body))
     )
     return [b"".join(lines), http_request.body] if http_request.body else [b"".join(lines)]
 
@@ -173,3 +355,13 @@ def owner_index(caller: CallerKey, key: bytes, workers: int) -> int:
     """Returns which of so many workers owns a key, from 0."""
     digest = hashlib.blake2b(b"%b\0%b" % (caller.encode(), key), digest_size=8).digest()
     return int.from_bytes(digest, "big") % workers
+
+
+def rank_gateways(caller: CallerKey, key: bytes, addresses: Iterable[str]) -> list[str]:
+    """Returns these gateways in the order in which they own a key."""
+    name = b"%b\0%b" % (caller.encode(), key)
+
+    def score(address: str) -> bytes:
+        return hashlib.blake2b(b"%b\0%b" % (address.encode(), name), digest_size=8).digest()
+
+    return sorted(addresses, key=score)

@@ -11,7 +11,14 @@ from fairlead_gateway.caller_key import ANONYMOUS
 from fairlead_gateway.idempotency.worker.owner_forwarding import owner_index
 from fairlead_testing.engines.scripted import PausedStream, SilentEngine, well_behaved
 from fairlead_testing.gateway.gateway_process import GatewayProcess, process_before
-from fairlead_testing.gateway.keyed_pairs import PairedEngine, answers_posts, count_posts, run_pairs, worker_number
+from fairlead_testing.gateway.keyed_pairs import (
+    PairedEngine,
+    WorkerKills,
+    answers_posts,
+    count_posts,
+    run_pairs,
+    worker_number,
+)
 from fairlead_testing.gateway.running_gateway import GOOD, STREAM
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
 from fairlead_testing.waiting import wait_until
@@ -101,7 +108,8 @@ async def test_a_killed_owner_is_replaced_and_the_request_is_computed_once_more(
 async def test_no_pair_is_finished_twice_while_its_owner_lives(tmp_path: Path) -> None:
     engine = PairedEngine()
     async with process_before(tmp_path, answers_posts(engine.script), options=("--workers", "3")) as (gateway, _):
-        counts = await run_pairs(gateway.url, engine, 200, workers=3, worker_pids=gateway.worker_pids, kill_every=90)
+        kills = WorkerKills(3, gateway.worker_pids)
+        counts = await run_pairs([gateway.url], engine, 200, kills, strike_every=90)
     assert (counts.kills, counts.unexplained, counts.different) == (2, 0, 0)
     assert set(counts.statuses) <= {200, 503}
     assert len(engine.finished) == 200
