@@ -86,7 +86,7 @@ def _run(
         from fairlead.engines.credentials import EngineCredentials
         from fairlead.runtime import nonblocking_log, process_tuning
         from fairlead.runtime.clock import SystemClock
-        from fairlead_gateway.idempotency.supervisor import parse_gateway_addresses
+        from fairlead_gateway.idempotency.supervisor.gateway_addresses import parse_gateway_addresses
         from fairlead_gateway.kv_index.supervisor.local_tokenizer import parse_token_source
         from fairlead_gateway.supervisor import scale_from_zero
         from fairlead_gateway.supervisor.config import GatewayConfig

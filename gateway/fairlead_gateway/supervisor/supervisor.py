@@ -24,7 +24,7 @@ from fairlead.runtime.tasks import cancel_and_wait, first_failure
 from fairlead_gateway.audit.supervisor import AuditService, manage_token_watchers
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
-from fairlead_gateway.idempotency.supervisor import GatewayAddresses
+from fairlead_gateway.idempotency.supervisor.gateway_addresses import GatewayAddresses
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.kv_index.messages import IndexedModels, PromptSamples

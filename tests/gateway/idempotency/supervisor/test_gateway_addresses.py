@@ -8,7 +8,7 @@ import pytest
 from fairlead.errors import SettingsError
 from fairlead.limits import Limits
 from fairlead_gateway.idempotency.messages import GatewayList
-from fairlead_gateway.idempotency.supervisor import (
+from fairlead_gateway.idempotency.supervisor.gateway_addresses import (
     GATEWAY_LEAVING_SECONDS,
     GatewayAddresses,
     parse_gateway_addresses,
