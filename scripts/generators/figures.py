@@ -107,6 +107,7 @@ def _streams(results: Path) -> dict[str, str]:
     parts = load(results / "vllm.json")["parts"]
     checks, replays = parts["continued"]["checks"], parts["continued-replays"]["checks"].values()
     dialects = parts["continued-dialects"]["checks"].values()
+    killed = load(results / "soak-streams.json")["parts"]["stream_kills"]
     sent = checks["bytes of a token on the way from the engine"]
     greedy = next(check for name, check in checks.items() if name.startswith("200 greedy transcripts"))
     sampled = checks["sampled streams, what follows the cut"]
@@ -123,6 +124,9 @@ def _streams(results: Path) -> dict[str, str]:
         "identical-streams": f"{greedy['identical']:,}",
         "sampled-p": f"{sampled['p']:.2f}",
         "replay-cuts": f"{sum(check['streams'] for check in replays)}",
+        "stream-kills": f"{killed['kills']:,}",
+        "killed-streams": f"{sum(kind['broke'] for kind in killed['kinds'].values()):,}",
+        "killed-whole": f"{sum(kind['continued_whole'] for kind in killed['kinds'].values()):,}",
         "dialect-cuts": f"{sum(check['streams'] for check in dialects)}",
         "dialects-as-engine": f"{sum(check['as_the_engine_goes_on'] for check in dialects)}",
         "replays-whole": f"{sum(check.get('identical', check.get('whole')) for check in replays)}",
