@@ -201,7 +201,7 @@ class ResponseRelay(StreamEnding):
         request = attempt.context.request
         if not engine_response.is_stream or not keeps_text(request, attempt.address.engine):
             return
-        blocks = attempt.blocks = SentBlocks(self._token_memory, request.body)
+        blocks = attempt.blocks = SentBlocks(self._token_memory, request.body, self._now)
         rewrite = engine_response.rewrite_events
         engine_response.rewrite_events = blocks.take if rewrite is None else partial(_take_rewritten, rewrite, blocks)
 

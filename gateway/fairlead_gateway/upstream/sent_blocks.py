@@ -6,13 +6,17 @@ response.
 
 Whatever comes behind is held until the answer ends, such as tool calls. A call that was sent in
 part could only go on with the very tokens that the first engine would have drawn. A comment takes
-the place of held events, so that the client sees that its stream lives. The error event of an
-engine is kept back too, since another engine may continue the answer.
+the place of held events, so that the client sees that its stream lives. Agents give up a stream
+that has no events for five minutes, and comments are none to them. So nothing is held for longer
+than `MAX_HELD_SECONDS`; then the stream cannot be continued.
+
+The error event of an engine is kept back too, since another engine may continue the answer.
 
 Source: vLLM 0.32, entrypoints/anthropic/serving.py and entrypoints/openai/responses.
 """
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -22,6 +26,8 @@ from fairlead_gateway.upstream.sent_tokens import COMMENT, LONG_TOOL_CALL, MAX_H
 from fairlead_gateway.upstream.sse import event_data
 
 NOT_TEXT: Final = "not-text"
+MAX_HELD_SECONDS: Final = 60.0
+"""Limit: events behind the text of a message or a response are held for this long."""
 _END: Final = b"\n\n"
 _COUNTED_AT_ONCE: Final = 1_024
 _DELTA: Final = "content_block_delta"
@@ -62,6 +68,7 @@ class SentBlocks:
     """The parts of one stream, and the events that name it.
 
     memory: shared with other streams.
+    now: the clock's monotonic seconds.
     body: of the request, which another engine gets; empty once the stream cannot be continued.
     head: the event that opens the answer; empty until then.
     parts: in their order; the last one is open.
@@ -76,8 +83,10 @@ class SentBlocks:
         "_counted",
         "_held",
         "_held_bytes",
+        "_held_since",
         "_holds_call",
         "_memory",
+        "_now",
         "_text_bytes",
         "body",
         "deltas",
@@ -89,13 +98,15 @@ class SentBlocks:
         "problem",
     )
 
-    def __init__(self, memory: TokenMemory, body: bytes) -> None:
+    def __init__(self, memory: TokenMemory, body: bytes, now: Callable[[], float]) -> None:
         self._memory = memory
         self.body = body
         self._counted = self._text_bytes = 0
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self._held_since = 0.0
         self._holds_call = False
+        self._now = now
         self.parts: list[SentPart] = []
         self.deltas = 0
         self.is_finished = False
@@ -148,9 +159,13 @@ class SentBlocks:
         if passes:
             self.last = event
             return self._release_held(event)
+        now = self._now()
+        if not self._held:
+            self._held_since = now
         self._held.append(event)
         self._held_bytes += len(event)
-        return self._give_up(LONG_TOOL_CALL, b"") if self._held_bytes > MAX_HELD_BYTES else b""
+        is_long = self._held_bytes > MAX_HELD_BYTES or now - self._held_since > MAX_HELD_SECONDS
+        return self._give_up(LONG_TOOL_CALL, b"") if is_long else b""
 
     def _passes(self, fields: BlockEvent, event: bytes) -> bool:
         """Whether the client gets an event now, and all that is held."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fairlead_gateway.upstream.sent_blocks import SentBlocks
-from fairlead_gateway.upstream.sent_tokens import COMMENT, TokenMemory
+from fairlead_gateway.upstream.sent_blocks import MAX_HELD_SECONDS, SentBlocks
+from fairlead_gateway.upstream.sent_tokens import COMMENT, LONG_TOOL_CALL, TokenMemory
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, named_event
 from fairlead_testing.gateway.running_gateway import (
@@ -396,18 +396,18 @@ async def test_engine_that_does_not_read_token_ids_gives_no_answer() -> None:
 
 def test_blocks_count_what_they_keep_and_give_up_beyond_it() -> None:
     memory = TokenMemory(3_000)
-    blocks = SentBlocks(memory, b"b" * 1_000)
+    blocks = SentBlocks(memory, b"b" * 1_000, float)
     assert blocks.take([start("text", text=""), delta("w" * 900)]) == [start("text", text=""), delta("w" * 900)]
     blocks.take([delta("w" * 1_100)])
     assert memory.used_bytes == 3_000
     assert not blocks.problem
     blocks.release()
     assert memory.used_bytes == 0
-    blocks = SentBlocks(memory, b"b" * 1_000)
+    blocks = SentBlocks(memory, b"b" * 1_000, float)
     tool = [stop(), *call_of("f", 1)]
     assert blocks.take([start("text", text=""), delta("w"), *tool]) == [start("text", text=""), delta("w")]
     assert blocks.take([delta("w" * 9_000, 2)]) == [COMMENT]
-    blocks = SentBlocks(memory, b"b" * 1_000)
+    blocks = SentBlocks(memory, b"b" * 1_000, float)
     assert blocks.take([start("text", text=""), delta("w" * 3_000)])[1:] == [delta("w" * 3_000)]
     assert (blocks.problem, memory.used_bytes) == ("memory", 0)
 
@@ -445,7 +445,7 @@ async def test_message_goes_on_at_an_engine_with_other_line_breaks() -> None:
 
 
 def test_events_without_a_type_are_not_held() -> None:
-    blocks = SentBlocks(TokenMemory(1_000), b"b")
+    blocks = SentBlocks(TokenMemory(1_000), b"b", float)
     event = b'event: content_block_delta\ndata: {"index":0,"delta":{"text":"a"}}\n\n'
     assert blocks.take([event]) == [event]
     assert blocks.problem == "not-text"
@@ -475,3 +475,17 @@ async def test_message_that_breaks_engines_is_sent_to_few(more: str, answers: bo
         answer = await request(running.url, ASKED, path="/v1/messages", more=more)
     assert "(poison)" in error_of(answer)
     assert len(met) == (2 if answers else 3)  # an idle connection may be the reason, so it is sent again
+
+
+def test_call_that_takes_long_is_sent_as_it_comes() -> None:
+    seconds = [0.0]
+    blocks = SentBlocks(TokenMemory(10_000), b"b", lambda: seconds[0])
+    blocks.take([start("text", text=""), delta("w")])
+    held = [stop(), *call_of("f", 1)]
+    assert blocks.take(held) == [COMMENT]
+    seconds[0] = MAX_HELD_SECONDS + 1
+    assert blocks.take([delta("}", 1, "partial_json", "input_json")]) == [
+        b"".join([*held, delta("}", 1, "partial_json", "input_json")])
+    ]
+    assert blocks.problem == LONG_TOOL_CALL
+    assert blocks.take([stop(1)]) == [stop(1)]

@@ -180,13 +180,13 @@ async def test_numbers_go_on_if_a_continued_stream_outgrows_its_memory() -> None
 
 
 def test_thoughts_of_older_engines_are_not_held() -> None:
-    blocks = SentBlocks(TokenMemory(10_000), b"b")
+    blocks = SentBlocks(TokenMemory(10_000), b"b", float)
     events = [*opened(1, THOUGHTS, "reasoning_part"), delta(3, "Hm", THOUGHTS)]
     assert blocks.take(events) == events
 
 
 def test_error_event_of_an_engine_gets_the_number_behind_what_the_client_has() -> None:
-    blocks = SentBlocks(TokenMemory(10_000), b"b")
+    blocks = SentBlocks(TokenMemory(10_000), b"b", float)
     blocks.take([*FIRST, numbered("output_item.added", 4, item=CALL), numbered("failed", 5)])  # type: ignore[list-item]
     assert b'"sequence_number": 4' in blocks.failure
 
