@@ -108,6 +108,7 @@ def _streams(results: Path) -> dict[str, str]:
     checks, replays = parts["continued"]["checks"], parts["continued-replays"]["checks"].values()
     dialects = parts["continued-dialects"]["checks"].values()
     killed = load(results / "soak-streams.json")["parts"]["stream_kills"]
+    rollouts = load(results / "rollouts.json")["parts"]["rollout of eight engines"]["seconds"]
     sent = checks["bytes of a token on the way from the engine"]
     greedy = next(check for name, check in checks.items() if name.startswith("200 greedy transcripts"))
     sampled = checks["sampled streams, what follows the cut"]
@@ -124,6 +125,8 @@ def _streams(results: Path) -> dict[str, str]:
         "identical-streams": f"{greedy['identical']:,}",
         "sampled-p": f"{sampled['p']:.2f}",
         "replay-cuts": f"{sum(check['streams'] for check in replays)}",
+        "rollout-stay": f"{rollouts['Never']:.0f}",
+        "rollout-move": f"{rollouts['Auto']:.0f}",
         "stream-kills": f"{killed['kills']:,}",
         "killed-streams": f"{sum(kind['broke'] for kind in killed['kinds'].values()):,}",
         "killed-whole": f"{sum(kind['continued_whole'] for kind in killed['kinds'].values()):,}",
