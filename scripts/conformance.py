@@ -268,7 +268,9 @@ async def dead_within(rig: ProbeRig, endpoint: Endpoint) -> str:
     if not endpoint.streams:
         return await _elsewhere(rig, endpoint, answer)
     if not endpoint.events and answer.complete:
-        return "`event: error`" if b"\nevent: error\n" in answer.body else "looks whole"
+        if b"\nevent: error\n" in answer.body:
+            return "`event: error`"
+        return "continued" if b'"fairlead_continued_at"' in answer.body else "looks whole"
     if not endpoint.events:
         return "connection cut"
     if answer.events[-1] == "[DONE]" and len(rig.sent) == 2:

@@ -10,7 +10,6 @@ Source: `to_chat_completion_request` in vllm/entrypoints/anthropic/serving.py, a
 `construct_input_messages` in vllm/entrypoints/openai/responses/utils.py, vLLM 0.32.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -78,6 +77,8 @@ def _messages_chat(fields: Mapping[str, Any]) -> Chat:
 
 def _add_turn(message: Mapping[str, Any], turns: list[Chat]) -> None:
     """Adds the turns of one message; the results of tools come before its text."""
+    import json  # here, since few workers ever need it
+
     content, turn = message["content"], {"role": message["role"]}
     if isinstance(content, str):
         turns.append(turn | {"content": content})
