@@ -21,7 +21,7 @@ from fairlead_bench.gateway_instructions.counted_gateway import (
     ValgrindMissing,
     ensure_valgrind,
     export_commit,
-    export_working_tree,
+    export_sources,
     valgrind_command,
 )
 from fairlead_bench.gateway_instructions.scenarios import MESSAGES, PLAIN, RESPONSES, WAITING
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         valgrind = ensure_valgrind()
         base = export_commit(ROOT, options.base, "base")
-        new = export_commit(ROOT, options.new, "head") if options.new else export_working_tree(ROOT, "head")
+        new = export_sources(ROOT, options.new, "head")
         base_counts, new_counts = _count(base, options), _count(new, options)
     except (ValgrindMissing, GatewayFailed) as error:
         print(error, file=sys.stderr)

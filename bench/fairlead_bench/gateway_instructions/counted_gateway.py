@@ -108,6 +108,13 @@ def export_commit(repository: Path, revision: str, name: str) -> SourceTree:
     return SourceTree(folder, commit)
 
 
+def export_sources(repository: Path, revision: str | None, name: str) -> SourceTree:
+    """Exports a commit's sources, or those of the checkout without one. Raises as `export_commit`
+    does.
+    """
+    return export_commit(repository, revision, name) if revision else export_working_tree(repository, name)
+
+
 def export_working_tree(repository: Path, name: str) -> SourceTree:
     """Copies the sources of the checkout into the cache folder ``name``."""
     listed = _git(repository, "ls-files", "-z", "--cached", "--others", "--exclude-standard").decode().split("\0")

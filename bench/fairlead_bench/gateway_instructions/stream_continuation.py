@@ -26,7 +26,7 @@ from fairlead_bench.gateway_instructions.counted_gateway import (
     ValgrindMissing,
     ensure_valgrind,
     export_commit,
-    export_working_tree,
+    export_sources,
 )
 from fairlead_bench.gateway_instructions.scenarios import CHUNK, STREAM, cost_of_streams, stream_scenarios
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
@@ -74,18 +74,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         valgrind = ensure_valgrind()
         base = export_commit(ROOT, options.base, f"{NAME}-base")
-        new = (
-            export_commit(ROOT, options.new, f"{NAME}-head")
-            if options.new
-            else export_working_tree(ROOT, f"{NAME}-head")
-        )
+        new = export_sources(ROOT, options.new, f"{NAME}-head")
         plain = _count(base, {OFF: StreamKind()}, options)
         before = {f"{unit}, {kind}": plain[f"{unit}, {OFF}"] for unit in (CHUNK, STREAM) for kind in KINDS}
         windows = _count(new, KINDS, options)
-    except (ValgrindMissing, GatewayFailed) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
+    except (ValgrindMissing, GatewayFailed, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 2
     errors = standard_errors(windows, before)

@@ -27,8 +27,7 @@ from fairlead_bench.gateway_instructions.counted_gateway import (
     SourceTree,
     ValgrindMissing,
     ensure_valgrind,
-    export_commit,
-    export_working_tree,
+    export_sources,
 )
 from fairlead_bench.gateway_instructions.scenarios import PLAIN, plain_scenario
 from fairlead_bench.quota.request_cost import cost_rows, request_cost
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     try:
         valgrind = ensure_valgrind()
-        tree = export_commit(ROOT, options.new, NAME) if options.new else export_working_tree(ROOT, NAME)
+        tree = export_sources(ROOT, options.new, NAME)
         windows = _count(tree, options)
     except (ValgrindMissing, GatewayFailed) as error:
         print(error, file=sys.stderr)

@@ -9,7 +9,7 @@ class GatewayList(msgspec.Struct, tag=True):
     - own: of this gateway; empty if it is not known.
     - present: all that serve, this one among them.
     - leaving: those that left the list within seconds, which may still answer.
-    - lost: those that left within the window of answers, which are lost with them.
+    - lost: those that left earlier, but within the time for which answers are kept.
     """
 
     own: str = ""

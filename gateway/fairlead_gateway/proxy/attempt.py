@@ -141,6 +141,7 @@ class Attempt:
     engine_response: set when the message is sent
     tokens: those of its stream, once the engine is asked for them; None if it is not
     blocks: the text of its stream of a message or a response; None if that is not kept
+    is_replayable: such a stream can go on by a replay only
     has_room: it has waited for the instance, which can start it now and counts it as load
     has_verdict: it is known whether the response can be relayed
     error: why it cannot be relayed; None if no connection error is known
@@ -165,6 +166,7 @@ class Attempt:
         "has_verdict",
         "instance",
         "instance_id",
+        "is_replayable",
         "message",
         "tokens",
     )
@@ -176,6 +178,7 @@ class Attempt:
         self._sent_tokens = sent_tokens
         self.tokens: SentTokens | None = None
         self.blocks: SentBlocks | None = None
+        self.is_replayable = False
         self._router: ModelRouter | None = None
         self._admission: ModelAdmission | None = None
         self._journal: Journal | None = None  # None: learned profiles leave the attempt out
@@ -199,7 +202,8 @@ class Attempt:
         request = context.request
         if self._sent_tokens is None and asks_for_tokens(request, address.engine):
             body, strips = body_with_tokens(request, body)
-            if needs_replay(request):
+            self.is_replayable = needs_replay(request)
+            if self.is_replayable:
                 body = body_with_seed(request, body, context.id)
             self.tokens = SentTokens(dispatcher.token_memory, strips=strips)
         head, choice = context.http_request.head, context.choice

@@ -181,10 +181,10 @@ class ContinuedStream:
 
 
 class DetachedStream(ContinuedStream):
-    """A stream that has no task while an engine generates it, and that may also move on purpose.
+    """A stream that is relayed without an asyncio task, and that the gateway may move.
 
     continuations: how often another instance has continued it; `moves` of them were planned.
-    continued_at: the tokens that the client had when another instance began the last time.
+    continued_at: how many tokens the client had when the latest instance took over.
     events: those of the instances before the present one.
     """
 

@@ -4,11 +4,11 @@ The other engine gets token ids in place of a rendered prompt: those of the prom
 answer so far. It says itself which these are (`queries`). Without any text, the request is sent
 again as it is.
 
-- The prompt is that of the chat that engines make of these dialects. It must have as many tokens as
-  an engine has counted.
-- Thoughts stand between marks that only the chat template knows. So the engine renders an answer
-  with the thoughts and text, and with a mark of ours behind. What stands before is the answer so
-  far.
+- The gateway converts the request to a chat, as engines do. It uses the prompt only if it has as
+  many tokens as an engine has reported.
+- Thoughts stand between marks that only the chat template knows. So the engine renders the thoughts
+  and the text, followed by a mark of ours. The tokens between the prompt and our mark are the
+  answer so far.
 
 The client's stream keeps its names. Its open part goes on, the places of later blocks are counted
 from there, and events with whole texts have both parts. `refusal` names what cannot go on.
@@ -42,7 +42,7 @@ from fairlead_gateway.proxy.continuation import (
     next_seed,
     refused_fields,
 )
-from fairlead_gateway.upstream.sent_blocks import SentBlocks
+from fairlead_gateway.upstream.sent_blocks import PARTS_ADDED, SentBlocks
 from fairlead_gateway.upstream.sse import event_data
 from fairlead_gateway.upstream.usage import Usage
 
@@ -50,7 +50,6 @@ Query = tuple[str, bytes]
 """Path and body of a request to an engine. Without a body, it is a GET."""
 Queries = Generator[Query, bytes, str]
 """Queries, whose answers are sent in; returns why the engine cannot continue, or nothing."""
-IDS_NOT_READ: Final = "ids-not-read"
 NO_TOKENIZE: Final = "no-tokenize"
 PROMPT_FORM: Final = "prompt-form"
 REASONING: Final = "reasoning"
@@ -85,6 +84,7 @@ class StreamBlocks(DetachedStream):
         self.counted_prompt = 0
         self._body_type = request.dialect.body_type
         self._kind = request.dialect.name
+        self._limit = request.dialect.output_limit
         self._prompt: list[int] = []
         self._answer: list[int] = []
         self._covered = 0  # deltas whose tokens are in the answer
@@ -95,6 +95,10 @@ class StreamBlocks(DetachedStream):
         self._closes = False  # the next engine has not taken up the client's open part
         self._shift = 0  # of the places of its parts
         self._is_marked = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self._prompt) or self.counted_prompt
 
     @property
     def generated(self) -> int:
@@ -123,7 +127,7 @@ class StreamBlocks(DetachedStream):
     def is_whole(self) -> bool:
         if self.blocks.is_finished:
             return True
-        limit = self._max_tokens(self._fields()) if self._answer else None
+        limit: int | None = getattr(self._fields(), self._limit) if self._answer else None
         return limit is not None and self.generated >= limit
 
     def refusal(self) -> str:
@@ -184,9 +188,9 @@ class StreamBlocks(DetachedStream):
         fields = self._fields()
         ids = msgspec.json.encode([*self._prompt, *self._answer])
         changes = {"kv_transfer_params": b'{"prompt_token_ids":' + ids + b"}"}
-        limit = self._max_tokens(fields)
+        limit: int | None = getattr(fields, self._limit)
         if limit is not None:
-            changes[self._limit_name()] = b"%d" % (limit - self.continued_at)
+            changes[self._limit] = b"%d" % (limit - self.continued_at)
         if fields.seed is not None:
             changes["seed"] = next_seed(fields.seed, self.continued_at)
         return set_members(self.blocks.body, changes | self._stub())
@@ -201,6 +205,15 @@ class StreamBlocks(DetachedStream):
                 spliced.append(part + b"\n\n")
         return self.blocks.take(spliced)
 
+    def usage(self, reported: Usage | None) -> Usage | None:
+        prompt = self.prompt_tokens
+        if not self._answer:
+            return reported
+        if reported is None or reported.completion_tokens is None:
+            return reported if self.blocks.is_finished else Usage(prompt, self.generated, None)
+        cached = None if reported.cached_tokens is None else min(reported.cached_tokens, prompt)
+        return Usage(prompt, reported.completion_tokens + self.continued_at, cached)
+
     def has_read(self, reported: Usage | None) -> bool:
         """Whether the engine's first counts, if it has sent some, are those of its token ids."""
         return True
@@ -211,12 +224,6 @@ class StreamBlocks(DetachedStream):
 
     @abstractmethod
     def _own_refusal(self, fields: GenerationFields) -> str: ...
-
-    @abstractmethod
-    def _max_tokens(self, fields: GenerationFields) -> int | None: ...
-
-    @abstractmethod
-    def _limit_name(self) -> str: ...
 
     @abstractmethod
     def _stub(self) -> dict[str, bytes]:
@@ -249,23 +256,10 @@ class StreamBlocks(DetachedStream):
 class StreamMessage(StreamBlocks):
     """A stream of a message."""
 
-    @property
-    def prompt_tokens(self) -> int:
-        return self.counted_prompt
-
     def has_read(self, reported: Usage | None) -> bool:
         if not self._answer:
             return True
         return reported is not None and reported.prompt_tokens == len(self._prompt) + self.continued_at
-
-    def usage(self, reported: Usage | None) -> Usage | None:
-        prompt = self.prompt_tokens
-        if not self._answer:
-            return reported
-        if reported is None or reported.completion_tokens is None:
-            return reported if self.blocks.is_finished else Usage(prompt, self.generated, None)
-        cached = None if reported.cached_tokens is None else min(reported.cached_tokens, prompt)
-        return Usage(prompt, reported.completion_tokens + self.continued_at, cached)
 
     def closing(self, *, with_usage: bool) -> list[bytes]:
         events: list[dict[str, Any]] = []
@@ -287,12 +281,6 @@ class StreamMessage(StreamBlocks):
         if contains_any(_value(fields.thinking), _BUDGET):
             return "reasoning-budget"
         return "grammar" if _has_format(_value(fields.output_config)) else ""
-
-    def _max_tokens(self, fields: GenerationFields) -> int | None:
-        return fields.max_tokens
-
-    def _limit_name(self) -> str:
-        return "max_tokens"
 
     def _stub(self) -> dict[str, bytes]:
         return {"messages": MESSAGES_STUB}
@@ -343,10 +331,6 @@ class StreamResponse(StreamBlocks):
         self._was_open = False
         self._taken = ""  # the next engine's name of the client's open item
 
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self._prompt)
-
     def next_number(self, number: int) -> int:
         """Returns the `sequence_number` of a next event; held events have none."""
         if self.blocks.is_finished:
@@ -355,14 +339,6 @@ class StreamResponse(StreamBlocks):
         if is_count(last.get("sequence_number")):
             return int(last["sequence_number"]) + 1
         return self._number or number  # nothing is held once the last event is not kept
-
-    def usage(self, reported: Usage | None) -> Usage | None:
-        prompt = self.prompt_tokens
-        if reported is None or reported.completion_tokens is None:
-            return reported if self.blocks.is_finished or not prompt else Usage(prompt, self.generated, None)
-        prompt = prompt or reported.prompt_tokens or 0
-        cached = None if reported.cached_tokens is None else min(reported.cached_tokens, prompt)
-        return Usage(prompt, reported.completion_tokens + self.continued_at, cached)
 
     def closing(self, *, with_usage: bool) -> list[bytes]:
         if self.blocks.is_finished:
@@ -414,12 +390,6 @@ class StreamResponse(StreamBlocks):
             return "stored"
         return "grammar" if _has_format(_value(fields.text)) else ""
 
-    def _max_tokens(self, fields: GenerationFields) -> int | None:
-        return fields.max_output_tokens if isinstance(fields, ResponsesRequest) else None
-
-    def _limit_name(self) -> str:
-        return "max_output_tokens"
-
     def _stub(self) -> dict[str, bytes]:
         return {"input": b'"-"'}
 
@@ -436,7 +406,7 @@ class StreamResponse(StreamBlocks):
             self._shift += 1
             yield from map(self._numbered, self._part_ends())
         if self._taken:
-            if kind in _PARTS_ADDED and self._was_open:
+            if kind in PARTS_ADDED and self._was_open:
                 self._was_open = False
                 return
             if self._taken in (fields.get("item_id"), item.get("id") if isinstance(item, dict) else None):
@@ -534,7 +504,6 @@ class StreamResponse(StreamBlocks):
 
 
 _THOUGHTS: Final = "reasoning"
-_PARTS_ADDED: Final = ("response.content_part.added", "response.reasoning_part.added")
 _STREAMS: Final = {MESSAGES.name: StreamMessage, RESPONSES.name: StreamResponse}
 
 

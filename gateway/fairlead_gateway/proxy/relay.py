@@ -44,7 +44,7 @@ from fairlead_gateway.proxy.relayed_stream import (
     record_relayed,
 )
 from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
-from fairlead_gateway.proxy.stream_replay import StreamReplay, needs_replay
+from fairlead_gateway.proxy.stream_replay import StreamReplay
 from fairlead_gateway.proxy.stream_resume import DRAINED, HANDED_OVER, StreamResume
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
@@ -464,7 +464,7 @@ class ResponseRelay(StreamEnding):
             return None
         if engine_response.rewrite_events is not None:
             tokens.head = b"".join(engine_response.rewrite_events([tokens.head + b"\n\n"]))
-        if not needs_replay(request):
+        if not attempt.is_replayable:
             return StreamTokens(request, tokens)
         stream = StreamReplay(request, tokens, attempt.context.id, self._sent_text_memory)
         engine_response.on_relayed = stream.note

@@ -7,7 +7,8 @@ the engine repeats it: it is greedy, or has a seed. Requests that are sampled wi
 from the gateway.
 
 The part that the client has must come again: the same tokens, and the same text of each field. It
-is dropped. Engines can put other tokens into one event, so the cut may lie within one. A replay
+is dropped. Engines may group tokens into events otherwise, so the client's last token may lie in
+the middle of an event. A replay
 that differs ends the stream with an error, before anything of it was sent.
 
 Of the text, its length and checksum are kept. A request's body is kept until its stream ends.

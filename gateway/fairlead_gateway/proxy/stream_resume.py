@@ -29,7 +29,7 @@ from fairlead_gateway.proxy.continuation import (
     StreamTokens,
     decoded_text,
 )
-from fairlead_gateway.proxy.continued_blocks import IDS_NOT_READ, StreamBlocks
+from fairlead_gateway.proxy.continued_blocks import StreamBlocks
 from fairlead_gateway.proxy.relayed_stream import GapRecorder, SseKeepAlive
 from fairlead_gateway.proxy.stream_replay import StreamReplay
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
@@ -42,13 +42,14 @@ from fairlead_gateway.upstream.connection import UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.upstream.request_encoder import encode_request
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
+from fairlead_gateway.upstream.sent_blocks import NOT_TEXT
+from fairlead_gateway.upstream.sent_tokens import IDS_NOT_READ
 from fairlead_gateway.worker.request_context import RequestContext
 
 MAX_CONTINUATIONS: Final = 8
 """Limit: instances that are asked for the rest of one stream."""
 HANDED_OVER: Final = "handed-over"
 _MAX_UNCLEAR_TOKENS: Final = 16
-NOT_TEXT: Final = "not-text"
 NO_INSTANCE: Final = "no-instance"
 POISON: Final = "poison"
 
@@ -224,7 +225,7 @@ class StreamResume:
         """
         tokens, text = stream.tokens, stream.last_text()
         for end in range(tokens.shown, max(tokens.last_at, tokens.shown - _MAX_UNCLEAR_TOKENS), -1):
-            answer = await self._query(attempt, "POST", "/detokenize", stream.tokens_before(end))
+            answer = await self._query(attempt, "/detokenize", stream.tokens_before(end))
             if text and decoded_text(answer).endswith(text):
                 tokens.settle(end)
                 return
@@ -240,15 +241,15 @@ class StreamResume:
             path, body = next(queries)
             while True:
                 body = attempt.named_body(body) if path.startswith("/v1/") else body
-                path, body = queries.send(await self._query(attempt, "POST" if body else "GET", path, body))
+                path, body = queries.send(await self._query(attempt, path, body))
         except StopIteration as end:
             problem: str = end.value
             return problem
 
-    async def _query(self, attempt: Attempt, method: str, path: str, body: bytes) -> bytes:
+    async def _query(self, attempt: Attempt, path: str, body: bytes) -> bytes:
         """Returns the instance's answer to a question about tokens. Raises EngineCallFailed."""
         context, address = attempt.context, attempt.address
-        prefix = self._dispatcher.request_prefixes.get(method, path, address.url)
+        prefix = self._dispatcher.request_prefixes.get("POST" if body else "GET", path, address.url)
         head = context.http_request.head
         message = encode_request(prefix, head, body, context.id, dp_rank=address.dp_rank, extra_headers="")
         limits = self._pool.limits

@@ -33,7 +33,7 @@ _COUNTED_AT_ONCE: Final = 1_024
 _DELTA: Final = "content_block_delta"
 _TEXT_DELTA: Final = "response.output_text.delta"
 _THOUGHT_DELTA: Final = "response.reasoning_text.delta"
-_PARTS_ADDED: Final = ("response.content_part.added", "response.reasoning_part.added")
+PARTS_ADDED: Final = ("response.content_part.added", "response.reasoning_part.added")
 _OPENINGS: Final = ("message_start", "response.created")
 _PASSED: Final = ("ping", "response.in_progress", "response.queued")
 _FINALS: Final = ("message_delta", "message_stop", "response.completed", "response.incomplete")
@@ -174,7 +174,7 @@ class SentBlocks:
             return not self._held and self._add(fields)
         if kind in _STARTS:
             return self._start(fields, event)
-        if kind in _PARTS_ADDED:
+        if kind in PARTS_ADDED:
             if self._held or not self.parts or self.parts[-1].is_open:
                 return False
             self.parts[-1].is_open = True

@@ -3,16 +3,16 @@
 A stream can go on at another instance from its tokens. That costs the computation of its prompt and
 of what it has generated, which delays the streams there. A plan has two parts:
 
-- **Room**: a request waits because its KV fits nowhere, although the fleet has memory enough in
-  parts. From an instance it goes where it fits at once. Otherwise streams leave one instance until
-  it fits there, also for a request that waits in the gateway. Only streams of its tier or a lower
-  one leave.
+- **Room**: a request waits because no instance has memory enough for its KV, although the fleet
+  has. One that waits at an instance goes to another where it fits at once. Otherwise streams leave
+  one instance until it fits there. Requests that wait in the gateway get room this way, too. Only
+  streams of the same tier or a lower one leave.
 - **Balance**: a stream leaves a crowded instance if that saves more than it costs.
 
 All is compared in seconds of delay, summed over streams. W_i(t) is the KV of instance i in t steps:
 each stream there has n tokens, and one more with each step until its forecast end. Reading KV makes
 a step longer by c per token, for all streams of the instance. With streams of n̄ tokens, imbalance
-delays them by c/n̄ · Σ_i (W_i - W̄)² per step. A move of x tokens from i to j changes that by
+delays them by c/n̄ · Σ_i (W_i - W̄)² per step. A move of x tokens from i to j reduces this by
 c/n̄ · 2x (W_i - W_j - x). The sum is over `HORIZON_STEPS`, later ones count less. W_i(t) above the
 memory means preemptions. Each costs what a move costs, and the wait until memory is free.
 

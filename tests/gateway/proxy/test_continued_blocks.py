@@ -213,7 +213,7 @@ def stop(index: int = 0) -> bytes:
     return named_event("content_block_stop", index=index)
 
 
-def ended(output: int, reason: str = "end_turn") -> list[bytes]:
+def last_events(output: int, reason: str = "end_turn") -> list[bytes]:
     stopped = {"stop_reason": reason, "stop_sequence": None}
     usage = {"input_tokens": 0, "output_tokens": output}
     return [named_event("message_delta", delta=stopped, usage=usage), named_event("message_stop")]
@@ -279,7 +279,7 @@ def error_of(answer: RawResponse) -> str:
 async def test_message_goes_on_behind_its_text() -> None:
     met: list[Event] = []
     first = [start("text", text=""), delta("Once "), delta("upon ")]
-    rest = [start("text", text=""), delta("a time."), stop(), *ended(3)]
+    rest = [start("text", text=""), delta("a time."), stop(), *last_events(3)]
     answer = await answer_of(first, rest, met=met, temperature=1)
     events = events_of(answer)
     assert [block["text"] for block in check_message(events)] == ["Once upon a time."]
@@ -301,7 +301,7 @@ async def test_message_goes_on_within_and_behind_its_thoughts() -> None:
         start("text", 1, text=""),
         delta("It is", 1),
     ]
-    rest = [start("text", text=""), delta(" one."), stop(), *ended(5)]
+    rest = [start("text", text=""), delta(" one."), stop(), *last_events(5)]
     blocks = check_message(events_of(await answer_of(first, then, rest, met=met)))
     assert [block["type"] for block in blocks] == ["thinking", "text"]
     assert blocks[1]["text"] == "It is one."
@@ -315,7 +315,7 @@ async def test_message_goes_on_within_and_behind_its_thoughts() -> None:
 async def test_call_of_a_tool_is_held_until_the_message_ends() -> None:
     met: list[Event] = []
     first = [start("text", text=""), delta("I look. "), stop(), *call_of("f", 1)]
-    answer = await answer_of(first, [*call_of("g", 0), stop(), *ended(4, "tool_use")], met=met)
+    answer = await answer_of(first, [*call_of("g", 0), stop(), *last_events(4, "tool_use")], met=met)
     blocks = check_message(events_of(answer))
     assert [block.get("name") for block in blocks] == [None, "g"]
     assert json.loads(blocks[1]["json"]) == {"a": 1}
@@ -324,7 +324,7 @@ async def test_call_of_a_tool_is_held_until_the_message_ends() -> None:
 @pytest.mark.sockets
 async def test_message_without_text_is_asked_for_again() -> None:
     met: list[Event] = []
-    rest = [*call_of("f", 0), stop(), *ended(4, "tool_use")]
+    rest = [*call_of("f", 0), stop(), *last_events(4, "tool_use")]
     choice = {"type": "tool", "name": "f"}
     answer = await answer_of(call_of("f", 0), rest, met=met, tool_choice=choice)
     (block,) = check_message(events_of(answer))
@@ -346,7 +346,7 @@ async def test_message_at_its_limit_is_ended() -> None:
 @pytest.mark.sockets
 async def test_error_event_of_an_engine_is_kept_back_if_another_one_goes_on() -> None:
     error = named_event("error", error={"type": "internal_error", "message": "EngineCore died"})
-    rest = [start("text", text=""), delta("more"), stop(), *ended(3)]
+    rest = [start("text", text=""), delta("more"), stop(), *last_events(3)]
     for more in ({}, {"stop_sequences": ["x"]}):
         gate = asyncio.Event()
         talks = talker([start("text", text=""), delta("Once "), gate, error], rest, met=[])
@@ -388,7 +388,7 @@ async def test_message_that_cannot_go_on_says_why(more: Event, reason: str) -> N
 
 @pytest.mark.sockets
 async def test_engine_that_does_not_read_token_ids_gives_no_answer() -> None:
-    rest = [start("text", text=""), delta("Hello, how can I help?"), stop(), *ended(3)]
+    rest = [start("text", text=""), delta("Hello, how can I help?"), stop(), *last_events(3)]
     answer = await answer_of([start("text", text=""), delta("Once ")], rest, met=[], reads_ids=False)
     assert "(ids-not-read)" in error_of(answer)
     assert text_of(events_of(answer)) == "Once "
@@ -414,7 +414,7 @@ def test_blocks_count_what_they_keep_and_give_up_beyond_it() -> None:
 
 @pytest.mark.sockets
 async def test_message_keeps_its_usage_and_is_counted_once_if_its_end_lacks() -> None:
-    for part, more in (([delta("Once "), stop(), ended(3)[0]], {}), ([delta("Once ")], {"max_tokens": 5})):
+    for part, more in (([delta("Once "), stop(), last_events(3)[0]], {}), ([delta("Once ")], {"max_tokens": 5})):
         script = talker([start("text", text=""), *part], [], met=[])
         async with gateway_of(script, script) as (running, *_):
             check_message(events_of(await request(running.url, {**ASKED, **more}, path="/v1/messages")))
@@ -438,7 +438,7 @@ async def test_error_event_is_sent_if_the_next_engine_breaks_at_once() -> None:
 
 @pytest.mark.sockets
 async def test_message_goes_on_at_an_engine_with_other_line_breaks() -> None:
-    rest = [start("text", text=""), delta("a "), delta("time."), stop(), *ended(3)]
+    rest = [start("text", text=""), delta("a "), delta("time."), stop(), *last_events(3)]
     whole = b"".join(rest).replace(b"\n", b"\r\n")
     events = events_of(await answer_of([start("text", text=""), delta("Once ")], [whole], met=[]))
     assert [block["text"] for block in check_message(events)] == ["Once a time."]

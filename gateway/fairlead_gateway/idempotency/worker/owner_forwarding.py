@@ -7,10 +7,10 @@ cannot be reached, the next gateway takes its place.
 Before a worker runs a request with a key that it does not know, it asks gateways that may have
 computed it:
 
-- those that come first for the key, and have left the list;
-- while the worker is young, those that come next. They owned its keys before it started.
+- those that rank above this one for the key, but have left the list;
+- while the worker is new, the next ones by rank. They owned the key before it started.
 
-Then it tries those that come first once more, since one may have started meanwhile.
+Finally it tries those that rank above this one again, since one may have started meanwhile.
 
 **Workers.** A digest of caller and key chooses the owner among the numbers of the workers, so all
 workers agree without a message. The supervisor holds a listening socket for each number, on the
