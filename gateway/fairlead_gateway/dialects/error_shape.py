@@ -54,13 +54,17 @@ class ErrorShape:
         error = {"type": kind} | fields | {"type": kind}
         return _encode({"type": "error"} | decoded | {"type": "error", "error": error})
 
-    def event(self, message: str, code: str, request_id: str, *, sequence_number: int = 0) -> bytes:
+    def event(
+        self, message: str, code: str, request_id: str, *, sequence_number: int = 0, response_id: str = ""
+    ) -> bytes:
         """Returns an error as the last event of a broken stream.
 
         Where events have names, two line breaks come first. They end an event of which only a part
         was sent.
 
         sequence_number: of the event in its stream.
+        response_id: of the response, which SDKs compare with that of its first event; empty if no
+            event had one.
         """
         body = self.body(500, error_body(message, GatewayError.error_type, None, code, request_id))
         if not self.has_named_events:
@@ -68,7 +72,9 @@ class ErrorShape:
         if not self.is_numbered:
             return b"\n\nevent: error\ndata: " + body + b"\n\n"
         error = {"code": "server_error", "message": message}
-        failed = {"type": _FAILED, "sequence_number": sequence_number, "response": {"status": "failed", "error": error}}
+        known = {"id": response_id} if response_id else {}
+        response = {**known, "object": "response", "status": "failed", "error": error}
+        failed = {"type": _FAILED, "sequence_number": sequence_number, "response": response}
         flat = {"code": code, "message": message, "param": None, "sequence_number": sequence_number + 1}
         body = _encode({"type": "error", **flat, **_decode(body)})
         return b"\n\nevent: %b\ndata: %b\n\nevent: error\ndata: %b\n\n" % (_FAILED.encode(), _encode(failed), body)

@@ -10,6 +10,7 @@ Ids are replaced where an engine writes them as the value of `id` or `response_i
 
 import hmac
 import re
+from collections.abc import Callable
 from hashlib import blake2b, sha256
 from typing import Final, NamedTuple
 
@@ -96,6 +97,7 @@ class ResponseIdRewriter:
 
     held: the response that the request named; None without one.
     before: another rewriter, which comes first.
+    on_named: gets the response's own id, as the client has it, once it is known.
     """
 
     def __init__(
@@ -105,9 +107,11 @@ class ResponseIdRewriter:
         tenant: CallerKey,
         held: HeldResponse | None,
         before: ServedNameRewriter | None = None,
+        on_named: Callable[[str], None] | None = None,
     ) -> None:
         self._ids = ids
         self._before = before
+        self._on_named = on_named
         self._instance_id = instance_id
         self._tenant = tenant
         self._pairs = [] if held is None else [(held.engine_id.encode(), held.client_id.encode())]
@@ -145,6 +149,9 @@ class ResponseIdRewriter:
             return
         self._is_named = True
         engine_id = match[1]
-        if all(engine_id != known for known, _ in self._pairs):
-            client_id = self._ids.client_id(engine_id.decode(), self._instance_id, self._tenant)
-            self._pairs.append((engine_id, client_id.encode()))
+        known = dict(self._pairs).get(engine_id)
+        if known is None:
+            known = self._ids.client_id(engine_id.decode(), self._instance_id, self._tenant).encode()
+            self._pairs.append((engine_id, known))
+        if self._on_named is not None:
+            self._on_named(known.decode())

@@ -508,8 +508,14 @@ def _end_with_error(context: RequestContext, text: str, code: str) -> None:
     """
     request, response = context.request, context.response
     if request.stream:
-        number = context.result.next_sequence_number
-        event = request.dialect.errors.event(text, code, context.http_request.id, sequence_number=number)
+        result = context.result
+        event = request.dialect.errors.event(
+            text,
+            code,
+            context.http_request.id,
+            sequence_number=result.next_sequence_number,
+            response_id=result.response_id,
+        )
         response.end_with_error(event)
     else:
         response.abort()
@@ -528,7 +534,9 @@ def _body_rewriter(
     rewriter: BodyRewriter | None = names
     request, address = context.request, context.address
     if address is not None and request.dialect.errors is _RESPONSES_ERRORS and _has_text(engine_response):
-        rewriter = ResponseIdRewriter(response_ids, address.id, context.caller, request.held, names)
+        rewriter = ResponseIdRewriter(
+            response_ids, address.id, context.caller, request.held, names, context.result.note_response_id
+        )
     if context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path):
         return rewriter
     return CachedTokensFilter(rewriter) if _has_text(engine_response) else rewriter

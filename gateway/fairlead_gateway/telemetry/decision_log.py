@@ -108,6 +108,7 @@ class RequestOutcome:
     - dispatched_at: monotonic seconds at which the request was last sent before its first byte.
     - estimated_tokens, estimated_prompt: of the output and the prompt, if the engine reported none.
     - next_sequence_number: of the next event of a stream that is passed on, if events have numbers.
+    - response_id: of a response of OpenAI's, as the client has it; empty before it is known.
     - break_seconds: the longest pause at which another instance took over the stream.
     - recomputed_tokens: of the prompt and the answer so far, which those instances computed again.
     - not_continued: why no instance has continued a stream that broke, in one word.
@@ -140,6 +141,7 @@ class RequestOutcome:
     last_at: float | None
     event_count: int
     next_sequence_number: int
+    response_id: str
     break_seconds: float | None
     recomputed_tokens: int
     not_continued: str
@@ -176,6 +178,7 @@ class RequestOutcome:
         self.last_at = None
         self.event_count = 0
         self.next_sequence_number = 0
+        self.response_id = ""
         self.break_seconds = None
         self.recomputed_tokens = 0
         self.not_continued = ""
@@ -184,6 +187,10 @@ class RequestOutcome:
         self.estimated_prompt = 0
         self.records = []
         self.has_ended = False
+
+    def note_response_id(self, response_id: str) -> None:
+        """Keeps the first id: another engine that continues the response has one of its own."""
+        self.response_id = self.response_id or response_id
 
     @property
     def latest(self) -> DecisionRecord:

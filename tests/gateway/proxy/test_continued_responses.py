@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import openai
 import pytest
 
 from fairlead_gateway.dialects.chat_forms import chat_form
@@ -42,7 +43,7 @@ def talker(*parts: Part, met: list[Event]) -> Script:
             await call.respond({"output": [], "usage": {"input_tokens": len(PROMPT), "output_tokens": 1}})
         else:
             met.append(asked)
-            begun = {"id": f"resp-{len(met)}", "model": "tiny", "output": []}
+            begun = {"id": f"resp_{len(met)}", "model": "tiny", "output": []}
             await call.start_stream()
             await call.chunk(numbered("created", 0, response=begun))
             for event in parts[len(met) - 1]:
@@ -59,9 +60,10 @@ def numbered(kind: str, number: int, **fields: object) -> bytes:
 
 
 def opened(number: int, names: tuple[str, str] = TEXT, part: str = "content_part") -> list[bytes]:
-    item = {"type": names[0], "id": f"item-{number}", "status": "in_progress"}
+    item = {"type": names[0], "id": f"item-{number}", "status": "in_progress", "content": []}
     added = numbered("output_item.added", number, item=item, output_index=0)
-    return [added, numbered(f"{part}.added", number + 1, item_id=item["id"], part={"type": names[1], "text": ""})]
+    within = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    return [added, numbered(f"{part}.added", number + 1, **within, part={"type": names[1], "text": ""})]
 
 
 def delta(number: int, text: str, names: tuple[str, str] = TEXT) -> bytes:
@@ -135,6 +137,23 @@ async def test_usage_has_the_thoughts_of_both_engines_and_no_more_cached_than_th
 async def test_error_behind_a_second_break_has_the_next_number(more: str) -> None:
     events = await answer_of(FIRST, [*opened(1), delta(3, "upon "), delta(4, "a ")], [], more=more)
     assert [event["type"] for event in events[-2:]] == ["response.failed", "error"]
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("parts", [(FIRST, []), ([*FIRST, numbered("output_item.added", 4, item=CALL)], FIRST, [])])
+async def test_helper_of_the_sdk_raises_what_has_broken_the_stream(parts: Sequence[Part]) -> None:
+    script, seen = talker(*parts, met=[]), list[str]()
+
+    async def read(url: str) -> None:
+        client = openai.AsyncOpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0)
+        async with client, client.responses.stream(model="tiny", input="hi") as stream:
+            async for event in stream:
+                seen.append(event.type)
+
+    async with gateway_of(script, script) as (running, *_):
+        with pytest.raises(openai.APIError, match="incomplete"):
+            await read(running.url)
+    assert seen[-1] == "response.failed"
 
 
 async def events_until_deadline(gate: asyncio.Event, *parts: Part) -> list[Event]:
