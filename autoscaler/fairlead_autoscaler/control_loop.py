@@ -30,16 +30,18 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead.units import parse_duration
 from fairlead_autoscaler import scaling_policy
-from fairlead_autoscaler.collector.observation import GatewaySnapshot, SignalAges, build_observation
+from fairlead_autoscaler.collector.observation import GatewaySnapshot, SignalAges, build_observation, moved_streams
 from fairlead_autoscaler.core import (
     CoreState,
     MixRequest,
     MixResult,
     ModelSpec,
     Observation,
+    ReplicaState,
     ScalingPlan,
     ScalingSettings,
 )
+from fairlead_autoscaler.drain_savings import DrainSavings
 from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.scale_down_order import removal_order
 from fairlead_autoscaler.scaling_policy import EnforcedPlan, PolicyState
@@ -69,6 +71,8 @@ _WRITES_OF_NAMESPACE = 16
 
 Why: each write is a connection to the API server, and a namespace has any number of models.
 """
+_STARTING = (ReplicaState.PENDING, ReplicaState.WAKING)
+"""States of replicas that are removed first, and have no streams."""
 _OTHER_LEADS = "another replica of the autoscaler leads"
 _log = logging.getLogger("fairlead.autoscaler")
 _Entry = TypeVar("_Entry", bound=tuple[str, ...])
@@ -172,6 +176,7 @@ class _ModelRun:
     policy_state: PolicyState = field(default_factory=PolicyState)
     last_record: TickRecord | None = None
     failure: str | None = None
+    savings: DrainSavings = field(default_factory=DrainSavings)
 
 
 class ControlLoop:
@@ -338,6 +343,8 @@ class ControlLoop:
     def _decide(self, key: str, state: ModelState, now: float) -> dict[str, EnforcedPlan]:
         """Returns the enforced plan of each pool of a model, and records the decision."""
         run, wall, solver = self._model_run(key, state), self._clock.wall(), self._parts.mix_solver
+        for pool, seconds in run.savings.on_moved(*moved_streams(key, self.gateways), now).items():
+            _log.info("%s/%s: removed replicas ended %.0f s earlier, since their streams moved", key, pool, seconds)
         ages = SignalAges(AUTOSCALER_SIGNALS_SECONDS, AUTOSCALER_EJECTED_SECONDS)
         observation = build_observation(state, self.gateways, now, ages, wall)
         if solver is not None:
@@ -368,6 +375,7 @@ class ControlLoop:
             notes=self.gateways.notes,
             settings=run.core.settings.flat(),
             before=before,
+            drain_saved_seconds=dict(run.savings.seconds),
         )
         self.counters.decisions.update((key, pool, ruling.rule) for pool, ruling in rulings.items())
         self._parts.on_record(run.last_record)
@@ -428,6 +436,10 @@ class ControlLoop:
             change = f"{ruling.desired} -> {ruling.replicas}"
             if ruling.replicas != ruling.desired:
                 self.counters.writes[key, pool, "down" if is_down else "up"] += 1
+                starting = sum(replica.state in _STARTING for replica in state.pools[pool].replicas)
+                removed = ruling.desired - ruling.replicas - starting
+                if (run := self._runs.get(key)) is not None:
+                    run.savings.on_removed(pool, removed, self._clock.now())
             if changes_asleep:
                 self.counters.writes[key, pool, "asleep"] += 1
                 change += f", asleep {ruling.asleep_desired} -> {ruling.asleep}"

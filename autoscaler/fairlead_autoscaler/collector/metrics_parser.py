@@ -25,6 +25,8 @@ _COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "abandoned_total": "abandoned",
         "decode_prefills_total": "kept",
         "decode_prefill_tokens_total": "kept_tokens",
+        "moved_rest_seconds_sum": "moved_rest_seconds",
+        "moved_rest_seconds_count": "moved_streams",
         "request_shapes_total": "shapes",
         "instance_finished_total": "finished",
         "instance_computed_tokens_total": "computed_tokens",
@@ -63,7 +65,7 @@ _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 _LABELS: Final = ("instance", "objective", "prompt_tokens", "output_tokens", "state")
-_SECONDS: Final = frozenset({"ttft_seconds", "gap_seconds"})
+_SECONDS: Final = frozenset({"ttft_seconds", "gap_seconds", "moved_rest_seconds"})
 _MAX_VALUE: Final = 1e15
 """The largest value that is accepted, and none is negative. One gateway's bad value must not hide
 what the others count, or make a sum infinite.

@@ -123,6 +123,15 @@ def gateway_traffic(key: str, snapshot: GatewaySnapshot) -> GatewayTraffic | Non
     )
 
 
+def moved_streams(key: str, snapshot: GatewaySnapshot) -> tuple[float, float]:
+    """Returns how many streams of a model left draining instances, and their rest in seconds.
+
+    Only those count whose rest the gateways could forecast.
+    """
+    streams, rest = (_sum_increases(snapshot.gateways, name, key) for name in ("moved_streams", "moved_rest_seconds"))
+    return streams or 0.0, rest or 0.0
+
+
 def _prompt_tokens(increases: Mapping[CounterKey, float], key: str) -> float:
     most = MAX_PROMPT_TOKENS * increases.get(("arrivals", key), 0.0)
     return min(most, increases.get(("prompt_tokens", key), 0.0))

@@ -37,6 +37,7 @@ class TickRecord:
     notes: problems at that time, such as missing gateways.
     settings: of the core, by their flat names.
     before: the core's state before the tick; only some records have it.
+    drain_saved_seconds: replica-seconds by pool, since the start (`drain_savings`).
     """
 
     wall: float
@@ -48,6 +49,7 @@ class TickRecord:
     notes: tuple[str, ...] = ()
     settings: Mapping[str, bool | int | float] = field(default_factory=dict)
     before: CoreState | None = None
+    drain_saved_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def scaling_settings(self) -> ScalingSettings:

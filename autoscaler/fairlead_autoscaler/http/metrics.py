@@ -45,13 +45,20 @@ class AutoscalerMetrics(Collector):
             "cost per hour of the planned replicas; missing without prices",
             labels=["model"],
         )
+        saved = CounterMetricFamily(
+            f"{PREFIX}drain_saved_seconds",
+            "seconds that removed replicas ended earlier, because their streams moved; an estimate",
+            labels=_POOL,
+        )
         for key, record in records.items():
+            for pool, seconds in record.drain_saved_seconds.items():
+                saved.add_metric([key, pool], seconds)
             usd = usd_per_hour(record.model, {pool: ruling.instances for pool, ruling in record.rulings.items()})
             if usd is not None:
                 cost.add_metric([key], usd)
             ages.add_metric([key], max(0.0, self._clock.now() - record.observation.now))
             seen.add_metric([key], float(record.observation.gateway is not None))
-        yield from (ages, seen, cost)
+        yield from (ages, seen, cost, saved)
 
     def _counters(self) -> Iterator[Metric]:
         counts = self._loop.counters

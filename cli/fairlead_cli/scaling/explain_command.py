@@ -351,6 +351,9 @@ def _pool(look: TickRecord, pool: str, observed: PoolObservation) -> Iterator[st
         yield from render_terms(look.model, pool, plan)
     if ruling is not None:
         yield from _ruling(ruling, plan)
+    saved = look.drain_saved_seconds.get(pool)
+    if saved:
+        yield f"  its removed replicas ended {format_duration(saved)} earlier in all, since their streams moved (estimate)"
 
 
 def _bound(name: str, value: DecisionInput, bounds: tuple[int, int]) -> str:

@@ -369,7 +369,10 @@ class ResponseRelay(StreamEnding):
         None if that is not worth it, or no instance can.
         """
         decision = decide_move(self._progress(attempt, engine_response, stream))
-        return self._stream_resume.plan_move(attempt, stream, decision.reason) if decision.moves else None
+        planned = self._stream_resume.plan_move(attempt, stream, decision.reason) if decision.moves else None
+        if planned is not None:
+            self._telemetry.record_move(attempt.context.request.model_key, decision.rest_seconds)
+        return planned
 
     def _progress(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> StreamProgress:
         context, generated = attempt.context, stream.computed

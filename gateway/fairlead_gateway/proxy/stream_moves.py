@@ -51,10 +51,14 @@ class StreamProgress:
 
 @dataclass(frozen=True, slots=True)
 class MoveDecision:
-    """A decision on a move, with its reason."""
+    """A decision on a move, with its reason.
+
+    rest_seconds: that the stream would go on at its engine; None without a forecast.
+    """
 
     moves: bool
     reason: str
+    rest_seconds: float | None = None
 
 
 def decide_move(stream: StreamProgress) -> MoveDecision:
@@ -71,5 +75,6 @@ def decide_move(stream: StreamProgress) -> MoveDecision:
     price_seconds = stream.first_seconds * share
     rest, price = format_duration(rest_seconds), format_duration(price_seconds)
     if rest_seconds > price_seconds:
-        return MoveDecision(True, f"{rest} are left, and a move costs {price}")
+        forecast = None if stream.forecast_tokens is None else rest_seconds
+        return MoveDecision(True, f"{rest} are left, and a move costs {price}", forecast)
     return MoveDecision(False, f"only {rest} are left, and a move costs {price}")

@@ -168,6 +168,11 @@ I_ITL_SUM: Final = 1
 I_LOG_TOKENS_SUM: Final = 2
 I_SUMS: Final = 3
 
+# Keys of the table `moved`: streams, those of them with a forecast, and microseconds of their rest.
+MOVED: Final = "moved"
+MOVED_WITH_FORECAST: Final = "with-forecast"
+MOVED_REST: Final = "rest"
+
 REQUEST_SHAPES: Final = RequestShapeGrid()
 """The request shapes that are counted separately: a hundred of them."""
 
@@ -267,6 +272,7 @@ class ModelCounters(CounterSet):
         "held",
         "instances",
         "kept_back",
+        "moved",
         "not_continued",
         "prefill_legs",
         "retries_by_reason",
@@ -291,6 +297,7 @@ class ModelCounters(CounterSet):
         self.prefill_legs: dict[str, int] = {}
         self.held: dict[str, int] = {}
         self.kept_back: dict[tuple[str, str], int] = {}
+        self.moved: dict[str, int] = {}
         self.shadow_copies: dict[tuple[str, str], int] = {}
         self.shadow_sums: dict[tuple[str, str], int] = {}
         self.adapter_requests: dict[str, int] = {}

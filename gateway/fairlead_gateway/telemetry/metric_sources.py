@@ -244,6 +244,12 @@ def shadow(name: str, value: str, unit: float, text: str) -> Metric:
     return summary(name + "{model,original,side}", rows, text)
 
 
+def moved_rests(scrape: Scrape) -> Iterator[Row]:
+    for key, series in scrape.models.items():
+        moved = series.moved
+        yield key, f"{moved.get(at.MOVED_REST, 0) / 1e6:.9g}", moved.get(at.MOVED_WITH_FORECAST, 0)
+
+
 def count_rejections(series: ModelCounters, code: str) -> int:
     return sum(value for (_, kind), value in series.by_kind.items() if kind == code)
 

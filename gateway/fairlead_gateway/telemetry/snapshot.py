@@ -32,6 +32,7 @@ TABLES = (
     "handoffs",
     "held",
     "kept_back",
+    "moved",
     "not_continued",
     "prefill_legs",
     "retries_by_reason",

@@ -456,6 +456,7 @@ async def test_streams_leave_an_instance_that_drains_and_go_on_elsewhere() -> No
         assert logged.break_seconds is not None
         assert logged.recomputed_tokens == 4
         assert "continued after drain, behind 1 tokens" in logged.latest.decision.reason
+        assert running.gateway.telemetry.models[MODEL_KEY].moved == {"moved": 1}
         assert {load.inflight for load in running.loads().values()} == {0}
 
 
@@ -510,6 +511,8 @@ def test_a_stream_moves_if_its_rest_is_longer_than_the_move(change: dict[str, An
     decision = decide_move(replace(stream, **change))
     assert decision.moves is moves
     assert decision.reason.startswith(words)
+    has_forecast = {"forecast_tokens", "limit_tokens", "token_seconds"}.isdisjoint(change) and moves
+    assert decision.rest_seconds == (12.0 if has_forecast else None)
 
 
 @pytest.mark.parametrize(
