@@ -129,11 +129,13 @@ class SentBlocks:
 
     def rewind(self) -> None:
         """Drops what is held; the next events are those of another engine."""
-        self._held, self._held_bytes, self._holds_call, self.failure = [], 0, False, b""
+        self._release_held(b"")
+        self._holds_call, self.failure = False, b""
 
     def release(self) -> None:
         """Drops the text and the request. May be called twice."""
-        self.parts, self._held, self._held_bytes = [], [], 0
+        self._release_held(b"")
+        self.parts = []
         self.head = self.last = self.body = b""
         self._text_bytes = 0
         self._count()
@@ -164,8 +166,10 @@ class SentBlocks:
             self._held_since = now
         self._held.append(event)
         self._held_bytes += len(event)
-        is_long = self._held_bytes > MAX_HELD_BYTES or now - self._held_since > MAX_HELD_SECONDS
-        return self._give_up(LONG_TOOL_CALL, b"") if is_long else b""
+        self._memory.used_bytes += len(event)
+        if self._held_bytes > MAX_HELD_BYTES or now - self._held_since > MAX_HELD_SECONDS:
+            return self._give_up(LONG_TOOL_CALL, b"")
+        return self._give_up(MEMORY, b"") if self._memory.is_full else b""
 
     def _passes(self, fields: BlockEvent, event: bytes) -> bool:
         """Whether the client gets an event now, and all that is held."""
@@ -225,12 +229,16 @@ class SentBlocks:
         size = self._text_bytes + len(self.body) + len(self.head)
         self._memory.used_bytes += size - self._counted
         self._counted = size
-        if self._memory.used_bytes > self._memory.max_bytes and self.body:
+        if self.body and self._memory.is_full:
             self.problem = MEMORY
 
     def _release_held(self, event: bytes) -> bytes:
-        held, self._held, self._held_bytes = self._held, [], 0
-        return b"".join([*held, event]) if held else event
+        held = self._held
+        if not held:
+            return event
+        self._memory.used_bytes -= self._held_bytes
+        self._held, self._held_bytes = [], 0
+        return b"".join([*held, event])
 
     def _give_up(self, problem: str, event: bytes) -> bytes:
         """Keeps nothing from now on; returns what was held, and the event."""

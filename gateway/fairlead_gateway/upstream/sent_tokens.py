@@ -62,11 +62,16 @@ _ID_BYTES: Final = 4
 
 
 class TokenMemory:
-    """The bytes of token ids that all open streams of a worker keep."""
+    """The bytes of token ids, texts and held events that all open streams of a worker keep."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether streams keep more than they may."""
+        return self.used_bytes > self.max_bytes
 
 
 class SentTokens:
@@ -170,8 +175,8 @@ class SentTokens:
         The next event must be the first one of an engine that has read these tokens.
         """
         del self.ids[self.shown :]
-        self._held, self._held_bytes, self._is_in_call = [], 0, False
-        self._expected = True
+        self._release_held(b"")
+        self._is_in_call, self._expected = False, True
         self.earlier = self.generated
         self._count()
 
@@ -194,7 +199,8 @@ class SentTokens:
     def release(self) -> None:
         """Drops all tokens. May be called twice."""
         self.ids = array("I")
-        self._held, self.last = [], b""
+        self._release_held(b"")
+        self.last = b""
         self._count()
 
     def _take_event(self, event: bytes) -> bytes:
@@ -235,20 +241,26 @@ class SentTokens:
             return self._hold(events) if shows_token else events
         self.last, self.last_at = events, before
         self.shown = len(self.ids)
+        events = self._release_held(events)  # first: without memory, nothing else is kept
         if self.shown - self._counted >= _COUNTED_AT_ONCE:
             self._count()
-        return self._release_held(events)
+        return events
 
     def _hold(self, events: bytes) -> bytes:
         self._held.append(events)
         self._held_bytes += len(events)
+        self._memory.used_bytes += len(events)
         if self._held_bytes > MAX_HELD_BYTES:
             return self._give_up(LONG_TOOL_CALL, b"")
-        return COMMENT
+        return self._give_up(MEMORY, b"") if self._memory.is_full else COMMENT
 
     def _release_held(self, events: bytes) -> bytes:
-        held, self._held, self._held_bytes = self._held, [], 0
-        return b"".join([*held, events]) if held else events
+        held = self._held
+        if not held:
+            return events
+        self._memory.used_bytes -= self._held_bytes
+        self._held, self._held_bytes = [], 0
+        return b"".join([*held, events])
 
     def _take_prompt(self, events: bytes) -> bytes:
         at = events.find(_PROMPT_KEY)
@@ -280,7 +292,7 @@ class SentTokens:
         size = len(self.ids)
         self._memory.used_bytes += _ID_BYTES * (size - self._counted)
         self._counted = size
-        if self._memory.used_bytes > self._memory.max_bytes and size:
+        if size and self._memory.is_full:
             self.problem = MEMORY
             self.release()
 

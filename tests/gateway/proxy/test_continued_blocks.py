@@ -406,7 +406,9 @@ def test_blocks_count_what_they_keep_and_give_up_beyond_it() -> None:
     blocks = SentBlocks(memory, b"b" * 1_000, float)
     tool = [stop(), *call_of("f", 1)]
     assert blocks.take([start("text", text=""), delta("w"), *tool]) == [start("text", text=""), delta("w")]
-    assert blocks.take([delta("w" * 9_000, 2)]) == [COMMENT]
+    assert blocks.take([delta("w" * 9, 2)]) == [COMMENT]
+    assert blocks.take([delta("w" * 9_000, 2)]) == [b"".join([*tool, delta("w" * 9, 2), delta("w" * 9_000, 2)])]
+    assert (blocks.problem, memory.used_bytes) == ("memory", 0)
     blocks = SentBlocks(memory, b"b" * 1_000, float)
     assert blocks.take([start("text", text=""), delta("w" * 3_000)])[1:] == [delta("w" * 3_000)]
     assert (blocks.problem, memory.used_bytes) == ("memory", 0)

@@ -400,6 +400,27 @@ async def test_events_of_a_held_call_leave_comments_and_too_many_end_the_holding
     assert tokens.problem == "long-tool-call"
 
 
+async def test_held_events_count_as_memory_and_are_sent_when_it_is_full() -> None:
+    def line(event: dict[str, Any]) -> bytes:
+        return b"data: %b\n\n" % json.dumps(event, separators=(",", ":")).encode()
+
+    call = line(chunk({"tool_calls": [CALL]}, list(range(1_100))))
+    shown = line(chunk({"tool_calls": [CALL]}, []))
+    memory = TokenMemory(2 * (len(shown) + 2) + 4 * len(PROMPT))  # ids become null
+    tokens = SentTokens(memory, strips=True)
+    tokens.take(line(opening(PROMPT)))
+    assert [tokens.take(call), tokens.take(call)] == [COMMENT, COMMENT]
+    assert memory.used_bytes == memory.max_bytes
+    ended = tokens.take(line(chunk({}, [12], "tool_calls")))
+    assert ended.count(b'"tool_calls":[') == 2, "they are sent before the ids are found to be too many"
+    assert (tokens.problem, memory.used_bytes) == ("memory", 0)
+    tokens = SentTokens(memory, strips=True)
+    tokens.take(line(opening(PROMPT)))
+    passed = b"".join(tokens.take(call) for _ in range(3))
+    assert passed.count(b'"tool_calls"') == 3
+    assert (tokens.problem, memory.used_bytes) == ("memory", 0)
+
+
 async def test_garbage_in_place_of_token_ids_is_passed_on_and_ends_the_keeping() -> None:
     async def script(call: EngineCall) -> None:
         await call.start_stream()
