@@ -68,6 +68,7 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     "routing": (
         BenchmarkPart("routing", "routing.benchmark", 60, SIMULATOR, "--trace"),
         BenchmarkPart("balance", "routing.balance", 12, in_all=False),
+        BenchmarkPart("defragmentation", "routing.defragmentation", 10, PROCESSES, in_all=False),
     ),
     "sharing": (
         BenchmarkPart("sharing", "sharing.simulated_gateways", 10, trace_option="--trace"),

@@ -278,6 +278,7 @@ class Model:
     route_namespaces: those whose routes may lead to it, besides its own; `*` stands for all.
     max_attempts: instances tried for one request; None for the gateway's own number.
     resume: whether its streams go on at another instance when theirs ends.
+    defragments: its streams also leave an instance so that a waiting request fits there.
     """
 
     namespace: str
@@ -296,6 +297,7 @@ class Model:
     route_namespaces: frozenset[str] = frozenset()
     max_attempts: int | None = None
     resume: StreamResume = StreamResume.AUTO
+    defragments: bool = False
 
     def takes_routes_of(self, namespace: str) -> bool:
         """Returns True if a route of the namespace may lead to the model."""

@@ -489,6 +489,7 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         route_namespaces=frozenset(item.allowed_routes),
         max_attempts=item.routing.max_attempts,
         resume=item.routing.resume or StreamResume.AUTO,
+        defragments=bool(item.routing.defragment),
     )
 
 
@@ -642,6 +643,7 @@ def _model_fields(model: Model) -> dict[str, Any]:
             preset=model.preset,
             maxAttempts=model.max_attempts,
             resume=None if model.resume is StreamResume.AUTO else model.resume.value,
+            defragment=model.defragments,
         ),
         servedNames=list(model.served_names),
         allowedRoutes=sorted(model.route_namespaces),

@@ -261,6 +261,7 @@ class _FleetBuilder:
                     route_namespaces=frozenset(spec.allowed_routes),
                     max_attempts=spec.routing.max_attempts,
                     resume=spec.routing.resume or StreamResume.AUTO,
+                    defragments=bool(spec.routing.defragment),
                 )
             else:
                 model = before or Model(one.namespace, one.name)

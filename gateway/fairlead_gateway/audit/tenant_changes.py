@@ -266,6 +266,7 @@ def _values(model: Model) -> dict[str, Value]:
         "preset": model.preset,
         "maxAttempts": model.max_attempts,
         "resume": model.resume.value,
+        "defragment": model.defragments,
         "servedNames": ", ".join(sorted(model.served_names)),
         "bareName": not model.shadowed,
         "wakes": model.wakes,

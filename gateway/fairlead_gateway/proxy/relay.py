@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from fairlead_gateway.admission.defragmentation import MemoryMove, MovableStream
 from fairlead_gateway.dialects.error_shape import RESPONSES_ERRORS
 from fairlead_gateway.dialects.passed_on import COUNT_TOKENS
 from fairlead_gateway.errors import (
@@ -43,11 +44,12 @@ from fairlead_gateway.proxy.relayed_stream import (
     StreamLifecycle,
     record_relayed,
 )
-from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
+from fairlead_gateway.proxy.stream_moves import MAX_MOVES, StreamProgress, decide_move
 from fairlead_gateway.proxy.stream_replay import StreamReplay
-from fairlead_gateway.proxy.stream_resume import DRAINED, HANDED_OVER, StreamResume
+from fairlead_gateway.proxy.stream_resume import HANDED_OVER, StreamResume, can_move
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
+from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
 from fairlead_gateway.telemetry.decision_log import ENGINE_REFUSED
 from fairlead_gateway.tenants.worker.tenant_policy import (
     BodyRewriter,
@@ -363,16 +365,38 @@ class ResponseRelay(StreamEnding):
             if isinstance(stream, DetachedStream):
                 stream.release()
 
-    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> Attempt | None:
+    def plan_move(
+        self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream, memory_move: MemoryMove | None
+    ) -> Attempt | None:
         """Returns an attempt at the instance that takes over a running stream.
 
+        memory_move: why, if the instance does not drain.
         None if that is not worth it, or no instance can.
         """
-        decision = decide_move(self._progress(attempt, engine_response, stream))
-        planned = self._stream_resume.plan_move(attempt, stream, decision.reason) if decision.moves else None
+        key, rest_seconds = attempt.context.request.model_key, None
+        if memory_move is not None:
+            planned = self._stream_resume.plan_move(attempt, stream, memory_move.reason, memory_move.destination)
+        else:
+            decision = decide_move(self._progress(attempt, engine_response, stream))
+            planned = self._stream_resume.plan_move(attempt, stream, decision.reason) if decision.moves else None
+            rest_seconds = decision.rest_seconds
         if planned is not None:
-            self._telemetry.record_move(attempt.context.request.model_key, decision.rest_seconds)
+            self._telemetry.record_move(key, stream.moved_for, rest_seconds)
         return planned
+
+    def movable(
+        self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream
+    ) -> MovableStream | None:
+        """Returns a stream that may leave its instance for a waiting request.
+
+        None if it may not.
+        """
+        if not can_move(stream) or stream.moves >= MAX_MOVES:
+            return None
+        progress, context = self._progress(attempt, engine_response, stream), attempt.context
+        rest = [float(most) for most in (progress.forecast_tokens, progress.limit_tokens) if most is not None]
+        tokens = progress.prompt_tokens + progress.generated
+        return MovableStream(context.id, tokens, min(rest, default=DEFAULT_OUTPUT_TOKENS), context.policy.tier)
 
     def _progress(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> StreamProgress:
         context, generated = attempt.context, stream.computed
@@ -421,7 +445,7 @@ class ResponseRelay(StreamEnding):
             if planned is None:
                 cause = await self._continue_if_broken(attempt, engine_response, stream, keep_alive)
             else:
-                cause = await self._stream_resume.resume(attempt, stream, DRAINED, keep_alive, planned)
+                cause = await self._stream_resume.resume(attempt, stream, stream.moved_for, keep_alive, planned)
             is_handed_over = cause == HANDED_OVER
             if not is_handed_over:
                 is_complete = self._end(context, engine_response, cause)

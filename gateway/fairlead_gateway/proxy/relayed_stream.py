@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Coroutine
 from typing import Final
 
+from fairlead_gateway.admission.defragmentation import MemoryMove, MovableStream
 from fairlead_gateway.errors import (
     GatewayError,
 )
@@ -87,9 +88,11 @@ class StreamLifecycle:
         """Notes a stream that its task has handed over; `stream.cancel` ends it."""
 
     @abstractmethod
-    def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
+    def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool], *, is_planned: bool) -> None:
         """Notes a relayed stream that left its engine; `work` continues it, and returns whether it
         has ended.
+
+        is_planned: the gateway has moved it.
         """
 
     @abstractmethod
@@ -159,7 +162,7 @@ class RelayedStream(GapRecorder):
             if stream is not None and self._engine_response.error not in (None, CLIENT_SILENT):
                 self._stop()
                 work = self._ending.continue_stream(attempt, self._engine_response, stream, self._keep_alive)
-                self._lifecycle.on_broken(attempt.context, work)
+                self._lifecycle.on_broken(attempt.context, work, is_planned=False)
                 return
             try:
                 self._stop()
@@ -175,14 +178,28 @@ class RelayedStream(GapRecorder):
         """The instance that computes it."""
         return self._attempt.instance_id
 
-    def move(self) -> bool:
+    def movable(self, now: float, rest_seconds: float) -> MovableStream | None:
+        """Returns the stream as one that may leave its instance; None if it may not.
+
+        rest_seconds: so long it stays after a move.
+        """
+        attempt, stream = self._attempt, self._stream
+        if self._has_ended or stream is None or attempt.dispatched_at is None:
+            return None
+        if stream.moves and now - attempt.dispatched_at < rest_seconds:
+            return None
+        return self._ending.movable(attempt, self._engine_response, stream)
+
+    def move(self, memory_move: MemoryMove | None = None) -> bool:
         """Lets another instance continue the stream if that is worth it; returns whether one
         does.
+
+        memory_move: why, and where, if its instance does not drain.
         """
         attempt, stream = self._attempt, self._stream
         if self._has_ended or stream is None:
             return False
-        planned = self._ending.plan_move(attempt, self._engine_response, stream)
+        planned = self._ending.plan_move(attempt, self._engine_response, stream, memory_move)
         if planned is None:
             return False
         self._stop()
@@ -191,7 +208,7 @@ class RelayedStream(GapRecorder):
         attempt.abort_unfinished()
         stream.moves += 1
         work = self._ending.continue_stream(attempt, self._engine_response, stream, self._keep_alive, planned)
-        self._lifecycle.on_broken(attempt.context, work)
+        self._lifecycle.on_broken(attempt.context, work, is_planned=True)
         return True
 
     def cancel(self) -> None:
@@ -232,9 +249,21 @@ class StreamEnding:
         """Ends the response of a stream that was handed over; returns whether it was complete."""
 
     @abstractmethod
-    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> Attempt | None:
+    def movable(
+        self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream
+    ) -> MovableStream | None:
+        """Returns a stream that may leave its instance for a waiting request.
+
+        None if it may not.
+        """
+
+    @abstractmethod
+    def plan_move(
+        self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream, memory_move: MemoryMove | None
+    ) -> Attempt | None:
         """Returns an attempt at the instance that takes over a running stream.
 
+        memory_move: why, if its instance does not drain.
         None if that is not worth it, or no instance can.
         """
 

@@ -1,4 +1,4 @@
-"""Planned moves: whether a running stream leaves its engine before it ends there.
+"""Planned moves: whether a running stream leaves a draining engine before it ends there.
 
 An engine that is drained ends when its streams have ended, or when its time is over. A stream can
 go on at another engine from its tokens. That costs the computation of its prompt and of what it has

@@ -33,7 +33,7 @@ from fairlead_gateway.proxy.continued_blocks import StreamBlocks
 from fairlead_gateway.proxy.relayed_stream import GapRecorder, SseKeepAlive
 from fairlead_gateway.proxy.stream_replay import StreamReplay
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
-from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DEFRAGMENTATION, DRAINED
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
 from fairlead_gateway.tenants.worker.tenant_policy import (
     hide_in_events,
@@ -53,8 +53,8 @@ _MAX_UNCLEAR_TOKENS: Final = 16
 NO_INSTANCE: Final = "no-instance"
 POISON: Final = "poison"
 
-DRAINED: Final = "drain"
-_FREE_CAUSES: Final = ("cut", "gone", DRAINED)  # the engine went: its work is free, and resuming charges no budget
+_FREE_CAUSES: Final = ("cut", "gone", DRAINED, DEFRAGMENTATION)
+"""The engine went, or the gateway has moved the stream: resuming charges no budget."""
 
 
 class StreamResume:
@@ -77,16 +77,23 @@ class StreamResume:
         self._failures = dispatcher.failures
         self._parsing = asyncio.Lock()
 
-    def plan_move(self, attempt: Attempt, stream: DetachedStream, why: str) -> Attempt | None:
+    def plan_move(
+        self, attempt: Attempt, stream: DetachedStream, why: str, destination: str | None = None
+    ) -> Attempt | None:
         """Chooses an instance that takes over a stream of one that drains.
 
+        destination: the instance that is to take it over, which makes room at its own.
         Returns None if none can, or if the answer is about to end. A replay would generate again
         what the client has, and a text may find no engine that takes it over. Such streams move
         only when their engine ends.
         """
-        if not stream.may_move or stream.refusal() or stream.is_whole:
+        if not can_move(stream):
             return None
-        return self._choose(attempt, stream, DRAINED, frozenset({attempt.instance_id}), why)
+        excluded = {attempt.instance_id}
+        if destination is not None:
+            excluded |= self._routers.ready_instances(attempt.context.request.model_key).keys() - {destination}
+        stream.moved_for = DRAINED if destination is None else DEFRAGMENTATION
+        return self._choose(attempt, stream, stream.moved_for, frozenset(excluded), why)
 
     async def resume(
         self,
@@ -114,7 +121,8 @@ class StreamResume:
         first_cause, reason = cause, ""
         failure = stream.failure if isinstance(stream, DetachedStream) else b""
         while not reason:
-            tried |= {broken.instance_id}
+            if cause != DEFRAGMENTATION:  # its engine lives
+                tried |= {broken.instance_id}
             if context.trace is not None:
                 context.trace.finish_span(ATTEMPT, cause)
             is_read = not isinstance(stream, StreamText) or await self._parse(stream.sent)
@@ -365,3 +373,8 @@ class StreamResume:
         if cause is not None and cause != CLIENT_SILENT:
             self._failures.on_stream_failed(context, name, cause)
         return cause
+
+
+def can_move(stream: DetachedStream) -> bool:
+    """Whether a stream may leave an engine that lives, and another one can take it over."""
+    return stream.may_move and not stream.refusal() and not stream.is_whole

@@ -168,8 +168,7 @@ I_ITL_SUM: Final = 1
 I_LOG_TOKENS_SUM: Final = 2
 I_SUMS: Final = 3
 
-# Keys of the table `moved`: streams, those of them with a forecast, and microseconds of their rest.
-MOVED: Final = "moved"
+# Keys of `moved`, besides causes: streams with a forecast, and their rest in microseconds.
 MOVED_WITH_FORECAST: Final = "with-forecast"
 MOVED_REST: Final = "rest"
 

@@ -57,15 +57,15 @@ _OWN: Final = (
         lambda series: series.not_continued,
         "Streams that broke, and that no other instance continued.",
     ),
-    of.model(
-        "moved_total",
-        lambda series: series.moved.get(at.MOVED, 0),
-        "Streams that left a draining instance for another one.",
+    of.metric(
+        "moved_total{model,cause}",
+        of.moves,
+        "Streams that left an instance which lives: it drains (drain), or a waiting request needs its memory (defragmentation).",
     ),
     of.summary(
         "moved_rest_seconds{model}",
         of.moved_rests,
-        "The time that these would have stayed, where lengths of earlier answers tell: sum and count.",
+        "The time for which those of drains would have stayed, where earlier answers tell: sum and count.",
     ),
     of.table(
         "ejections_total{model,reason}",

@@ -477,7 +477,7 @@ async def test_streams_leave_an_instance_that_drains_and_go_on_elsewhere() -> No
         assert logged.break_seconds is not None
         assert logged.recomputed_tokens == 4
         assert "continued after drain, behind 1 tokens" in logged.latest.decision.reason
-        assert running.gateway.telemetry.models[MODEL_KEY].moved == {"moved": 1}
+        assert running.gateway.telemetry.models[MODEL_KEY].moved == {"drain": 1}
         assert {load.inflight for load in running.loads().values()} == {0}
 
 

@@ -5,7 +5,7 @@ A request leaves the queue through a callback, so that a plain one waits without
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -17,6 +17,7 @@ from fairlead_gateway.admission.admission_policy import (
     AdmissionRequest,
     AdmissionVerdict,
 )
+from fairlead_gateway.admission.defragmentation import InstanceMemory, MemoryWait, MovableStream
 from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.request_queue import RequestQueue
@@ -47,7 +48,10 @@ class _WaitingRequest:
 
 
 class ModelAdmission:
-    """The queue of one model, with its policy."""
+    """The queue of one model, with its policy.
+
+    on_waiting: called with the model at every check of the queue, if its streams defragment memory.
+    """
 
     def __init__(
         self,
@@ -60,6 +64,8 @@ class ModelAdmission:
     ) -> None:
         self._key = key
         self._on_needs_instance = on_needs_instance
+        self.on_waiting: Callable[[str], None] | None = None
+        self.defragments = False
         self._notified_at = -math.inf
         self._ready_since = -math.inf
         self._routers = routers.serving
@@ -92,7 +98,7 @@ class ModelAdmission:
         """Takes over the model's spec and instances, and checks the queue."""
         instances = fleet.instances.get(self._key, ())
         ready = [instance for instance in instances if instance.state is InstanceState.READY]
-        self._model = model
+        self._model, self.defragments = model, model.defragments
         self._router = self._routers.router(self._key)
         self._is_disaggregated = is_disaggregated(instances)
         self.policy.separate_long = not self._is_disaggregated
@@ -230,11 +236,9 @@ class ModelAdmission:
         memory = self._kv_tokens.get(local.instance) if self._binds_memory_late else None
         if bound is None and memory is None:
             return True
-        total = router.total_load(local)
-        other_tokens = local.tokens_of_others(total)
-        engine = EngineLoad(local.instance, 0.0, 0.0, memory, other_tokens)
-        engine.limit_sequences(bound, total.sent)
-        engine.withhold_memory(self._routers.memory_shares.get(local.instance, 1.0))
+        engine = self._memory_of(router, local, memory)
+        engine.limit_sequences(bound, router.total_load(local).sent)
+        other_tokens = engine.other_tokens
         if engine.free_sequences <= 0.0:
             small_share = other_tokens > 0.0 and self.fair_share.has_small_share(context.caller)
             if not engine.has_free_sequence(small_share=small_share):
@@ -245,6 +249,50 @@ class ModelAdmission:
             return True
         request = context.admission_request or self._admission_request(context)
         return not self.policy.lacks_memory(request, engine, self._now() if now is None else now)
+
+    def _memory_of(self, router: ModelRouter, local: EndpointLoad, kv_tokens: float | None) -> EngineLoad:
+        """Returns an instance of which only the memory is known."""
+        other_tokens = local.tokens_of_others(router.total_load(local))
+        engine = EngineLoad(local.instance, 0.0, 0.0, kv_tokens, other_tokens)
+        engine.withhold_memory(self._routers.memory_shares.get(local.instance, 1.0))
+        return engine
+
+    def memory_wait(self, now: float) -> MemoryWait | None:
+        """Returns the queued requests, if the first of them lacks memory at every instance."""
+        return self.policy.memory_wait(self._engine_loads(now), now) if self._queued else None
+
+    def missing_memory(self, context: RequestContext, local: EndpointLoad, now: float) -> float:
+        """Returns the tokens that an instance lacks for a request; 0 if it fits."""
+        if self._router is None:
+            return 0.0
+        request = context.admission_request or self._admission_request(context)
+        engine = self._memory_of(self._router, local, self._kv_tokens.get(local.instance))
+        return self.policy.missing_tokens(request, engine, now)
+
+    def instance_memory(
+        self, movable: Mapping[str, Sequence[MovableStream]], waiting: Collection[str], now: float
+    ) -> list[InstanceMemory]:
+        """Returns the memory of the ready instances for which it is known.
+
+        movable: by instance. waiting: instances for which a request waits.
+        """
+        found: list[InstanceMemory] = []
+        for endpoint in [] if self._router is None else self._router.endpoints:
+            assert self._router is not None
+            engine = self._memory_of(self._router, endpoint.load, self._kv_tokens.get(endpoint.id))
+            if engine.kv_tokens is not None:
+                found.append(
+                    InstanceMemory(
+                        endpoint.id,
+                        endpoint.profile,
+                        engine.kv_tokens,
+                        self.policy.kv_capacity.forecasts(endpoint.id, now),
+                        movable.get(endpoint.id, ()),
+                        engine.other_tokens,
+                        endpoint.id in waiting,
+                    )
+                )
+        return found
 
     def plan_memory(self, context: RequestContext, instance: str, now: float) -> None:
         """Adds a request to the planned KV of an instance where it will start soon."""
@@ -402,6 +450,8 @@ class ModelAdmission:
         """
         self._timer = None
         self._schedule_release()
+        if self.defragments and self.on_waiting is not None:
+            self.on_waiting(self._key)
 
     def _refuse_without_engines(self, now: float) -> None:
         """Refuses the requests that have waited too long for a first instance.

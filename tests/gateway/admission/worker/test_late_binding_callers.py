@@ -72,6 +72,7 @@ class AnyMemory:
 
     def __init__(self) -> None:
         self.fair_share = FairShare(reports=True)
+        self.defragments = False
 
     def expect_answer(self, context: RequestContext) -> None: ...
 
@@ -88,6 +89,7 @@ class Scene:
             WorkerRuntime(self.clock, limits, loop),
             cast(RoleRouters, self.engine),
             lambda key, cause: self.exits.append(cause),
+            lambda key: None,
             {KEY: cast(ModelAdmission, AnyMemory())} if has_keys else {},
         )
         self.engine.on_dispatch(None, "e", 0.0)

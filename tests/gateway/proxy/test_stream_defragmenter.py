@@ -1,0 +1,164 @@
+"""Streams that leave an engine so that a waiting request fits there, in one worker."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from fairlead.engine_profile import EngineProfile
+from fairlead_gateway.proxy.relayed_stream import RelayedStream
+from fairlead_gateway.proxy.stream_defragmenter import REST_SECONDS
+from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
+from fairlead_testing.engines.scripted import EngineCall, scripted_engine
+from fairlead_testing.gateway.running_gateway import (
+    MODEL_KEY,
+    RunningGateway,
+    count_queued,
+    fleet_of,
+    running_gateway,
+    with_profile,
+)
+from fairlead_testing.http.raw_client import RawResponse, request
+from fairlead_testing.waiting import wait_until
+
+pytestmark = pytest.mark.simulated
+
+PROFILE = EngineProfile("small", 1e-6, step_seconds=0.05, kv_tokens=1_000)
+STREAM: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "tell me a story " * 20}],
+    "max_tokens": 300,
+    "stream": True,
+}
+LONG: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "a long text " * 254}],
+    "max_tokens": 100,
+}
+PROMPT = list(range(100, 180))
+
+
+@dataclass
+class Scene:
+    """Two engines of 1,000 tokens, each with a stream that does not end by itself."""
+
+    running: RunningGateway
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    met: list[list[int]] = field(default_factory=list)
+
+    async def send(self, body: dict[str, Any]) -> RawResponse:
+        return await request(self.running.url, body, more="authorization: Bearer key\r\n")
+
+    def streams(self) -> list[RelayedStream]:
+        return self.running.gateway._relayed_streams()
+
+
+def chunk(text: str, token: int, finish: str | None = None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish, "token_ids": [token]}
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "tiny", "choices": [choice]}
+
+
+@asynccontextmanager
+async def scene(*, defragments: bool = True, has_keys: bool = False) -> AsyncIterator[Scene]:
+    async def script(call: EngineCall) -> None:
+        if not call.json.get("stream"):
+            choice = {"index": 0, "message": {"role": "assistant", "content": "done"}, "finish_reason": "stop"}
+            await call.respond({"choices": [choice], "usage": {"prompt_tokens": 700, "completion_tokens": 1}})
+            return
+        prompt = call.json.get("kv_transfer_params", {}).get("prompt_token_ids", PROMPT)
+        on.met.append(prompt)
+        await call.start_stream()
+        opening = chunk("", 0) | {"prompt_token_ids": prompt}
+        await call.event(opening | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        if prompt == PROMPT:
+            await call.event(chunk("one ", 11))
+            await call.event(chunk("two ", 12))
+        await on.go_on.wait()
+        with contextlib.suppress(ConnectionError):  # a stream that has moved
+            await call.event(chunk("end", 13, "stop"))
+            await call.finish()
+
+    async with scripted_engine(script) as first, scripted_engine(script) as second:
+        fleet = with_profile(fleet_of([first.url, second.url]), PROFILE)
+        models = {key: replace(model, defragments=defragments) for key, model in fleet.models.items()}
+        keys = ApiKeys(b"pepper", {key_digest(b"key", b"pepper"): "caller"}) if has_keys else None
+        async with running_gateway(replace(fleet, models=models), api_keys=keys) as running:
+            on = Scene(running)
+            yield on
+
+
+async def begin_streams(on: Scene, tasks: asyncio.TaskGroup) -> list[asyncio.Task[RawResponse]]:
+    """Starts one stream at each engine."""
+    answers = [tasks.create_task(on.send(STREAM))]
+    await wait_until(lambda: len(on.streams()) == 1)
+    used = on.streams()[0].instance_id
+    while len({stream.instance_id for stream in on.streams()}) < 2:
+        count = len(on.met)
+        answers.append(tasks.create_task(on.send(STREAM)))
+        await wait_until(lambda: len(on.met) > count and len(on.streams()) == len(answers))  # noqa: B023
+        assert len(answers) < 4, used
+    await wait_until(
+        lambda: all(stream._stream is not None and stream._stream.generated == 2 for stream in on.streams())
+    )
+    return answers
+
+
+def texts(answer: RawResponse) -> list[str]:
+    assert answer.events[-1] == "[DONE]"
+    return [part for part in ("one ", "two ", "end") for data in answer.events if f'"{part}"' in data]
+
+
+@pytest.mark.parametrize("has_keys", [False, True], ids=["any engine", "the chosen engine"])
+async def test_a_stream_makes_room_for_a_long_request_and_goes_on_elsewhere(has_keys: bool) -> None:
+    async with scene(has_keys=has_keys) as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks)
+        long = await on.send(LONG)
+        assert long.status == 200, long.body
+        assert on.met[-1] == [*PROMPT, 11, 12]
+        moved = {stream.instance_id for stream in on.streams()}
+        assert len(moved) == 1
+        on.go_on.set()
+        for answer in answers:
+            assert texts(await answer) == ["one ", "two ", "end"]
+        reasons = [outcome.latest.decision.reason for outcome in on.running.gateway.decisions.latest(10)]
+        (reason,) = [text for text in reasons if "continued after defragmentation" in text]
+        assert "behind 2 tokens of the answer (it makes room for a request that waits: " in reason
+        counted = on.running.gateway.telemetry.models[MODEL_KEY]
+        assert (counted.continued, counted.moved) == ({"whole": 1}, {"defragmentation": 1})
+
+
+async def test_without_the_setting_the_request_waits_for_a_stream_to_end() -> None:
+    async with scene(defragments=False) as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks)
+        long = tasks.create_task(on.send(LONG))
+        await wait_until(lambda: count_queued(on.running) == 1)
+        on.running.gateway._defragmenter.defragment(MODEL_KEY)
+        assert len({stream.instance_id for stream in on.streams()}) == 2
+        on.go_on.set()
+        assert (await long).status == 200
+        for answer in answers:
+            await answer
+        assert len(on.met) == len(answers)
+
+
+async def test_no_stream_moves_just_after_one_has_broken() -> None:
+    async with scene() as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks)
+        maker = on.running.gateway._defragmenter
+        maker.broken_at = maker._now()
+        long = tasks.create_task(on.send(LONG))
+        await wait_until(lambda: count_queued(on.running) == 1)
+        maker._looked_at.clear()
+        maker.defragment(MODEL_KEY)
+        assert len(on.met) == len(answers)
+        maker.broken_at -= REST_SECONDS
+        maker._looked_at.clear()
+        assert (await long).status == 200
+        assert len(on.met) == len(answers) + 1
+        on.go_on.set()
+        for answer in answers:
+            assert texts(await answer) == ["one ", "two ", "end"]
