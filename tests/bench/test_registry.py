@@ -64,7 +64,11 @@ MISSED = {
 """Rows that are known not to hold."""
 THRESHOLDS = ("adapters", "canary", "fairness", "fallbacks", "hardening", "large-bodies", "scheduling")
 """Benchmarks that are a nightly test: runs with thresholds, which compare no products."""
-RECORDED = (*THRESHOLDS, "autoscaler", "balance", "gateways", "index", "mix", "operator", "quota", "sharing")
+RECORDED = (
+    *THRESHOLDS,
+    *("autoscaler", "autoscaler-fleet-cost", "balance", "balance-decode", "gateways", "index", "mix", "operator"),
+    *("quota", "sharing"),
+)
 
 
 @pytest.mark.parametrize("name", RECORDED)

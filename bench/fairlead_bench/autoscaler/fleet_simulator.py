@@ -140,7 +140,7 @@ def measure_cell(cell: FleetCell) -> Measured:
     return {**indicators(scenario, outcome), "cached_share": plant.cached_share, "seconds": seconds}
 
 
-def source_digest(cell: FleetCell) -> str:
+def source_digest(cell: object) -> str:
     """Returns a digest of the sources of the simulator, its router and the controllers."""
     return _source_digest()
 

@@ -10,18 +10,20 @@ tokens again. Rates and constants were chosen with seeds 1 to 3.
 - *Reasoning*: answers of 1,000 tokens in the median, some of 16,000, on engines that only decode.
 - *Long*: prompts of 12,000 tokens among chats, on engines of 28,672 tokens that are 85 % full.
 - *Tiers*: a tenth of the chats goes first, in engines too, at nine tenths of the highest rate.
+  Several ways of dispatch are compared.
 - *Drain*: an engine leaves after a minute. `decide_move` of the gateway chooses what moves.
 
 Llumnix' rule is that of its code (arXiv 2406.03243), with computation in place of its copies.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
-from fairlead.fleet.model import Model, SloTargets
+from fairlead.fleet.model import KvPullSource, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_bench.scheduling import A100, answer_lengths, draw_arrivals
@@ -71,13 +73,12 @@ def llumnix_moves(
 ) -> MovePlan:
     """Returns moves by freeness: free blocks per request, less what the first queued one needs.
 
-    Engines with fewer than three are sources. The worst is paired with the best of the others, and
-    so on; each pair moves its shortest stream if it fits.
+    Engines with fewer than three are sources, and drained ones before all. The worst is paired with
+    the best of the others, and so on; each pair moves its shortest stream if it fits.
     """
     del recent, queued
-    ready = [instance for instance in instances if instance.is_ready]
-    sources = sorted([instance for instance in ready if freeness(instance) < 3.0], key=freeness)
-    others = sorted([instance for instance in ready if freeness(instance) >= 3.0], key=freeness, reverse=True)
+    sources = sorted([instance for instance in instances if freeness(instance) < 3.0], key=freeness)
+    others = sorted([instance for instance in instances if freeness(instance) >= 3.0], key=freeness, reverse=True)
     moves: list[StreamMove] = []
     for source, destination in zip(sources, others, strict=False):
         movable = [stream for stream in source.running if stream.is_movable]
@@ -88,7 +89,9 @@ def llumnix_moves(
 
 
 def freeness(instance: InstanceStreams) -> float:
-    """Returns the free blocks per request."""
+    """Returns the free blocks per request; less than any other number for a drained instance."""
+    if not instance.is_ready:
+        return -math.inf
     first = instance.waiting[0].tokens if instance.waiting else 0.0
     return (_free_tokens(instance) - first) / BLOCK_TOKENS / max(1, len(instance.running) + bool(instance.waiting))
 
@@ -99,8 +102,8 @@ def drain_moves(
     """Returns moves away from instances that are drained, as gateway workers make them."""
     del recent, queued
     moves: list[StreamMove] = []
-    ready = [instance for instance in instances if instance.is_ready]
-    for source in instances:
+    free = {instance.id: _free_tokens(instance) for instance in instances if instance.is_ready}
+    for source in instances if free else ():
         profile, running = source.profile, source.running
         for stream in [] if source.is_ready else running:
             step = profile.step_time(
@@ -110,13 +113,56 @@ def drain_moves(
             progress = StreamProgress(prompt, 0, first, step, stream.remaining_tokens, None, stream.moves)
             decision = decide_move(progress)
             if stream.is_movable and decision.moves and len(moves) < MOVES_AT_ONCE:
-                to = max(ready, key=_free_tokens)
-                moves.append(StreamMove(stream.id, source.id, to.id, 0.0, first, decision.reason))
+                to = max(free, key=free.__getitem__)
+                free[to] -= stream.tokens
+                moves.append(StreamMove(stream.id, source.id, to, 0.0, first, decision.reason))
     return MovePlan(moves, "")
 
 
 def _free_tokens(instance: InstanceStreams) -> float:
     return instance.kv_tokens - sum(stream.tokens for stream in instance.running)
+
+
+class HeadroomGateway(SingleGateway):
+    """Llumnix' dispatch: to the most free memory per request, with headroom for the high tier.
+
+    An engine with requests of the high tier counts as if half of its memory were used besides.
+    """
+
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+        assert self._simulation is not None
+        free: dict[str, float] = {}
+        for name, core in self._simulation.engine_cores.items():
+            sequences = core.sequences()
+            used = sum([sequence.prompt_tokens + sequence.generated for sequence in sequences])
+            room = core.max_sequence_tokens * (0.5 if any(not sequence.priority for sequence in sequences) else 1.0)
+            free[name] = (room - used) / max(1, len(sequences))
+        self._choices = {request.id: max(free, key=free.__getitem__)}
+        return super().route(request, now)
+
+
+class LeastPrefillGateway(SingleGateway):
+    """A preset that sends the high tier only to engines with the least outstanding prefill.
+
+    Why: a request that arrives shares its steps with the prompts that are there. Of eight engines,
+    one is nearly always without a prompt.
+    """
+
+    def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
+        loads = {endpoint.id: load.backlog_seconds for endpoint, load in self._router.endpoint_loads()}
+        most = math.inf if request.tenant != "high" else min(loads.values())
+        self._unreachable = frozenset([name for name, seconds in loads.items() if seconds > most])
+        return super().route(request, now)
+
+
+TIER_DISPATCHES: Final[Mapping[str, tuple[str, type[SingleGateway]]]] = {
+    "least-request": ("least-request", SingleGateway),
+    "dual-hash": ("dual-hash", SingleGateway),
+    "dual-hash, least prefill for the high tier": ("dual-hash", LeastPrefillGateway),
+    "min-ttft": ("min-ttft", SingleGateway),
+    "Llumnix' headroom": ("least-request", HeadroomGateway),
+}
+"""Presets and gateways by name; the first is that of all other cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +173,8 @@ class BalanceFleet:
     - has_gate: requests pass admission, behind the default policy; otherwise they go at once where
       fewest are.
     - tiers: the tier of each tenant, which is its priority in engines, too.
+    - dispatch: one of `TIER_DISPATCHES`, for requests that do not pass admission.
+    - link: over which moves might copy KV; the rules are compared with that price, too.
     """
 
     profile: EngineProfile
@@ -134,29 +182,39 @@ class BalanceFleet:
     has_gate: bool = False
     tiers: dict[str, int] | None = None
     events: tuple[FleetEvent, ...] = ()
+    dispatch: str = "least-request"
+    link: KvPullSource | None = None
 
-    def rules(self) -> Mapping[str, MoveRule]:
-        """Returns the rules that are compared."""
-        others = {} if self.has_gate else {"Llumnix' rule": llumnix_moves}
-        return {"none": no_moves, "moves": plan_moves} | others
+    def rules(self) -> Mapping[str, tuple[MoveRule, KvPullSource | None]]:
+        """Returns the rules that are compared, each with how moved streams get their KV."""
+        moving = {"moves": plan_moves} if self.has_gate else {"moves": plan_moves, "Llumnix' rule": llumnix_moves}
+        rules: dict[str, tuple[MoveRule, KvPullSource | None]] = {"none": (no_moves, None)}
+        rules |= {name: (rule, None) for name, rule in moving.items()}
+        if self.link is not None:
+            rules |= {f"{name}, copying KV": (rule, self.link) for name, rule in moving.items()}
+        return rules
 
     def run(
-        self, requests: Sequence[TraceRequest], rule: MoveRule, interval_seconds: float = MOVE_SECONDS
+        self,
+        requests: Sequence[TraceRequest],
+        rule: MoveRule,
+        interval_seconds: float = MOVE_SECONDS,
+        pull: KvPullSource | None = None,
     ) -> "BalanceRun":
-        """Returns the results of one run."""
+        """Returns the results of one run; ``pull``: see ``rules``."""
         names = [f"sim-{number}/0/0" for number in range(ENGINES)]
-        preset = "dual-hash" if self.has_gate else "least-request"
-        model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=5.0), preset)
+        preset, make = TIER_DISPATCHES[self.dispatch]
+        model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=5.0), "dual-hash" if self.has_gate else preset)
         router = ModelRouter(secret=_SECRET)
         router.update(model, instances_of(names, self.profile))
         prompts = TracePromptCache(BLOCK_TOKENS, secret=_SECRET, seed=model.key.encode())
-        gateway = SingleGateway(router, prompts.prefix_chain, {}, model, self.profile, never_queues=True)
+        gateway = make(router, prompts.prefix_chain, {}, model, self.profile, never_queues=True)
         if self.has_gate:
             gate = AdmissionPolicy(_ENDLESS_QUEUE, separate_long=True)
             classes = RequestClasses(max_tokens=8_192)
             gateway = AdmissionControlledGateway(router, prompts.prefix_chain, model, self.profile, gate, classes)
-        balance = BalanceOptions(rule, interval_seconds, self.tiers or {})
-        front = BalancedGateway(gateway, self.profile, balance)
+        balance = BalanceOptions(rule, interval_seconds, self.tiers or {}, pull=pull)
+        front = BalancedGateway(gateway, balance)
         options = FleetOptions(
             names,
             self.profile,
@@ -164,6 +222,7 @@ class BalanceFleet:
             reserve_tokens=0,
             prefilled_elsewhere=self.only_decodes,
             priorities=self.tiers,
+            move_pull=pull,
         )
         simulation = FleetSimulation(front, options, prompts=prompts)
         schedule_events(self.events, simulation)
@@ -190,7 +249,7 @@ def reasoning_lengths(draw: random.Random) -> tuple[int, int]:
     return answer_lengths(draw)[0], max(1, min(16_384, int(draw.lognormvariate(6.9, 1.2))))
 
 
-def _arrivals(lengths: Lengths, rate: float, seed: int, count: int) -> list[TraceRequest]:
+def poisson_arrivals(lengths: Lengths, rate: float, seed: int, count: int) -> list[TraceRequest]:
     draw = random.Random(seed)
     return draw_arrivals(draw, rate, [lengths(draw) for _ in range(count)])
 
@@ -207,8 +266,8 @@ def load_rows(
     traffic: of each seed.
     """
     found: dict[str, tuple[float, float, float, float, float]] = {}
-    for rule_name, rule in fleet.rules().items():
-        runs = [fleet.run(requests, rule) for requests in traffic]
+    for rule_name, (rule, pull) in fleet.rules().items():
+        runs = [fleet.run(requests, rule, pull=pull) for requests in traffic]
         served = [result for run in runs for result in without_warmup(run.results)]
         found[rule_name] = (
             _p99(result.tpot_seconds for result in served),
@@ -232,8 +291,8 @@ def long_rows(wanted: Goals, seeds: Sequence[int], count: int, *, has_gate: bool
     """Yields rows of long prompts that come every 40 s into a fragmented fleet."""
     name, fleet = "long, admission" if has_gate else "long", BalanceFleet(L4, has_gate=has_gate)
     alone = fleet.run([TraceRequest("p0", 0.0, LONG_TOKENS, 64, ())], no_moves).results[0].ttft_seconds or 0.0
-    traffic = [_arrivals(answer_lengths, 1.95, seed, count) for seed in seeds]
-    for rule_name, rule in fleet.rules().items():
+    traffic = [poisson_arrivals(answer_lengths, 1.95, seed, count) for seed in seeds]
+    for rule_name, (rule, _) in fleet.rules().items():
         long: list[float] = []
         chats: list[RequestResult] = []
         recomputed = 0.0
@@ -258,27 +317,45 @@ def long_rows(wanted: Goals, seeds: Sequence[int], count: int, *, has_gate: bool
 
 
 def tier_rows(wanted: Goals, seeds: Sequence[int], count: int) -> Iterator[ResultRow]:
-    """Yields rows of the high tier's TTFT, with the low tier and without it."""
-    tiers = {"high": 0, "low": 1}
-    fleet = BalanceFleet(A100, tiers=tiers)
+    """Yields rows of the high tier with the low tier and without it, and the price of the low one.
+
+    Without the low tier, requests are dispatched in the same way.
+    """
     traffic = []
     for seed in seeds:
         draw = random.Random(seed)
         requests = draw_arrivals(draw, 30.0, [answer_lengths(draw) for _ in range(count)])
         traffic.append([replace(one, tenant="high" if draw.random() < 0.1 else "low") for one in requests])
+    for dispatch in TIER_DISPATCHES:
+        fleet = BalanceFleet(A100, tiers={"high": 0, "low": 1}, dispatch=dispatch)
+        is_usual = dispatch == "least-request"
+        rules = fleet.rules() if is_usual else {"moves": (plan_moves, None)}
+        name = "tiers" if is_usual else f"tiers, {dispatch}"
+        alone = _by_tier(fleet, [[one for one in requests if one.tenant == "high"] for requests in traffic], no_moves)
+        for rule_name, (rule, _) in rules.items():
+            found = _by_tier(fleet, traffic, rule)
+            for what, (value, reference) in {
+                "p99 TTFT": (found["high"][0], alone["high"][0]),
+                "p99 TPOT": (found["high"][1], alone["high"][1]),
+            }.items():
+                metric = f"{name}: {what} of the high tier ÷ alone: {rule_name}"
+                yield wanted.ratio(metric, "s", value, "alone", reference)
+            yield wanted.value(f"{name}: p99 TTFT of the low tier: {rule_name}", "s", found["low"][0])
 
-    def high(rule: MoveRule, *, alone: bool) -> float:
-        served: list[RequestResult] = []
-        for requests in traffic:
-            some = [one for one in requests if one.tenant == "high"] if alone else requests
-            names = {one.id for one in requests if one.tenant == "high"}
-            served += [one for one in without_warmup(fleet.run(some, rule).results) if one.id in names]
-        return _p99(one.ttft_seconds for one in served)
 
-    alone = high(no_moves, alone=True)
-    for rule_name, rule in fleet.rules().items():
-        metric = f"tiers: p99 TTFT of the high tier ÷ alone: {rule_name}"
-        yield wanted.ratio(metric, "s", high(rule, alone=False), "alone", alone)
+def _by_tier(
+    fleet: BalanceFleet, traffic: Sequence[Sequence[TraceRequest]], rule: MoveRule
+) -> dict[str, tuple[float, float]]:
+    """Returns p99 of TTFT and TPOT by tenant."""
+    served: dict[str, list[RequestResult]] = {}
+    for requests in traffic:
+        tenants = {one.id: one.tenant or "" for one in requests}
+        for result in without_warmup(fleet.run(requests, rule).results):
+            served.setdefault(tenants[result.id], []).append(result)
+    return {
+        tenant: (_p99(one.ttft_seconds for one in results), _p99(one.tpot_seconds for one in results))
+        for tenant, results in served.items()
+    }
 
 
 def drain_rows(wanted: Goals, seeds: Sequence[int]) -> Iterator[ResultRow]:
@@ -291,7 +368,7 @@ def drain_rows(wanted: Goals, seeds: Sequence[int]) -> Iterator[ResultRow]:
         moved = failed = 0
         for seed in seeds:
             left = _LeaveTimes(rule)
-            run = fleet.run(_arrivals(answer_lengths, 25.0, seed, 2_000), left.plan, MOVE_INTERVAL_SECONDS)
+            run = fleet.run(poisson_arrivals(answer_lengths, 25.0, seed, 2_000), left.plan, MOVE_INTERVAL_SECONDS)
             seconds.append(left.empty_at - event.at)
             streams.append(left.streams)
             moved += run.moves
@@ -327,10 +404,10 @@ def main(arguments: list[str]) -> int:
     seeds, count, wanted = given.seeds, given.requests, load_goals("balance")
     rows: list[ResultRow] = []
     for rate in (30.0, 32.0):
-        traffic = [_arrivals(answer_lengths, rate, seed, count) for seed in seeds]
+        traffic = [poisson_arrivals(answer_lengths, rate, seed, count) for seed in seeds]
         rows += load_rows(wanted, f"chat at {rate:g}/s", BalanceFleet(A100), traffic)
     rows += load_rows(wanted, "chat at 32/s, admission", BalanceFleet(A100, has_gate=True), traffic)
-    traffic = [_arrivals(reasoning_lengths, 26.0, seed, count) for seed in seeds]
+    traffic = [poisson_arrivals(reasoning_lengths, 26.0, seed, count) for seed in seeds]
     rows += load_rows(wanted, "reasoning at 26/s", BalanceFleet(H100, only_decodes=True), traffic)
     rows += long_rows(wanted, seeds, count // 4)
     rows += long_rows(wanted, seeds, count // 4, has_gate=True)

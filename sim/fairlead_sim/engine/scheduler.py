@@ -113,6 +113,10 @@ class EngineCore:
         """Returns the number of sequences that get a token in each step."""
         return len(self._decoding)
 
+    def is_decoding(self, sequence: EngineSequence) -> bool:
+        """Whether a sequence gets a token in the present step."""
+        return sequence in self._decoding
+
     def sequences(self) -> list[EngineSequence]:
         """Returns all running and waiting sequences, oldest first."""
         return list(self._sequences.values())
@@ -348,6 +352,10 @@ class EngineCore:
             return self._load_blocks(sequence, limit, step, now)
         if sequence.pulled_tokens and not self._write_pulled(sequence, step):
             return None
+        if sequence.pulled_tokens and sequence.pull is not None:
+            sequence.loaded_at = now + sequence.pull.transfer_seconds(sequence.pulled_tokens)
+            self._prefilling.remove(sequence)
+            self._loading.append(sequence)
         return sequence
 
     def _load_blocks(self, sequence: EngineSequence, limit: int, step: EngineStep, now: float) -> EngineSequence | None:
@@ -380,12 +388,12 @@ class EngineCore:
         self._loading = [sequence for sequence in self._loading if sequence.loaded_at > now]
 
     def _write_pulled(self, sequence: EngineSequence, step: EngineStep) -> bool:
-        """Caches the part of a prompt that another engine computed, except its last token.
+        """Caches the tokens that another engine computed, except the last one.
 
         Returns False if the sequence was preempted.
         """
         begin = len(sequence.blocks)
-        reached = min(sequence.pulled_tokens, sequence.prompt_tokens - 1)
+        reached = min(sequence.pulled_tokens, sequence.prompt_tokens + sequence.generated - 1)
         for _ in range(begin, -(-reached // self.block_tokens)):
             if not self._allocate_block(sequence, step):
                 return False

@@ -76,6 +76,7 @@ class InflightRequest:
         "is_ended",
         "moved_at",
         "moves",
+        "received_tokens",
         "request",
         "retries",
         "sequence",
@@ -93,6 +94,7 @@ class InflightRequest:
         self.retries = 0
         self.moves = 0
         self.moved_at: float | None = None
+        self.received_tokens = 0  # that the client had at the last move
         self.step_ends: array[float] = array("d")
         self._times_before: array[float] = array("d")  # of the tokens of engines before the last move
         self._span_begin = -1
@@ -112,13 +114,9 @@ class InflightRequest:
             self._spans.append((self._span_begin, index))
             self._span_begin = -1
 
-    @property
-    def received_tokens(self) -> int:
-        """Returns how many tokens the client had at the last move."""
-        return len(self._times_before)
-
-    def leave_engine(self, index: int, now: float) -> None:
+    def leave_engine(self, index: int, received_tokens: int, now: float) -> None:
         """Notes a move to another engine; no token of this step or of a later one arrives."""
+        self.received_tokens = received_tokens
         self.end_span(index)
         for begin, end in self._spans:
             self._times_before.extend(self.step_ends[begin:end])

@@ -59,12 +59,14 @@ class FleetOptions:
     - reserve_tokens: output tokens that must fit at admission. None: all. 0: none, so that engines
       preempt.
     - prefilled_elsewhere: the engines only decode; prompts arrive with their KV. What is computed
-      again, after a preemption or a move, is computed here.
+      again, after a preemption or a move, is computed here. A request that moves before it began
+      still gets its KV from elsewhere.
     - priorities: the priority of each tenant, by which engines order requests: lower goes first.
       Other tenants have 0. None: engines order by arrival.
     - is_pooled: one memory for all engines (``experiments.ideal_bound``).
     - lower_tiers: slower memory of each engine, or of all, the fastest first.
     - pull: how engines copy KV out of each other's caches; None: they do not.
+    - move_pull: how the KV of a moved stream gets to its new engine; None: it is computed there.
     - keeps_results: False forgets a request when it ends, for simulations of days.
     """
 
@@ -80,6 +82,7 @@ class FleetOptions:
     priorities: Mapping[str, int] | None = None
     lower_tiers: Sequence[TierOptions] = ()
     pull: KvPullSource | None = None
+    move_pull: KvPullSource | None = None
     keeps_results: bool = True
 
 
@@ -444,11 +447,20 @@ class FleetSimulation(SimulationContext):
         former = inflight.sequence
         if destination is None or former is None or former.is_done or inflight.is_ended:
             return False
-        self._abort_on_engine(inflight, now)
-        inflight.leave_engine(bisect_right(inflight.step_ends, now), now)
-        received = inflight.received_tokens
+        source = None if inflight.instance is None else self._engines.get(inflight.instance)
+        if source is None:
+            return False
+        self._take_begun_steps(source, now)
+        received = former.generated - source.core.is_decoding(former)  # the step is not over
+        source.core.abort(request_id)
+        inflight.leave_engine(bisect_right(inflight.step_ends, now), received, now)
         sequence = self._new_sequence(inflight.request, now)
-        sequence.generated, sequence.pulled_tokens = received, 0
+        sequence.generated = received
+        if former.admitted_at is not None:
+            sequence.pulled_tokens = 0
+            if self._options.move_pull is not None and former.computed >= former.prompt_tokens:
+                sequence.pull = self._options.move_pull
+                sequence.pulled_tokens = former.prompt_tokens + received
         sequence.admitted_at, sequence.first_token_at = former.admitted_at, inflight.first_token_at
         sequence.cached_tokens, sequence.preemptions = former.cached_tokens, former.preemptions
         inflight.instance = instance

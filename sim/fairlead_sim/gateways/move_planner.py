@@ -22,7 +22,7 @@ in flight and per second. An instance gets a stream only if nothing waits there 
 
 Source: ARES (arXiv 2510.13668) balances decoding by present and forecast load; Llumnix (arXiv
 2406.03243) moves streams to make room. Both copy KV. Here it is computed again, so a price stands
-against each gain.
+against each gain. With a `pull`, the price is the time of a copy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import KvPullSource
 
 HORIZON_STEPS: Final = (0, 8, 32, 128, 512)
 DECAY: Final = 0.998
@@ -86,6 +87,7 @@ class InstanceStreams:
     - kv_tokens: its KV memory.
     - waiting: requests that do not fit, in their order.
     - is_ready: it takes requests: not draining, and no breaker is open.
+    - pull: how it gets the KV of moved streams; None: it computes them.
     """
 
     id: str
@@ -94,6 +96,7 @@ class InstanceStreams:
     running: Sequence[StreamLoad]
     waiting: Sequence[StreamLoad] = ()
     is_ready: bool = True
+    pull: KvPullSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,11 @@ class _Load:
         """Returns the delay of all streams here, and of one more that is computed here."""
         return self.instance.profile.prefill_time(tokens) * (1 + self.streams)
 
+    def move_seconds(self, tokens: float) -> float:
+        """Returns the delay by a move to here; a copy of KV delays its own stream alone."""
+        pull = self.instance.pull
+        return self.prefill_seconds(tokens) if pull is None else pull.transfer_seconds(tokens)
+
     def seconds_until_free(self, tokens: float) -> float:
         """Returns when streams that end leave so much memory; growing ones need a part of it."""
         if not self.streams:
@@ -283,7 +291,7 @@ class _Planner:
         """Returns gain and price of a move; None if it is not worth it, or does not fit."""
         if not _fits(stream, destination):
             return None
-        price = destination.prefill_seconds(stream.tokens)
+        price = destination.move_seconds(stream.tokens)
         gain = self._balance_gain(stream, source, destination)
         gain += source.preemption_seconds() + destination.preemption_seconds()
         self._shift(stream, source, destination)
@@ -300,7 +308,7 @@ class _Planner:
             difference = source.tokens[number] - destination.tokens[number]
             if difference > 0.0:
                 bound += self._seconds_per_token(source) * weight * difference * difference / 2.0
-        return bound > GAIN_FACTOR * destination.prefill_seconds(min(stream.tokens for stream in source.movable))
+        return bound > GAIN_FACTOR * destination.move_seconds(min(stream.tokens for stream in source.movable))
 
     def _seconds_per_token(self, source: _Load) -> float:
         return source.instance.profile.resident_token_seconds / self._mean_tokens
@@ -385,7 +393,7 @@ class _Planner:
     def _leave(self, leaving: _Leaving, gain: float, reason: str) -> list[StreamMove]:
         moves = []
         for stream, to in leaving.streams:
-            price = to.prefill_seconds(stream.tokens)
+            price = to.move_seconds(stream.tokens)
             self._apply(stream, leaving.place, to)
             share = gain / len(leaving.streams)
             moves.append(StreamMove(stream.id, leaving.place.instance.id, to.instance.id, share, price, reason))
@@ -412,7 +420,7 @@ class _Planner:
                 missing -= stream.tokens
         if not leaving or missing > 0.0:
             return None
-        return _Leaving(place, leaving, sum([to.prefill_seconds(stream.tokens) for stream, to in leaving]))
+        return _Leaving(place, leaving, sum([to.move_seconds(stream.tokens) for stream, to in leaving]))
 
     def _roomiest(self, stream: StreamLoad, source: _Load, taken: dict[str, float] | None = None) -> _Load | None:
         """Returns the instance with most room in which a stream fits.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import KvPullSource
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
 from fairlead_sim.engine.block_pool import KvEvent
@@ -39,11 +39,15 @@ class BalanceOptions:
 
     - rule: makes the moves from the streams of all engines.
     - tiers: the tier of each tenant; 0, the highest, without an entry.
+    - only_drains: the rule runs while an engine drains.
+    - pull: how moved streams get their KV; None: it is computed again.
     """
 
     rule: MoveRule = plan_moves
     interval_seconds: float = MOVE_SECONDS
     tiers: Mapping[str, int] = field(default_factory=dict)
+    only_drains: bool = False
+    pull: KvPullSource | None = None
 
 
 class BalancedGateway:
@@ -53,9 +57,8 @@ class BalancedGateway:
       prompt and answer, cached ones included.
     """
 
-    def __init__(self, gateway: SingleGateway, profile: EngineProfile, options: BalanceOptions) -> None:
+    def __init__(self, gateway: SingleGateway, options: BalanceOptions) -> None:
         self._gateway = gateway
-        self._profile = profile
         self._options = options
         self._lengths = OutputLengths(max_classes=64)
         self._forecast = OutputForecast(self._lengths)
@@ -109,6 +112,8 @@ class BalancedGateway:
             self._begun.popleft()
         while self._broken and self._broken[0] <= now - REST_SECONDS:
             self._broken.popleft()
+        if self._options.only_drains and self._live.issuperset(simulation.engine_cores):
+            return
         recent = RecentMoves(len(self._inflight), len(self._begun), len(self._broken))
         instances = [self._streams(name, core, now) for name, core in simulation.engine_cores.items()]
         queued = self._gateway.queued_requests(now)
@@ -128,7 +133,8 @@ class BalancedGateway:
         for sequence in core.sequences():
             (waiting if sequence.state is SequenceState.WAITING else running).append(self._stream(sequence, now))
         kv_tokens = core.pool.blocks * core.block_tokens
-        return InstanceStreams(name, self._profile, kv_tokens, running, waiting, name in self._live)
+        is_ready, pull = name in self._live, self._options.pull
+        return InstanceStreams(name, core.profile, kv_tokens, running, waiting, is_ready, pull)
 
     def _stream(self, sequence: EngineSequence, now: float) -> StreamLoad:
         simulation = self._simulation

@@ -1,10 +1,13 @@
 """The benchmark of moves: its rules, and that its cells run."""
 
+from dataclasses import replace
+
 import pytest
 
 from fairlead_bench.results import load_goals
 from fairlead_bench.routing import balance
 from fairlead_sim.gateways.move_planner import InstanceStreams, RecentMoves, StreamLoad
+from fairlead_sim.workload.traces import TraceRequest
 
 GOALS = load_goals("balance")
 
@@ -29,7 +32,7 @@ def test_llumnix_rule_pairs_the_worst_with_the_best_and_moves_the_shortest() -> 
 def test_drained_instances_give_their_streams_to_the_emptiest_one() -> None:
     fleet = [instance("gone", [1_000.0, 2_000.0], is_ready=False), instance("a", [900.0]), instance("b", [])]
     moves = balance.drain_moves(fleet, RecentMoves()).moves
-    assert [(move.source, move.destination) for move in moves] == [("gone", "b")] * 2
+    assert [(move.source, move.destination) for move in moves] == [("gone", "b"), ("gone", "a")]
 
 
 def test_a_long_prompt_waits_less_with_moves() -> None:
@@ -49,3 +52,17 @@ def test_a_drained_engine_is_empty_sooner_and_no_stream_fails() -> None:
     assert moves is not None
     assert none is not None
     assert 4 * moves < none
+
+
+def test_the_high_tier_goes_where_no_prompt_waits_and_headroom_keeps_others_away() -> None:
+    tiers = {"high": 0, "low": 1}
+    low = [TraceRequest(f"l{number}", 0.0, 2_000, 500, (), tenant="low") for number in range(7)]
+    short, high = (TraceRequest(name, 0.0, 16, 500, (), tenant="low") for name in ("short", "high"))
+    late = replace(high, arrival=0.1, tenant="high")
+    fleet = balance.BalanceFleet(balance.A100, tiers=tiers, dispatch="dual-hash, least prefill for the high tier")
+    found = {result.id: result.instance for result in fleet.run([*low, short, late], balance.no_moves).results}
+    assert found["high"] not in {found[one.id] for one in low}
+    fleet = replace(fleet, dispatch="Llumnix' headroom")
+    after = [replace(one, arrival=0.1) for one in low]
+    results = fleet.run([replace(high, tenant="high"), short, *after], balance.no_moves).results
+    assert results[0].instance not in {result.instance for result in results[1:]}

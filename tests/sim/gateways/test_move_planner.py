@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import KvPullSource
 from fairlead_sim.gateways.move_planner import (
     MOVES_AT_ONCE,
     MOVES_PER_SECOND,
@@ -57,6 +58,14 @@ def test_a_move_that_costs_more_than_it_saves_is_not_made() -> None:
     slow = replace(PROFILE, prefill_token_seconds=1e-2)
     assert plan_moves([half, IDLE], STEADY).moves
     assert not plan_moves([replace(half, profile=slow), replace(IDLE, profile=slow)], STEADY).moves
+
+
+def test_a_copy_of_kv_is_a_price_that_only_its_own_stream_pays() -> None:
+    slow = replace(PROFILE, prefill_token_seconds=1e-2)
+    link = KvPullSource("", bytes_per_token=1_000.0, bytes_per_second=1e9, latency_seconds=0.5)
+    half, idle = (replace(each, profile=slow, pull=link) for each in (CROWDED, IDLE))
+    plan = plan_moves([half, idle], STEADY)
+    assert {move.price_seconds for move in plan.moves} == {link.transfer_seconds(1_000.0)}
 
 
 def test_streams_that_end_soon_stay() -> None:

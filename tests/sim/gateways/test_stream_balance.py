@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
-from fairlead.fleet.model import Model, SloTargets
+from fairlead.fleet.model import KvPullSource, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.admission.admission_policy import AdmissionPolicy
 from fairlead_gateway.routing import ModelRouter
@@ -50,7 +50,12 @@ def every_stream_once(instances: Sequence[InstanceStreams], recent: RecentMoves,
 
 
 def run(
-    requests: Sequence[TraceRequest], rule: MoveRule, *, gate: bool = False, profile: EngineProfile = PROFILE
+    requests: Sequence[TraceRequest],
+    rule: MoveRule,
+    *,
+    gate: bool = False,
+    profile: EngineProfile = PROFILE,
+    link: KvPullSource | None = None,
 ) -> tuple[list[RequestResult], FleetSimulation, BalancedGateway]:
     model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=5.0), "least-request")
     router = ModelRouter(secret=b"test")
@@ -59,8 +64,9 @@ def run(
     gateway = SingleGateway(router, prompts.prefix_chain, {}, model, profile, never_queues=True)
     if gate:
         gateway = AdmissionControlledGateway(router, prompts.prefix_chain, model, profile, AdmissionPolicy(Limits()))
-    front = BalancedGateway(gateway, profile, BalanceOptions(rule))
-    simulation = FleetSimulation(front, FleetOptions(NAMES, profile, BLOCK, reserve_tokens=0), prompts=prompts)
+    front = BalancedGateway(gateway, BalanceOptions(rule, pull=link))
+    options = FleetOptions(NAMES, profile, BLOCK, reserve_tokens=0, move_pull=link)
+    simulation = FleetSimulation(front, options, prompts=prompts)
     results = simulation.run(requests)
     assert {load.inflight for load in router.loads().values()} <= {0}
     return results, simulation, front
@@ -97,6 +103,16 @@ def test_a_move_costs_its_stream_a_pause_of_the_computation() -> None:
     assert max(moved.token_gaps) > PROFILE.prefill_time(4_000) > 10 * max(still.token_gaps)
     recomputed = after.prefilled_tokens - before.prefilled_tokens
     assert 4_000 <= recomputed <= 4_050
+
+
+def test_a_copied_stream_pauses_for_the_copy_and_computes_one_token() -> None:
+    link = KvPullSource("", bytes_per_token=1_000.0, bytes_per_second=2e6, latency_seconds=0.5)
+    lone = [TraceRequest("r0", 0.0, 4_000, 50, ())]
+    _, before, _ = run(lone, no_moves)
+    (moved,), after, _ = run(lone, every_stream_once, link=link)
+    assert moved.moves == 1
+    assert max(moved.token_gaps) == pytest.approx(link.transfer_seconds(4_000), rel=0.1)
+    assert after.prefilled_tokens == before.prefilled_tokens + 1
 
 
 def test_what_an_engine_has_cached_of_a_moved_stream_is_not_computed_again() -> None:
