@@ -261,7 +261,7 @@ class ClusterNode:
         remove_cgroup(self._cgroup)
         if self.folder.exists():
             shutil.rmtree(self.folder)
-        # The last address stays: one that was just used by another pod is not reached for seconds (ARP).
+        # The last address stays: one that another pod just had is not reached for seconds (ARP).
         for lease in self._addresses.glob(f"*/{NETWORK}.*"):
             lease.unlink()
         self.record.forget(*map(self.process, _PROGRAMS))
