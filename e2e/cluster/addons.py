@@ -93,6 +93,7 @@ def start(record: RunRecord, cluster: RunningCluster, plane: ControlPlane) -> No
         "authorization-kubeconfig": cluster.kubeconfig,
         "kubelet-insecure-tls": "true",  # kubelet signs its certificate itself
         "kubelet-preferred-address-types": "InternalIP",
+        "kubelet-use-node-status-port": "true",  # nodes share the machine's address, not the port
         "metric-resolution": "10s",
         "kubelet-request-timeout": "5s",  # must be below the resolution
         "bind-address": GATEWAY,

@@ -4,6 +4,9 @@ up          starts a cluster and prints the line that puts it into a shell: KUBE
 down        ends and removes exactly what ``up`` made, also half of it
 status      prints processes and memory, nodes and pods; 3 if nothing is up, or not all of it
 load        gives a running cluster Fairlead's images of the present working tree
+metrics     adds metrics-server to a running cluster
+add-node    adds a second node to a running cluster, for pods that tolerate its taint
+remove-node removes it
 images      writes an archive per image, from the working tree, and prints the files
 sbom        writes a bill of materials per image that docker builds, and prints the files
 build       builds a level, which takes long the first time, and prints the programs' folder
@@ -46,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 levels.load_images(run, options.tag)
             case "metrics":
                 levels.memory_usage(run)
+            case "add-node":
+                levels.add_node(run)
+            case "remove-node":
+                levels.remove_node(run)
             case "images":
                 print(*image_set.write(Path(options.out), options.tag), sep="\n")
             case "sbom":
@@ -100,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     tag.add_argument("--tag", help=f"of our own images ({__version__})")
     commands.add_parser("load", parents=[tag, run], help="give a cluster that is up our images as they are now")
     commands.add_parser("metrics", parents=[run], help="add metrics-server to a cluster that is up")
+    commands.add_parser("add-node", parents=[run], help="add a second node to a cluster that is up")
+    commands.add_parser("remove-node", parents=[run], help="remove it")
     made = commands.add_parser("images", parents=[tag], help="write our images as OCI archives")
     made.add_argument("--out", default="out/images", metavar="DIR", help="where to (%(default)s)")
     bills = commands.add_parser("sbom", help="write a CycloneDX file per component from the locks")

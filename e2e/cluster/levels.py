@@ -11,7 +11,6 @@ from e2e.cluster.artifacts import image_set, pinned_versions
 from e2e.cluster.artifacts.go_builds import build, compile_missing
 from e2e.cluster.nodes import control_plane, full_level, kind_cluster, network
 from e2e.cluster.nodes.control_plane import LOOPBACK, ControlPlane
-from e2e.cluster.nodes.node import ClusterNode
 from e2e.cluster.run_record import ClusterError, RunningCluster, RunRecord, print_progress, progress_step
 from fairlead_testing.processes import unused_port
 from scripts.release.images.layers import OciImage, build_lock
@@ -79,7 +78,7 @@ def load_images(run: Path, tag: str | None) -> None:
     if record.get("level") == "kind":
         kind_cluster.load_images(run, given)
     else:
-        full_level.load_images(ClusterNode(record, Path(record.get("binaries"))), given)
+        full_level.load_images(record, given)
 
 
 def equip_kind(context: str, kubeconfig: str, run: Path) -> RunningCluster:
@@ -99,11 +98,28 @@ def equip_kind(context: str, kubeconfig: str, run: Path) -> RunningCluster:
 
 def memory_usage(run: Path) -> None:
     """Add metrics-server to the cluster in ``run``."""
+    full = _full_cluster(run)
+    compile_missing([pinned_versions.METRICS])
+    full_level.memory_usage(*full)
+
+
+def add_node(run: Path) -> None:
+    """Adds a second node to the cluster in ``run``."""
+    with _check_alone("full"):
+        full_level.add_node(*_full_cluster(run))
+
+
+def remove_node(run: Path) -> None:
+    """Removes the second node of the cluster in ``run``; does nothing where there is none."""
+    with _check_alone("full"):
+        full_level.remove_node(*_full_cluster(run))
+
+
+def _full_cluster(run: Path) -> tuple[RunRecord, RunningCluster]:
     record = RunRecord(run)
     if not record.get("up") or record.get("level") != "full":
         raise ClusterError(f"no cluster of level full is up in {run}")
-    compile_missing([pinned_versions.METRICS])
-    full_level.memory_usage(record, RunningCluster(run, Path(record.get("binaries"))))
+    return record, RunningCluster(run, Path(record.get("binaries")))
 
 
 def down(run: Path) -> None:

@@ -101,6 +101,11 @@ class RunRecord:
             while self.is_alive(name) and time.monotonic() < end:
                 time.sleep(0.02)
 
+    def forget(self, *names: str) -> None:
+        """Removes processes that were stopped from the record: the rest is a whole cluster."""
+        kept = {name: entry for name, entry in self.get("processes", {}).items() if name not in names}
+        self.update(processes=kept)
+
     def wait(self, what: str, seconds: float, holds: Callable[[], bool]) -> None:
         """Until it holds; gives up at once when a process of ours has died, with the end of its
         log."""

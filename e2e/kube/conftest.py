@@ -17,6 +17,7 @@ import pytest
 
 from e2e.cluster import levels
 from e2e.cluster.artifacts import pinned_versions
+from e2e.cluster.nodes.node import NODES
 from e2e.cluster.run_record import RunningCluster, RunRecord
 from e2e.kube.cluster_access.kubectl import ApiReader, Kubectl, temporary_namespace
 from e2e.kube.workloads.helm_release import HelmRelease
@@ -112,6 +113,20 @@ def here(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
             if report is None or report.failed:
                 inside.dump(ROOT / "out" / "e2e" / request.node.name)
                 HelmRelease(kubectl).here.dump(ROOT / "out" / "e2e" / request.node.name / "fairlead")
+
+
+@pytest.fixture
+def second_node(kubectl: Kubectl) -> Iterator[str]:
+    """The name of a node that a cluster of level full has for this test alone. Only pods that
+    tolerate its taint run there."""
+    run = Path(kubectl.environ["KUBECONFIG"]).parent
+    if RunRecord(run).get("level") != "full":
+        pytest.skip("nodes are added to clusters of level full alone")
+    try:
+        levels.add_node(run)
+        yield NODES[1]
+    finally:
+        levels.remove_node(run)
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
-"""Streams leave engines that end, and none breaks: an eviction, fewer replicas, a rollout.
+"""Streams leave engines that end, and none breaks: an eviction, fewer replicas, a rollout, a node
+that is drained.
 
 Each stream has 2,000 tokens at 20 a second. So an engine whose pod is gone while the streams still
 run has given them to others. How long that took is in the report.
+
+The node is a second one, which is drained as an operator does it. Each of its engines has 50
+streams. Its pool's disruption budget lets them go one after the other.
 
 A rollout of eight engines under load is timed twice: once its streams stay to their ends, and once
 they move.
@@ -9,13 +13,15 @@ they move.
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from e2e.kube.cluster_access.kubectl import Kubectl, eventually
+from e2e.cluster.nodes.node import SECOND_TAINT
+from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.workloads.client_pods import ClientPod, StreamSession, record_result
 from e2e.kube.workloads.helm_release import HelmRelease
-from e2e.kube.workloads.manifests import model, paced_engine
+from e2e.kube.workloads.manifests import PACED_ENGINE, model, paced_engine
 from e2e.kube.workloads.model_deployments import DeployedModel
 from fairlead_testing.reports import ReportLine
 
@@ -68,6 +74,89 @@ def test_streams_leave_engines_that_are_evicted_scaled_away_or_replaced(here: Ku
     assert streams.failures == []
     assert still_open >= STREAMS
     assert streams.end["outcomes"] == {"complete": streams.end["streams"]}
+
+
+class DrainedEngines:
+    """The times at which engines of a model were marked for deletion, and at which they were gone.
+
+    Times are of the monotonic clock, by the uids of their pods.
+    """
+
+    def __init__(self, found: DeployedModel, uids: set[str]) -> None:
+        self.marked: dict[str, float] = {}
+        self.gone: dict[str, float] = {}
+        self._found = found
+        self._uids = uids
+
+    def are_gone(self) -> bool:
+        """Looks at the pods now. Whether all are gone."""
+        pods, now = self._found.pods(going=True), time.monotonic()
+        for uid in self._uids:
+            if uid not in pods:
+                self.gone.setdefault(uid, now)
+            elif "deletionTimestamp" in pods[uid]["metadata"]:
+                self.marked.setdefault(uid, now)
+        return self.gone.keys() == self._uids
+
+    def seconds(self) -> list[float]:
+        """Returns the seconds from mark to end of each, in the order of their ends."""
+        return [round(self.gone[uid] - self.marked[uid], 1) for uid in self.gone]
+
+
+def running_requests(client: ClientPod, pod: Manifest) -> int:
+    """Returns the requests that an engine works on."""
+    code = f"""
+import urllib.request
+page = urllib.request.urlopen("http://{pod["status"]["podIP"]}:8000/metrics").read().decode()
+print(sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("vllm:num_requests_running")))
+"""
+    return int(float(client.here.python(client.name, code)))
+
+
+@pytest.mark.timeout(600, func_only=True)
+def test_streams_leave_the_engines_of_a_node_that_is_drained(
+    here: Kubectl, installed: HelmRelease, second_node: str
+) -> None:
+    template = {"spec": {"tolerations": [{"key": SECOND_TAINT, "operator": "Exists"}]}}
+    pool = {"acceleratorClassName": PACED_ENGINE, "minReplicas": 4, "template": template}
+    here.apply(paced_engine(), model("drained", pools=[pool], rollout={"drainTimeout": "90s"}))
+    client, found = ClientPod(here, installed).start(), DeployedModel(here, "drained")
+    client.first_token(f"{here.namespace}/drained")
+    former = found.wait_until_settled(pods=4)
+    there = {uid: pod for uid, pod in former.items() if pod["spec"]["nodeName"] == second_node}
+    assert there
+    assert len(there) < len(former)
+    total = STREAMS * len(former)
+    alone = {"conversations": 10 * total}  # no prompt begins like another, which would bring it to the same engine
+    with StreamSession(client, f"{here.namespace}/drained", rate=2 * RATE, tokens=TOKENS, prompt=alone) as streams:
+        eventually("they run", lambda: bool(streams.seconds) and streams.seconds[-1]["open"] >= total)
+        streams.begin_no_more()
+        each = [running_requests(client, pod) for pod in there.values()]
+        engines, begun = DrainedEngines(found, set(there)), time.monotonic()
+        words = ("drain", second_node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=90s")
+        with ThreadPoolExecutor(1) as beside:
+            drain = beside.submit(here.run, *words)
+            eventually("the engines of the node are gone", engines.are_gone, seconds=90)
+            drain.result()
+        whole = round(time.monotonic() - begun, 1)
+        still_open = streams.seconds[-1]["open"]
+    worst = max(engines.seconds())
+    line = ReportLine("50 streams leave an engine within 10 s: a drained node", worst, worst <= 10.0)
+    record_result(
+        "streams of a drained node",
+        [line],
+        streams=streams.end["streams"],
+        outcomes=streams.end["outcomes"],
+        streams_on_its_engines=each,
+        seconds_of_its_engines=engines.seconds(),
+        seconds_of_the_drain=whole,
+        longest_gap_seconds=streams.end["longest_gap_seconds"],
+    )
+    assert streams.failures == []
+    assert still_open >= total
+    assert streams.end["outcomes"] == {"complete": streams.end["streams"]}
+    settled = found.wait_until_settled(pods=4)
+    assert second_node not in {pod["spec"]["nodeName"] for pod in settled.values()}
 
 
 @pytest.mark.timeout(1_500, func_only=True)

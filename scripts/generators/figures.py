@@ -108,7 +108,8 @@ def _streams(results: Path) -> dict[str, str]:
     checks, replays = parts["continued"]["checks"], parts["continued-replays"]["checks"].values()
     dialects = parts["continued-dialects"]["checks"].values()
     killed = load(results / "soak-streams.json")["parts"]["stream_kills"]
-    rollouts = load(results / "rollouts.json")["parts"]["rollout of eight engines"]["seconds"]
+    moved = load(results / "rollouts.json")["parts"]
+    rollouts, drained = moved["rollout of eight engines"]["seconds"], moved["streams of a drained node"]
     sent = checks["bytes of a token on the way from the engine"]
     greedy = next(check for name, check in checks.items() if name.startswith("200 greedy transcripts"))
     sampled = checks["sampled streams, what follows the cut"]
@@ -127,6 +128,9 @@ def _streams(results: Path) -> dict[str, str]:
         "replay-cuts": f"{sum(check['streams'] for check in replays)}",
         "rollout-stay": f"{rollouts['Never']:.0f}",
         "rollout-move": f"{rollouts['Auto']:.0f}",
+        "drained-streams": f"{min(drained['streams_on_its_engines'])}",
+        "drained-engine": f"{max(drained['seconds_of_its_engines']):.1f}",
+        "drained-node": f"{drained['seconds_of_the_drain']:.0f}",
         "stream-kills": f"{killed['kills']:,}",
         "killed-streams": f"{sum(kind['broke'] for kind in killed['kinds'].values()):,}",
         "killed-whole": f"{sum(kind['continued_whole'] for kind in killed['kinds'].values()):,}",

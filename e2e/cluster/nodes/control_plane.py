@@ -87,14 +87,17 @@ class CertificateAuthority:
             work = [
                 pool.submit(self._issue, "apiserver", "CN = kube-apiserver", f"subjectAltName = {','.join(alt_names)}")
             ]
-            for name, (group, user) in _CLIENTS.items():
-                subject = f"O = {group}\nCN = {user}" if group else f"CN = {user}"
-                work.append(pool.submit(self._issue, name, subject, "extendedKeyUsage = clientAuth"))
+            work += [pool.submit(self.issue_client, name, *client) for name, client in _CLIENTS.items()]
             for done in work:
                 done.result()
         # Signs the tokens of service accounts.
         _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-out", str(self.key("sa")))
         _openssl("pkey", "-in", str(self.key("sa")), "-pubout", "-out", str(self.folder / "sa.pub"))
+
+    def issue_client(self, name: str, group: str, user: str) -> None:
+        """Makes the key and certificate of a client."""
+        subject = f"O = {group}\nCN = {user}" if group else f"CN = {user}"
+        self._issue(name, subject, "extendedKeyUsage = clientAuth")
 
     def kubeconfig(self, name: str, server: str, target: Path) -> None:
         """A client's file with everything inside, readable by its owner alone. YAML, as JSON is."""

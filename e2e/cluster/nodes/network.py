@@ -74,17 +74,42 @@ def mount_memory(folder: Path) -> None:
     )
 
 
-def restore(before: Mapping[str, Any], run: Path) -> None:
-    """Undo what the node has done, and that alone. Its processes have ended."""
-    for point in mounts_below(run):
+def make_cgroup(name: str) -> None:
+    """Makes a control group below the root of each hierarchy."""
+    for root in _hierarchies():
+        (root / name).mkdir(exist_ok=True)
+
+
+def remove_cgroup(name: str) -> None:
+    """Removes a control group that ``make_cgroup`` made, with all below it. Its processes have
+    ended."""
+    for root in _hierarchies():
+        _remove_cgroup(root / name)
+
+
+def _hierarchies() -> list[Path]:
+    """Returns the root of control groups of version 2, or one root for each controller of version
+    1."""
+    roots = [_CGROUPS] if (_CGROUPS / "cgroup.procs").exists() else sorted(_CGROUPS.glob("*/"))
+    return [root for root in roots if (root / "cgroup.procs").exists()]
+
+
+def unmount(folder: Path) -> None:
+    """Removes the mounts below a folder, and links of kubelet to logs in it."""
+    for point in mounts_below(folder):
         if subprocess.run(["umount", point], check=False, capture_output=True).returncode:
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
+    for path in Path("/var/log/containers").glob("*"):
+        if path.is_symlink() and str(path.readlink()).startswith(f"{folder}/"):
+            path.unlink()
+
+
+def restore(before: Mapping[str, Any], run: Path) -> None:
+    """Undo what the node has done, and that alone. Its processes have ended."""
+    unmount(run)
     subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
     for command in FAMILIES:
         _remove_chains(command, before["rules"][command])
-    for path in Path("/var/log/containers").glob("*"):
-        if path.is_symlink() and str(path.readlink()).startswith(f"{run}/"):
-            path.unlink()
     for path in map(Path, before["absent"]):
         if path.exists():
             _remove(path)

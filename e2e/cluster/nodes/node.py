@@ -1,4 +1,5 @@
-"""The one node: containerd, kubelet, kube-proxy and the cluster's DNS, as processes of the machine.
+"""A node: containerd and kubelet, as processes of the machine. The first node also has kube-proxy
+and the cluster's DNS. These serve the second node too, since both are on the same bridge.
 
 Each unusual setting was found by a failure without it; its comment names the failure.
 
@@ -12,6 +13,7 @@ therefore its children go first.
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -25,7 +27,15 @@ import yaml
 
 from e2e.cluster.artifacts.image_set import PAUSE
 from e2e.cluster.nodes.control_plane import fetch
-from e2e.cluster.nodes.network import BRIDGE, GATEWAY, NETWORK, mount_memory
+from e2e.cluster.nodes.network import (
+    BRIDGE,
+    GATEWAY,
+    NETWORK,
+    make_cgroup,
+    mount_memory,
+    remove_cgroup,
+    unmount,
+)
 from e2e.cluster.run_record import ClusterError, RunRecord, print_progress, start_time
 
 _SHIM = "containerd-shim"
@@ -88,16 +98,25 @@ DNS = "10.96.0.10"
 DNS_PORT = 5353
 _READY_PORT = 18181
 
+NODES = ("local", "second")
+"""Names of the nodes, by number. Only the first is there without a request."""
+SECOND_TAINT = "fairlead-e2e/second"
+"""Taint of the second node. Other tests do not notice it, since their pods do not tolerate this."""
+_ADDRESSES = ((2, 199), (200, 254))
+"""First and last address of each node's pods on the bridge."""
+_PORTS_APART = 1_000
+_PROGRAMS = ("kubelet", "containerd")
+
 _CONTAINERD = """
 version = 2
-root = "{run}/cri/data"
-state = "{run}/cri/state"
+root = "{folder}/cri/data"
+state = "{folder}/cri/state"
 disabled_plugins = [
   "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper",
 ]
 [grpc]
-  address = "{run}/cri/containerd.sock"
+  address = "{folder}/cri/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
   # Without CAP_SYS_RESOURCE no sandbox starts otherwise, and runc says only "can't get final
@@ -107,7 +126,7 @@ disabled_plugins = [
   netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
-    conf_dir = "{run}/cri/cni"
+    conf_dir = "{folder}/cri/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     default_runtime_name = "runc"
     snapshotter = "overlayfs"
@@ -115,7 +134,7 @@ disabled_plugins = [
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
-        Root = "{run}/cri/runc"
+        Root = "{folder}/cri/runc"
 """
 _COREFILE = """
 .:{port} {{
@@ -135,67 +154,123 @@ _COREFILE = """
 
 @dataclass(frozen=True, slots=True)
 class ClusterNode:
-    """The node of one run folder, with the Kubernetes programs of ``binaries``."""
+    """A node of one run folder, with the Kubernetes programs of ``binaries``.
+
+    number: its place in ``NODES``. The first one has its files in the run folder itself.
+    """
 
     record: RunRecord
     binaries: Path
+    number: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its name in the cluster."""
+        return NODES[self.number]
 
     @property
     def run(self) -> Path:
         """The run folder."""
         return self.record.run
 
+    @property
+    def folder(self) -> Path:
+        """The folder of its files."""
+        return self.run / self.name if self.number else self.run
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The kubeconfig of its kubelet."""
+        return self.folder / "node.kubeconfig"
+
+    def process(self, program: str) -> str:
+        """Returns the name of its containerd or kubelet in the record."""
+        return f"{program}-{self.name}" if self.number else program
+
+    def is_alive(self) -> bool:
+        """Whether its processes run."""
+        return all(self.record.is_alive(self.process(program)) for program in _PROGRAMS)
+
     def start_runtime(self) -> None:
         """containerd, until it answers."""
-        mount_memory(self.run / "cri")
-        networks = self.run / "cri" / "cni"
+        mount_memory(self.folder / "cri")
+        networks = self.folder / "cri" / "cni"
         networks.mkdir()
-        (networks / "10-bridge.conflist").write_text(json.dumps(self._network()))
-        config = self.run / "cri" / "containerd.toml"
-        config.write_text(_CONTAINERD.format(run=self.run, pause=PAUSE))
-        self.record.start("containerd", ["containerd", "-c", config])
+        (networks / "10-bridge.conflist").write_text(json.dumps(self.network_config()))
+        config = self.folder / "cri" / "containerd.toml"
+        config.write_text(_CONTAINERD.format(folder=self.folder, pause=PAUSE))
+        self.record.start(self.process("containerd"), ["containerd", "-c", config])
         self.record.wait("containerd", 30.0, lambda: self.ctr("version", check=False).returncode == 0)
 
     def load(self, archive: Path) -> None:
         """Give the node the images of an archive."""
         self.ctr("images", "import", str(archive))
 
+    def save(self, archive: Path) -> None:
+        """Writes the images that the node was given to an archive."""
+        # CRI names each image by its digest too, which is no name for an archive.
+        names = [name for name in self.ctr("images", "ls", "-q").stdout.split() if not name.startswith("sha256:")]
+        self.ctr("images", "export", str(archive), *names)
+
     def start(self) -> None:
-        """kubelet, kube-proxy and DNS; not yet ready when this returns."""
-        for name, document in (("kubelet", self._kubelet()), ("kube-proxy", self._proxy())):
-            (self.run / f"{name}.yaml").write_text(yaml.safe_dump(document))
+        """kubelet, not yet ready when this returns."""
+        config, root = self.folder / "kubelet.yaml", self.folder / "kubelet"
+        config.write_text(yaml.safe_dump(self.kubelet_config()))
+        if self.number:
+            make_cgroup(self._cgroup)
+        kubelet = {
+            "config": config,
+            "kubeconfig": self.kubeconfig,
+            "hostname-override": self.name,
+            "node-ip": GATEWAY,
+            "root-dir": root,
+            "cert-dir": root / "pki",
+        }
+        root.mkdir()
+        flags = (f"--{name}={value}" for name, value in kubelet.items())
+        self.record.start(self.process("kubelet"), [self.binaries / "kubelet", *flags])
+
+    def start_network(self) -> None:
+        """kube-proxy and DNS, which serve all nodes."""
+        (self.run / "kube-proxy.yaml").write_text(yaml.safe_dump(self._proxy()))
         (self.run / "Corefile").write_text(
             _COREFILE.format(run=self.run, gateway=GATEWAY, port=DNS_PORT, ready=_READY_PORT)
-        )
-        kubelet = {
-            "config": self.run / "kubelet.yaml",
-            "kubeconfig": self.run / "node.kubeconfig",
-            "hostname-override": "local",
-            "node-ip": GATEWAY,
-            "root-dir": self.run / "kubelet",
-            "cert-dir": self.run / "kubelet" / "pki",
-        }
-        (self.run / "kubelet").mkdir()
-        self.record.start(
-            "kubelet", [self.binaries / "kubelet", *(f"--{name}={value}" for name, value in kubelet.items())]
         )
         self.record.start("kube-proxy", [self.binaries / "kube-proxy", "--config", self.run / "kube-proxy.yaml"])
         self.record.start("coredns", [self.binaries / "coredns", "-conf", self.run / "Corefile"])
 
     def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Ask containerd, among Kubernetes' containers."""
-        command = ["ctr", "-a", str(self.run / "cri" / "containerd.sock"), "-n", "k8s.io", *arguments]
+        command = ["ctr", "-a", str(self._socket), "-n", "k8s.io", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if check and done.returncode:
             raise ClusterError(f"ctr {' '.join(arguments[:2])}: {done.stderr.strip()}")
         return done
 
-    def remove_containers(self) -> None:
-        """All of them, at once; kubelet is gone and brings none back. Works without an API server,
-        and without containerd, which its containers outlive."""
-        if not self.record.is_alive("containerd") or self.ctr("version", check=False).returncode:
-            self.record.stop("containerd")
-            if left := end_shims(self.run / "cri" / "containerd.sock"):
+    def stop(self) -> None:
+        """kubelet, all containers at once, and containerd. Works without an API server, and without
+        containerd, which its containers outlive."""
+        self.record.stop(self.process("kubelet"))
+        self._remove_containers()
+        self.record.stop(self.process("containerd"))
+
+    def remove(self) -> None:
+        """Stops it and removes its files, mounts and control groups: a node that was added."""
+        self.stop()
+        unmount(self.folder)
+        remove_cgroup(self._cgroup)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        # The last address stays: one that another pod just had is not reached for seconds (ARP).
+        for lease in self._addresses.glob(f"*/{NETWORK}.*"):
+            lease.unlink()
+        self.record.forget(*map(self.process, _PROGRAMS))
+
+    def _remove_containers(self) -> None:
+        containerd = self.process("containerd")
+        if not self.record.is_alive(containerd) or self.ctr("version", check=False).returncode:
+            self.record.stop(containerd)
+            if left := end_shims(self._socket):
                 print_progress(f"  shims that outlived containerd, ended with their containers: {left}")
             return
         for name in self.ctr("tasks", "ls", "-q").stdout.split():
@@ -208,11 +283,25 @@ class ClusterNode:
         """Whether the DNS has seen the services."""
         return fetch(f"http://{GATEWAY}:{_READY_PORT}/ready") is not None
 
-    def _network(self) -> dict[str, Any]:
+    @property
+    def _socket(self) -> Path:
+        return self.folder / "cri" / "containerd.sock"
+
+    @property
+    def _addresses(self) -> Path:
+        return self.run / "addresses" / self.name
+
+    @property
+    def _cgroup(self) -> str:
+        return f"fairlead-{self.name}"
+
+    def network_config(self) -> dict[str, Any]:
+        """Returns the network of its pods, for CNI."""
+        first, last = (f"{NETWORK}.{number}" for number in _ADDRESSES[self.number])
         ipam = {
             "type": "host-local",
-            "dataDir": f"{self.run}/cri/ipam",
-            "ranges": [[{"subnet": f"{NETWORK}.0/24"}]],
+            "dataDir": str(self._addresses),
+            "ranges": [[{"subnet": f"{NETWORK}.0/24", "rangeStart": first, "rangeEnd": last}]],
             "routes": [{"dst": "0.0.0.0/0"}],
         }
         plugin = {
@@ -225,18 +314,20 @@ class ClusterNode:
         }
         return {"cniVersion": "0.4.0", "name": "fairlead", "plugins": [plugin]}
 
-    def _kubelet(self) -> dict[str, Any]:
+    def kubelet_config(self) -> dict[str, Any]:
+        """Returns the configuration of its kubelet."""
         return {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
             "failCgroupV1": False,  # machines with the first version of control groups are refused since 1.35
             "cgroupDriver": "cgroupfs",  # no systemd is assumed
-            "cgroupRoot": "/",
+            # Each kubelet removes the groups of pods that it does not know.
+            "cgroupRoot": f"/{self._cgroup}" if self.number else "/",
             "cgroupsPerQOS": True,
             "enforceNodeAllocatable": [],
             "localStorageCapacityIsolation": False,  # the root file system's size is unknown on some machines
             "failSwapOn": False,
-            "containerRuntimeEndpoint": f"unix://{self.run}/cri/containerd.sock",
+            "containerRuntimeEndpoint": f"unix://{self._socket}",
             "authentication": {
                 "anonymous": {"enabled": False},
                 "webhook": {"enabled": True},
@@ -244,8 +335,10 @@ class ClusterNode:
             },
             "authorization": {"mode": "Webhook"},
             "address": GATEWAY,
-            "port": 10250,
+            "port": 10250 + _PORTS_APART * self.number,
             "healthzBindAddress": "127.0.0.1",
+            "healthzPort": 10248 + _PORTS_APART * self.number,
+            "registerWithTaints": [{"key": SECOND_TAINT, "effect": "NoSchedule"}] if self.number else [],
             "clusterDomain": "cluster.local",
             "clusterDNS": [DNS],
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
@@ -253,8 +346,8 @@ class ClusterNode:
             # A loaded image that was pulled under another name, too, is pulled again otherwise.
             "imagePullCredentialsVerificationPolicy": "NeverVerify",
             "maxPods": 250,
-            "podLogsDir": f"{self.run}/cri/podlogs",
-            "volumePluginDir": f"{self.run}/kubelet/plugins",
+            "podLogsDir": f"{self.folder}/cri/podlogs",
+            "volumePluginDir": f"{self.folder}/kubelet/plugins",
             "resolvConf": "/etc/resolv.conf",
             "serializeImagePulls": False,
             "nodeStatusUpdateFrequency": "5s",

@@ -49,8 +49,9 @@ class DeployedModel:
             model = self.get()
             status = model.get("status", {})
             conditions = {one["type"]: one["status"] for one in status.get("conditions", [])}
-            for autoscaled in ("Autoscaling", "SLOMet"):  # they say how many are wanted, not whether these are ready
-                conditions.pop(autoscaled, None)
+            # How many are wanted, and the short name, which a model of an earlier run still has.
+            for other in ("Autoscaling", "SLOMet", "NameTaken"):
+                conditions.pop(other, None)
             found.clear()
             found.update(self.pods(going=True))
             ready = status.get("observedGeneration") == model["metadata"]["generation"] and conditions == {

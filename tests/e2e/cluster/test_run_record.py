@@ -40,6 +40,15 @@ def test_a_process_runs_in_a_session_of_its_own_until_it_is_stopped(record: RunR
     assert record.pids() == {}
 
 
+def test_a_process_that_is_forgotten_is_no_longer_missing(record: RunRecord) -> None:
+    for name in ("one", "two"):
+        python(record, name, SLEEP)
+    record.stop("two")
+    record.forget("two", "never")
+    assert list(RunRecord(record.run).get("processes")) == ["one"]
+    record.wait("nothing", 60.0, lambda: True)
+
+
 def test_a_process_holds_no_lock_of_whoever_started_it(record: RunRecord, tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as lock:
         os.set_inheritable(lock.fileno(), True)  # as a shell's `exec 9>lock` does

@@ -1,9 +1,9 @@
-"""The committed run of the story on a cluster is one in full, in which no stream was lost."""
+"""Committed runs on a cluster: the story in full, and moved streams. No stream was lost."""
 
 import json
 from pathlib import Path
 
-RESULT = Path(__file__).parents[3] / "bench" / "results" / "e2e.json"
+RESULTS = Path(__file__).parents[3] / "bench" / "results"
 MOVES = {
     "replace engines",
     "replace gateways",
@@ -16,7 +16,7 @@ MOVES = {
 
 
 def test_no_stream_was_lost_while_everything_moved() -> None:
-    report = json.loads(RESULT.read_text())
+    report = json.loads((RESULTS / "e2e.json").read_text())
     load = report["parts"]["under_load"]
     assert (report["full"], report["holds"]) == (True, True)
     assert (load["rate"], load["tokens"], load["failures"]) == (20.0, 200, [])
@@ -24,3 +24,12 @@ def test_no_stream_was_lost_while_everything_moved() -> None:
     assert {step["step"] for step in load["steps"]} >= MOVES
     assert load["per_second"] >= 19.6
     assert report["parts"]["first_token"]["seconds"]["apply_to_first_token"] <= 30.0
+
+
+def test_fifty_streams_left_each_engine_of_a_drained_node_and_none_broke() -> None:
+    report = json.loads((RESULTS / "rollouts.json").read_text())
+    drained = report["parts"]["streams of a drained node"]
+    assert report["holds"]
+    assert min(drained["streams_on_its_engines"]) >= 50
+    assert max(drained["seconds_of_its_engines"]) <= 10.0
+    assert drained["outcomes"] == {"complete": drained["streams"]}

@@ -35,6 +35,11 @@ def test_clients_carry_the_group_and_user_that_kubernetes_reads(pki: Certificate
     assert "TLS Web Client Authentication" in shown(pki, "node", "-ext", "extendedKeyUsage")
 
 
+def test_a_second_node_is_another_user(pki: CertificateAuthority) -> None:
+    pki.issue_client("node-second", "system:nodes", "system:node:second")
+    assert "O = system:nodes, CN = system:node:second" in shown(pki, "node-second", "-subject")
+
+
 def test_the_server_answers_to_its_names_and_addresses(pki: CertificateAuthority) -> None:
     listing = shown(pki, "apiserver", "-ext", "subjectAltName")
     for name in ("DNS:kubernetes.default.svc", "IP Address:10.1.2.3", "IP Address:10.96.0.1"):
