@@ -28,6 +28,7 @@ from fairlead.limits import Limits
 from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_bench.scheduling import A100, answer_lengths, draw_arrivals
 from fairlead_gateway.admission.admission_policy import AdmissionPolicy
+from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_gateway.proxy.stream_moves import MOVE_INTERVAL_SECONDS, MOVES_AT_ONCE, StreamProgress, decide_move
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.fleet.fleet_events import FleetEvent, FleetEventKind, schedule_events
@@ -39,7 +40,6 @@ from fairlead_sim.gateways.move_planner import (
     NOTHING_QUEUED,
     InstanceStreams,
     MovePlan,
-    QueuedRequests,
     RecentMoves,
     StreamMove,
     plan_moves,
@@ -62,14 +62,14 @@ Lengths = Callable[[random.Random], tuple[int, int]]
 
 
 def no_moves(
-    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests = NOTHING_QUEUED
+    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: MemoryWait = NOTHING_QUEUED
 ) -> MovePlan:
     del instances, recent, queued
     return MovePlan((), "")
 
 
 def llumnix_moves(
-    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests = NOTHING_QUEUED
+    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: MemoryWait = NOTHING_QUEUED
 ) -> MovePlan:
     """Returns moves by freeness: free blocks per request, less what the first queued one needs.
 
@@ -97,7 +97,7 @@ def freeness(instance: InstanceStreams) -> float:
 
 
 def drain_moves(
-    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests = NOTHING_QUEUED
+    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: MemoryWait = NOTHING_QUEUED
 ) -> MovePlan:
     """Returns moves away from instances that are drained, as gateway workers make them."""
     del recent, queued
@@ -388,7 +388,7 @@ class _LeaveTimes:
         self.streams = 0
         self.empty_at = 0.0
 
-    def plan(self, instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests) -> MovePlan:
+    def plan(self, instances: Sequence[InstanceStreams], recent: RecentMoves, queued: MemoryWait) -> MovePlan:
         """Returns the rule's plan."""
         self._plans += 1
         left = sum(len(instance.running) for instance in instances if not instance.is_ready)

@@ -14,11 +14,12 @@ from fairlead_gateway.admission.admission_policy import (
     AdmissionPolicy,
     AdmissionRequest,
 )
+from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.simulation import QUEUED
-from fairlead_sim.gateways.move_planner import NOTHING_QUEUED, QueuedRequests
+from fairlead_sim.gateways.move_planner import NOTHING_QUEUED
 from fairlead_sim.gateways.single_gateway import SingleGateway
 from fairlead_sim.workload.traces import TraceRequest
 
@@ -114,26 +115,8 @@ class AdmissionControlledGateway(SingleGateway):
         self._open_requests.pop(request, None)
         self._schedule_release(now)
 
-    def queued_requests(self, now: float) -> QueuedRequests:
-        if self._simulation is None or not len(self._gate):
-            return NOTHING_QUEUED
-        first = next(
-            (
-                gate_request
-                for name, gate_request in self._open_requests.items()
-                if self._simulation.known_request(name).instance == QUEUED
-            ),
-            None,
-        )
-        if first is None:
-            return NOTHING_QUEUED
-        missing = {
-            engine.id: self._gate.kv_capacity.missing_tokens(
-                engine, first.request, first.prompt_tokens, first.length_class, now
-            )
-            for engine in self._engines(now)
-        }
-        return QueuedRequests(len(self._gate), missing if min(missing.values()) > 0.0 else {}, first.tier)
+    def queued_requests(self, now: float) -> MemoryWait:
+        return self._gate.memory_wait(self._engines(now), now) or NOTHING_QUEUED
 
     def on_moved(self, request: str, instance: str, now: float) -> None:
         """Counts a request that goes on at another engine there, also its memory."""

@@ -25,12 +25,23 @@ Source: ARES (arXiv 2510.13668) balances decoding by present and forecast load; 
 against each gain. With a `pull`, the price is the time of a copy.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource
+from fairlead_gateway.admission import defragmentation
+from fairlead_gateway.admission.defragmentation import (
+    FILL_SHARE,
+    FILL_STEPS,
+    MAX_WAIT_SECONDS,
+    WAITING_WEIGHT,
+    InstanceMemory,
+    MemoryWait,
+    MovableStream,
+)
+from fairlead_gateway.admission.kv_capacity import SequenceForecast
 
 HORIZON_STEPS: Final = (0, 8, 32, 128, 512)
 DECAY: Final = 0.998
@@ -45,15 +56,6 @@ GAIN_FACTOR: Final = 3.0
 Why: forecasts err, and new requests go where streams have left. With 1.5, moves made preemptions
 more frequent instead of rarer (`bench/notes/stream-balance.md`).
 """
-FILL_SHARE: Final = 0.95
-"""Share of its memory that moves may fill at an instance, up to `FILL_STEPS` from now."""
-FILL_STEPS: Final = 32
-WAITING_WEIGHT: Final = 8.0
-"""A second of waiting for the first token, in seconds of pauses.
-
-Why: a pause is one gap of many in a stream, and a wait is all of its time to the first token.
-"""
-MAX_WAIT_SECONDS: Final = 30.0
 _PLACES: Final = 5
 """Instances in which room for a request is looked for: those with most free memory."""
 
@@ -99,20 +101,7 @@ class InstanceStreams:
     pull: KvPullSource | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedRequests:
-    """Requests that wait in the gateway because the first of them fits at no instance.
-
-    - missing_tokens: of the first one, by instance (`admission.kv_capacity`).
-    - tier: of the first one.
-    """
-
-    count: int = 0
-    missing_tokens: Mapping[str, float] = field(default_factory=dict)
-    tier: int = 0
-
-
-NOTHING_QUEUED: Final = QueuedRequests()
+NOTHING_QUEUED: Final = MemoryWait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +143,7 @@ class MovePlan:
 
 
 def plan_moves(
-    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests = NOTHING_QUEUED
+    instances: Sequence[InstanceStreams], recent: RecentMoves, queued: MemoryWait = NOTHING_QUEUED
 ) -> MovePlan:
     """Returns the moves that a model's streams begin now."""
     if recent.broken:
@@ -168,8 +157,8 @@ def plan_moves(
     moves: list[StreamMove] = []
     for load in list(planner.loads):
         moves += planner.room_moves(load, budget - len(moves))
-    if queued.count and len(moves) < budget:
-        moves += planner.room_for_queued(queued, budget - len(moves))
+    if queued.count and not moves:
+        moves += planner.room_for_queued(queued, budget)
     while len(moves) < budget:
         move = planner.best_balance_move()
         if move is None:
@@ -198,6 +187,22 @@ class _Load:
             if _is_free(stream) and (stream.seconds_since_move is None or stream.seconds_since_move >= REST_SECONDS):
                 self.movable.append(stream)
 
+    def memory(self) -> InstanceMemory:
+        """Returns the instance as the gateway's plan has it."""
+        running = self.instance.running
+        sequences = [SequenceForecast(stream.tokens, stream.remaining_tokens) for stream in running]
+        movable = [
+            MovableStream(stream.id, stream.tokens, stream.remaining_tokens, stream.tier) for stream in self.movable
+        ]
+        return InstanceMemory(
+            self.instance.id,
+            self.instance.profile,
+            self.instance.kv_tokens,
+            sequences,
+            movable,
+            has_waiting=bool(self.waiting),
+        )
+
     def add(self, stream: StreamLoad, sign: int = 1) -> None:
         """Adds a stream, or removes it."""
         for number, steps in enumerate(HORIZON_STEPS):
@@ -207,7 +212,7 @@ class _Load:
 
     def free_tokens(self, share: float = 1.0) -> float:
         """Returns the tokens that are free in this share of the memory, for the next steps."""
-        near = [tokens for tokens, steps in zip(self.tokens, HORIZON_STEPS, strict=True) if steps <= FILL_STEPS]
+        near = [tokens for tokens, steps in zip(self.tokens, HORIZON_STEPS, strict=True) if steps <= FILL_STEPS[-1]]
         return share * self.instance.kv_tokens - max(near)
 
     def prefill_seconds(self, tokens: float) -> float:
@@ -371,18 +376,19 @@ class _Planner:
             moves.append(StreamMove(request.id, load.instance.id, best.place.instance.id, gain, 0.0, reason))
         return moves
 
-    def room_for_queued(self, queued: QueuedRequests, budget: int) -> list[StreamMove]:
-        """Returns the cheapest moves that let the first request of the gateway be dispatched."""
-        best: _Leaving | None = None
-        wait_seconds = MAX_WAIT_SECONDS
-        for place in self._roomiest_loads([load for load in self.loads if load.instance.id in queued.missing_tokens]):
-            missing = queued.missing_tokens[place.instance.id]
-            wait_seconds = min(wait_seconds, place.seconds_until_free(missing))
-            best = self._cheaper(best, self._leaving(place, missing, queued.tier, budget))
-        gain = WAITING_WEIGHT * queued.count * wait_seconds
-        if best is None or gain <= best.price_seconds:
-            return []
-        return self._leave(best, gain, "it makes room for a request that waits in the gateway")
+    def room_for_queued(self, queued: MemoryWait, budget: int) -> list[StreamMove]:
+        """Returns the gateway's moves for the first request that waits there."""
+        loads = {load.instance.id: load for load in self.loads}
+        moves: list[StreamMove] = []
+        for move in defragmentation.plan_moves([load.memory() for load in self.loads], queued, budget):
+            source, to = loads[move.source], loads[move.destination]
+            self._apply(next(stream for stream in source.movable if stream.id == move.stream), source, to)
+            moves.append(
+                StreamMove(
+                    move.stream, move.source, move.destination, move.gain_seconds, move.price_seconds, move.reason
+                )
+            )
+        return moves
 
     def _roomiest_loads(self, loads: Sequence[_Load]) -> Sequence[_Load]:
         return sorted([load for load in loads if not load.waiting], key=_Load.free_tokens)[-_PLACES:]
@@ -445,7 +451,7 @@ def _is_free(stream: StreamLoad) -> bool:
 
 
 def _fits(stream: StreamLoad, load: _Load, taken: float = 0.0) -> bool:
-    grown = min(FILL_STEPS, stream.remaining_tokens)
+    grown = min(FILL_STEPS[-1], stream.remaining_tokens)
     return stream.tokens + grown + taken <= load.free_tokens(FILL_SHARE)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, KvPullSource, Model, SloTargets
+from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_sim.engine.block_pool import KvEvent
@@ -17,7 +18,7 @@ from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation, SimulationContext
 from fairlead_sim.gateways.late_binding import Dispatcher
-from fairlead_sim.gateways.move_planner import NOTHING_QUEUED, QueuedRequests
+from fairlead_sim.gateways.move_planner import NOTHING_QUEUED
 from fairlead_sim.workload.trace_prompts import TracePromptCache, trace_chain
 from fairlead_sim.workload.traces import TraceRequest
 
@@ -152,7 +153,7 @@ class SingleGateway:
         """Drops the load of the request."""
         self._sender().on_abandoned(request, now)
 
-    def queued_requests(self, now: float) -> QueuedRequests:
+    def queued_requests(self, now: float) -> MemoryWait:
         """Returns the requests that wait for memory; none without admission."""
         del now
         return NOTHING_QUEUED

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from fairlead.fleet.model import KvPullSource
+from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
 from fairlead_sim.engine.block_pool import KvEvent
@@ -20,7 +21,6 @@ from fairlead_sim.gateways.move_planner import (
     REST_SECONDS,
     InstanceStreams,
     MovePlan,
-    QueuedRequests,
     RecentMoves,
     StreamLoad,
     plan_moves,
@@ -28,7 +28,7 @@ from fairlead_sim.gateways.move_planner import (
 from fairlead_sim.gateways.single_gateway import SingleGateway
 from fairlead_sim.workload.traces import TraceRequest
 
-MoveRule: TypeAlias = Callable[[Sequence[InstanceStreams], RecentMoves, QueuedRequests], MovePlan]
+MoveRule: TypeAlias = Callable[[Sequence[InstanceStreams], RecentMoves, MemoryWait], MovePlan]
 MOVE_SECONDS: Final = 0.25
 """Interval of plans."""
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import Observation, PoolPlan, ReplicaState, ScalingPlan, SleepTier
+from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_sim.autoscaling import reference_pools
 from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller, run_schedule
 from fairlead_sim.autoscaling.fleet_plant.conversations import (
@@ -29,7 +30,7 @@ from fairlead_sim.autoscaling.pool import SleepTimings, StartupDistribution
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
 from fairlead_sim.autoscaling.scenarios import with_sleep_tier
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
-from fairlead_sim.gateways.move_planner import InstanceStreams, MovePlan, QueuedRequests, RecentMoves, StreamMove
+from fairlead_sim.gateways.move_planner import InstanceStreams, MovePlan, RecentMoves, StreamMove
 from fairlead_sim.gateways.stream_balance import BalanceOptions
 from fairlead_sim.workload.traces import TraceRequest
 from fairlead_testing.pytest_hooks.nightly import shortened
@@ -108,7 +109,7 @@ def test_a_drained_replica_that_gives_its_streams_away_ends_sooner() -> None:
     assert moving.cost < 0.8 * still.cost
 
 
-def give_away(instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests) -> MovePlan:
+def give_away(instances: Sequence[InstanceStreams], recent: RecentMoves, queued: MemoryWait) -> MovePlan:
     """Moves all streams of drained engines."""
     del recent, queued
     ready = next(instance.id for instance in instances if instance.is_ready)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource
+from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_sim.gateways.move_planner import (
     MOVES_AT_ONCE,
     MOVES_PER_SECOND,
     MOVES_PER_STREAM,
     REST_SECONDS,
     InstanceStreams,
-    QueuedRequests,
     RecentMoves,
     StreamLoad,
     plan_moves,
@@ -136,13 +136,17 @@ def test_lower_tiers_leave_first_and_never_for_lower_ones() -> None:
 def test_streams_make_room_for_a_request_in_the_gateway_where_least_is_missing() -> None:
     fleet = [*[instance(name, streams(name, *[1_000.0] * 7)) for name in "ab"], instance("c", [])]
 
-    def made_room(queued: QueuedRequests) -> list[str]:
-        return [move.source for move in plan_moves(fleet, STEADY, queued).moves if "in the gateway" in move.reason]
+    def made_room(queued: MemoryWait) -> list[str]:
+        return [
+            move.source
+            for move in plan_moves(fleet, STEADY, queued).moves
+            if "for a request that waits: " in move.reason
+        ]
 
     missing = {"a": 1_500.0, "b": 900.0}
-    assert made_room(QueuedRequests(1, missing)) == ["b"]
-    assert made_room(QueuedRequests(1, {})) == []
-    assert made_room(QueuedRequests(1, missing, tier=1)) == []
+    assert made_room(MemoryWait(1, missing)) == ["b"]
+    assert made_room(MemoryWait(1, {})) == []
+    assert made_room(MemoryWait(1, missing, tier=1)) == []
 
 
 STREAM = st.builds(StreamLoad, st.uuids().map(str), st.floats(1, 3_000), st.floats(1, 2_000), st.integers(0, 1))

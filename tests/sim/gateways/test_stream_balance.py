@@ -10,6 +10,7 @@ from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.fleet.model import KvPullSource, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.admission.admission_policy import AdmissionPolicy
+from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_gateway.routing import ModelRouter
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
@@ -17,7 +18,6 @@ from fairlead_sim.gateways.admission_gate import AdmissionControlledGateway
 from fairlead_sim.gateways.move_planner import (
     InstanceStreams,
     MovePlan,
-    QueuedRequests,
     RecentMoves,
     StreamMove,
     plan_moves,
@@ -32,12 +32,12 @@ NAMES = ["sim-0/0/0", "sim-1/0/0"]
 BLOCK = 16
 
 
-def no_moves(instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests) -> MovePlan:
+def no_moves(instances: Sequence[InstanceStreams], recent: RecentMoves, queued: MemoryWait) -> MovePlan:
     del instances, recent, queued
     return MovePlan((), "")
 
 
-def every_stream_once(instances: Sequence[InstanceStreams], recent: RecentMoves, queued: QueuedRequests) -> MovePlan:
+def every_stream_once(instances: Sequence[InstanceStreams], recent: RecentMoves, queued: MemoryWait) -> MovePlan:
     """Moves each stream to the other engine, once."""
     del recent, queued
     moves = [
