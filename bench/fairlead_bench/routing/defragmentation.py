@@ -30,7 +30,7 @@ import httpx
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
-from fairlead_bench.routing.balance import LONG_INTERVAL_SECONDS, LONG_TOKENS
+from fairlead_bench.routing.balance import LONG_INTERVAL_SECONDS, LONG_TOKENS, poisson_arrivals
 from fairlead_bench.scheduling import answer_lengths
 from fairlead_sim.fleet.results import quantile
 from fairlead_testing.engines.disaggregated import EngineProcess, engine_processes
@@ -46,6 +46,8 @@ LONG_OUTPUT: Final = 64
 TAIL_SECONDS: Final = 120.0
 """Streams that still run so long after the last request are cut; what they got by then counts."""
 MAX_TOKENS: Final = 8_192
+CHATS: Final = 1_500
+"""As many as in `balance`, so that chats and their lengths are the same; they last 770 s."""
 _NAME: Final = "defragmentation"
 _LEFT_OUT: Final = 0.1
 """Share of the chats whose times do not count: the first ones find empty engines."""
@@ -62,6 +64,7 @@ class Sent:
     first: float | None = None
     last: float = 0.0
     tokens: int = 0
+    status: int = 0
 
     @property
     def token_seconds(self) -> float | None:
@@ -86,9 +89,8 @@ class Arm:
 
 def schedule(seed: int, seconds: float) -> list[tuple[float, int, int]]:
     """Returns moment, prompt tokens and answer tokens of each request, in order."""
-    draw, at, found = Random(seed), 0.0, []
-    while (at := at + draw.expovariate(RATE)) < seconds:
-        found.append((at, *answer_lengths(draw)))
+    chats = poisson_arrivals(answer_lengths, RATE, seed, CHATS)
+    found = [(chat.arrival, chat.prompt_tokens, chat.output_tokens) for chat in chats if chat.arrival < seconds]
     longs = int((seconds - FIRST_LONG_SECONDS) / LONG_INTERVAL_SECONDS)
     found += [
         (FIRST_LONG_SECONDS + LONG_INTERVAL_SECONDS * number, LONG_TOKENS, LONG_OUTPUT) for number in range(longs)
@@ -141,6 +143,7 @@ async def _send(client: httpx.AsyncClient, text: str, output: int, sent: Sent) -
     }
     begun = time.perf_counter()
     async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        sent.status = answer.status_code
         async for line in answer.aiter_lines():
             if '"content":"' in line and '"content":""' not in line:
                 sent.tokens += 1

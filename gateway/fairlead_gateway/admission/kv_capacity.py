@@ -223,16 +223,23 @@ class EngineLoad:
 
 
 class _Sequence:
-    __slots__ = ("first_at", "instance", "length_class", "planned_tokens", "prompt_tokens", "request")
+    __slots__ = ("earlier", "first_at", "instance", "length_class", "planned_tokens", "prompt_tokens", "request")
 
     def __init__(
-        self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, planned_tokens: float
+        self,
+        request: RouteRequest,
+        instance: str,
+        prompt_tokens: float,
+        length_class: Hashable,
+        planned_tokens: float,
+        earlier: int,
     ) -> None:
         self.request = request
         self.instance = instance
         self.prompt_tokens = prompt_tokens
         self.length_class = length_class
         self.planned_tokens = planned_tokens
+        self.earlier = earlier
         self.first_at: float | None = None
 
 
@@ -319,13 +326,24 @@ class KvCapacityPlanner:
         self._candidate_at = self._candidate_tokens = 0.0  # of each of its answers
 
     def on_dispatch(
-        self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, now: float
+        self,
+        request: RouteRequest,
+        instance: str,
+        prompt_tokens: float,
+        length_class: Hashable,
+        now: float,
+        *,
+        earlier: int = 0,
     ) -> None:
-        """Counts a dispatched request. A retry first ends its former attempt."""
+        """Counts a dispatched request. A retry first ends its former attempt.
+
+        earlier: tokens of the answer that other instances have generated, and this one computes.
+        """
         if request.id in self._sequences:
             self.on_finish(request.id)
-        planned = prompt_tokens + self._remaining_of_candidate(request, prompt_tokens, length_class, now)
-        sequence = self._sequences[request.id] = _Sequence(request, instance, prompt_tokens, length_class, planned)
+        planned = prompt_tokens + earlier + self._remaining_of_candidate(request, prompt_tokens, length_class, now)
+        sequence = _Sequence(request, instance, prompt_tokens, length_class, planned, earlier)
+        self._sequences[request.id] = sequence
         usage = self._usage.get(instance)
         if usage is None:
             usage = self._usage[instance] = _EngineUsage()
@@ -460,9 +478,9 @@ class KvCapacityPlanner:
             usage.prompt_tokens = prompts
         forecasts: list[SequenceForecast] = []
         for number, sequence in enumerate(usage.sequences.values()):
-            request, generated = sequence.request, 0
+            request, generated = sequence.request, sequence.earlier
             if sequence.first_at is not None:
-                generated = 1 + int((now - sequence.first_at) / max(1e-6, usage.token_seconds))
+                generated += 1 + int((now - sequence.first_at) / max(1e-6, usage.token_seconds))
             remaining = request.sequences * self._remaining_of_each(
                 request, sequence.prompt_tokens, sequence.length_class, generated, now
             )

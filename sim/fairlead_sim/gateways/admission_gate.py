@@ -124,8 +124,14 @@ class AdmissionControlledGateway(SingleGateway):
         super().on_moved(request, instance, now)
         self._open_requests[request] = gate_request
         assert self._simulation is not None
-        tokens = gate_request.prompt_tokens + self._simulation.known_request(request).received_tokens
-        self._gate.kv_capacity.on_dispatch(gate_request.request, instance, tokens, gate_request.length_class, now)
+        self._gate.kv_capacity.on_dispatch(
+            gate_request.request,
+            instance,
+            gate_request.prompt_tokens,
+            gate_request.length_class,
+            now,
+            earlier=self._simulation.known_request(request).received_tokens,
+        )
 
     def _gate_request(self, request: TraceRequest) -> AdmissionRequest:
         max_tokens = request.output_tokens if self._max_tokens is None else self._max_tokens

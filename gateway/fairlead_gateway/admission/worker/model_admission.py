@@ -206,14 +206,17 @@ class ModelAdmission:
         )
         request.decode_seconds = self._decode_seconds(context, tokens)
 
-    def on_dispatch(self, context: RequestContext, now: float, *, is_planned: bool = False) -> None:
+    def on_dispatch(
+        self, context: RequestContext, now: float, *, is_planned: bool = False, sent_tokens: int = 0
+    ) -> None:
         """Charges the caller, and adds the request to the planned KV of its chosen instance.
 
         is_planned: it is in the plan already, since it waited for the instance.
+        sent_tokens: of the answer, which other instances have generated.
         """
         assert context.address is not None
         if not is_planned:
-            self.plan_memory(context, context.address.id, now)
+            self.plan_memory(context, context.address.id, now, sent_tokens)
         if context.admission_request is not None:
             if context.admission_request.decode_seconds <= 0.0:
                 self.expect_answer(context)  # it did not wait
@@ -294,11 +297,11 @@ class ModelAdmission:
                 )
         return found
 
-    def plan_memory(self, context: RequestContext, instance: str, now: float) -> None:
+    def plan_memory(self, context: RequestContext, instance: str, now: float, sent_tokens: int = 0) -> None:
         """Adds a request to the planned KV of an instance where it will start soon."""
         route_request, router = context.route_request, self._router
         tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
-        self.policy.kv_capacity.on_dispatch(route_request, instance, tokens, context.caller, now)
+        self.policy.kv_capacity.on_dispatch(route_request, instance, tokens, context.caller, now, earlier=sent_tokens)
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
         """Records that the KV of the request grows with its response from now on."""

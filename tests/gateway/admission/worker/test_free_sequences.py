@@ -177,9 +177,9 @@ async def test_the_memory_of_each_request_is_planned_once(monkeypatch: pytest.Mo
     planned: Counter[str] = Counter()
     plan = KvCapacityPlanner.on_dispatch
 
-    def count(planner: KvCapacityPlanner, request: RouteRequest, *rest: Any) -> None:
+    def count(planner: KvCapacityPlanner, request: RouteRequest, *rest: Any, **more: Any) -> None:
         planned[request.id] += 1
-        plan(planner, request, *rest)
+        plan(planner, request, *rest, **more)
 
     monkeypatch.setattr(KvCapacityPlanner, "on_dispatch", count)
     async with scene("dual-hash", "flood", profile=SMALL) as now:
