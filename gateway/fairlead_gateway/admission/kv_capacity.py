@@ -223,11 +223,12 @@ class EngineLoad:
 
 
 class _Sequence:
-    __slots__ = ("first_at", "instance", "length_class", "planned_tokens", "prompt_tokens", "request")
+    __slots__ = ("earlier", "first_at", "instance", "length_class", "planned_tokens", "prompt_tokens", "request")
 
     def __init__(
         self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, planned_tokens: float
     ) -> None:
+        self.earlier = 0  # tokens of the answer that other instances have generated
         self.request = request
         self.instance = instance
         self.prompt_tokens = prompt_tokens
@@ -319,13 +320,27 @@ class KvCapacityPlanner:
         self._candidate_at = self._candidate_tokens = 0.0  # of each of its answers
 
     def on_dispatch(
-        self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, now: float
+        self,
+        request: RouteRequest,
+        instance: str,
+        prompt_tokens: float,
+        length_class: Hashable,
+        now: float,
+        generated: int = 0,
     ) -> None:
-        """Counts a dispatched request. A retry first ends its former attempt."""
+        """Counts a dispatched request. A retry first ends its former attempt.
+
+        generated: tokens of a stream that goes on there.
+        """
         if request.id in self._sequences:
             self.on_finish(request.id)
-        planned = prompt_tokens + self._remaining_of_candidate(request, prompt_tokens, length_class, now)
+        if generated:
+            rest = self._remaining_of_each(request, prompt_tokens, length_class, generated, now)
+        else:
+            rest = self._remaining_of_candidate(request, prompt_tokens, length_class, now)
+        planned = prompt_tokens + generated + rest
         sequence = self._sequences[request.id] = _Sequence(request, instance, prompt_tokens, length_class, planned)
+        sequence.earlier = generated
         usage = self._usage.get(instance)
         if usage is None:
             usage = self._usage[instance] = _EngineUsage()
@@ -379,7 +394,7 @@ class KvCapacityPlanner:
         if sequence is None:
             return 0.0
         since = dispatched_at if sequence.first_at is None else sequence.first_at
-        tokens = 1.0 + (now - since) / max(1e-6, self._usage[sequence.instance].token_seconds)
+        tokens = sequence.earlier + 1.0 + (now - since) / max(1e-6, self._usage[sequence.instance].token_seconds)
         return min(tokens, sequence.request.max_tokens or tokens)
 
     def has_headroom(self, request: RouteRequest, capacity: float) -> bool:
@@ -417,7 +432,7 @@ class KvCapacityPlanner:
         return max(0.0, other_tokens + peak - usable)
 
     def forecasts(self, instance: str, now: float) -> list[SequenceForecast]:
-        """Returns all sequences at an instance."""
+        """Returns all sequences at an instance, in falling order of their remaining tokens."""
         usage = self._usage.get(instance)
         return [] if usage is None else self._current_forecasts(usage, now)
 
@@ -460,9 +475,9 @@ class KvCapacityPlanner:
             usage.prompt_tokens = prompts
         forecasts: list[SequenceForecast] = []
         for number, sequence in enumerate(usage.sequences.values()):
-            request, generated = sequence.request, 0
+            request, generated = sequence.request, sequence.earlier
             if sequence.first_at is not None:
-                generated = 1 + int((now - sequence.first_at) / max(1e-6, usage.token_seconds))
+                generated += 1 + int((now - sequence.first_at) / max(1e-6, usage.token_seconds))
             remaining = request.sequences * self._remaining_of_each(
                 request, sequence.prompt_tokens, sequence.length_class, generated, now
             )
