@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from fairlead_gateway.admission.defragmentation import MemoryMove, MovableStream
+from fairlead_gateway.admission.defragmentation import FILL_STEPS, MemoryMove, MovableStream
 from fairlead_gateway.dialects.error_shape import RESPONSES_ERRORS
 from fairlead_gateway.dialects.passed_on import COUNT_TOKENS
 from fairlead_gateway.errors import (
@@ -394,9 +394,11 @@ class ResponseRelay(StreamEnding):
         if not stream.may_move or stream.moves >= MAX_MOVES:
             return None
         progress, context = self._progress(attempt, engine_response, stream), attempt.context
-        rest = [float(most) for most in (progress.forecast_tokens, progress.limit_tokens) if most is not None]
-        tokens = progress.prompt_tokens + progress.generated
-        return MovableStream(context.id, tokens, min(rest, default=DEFAULT_OUTPUT_TOKENS), context.policy.tier)
+        bounds = [float(most) for most in (progress.forecast_tokens, progress.limit_tokens) if most is not None]
+        rest = min(bounds, default=DEFAULT_OUTPUT_TOKENS)
+        if rest <= FILL_STEPS[-1]:
+            return None  # it ends soon, and frees its memory by itself
+        return MovableStream(context.id, progress.prompt_tokens + progress.generated, rest, context.policy.tier)
 
     def may_go(self, attempt: Attempt, stream: DetachedStream, destination: str) -> bool:
         """Whether an instance may continue a stream of one that lives."""

@@ -98,14 +98,16 @@ async def scene(*, defragments: bool = True, has_keys: bool = False) -> AsyncIte
             assert running.gateway.stack.relay._token_memory.used_bytes == 0
 
 
-async def begin_streams(on: Scene, tasks: asyncio.TaskGroup) -> list[asyncio.Task[RawResponse]]:
+async def begin_streams(
+    on: Scene, tasks: asyncio.TaskGroup, body: dict[str, Any] = STREAM
+) -> list[asyncio.Task[RawResponse]]:
     """Starts one stream at each engine."""
-    answers = [tasks.create_task(on.send(STREAM))]
+    answers = [tasks.create_task(on.send(body))]
     await wait_until(lambda: len(on.streams()) == 1)
     used = on.streams()[0].instance_id
     while len({stream.instance_id for stream in on.streams()}) < 2:
         count = len(on.met)
-        answers.append(tasks.create_task(on.send(STREAM)))
+        answers.append(tasks.create_task(on.send(body)))
         await wait_until(lambda: len(on.met) > count and len(on.streams()) == len(answers))  # noqa: B023
         assert len(answers) < 4, used
     await wait_until(
@@ -245,6 +247,17 @@ async def test_the_plan_counts_what_a_moved_stream_has_generated_before() -> Non
         moved = next(stream for stream in on.streams() if stream._stream is not None and stream._stream.moves)
         planned = on.running.gateway.stack.admission.models[MODEL_KEY].policy.kv_capacity
         assert planned._sequences[moved.context.route_request.id].earlier == 2
+        on.go_on.set()
+        for answer in answers:
+            await answer
+
+
+@pytest.mark.parametrize(("max_tokens", "stays"), [(34, True), (35, False)])
+async def test_a_stream_that_ends_soon_stays(max_tokens: int, stays: bool) -> None:
+    async with scene() as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks, STREAM | {"max_tokens": max_tokens})
+        now = on.running.gateway._now()
+        assert {stream.movable(now, REST_SECONDS) is None for stream in on.streams()} == {stays}
         on.go_on.set()
         for answer in answers:
             await answer
