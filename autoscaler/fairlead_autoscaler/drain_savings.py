@@ -2,8 +2,8 @@
 
 A removed replica ends with its last stream. Gateways let another instance continue its streams, and
 count how long each would still have taken. Without moves, a replica would have stayed for the mean
-of these times, or longer. So each removed replica counts as that mean. Streams that a rollout moves
-meanwhile are in the mean, too. Replicas without streams save nothing.
+of these times, or longer. So each removed replica counts as that mean, also an idle one among
+others. Streams that a rollout moves meanwhile are in the mean, too. Without moves, nothing counts.
 """
 
 from collections import Counter

@@ -653,8 +653,8 @@ class AdmissionPolicy:
         return None
 
     def memory_wait(self, engines: Sequence[EngineLoad], now: float) -> MemoryWait | None:
-        """Returns the queued requests, if the first of them lacks memory at every instance."""
-        candidate = self._queue.peek(now)
+        """Returns the queued requests, if the next one lacks memory at every instance."""
+        candidate, _ = self._next_candidate(engines, now, ())
         if candidate is None:
             return None
         first = self._requests[candidate.request.id]

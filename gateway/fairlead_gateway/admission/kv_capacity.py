@@ -226,20 +226,14 @@ class _Sequence:
     __slots__ = ("earlier", "first_at", "instance", "length_class", "planned_tokens", "prompt_tokens", "request")
 
     def __init__(
-        self,
-        request: RouteRequest,
-        instance: str,
-        prompt_tokens: float,
-        length_class: Hashable,
-        planned_tokens: float,
-        earlier: int,
+        self, request: RouteRequest, instance: str, prompt_tokens: float, length_class: Hashable, planned_tokens: float
     ) -> None:
+        self.earlier = 0  # tokens of the answer that other instances have generated
         self.request = request
         self.instance = instance
         self.prompt_tokens = prompt_tokens
         self.length_class = length_class
         self.planned_tokens = planned_tokens
-        self.earlier = earlier
         self.first_at: float | None = None
 
 
@@ -332,18 +326,21 @@ class KvCapacityPlanner:
         prompt_tokens: float,
         length_class: Hashable,
         now: float,
-        *,
-        earlier: int = 0,
+        generated: int = 0,
     ) -> None:
         """Counts a dispatched request. A retry first ends its former attempt.
 
-        earlier: tokens of the answer that other instances have generated, and this one computes.
+        generated: tokens of a stream that goes on there.
         """
         if request.id in self._sequences:
             self.on_finish(request.id)
-        planned = prompt_tokens + earlier + self._remaining_of_candidate(request, prompt_tokens, length_class, now)
-        sequence = _Sequence(request, instance, prompt_tokens, length_class, planned, earlier)
-        self._sequences[request.id] = sequence
+        if generated:
+            rest = self._remaining_of_each(request, prompt_tokens, length_class, generated, now)
+        else:
+            rest = self._remaining_of_candidate(request, prompt_tokens, length_class, now)
+        planned = prompt_tokens + generated + rest
+        sequence = self._sequences[request.id] = _Sequence(request, instance, prompt_tokens, length_class, planned)
+        sequence.earlier = generated
         usage = self._usage.get(instance)
         if usage is None:
             usage = self._usage[instance] = _EngineUsage()
@@ -397,7 +394,7 @@ class KvCapacityPlanner:
         if sequence is None:
             return 0.0
         since = dispatched_at if sequence.first_at is None else sequence.first_at
-        tokens = 1.0 + (now - since) / max(1e-6, self._usage[sequence.instance].token_seconds)
+        tokens = sequence.earlier + 1.0 + (now - since) / max(1e-6, self._usage[sequence.instance].token_seconds)
         return min(tokens, sequence.request.max_tokens or tokens)
 
     def has_headroom(self, request: RouteRequest, capacity: float) -> bool:
@@ -435,7 +432,7 @@ class KvCapacityPlanner:
         return max(0.0, other_tokens + peak - usable)
 
     def forecasts(self, instance: str, now: float) -> list[SequenceForecast]:
-        """Returns all sequences at an instance."""
+        """Returns all sequences at an instance, in falling order of their remaining tokens."""
         usage = self._usage.get(instance)
         return [] if usage is None else self._current_forecasts(usage, now)
 

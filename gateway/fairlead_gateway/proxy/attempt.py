@@ -254,7 +254,7 @@ class Attempt:
             )
         admission = self._admission = dispatcher.admission.models.get(context.request.model_key)
         if admission is not None:
-            admission.on_dispatch(context, now, is_planned=is_counted, sent_tokens=self._sent_tokens or 0)
+            admission.on_dispatch(context, now, is_planned=is_counted, generated=self._sent_tokens or 0)
         journal = dispatcher.journal
         if journal is not None and router.is_indexed:
             journal.samples.offer(context.request, route_request)

@@ -635,7 +635,7 @@ class Gateway(RequestLifecycle):
     def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool], *, is_planned: bool) -> None:
         """Continues a relayed stream that left its engine, as a task."""
         if not is_planned:
-            self._defragmenter.broken_at = self._now()
+            self._defragmenter.on_broken(context.request.model_key)
         self._run_as_task(context.id, context.response, self._serve_rest(context, work))
 
     async def _serve_rest(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:

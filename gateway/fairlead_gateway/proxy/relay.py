@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from fairlead_gateway.admission.defragmentation import MemoryMove, MovableStream
+from fairlead_gateway.admission.defragmentation import FILL_STEPS, MemoryMove, MovableStream
 from fairlead_gateway.dialects.error_shape import RESPONSES_ERRORS
 from fairlead_gateway.dialects.passed_on import COUNT_TOKENS
 from fairlead_gateway.errors import (
@@ -46,7 +46,7 @@ from fairlead_gateway.proxy.relayed_stream import (
 )
 from fairlead_gateway.proxy.stream_moves import MAX_MOVES, StreamProgress, decide_move
 from fairlead_gateway.proxy.stream_replay import StreamReplay
-from fairlead_gateway.proxy.stream_resume import HANDED_OVER, StreamResume, can_move
+from fairlead_gateway.proxy.stream_resume import HANDED_OVER, StreamResume
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
@@ -389,14 +389,20 @@ class ResponseRelay(StreamEnding):
     ) -> MovableStream | None:
         """Returns a stream that may leave its instance for a waiting request.
 
-        None if it may not.
+        None if it surely may not.
         """
-        if not can_move(stream) or stream.moves >= MAX_MOVES:
+        if not stream.may_move or stream.moves >= MAX_MOVES:
             return None
         progress, context = self._progress(attempt, engine_response, stream), attempt.context
-        rest = [float(most) for most in (progress.forecast_tokens, progress.limit_tokens) if most is not None]
-        tokens = progress.prompt_tokens + progress.generated
-        return MovableStream(context.id, tokens, min(rest, default=DEFAULT_OUTPUT_TOKENS), context.policy.tier)
+        bounds = [float(most) for most in (progress.forecast_tokens, progress.limit_tokens) if most is not None]
+        rest = min(bounds, default=DEFAULT_OUTPUT_TOKENS)
+        if rest <= FILL_STEPS[-1]:
+            return None  # it ends soon, and frees its memory by itself
+        return MovableStream(context.id, progress.prompt_tokens + progress.generated, rest, context.policy.tier)
+
+    def may_go(self, attempt: Attempt, stream: DetachedStream, destination: str) -> bool:
+        """Whether an instance may continue a stream of one that lives."""
+        return self._stream_resume.may_go(attempt, stream, destination)
 
     def _progress(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> StreamProgress:
         context, generated = attempt.context, stream.computed

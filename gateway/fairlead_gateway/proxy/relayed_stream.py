@@ -179,9 +179,9 @@ class RelayedStream(GapRecorder):
         return self._attempt.instance_id
 
     def movable(self, now: float, rest_seconds: float) -> MovableStream | None:
-        """Returns the stream as one that may leave its instance; None if it may not.
+        """Returns the stream as one that may leave its instance; None if it surely may not.
 
-        rest_seconds: so long it stays after a move.
+        rest_seconds: time for which it stays after a move.
         """
         attempt, stream = self._attempt, self._stream
         if self._has_ended or stream is None or attempt.dispatched_at is None:
@@ -189,6 +189,10 @@ class RelayedStream(GapRecorder):
         if stream.moves and now - attempt.dispatched_at < rest_seconds:
             return None
         return self._ending.movable(attempt, self._engine_response, stream)
+
+    def may_go(self, destination: str) -> bool:
+        """Whether an instance may continue the stream although its own lives."""
+        return self._stream is not None and self._ending.may_go(self._attempt, self._stream, destination)
 
     def move(self, memory_move: MemoryMove | None = None) -> bool:
         """Lets another instance continue the stream if that is worth it; returns whether one
@@ -254,8 +258,12 @@ class StreamEnding:
     ) -> MovableStream | None:
         """Returns a stream that may leave its instance for a waiting request.
 
-        None if it may not.
+        None if it surely may not.
         """
+
+    @abstractmethod
+    def may_go(self, attempt: Attempt, stream: DetachedStream, destination: str) -> bool:
+        """Whether an instance may continue a stream of one that lives."""
 
     @abstractmethod
     def plan_move(

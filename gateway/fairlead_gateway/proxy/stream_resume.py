@@ -33,7 +33,7 @@ from fairlead_gateway.proxy.continued_blocks import StreamBlocks
 from fairlead_gateway.proxy.relayed_stream import GapRecorder, SseKeepAlive
 from fairlead_gateway.proxy.stream_replay import StreamReplay
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
-from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DEFRAGMENTATION, DRAINED
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DEFRAGMENTATION, DRAINED, MOVE_CAUSES
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
 from fairlead_gateway.tenants.worker.tenant_policy import (
     hide_in_events,
@@ -53,7 +53,7 @@ _MAX_UNCLEAR_TOKENS: Final = 16
 NO_INSTANCE: Final = "no-instance"
 POISON: Final = "poison"
 
-_FREE_CAUSES: Final = ("cut", "gone", DRAINED, DEFRAGMENTATION)
+_FREE_CAUSES: Final = ("cut", "gone", *MOVE_CAUSES)
 """The engine went, or the gateway has moved the stream: resuming charges no budget."""
 
 
@@ -80,9 +80,9 @@ class StreamResume:
     def plan_move(
         self, attempt: Attempt, stream: DetachedStream, why: str, destination: str | None = None
     ) -> Attempt | None:
-        """Chooses an instance that takes over a stream of one that drains.
+        """Chooses an instance that takes over a stream of one that drains or makes room.
 
-        destination: the instance that is to take it over, which makes room at its own.
+        destination: the instance that takes it over; None if its own drains.
         Returns None if none can, or if the answer is about to end. A replay would generate again
         what the client has, and a text may find no engine that takes it over. Such streams move
         only when their engine ends.
@@ -94,6 +94,19 @@ class StreamResume:
             excluded |= self._routers.ready_instances(attempt.context.request.model_key).keys() - {destination}
         stream.moved_for = DRAINED if destination is None else DEFRAGMENTATION
         return self._choose(attempt, stream, stream.moved_for, frozenset(excluded), why)
+
+    def may_go(self, attempt: Attempt, stream: DetachedStream, destination: str) -> bool:
+        """Whether an instance may continue a stream of one that lives, as if no other were chosen.
+
+        It reads tokens, and has the revision and the adapter that the request needs.
+        """
+        context = attempt.context
+        key, instance = context.request.model_key, self._routers.ready_instance(context.request.model_key, destination)
+        if instance is None or instance.engine not in TOKEN_ENGINES or not can_move(stream):
+            return False
+        if not self._routers.has_own_revision(key, context.route_request, destination):
+            return False
+        return destination not in self._excluded_instances(attempt, frozenset({attempt.instance_id}))
 
     async def resume(
         self,
@@ -118,7 +131,7 @@ class StreamResume:
             if isinstance(stream, StreamBlocks) and not stream.continuations and usage is not None:
                 stream.counted_prompt = usage.prompt_tokens or 0
         key = context.request.model_key
-        first_cause, reason = cause, ""
+        first_cause, reason, is_planned = cause, "", attempt is not None
         failure = stream.failure if isinstance(stream, DetachedStream) else b""
         while not reason:
             if cause != DEFRAGMENTATION:  # its engine lives
@@ -135,7 +148,8 @@ class StreamResume:
                     self._telemetry.record_resumption(key, "whole")
                 return ended
             if attempt is None and cause != POISON:
-                attempt = self._choose(broken, stream, cause, tried)
+                attempt = self._choose(broken, stream, cause, tried, is_free=is_planned)
+                is_planned = False
             if attempt is None:
                 reason = POISON if cause == POISON else NO_INSTANCE
                 break
@@ -148,6 +162,7 @@ class StreamResume:
             if next_cause in (HANDED_OVER, CLIENT_SILENT):
                 return next_cause
             broken, cause, attempt = attempt, next_cause, None
+            first_cause = cause if first_cause in MOVE_CAUSES else first_cause
             if len(tried) > MAX_CONTINUATIONS:
                 reason = "breaks"
         self._telemetry.record_not_continued(key, reason)
@@ -319,12 +334,23 @@ class StreamResume:
         return True
 
     def _choose(
-        self, broken: Attempt, stream: ContinuedStream, cause: str, tried: frozenset[str], why: str = ""
+        self,
+        broken: Attempt,
+        stream: ContinuedStream,
+        cause: str,
+        tried: frozenset[str],
+        why: str = "",
+        *,
+        is_free: bool = False,
     ) -> Attempt | None:
+        """Chooses an instance for the rest of a stream; None if there is none.
+
+        why: of a planned move. is_free: it charges no budget, since such a move has failed.
+        """
         context, now = broken.context, self._now()
         key, choice = context.request.model_key, context.choice
         assert choice is not None
-        if cause not in _FREE_CAUSES and not self._retry_budget.take(context.caller, now):
+        if cause not in _FREE_CAUSES and not is_free and not self._retry_budget.take(context.caller, now):
             return None
         try:
             excluded = self._excluded_instances(broken, tried)

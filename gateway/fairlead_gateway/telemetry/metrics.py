@@ -65,7 +65,7 @@ _OWN: Final = (
     of.summary(
         "moved_rest_seconds{model}",
         of.moved_rests,
-        "The time for which those of drains would have stayed, where earlier answers tell: sum and count.",
+        "Time for which streams that left draining instances would have stayed, if forecast: sum and count.",
     ),
     of.table(
         "ejections_total{model,reason}",

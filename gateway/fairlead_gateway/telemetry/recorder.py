@@ -154,8 +154,8 @@ class MetricsRecorder:
     def record_move(self, model_key: str, cause: str, rest_seconds: float | None) -> None:
         """Counts a stream that leaves an instance which lives.
 
-        cause: one word. rest_seconds: that it would have stayed at one that drains; None without a
-        forecast.
+        cause: one word. rest_seconds: time for which it would have stayed at a draining instance;
+        None without a forecast.
         """
         moved = self._model_counters(model_key).moved
         moved[cause] = moved.get(cause, 0) + 1

@@ -130,7 +130,7 @@ class AdmissionControlledGateway(SingleGateway):
             gate_request.prompt_tokens,
             gate_request.length_class,
             now,
-            earlier=self._simulation.known_request(request).received_tokens,
+            generated=self._simulation.known_request(request).received_tokens,
         )
 
     def _gate_request(self, request: TraceRequest) -> AdmissionRequest:

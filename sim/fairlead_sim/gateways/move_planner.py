@@ -25,6 +25,7 @@ Source: ARES (arXiv 2510.13668) balances decoding by present and forecast load; 
 against each gain. With a `pull`, the price is the time of a copy.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -40,6 +41,7 @@ from fairlead_gateway.admission.defragmentation import (
     InstanceMemory,
     MemoryWait,
     MovableStream,
+    MovableStreams,
 )
 from fairlead_gateway.admission.kv_capacity import SequenceForecast
 
@@ -191,17 +193,16 @@ class _Load:
         """Returns the instance as the gateway's plan has it."""
         running = self.instance.running
         sequences = [SequenceForecast(stream.tokens, stream.remaining_tokens) for stream in running]
-        movable = [
+        free = 0.0 if self.waiting else math.inf
+        return InstanceMemory(
+            self.instance.id, self.instance.profile, self.instance.kv_tokens, sequences, free_sequences=free
+        )
+
+    def movable_streams(self) -> list[MovableStream]:
+        """Returns the streams that may leave, as the gateway's plan has them."""
+        return [
             MovableStream(stream.id, stream.tokens, stream.remaining_tokens, stream.tier) for stream in self.movable
         ]
-        return InstanceMemory(
-            self.instance.id,
-            self.instance.profile,
-            self.instance.kv_tokens,
-            sequences,
-            movable,
-            has_waiting=bool(self.waiting),
-        )
 
     def add(self, stream: StreamLoad, sign: int = 1) -> None:
         """Adds a stream, or removes it."""
@@ -380,7 +381,8 @@ class _Planner:
         """Returns the gateway's moves for the first request that waits there."""
         loads = {load.instance.id: load for load in self.loads}
         moves: list[StreamMove] = []
-        for move in defragmentation.plan_moves([load.memory() for load in self.loads], queued, budget):
+        movable = MovableStreams({name: load.movable_streams() for name, load in loads.items()})
+        for move in defragmentation.plan_moves([load.memory() for load in self.loads], queued, budget, movable):
             source, to = loads[move.source], loads[move.destination]
             self._apply(next(stream for stream in source.movable if stream.id == move.stream), source, to)
             moves.append(

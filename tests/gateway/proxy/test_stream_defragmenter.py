@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fairlead.engine_profile import EngineProfile
+from fairlead.fleet.model import CANARY_POOL_SUFFIX, InstanceState
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.proxy.stream_defragmenter import REST_SECONDS
 from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
@@ -49,6 +50,7 @@ class Scene:
     running: RunningGateway
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     met: list[list[int]] = field(default_factory=list)
+    refused: int = 0
 
     async def send(self, body: dict[str, Any]) -> RawResponse:
         return await request(self.running.url, body, more="authorization: Bearer key\r\n")
@@ -71,6 +73,10 @@ async def scene(*, defragments: bool = True, has_keys: bool = False) -> AsyncIte
             return
         prompt = call.json.get("kv_transfer_params", {}).get("prompt_token_ids", PROMPT)
         on.met.append(prompt)
+        if len(prompt) > len(PROMPT) and on.refused:
+            on.refused -= 1
+            await call.respond({"error": {"message": "full"}}, status="503 Service Unavailable")
+            return
         await call.start_stream()
         opening = chunk("", 0) | {"prompt_token_ids": prompt}
         await call.event(opening | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
@@ -89,16 +95,19 @@ async def scene(*, defragments: bool = True, has_keys: bool = False) -> AsyncIte
         async with running_gateway(replace(fleet, models=models), api_keys=keys) as running:
             on = Scene(running)
             yield on
+            assert running.gateway.stack.relay._token_memory.used_bytes == 0
 
 
-async def begin_streams(on: Scene, tasks: asyncio.TaskGroup) -> list[asyncio.Task[RawResponse]]:
+async def begin_streams(
+    on: Scene, tasks: asyncio.TaskGroup, body: dict[str, Any] = STREAM
+) -> list[asyncio.Task[RawResponse]]:
     """Starts one stream at each engine."""
-    answers = [tasks.create_task(on.send(STREAM))]
+    answers = [tasks.create_task(on.send(body))]
     await wait_until(lambda: len(on.streams()) == 1)
     used = on.streams()[0].instance_id
     while len({stream.instance_id for stream in on.streams()}) < 2:
         count = len(on.met)
-        answers.append(tasks.create_task(on.send(STREAM)))
+        answers.append(tasks.create_task(on.send(body)))
         await wait_until(lambda: len(on.met) > count and len(on.streams()) == len(answers))  # noqa: B023
         assert len(answers) < 4, used
     await wait_until(
@@ -149,16 +158,106 @@ async def test_no_stream_moves_just_after_one_has_broken() -> None:
     async with scene() as on, asyncio.TaskGroup() as tasks:
         answers = await begin_streams(on, tasks)
         maker = on.running.gateway._defragmenter
-        maker.broken_at = maker._now()
+        maker.on_broken(MODEL_KEY)
         long = tasks.create_task(on.send(LONG))
         await wait_until(lambda: count_queued(on.running) == 1)
         maker._looked_at.clear()
         maker.defragment(MODEL_KEY)
         assert len(on.met) == len(answers)
-        maker.broken_at -= REST_SECONDS
+        maker._broken_at[MODEL_KEY] -= REST_SECONDS
         maker._looked_at.clear()
         assert (await long).status == 200
         assert len(on.met) == len(answers) + 1
         on.go_on.set()
         for answer in answers:
             assert texts(await answer) == ["one ", "two ", "end"]
+
+
+async def test_a_stream_goes_back_if_its_destination_refuses_it_and_no_retry_is_left() -> None:
+    async with scene() as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks)
+        budget, now = on.running.gateway.stack.relay._stream_resume._retry_budget, on.running.gateway._now()
+        caller = on.streams()[0].context.caller
+        while budget.take(caller, now):
+            pass
+        before, on.refused = {stream.context.id: stream.instance_id for stream in on.streams()}, 1
+        long = tasks.create_task(on.send(LONG))
+        await wait_until(lambda: len(on.met) == len(answers) + 2 and len(on.streams()) == len(answers))
+        assert {stream.context.id: stream.instance_id for stream in on.streams()} == before
+        assert on.met[-2:] == [[*PROMPT, 11, 12]] * 2
+        on.go_on.set()
+        for answer in answers:
+            assert texts(await answer) == ["one ", "two ", "end"]
+        assert (await long).status == 200
+
+
+async def test_a_stream_that_no_engine_takes_back_names_the_last_cause() -> None:
+    async with scene() as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks)
+        on.refused = 9
+        long = tasks.create_task(on.send(LONG))
+        ended, _ = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        error = next(iter(ended)).result().events[-1]
+        assert "stream_defragmentation" not in error
+        assert "no engine could continue it (no-instance)" in error
+        on.refused = 0
+        on.go_on.set()
+        assert (await long).status == 200
+
+
+async def test_no_stream_goes_to_an_ejected_instance() -> None:
+    async with scene() as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks)
+        gateway = on.running.gateway
+        ready = sorted({stream.instance_id for stream in on.streams()})
+        for _ in range(3):
+            gateway.stack.failures.outlier_detector.on_failure(ready[0], "reset", gateway._now(), ready)
+        long = tasks.create_task(on.send(LONG))
+        await wait_until(lambda: count_queued(on.running) == 1)
+        gateway._defragmenter._looked_at.clear()
+        gateway._defragmenter.defragment(MODEL_KEY)
+        assert len(on.streams()) == len(answers) == len(on.met)
+        places = gateway.stack.admission.instance_memory(MODEL_KEY, gateway._now())
+        assert {place.id: place.free_sequences > 0.0 for place in places} == {ready[0]: False, ready[1]: True}
+        on.go_on.set()
+        assert (await long).status == 200
+
+
+@pytest.mark.parametrize(
+    "change", [{"pool": f"main{CANARY_POOL_SUFFIX}"}, {"engine": "sglang"}, {"state": InstanceState.DRAINING}]
+)
+async def test_streams_go_only_to_ready_engines_of_their_revision_that_read_tokens(change: dict[str, Any]) -> None:
+    async with scene() as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks)
+        gateway, (stream, *_) = on.running.gateway, on.streams()
+        fleet = gateway.stack.routers.fleet
+        own, other = sorted(fleet.instances[MODEL_KEY], key=lambda one: one.id != stream.instance_id)
+        assert stream.may_go(other.id)
+        on.running.gateway.update_fleet(replace(fleet, instances={MODEL_KEY: (own, replace(other, **change))}))
+        assert not stream.may_go(other.id)
+        on.go_on.set()
+        for answer in answers:
+            assert texts(await answer) == ["one ", "two ", "end"]
+
+
+async def test_the_plan_counts_what_a_moved_stream_has_generated_before() -> None:
+    async with scene() as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks)
+        assert (await on.send(LONG)).status == 200
+        moved = next(stream for stream in on.streams() if stream._stream is not None and stream._stream.moves)
+        planned = on.running.gateway.stack.admission.models[MODEL_KEY].policy.kv_capacity
+        assert planned._sequences[moved.context.route_request.id].earlier == 2
+        on.go_on.set()
+        for answer in answers:
+            await answer
+
+
+@pytest.mark.parametrize(("max_tokens", "stays"), [(34, True), (35, False)])
+async def test_a_stream_that_ends_soon_stays(max_tokens: int, stays: bool) -> None:
+    async with scene() as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks, STREAM | {"max_tokens": max_tokens})
+        now = on.running.gateway._now()
+        assert {stream.movable(now, REST_SECONDS) is None for stream in on.streams()} == {stays}
+        on.go_on.set()
+        for answer in answers:
+            await answer

@@ -43,7 +43,7 @@ for each other. If callers are distinguished, a sequence and the request's memor
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count, takewhile
@@ -52,7 +52,7 @@ from typing import Final
 
 from fairlead.fleet.model import Fleet, InstanceState, Model
 from fairlead_gateway.admission.admission_policy import MAX_PASSED_OVER, MIN_BACKLOG_SECONDS, POLL_SECONDS, BacklogDecay
-from fairlead_gateway.admission.defragmentation import InstanceMemory, MemoryWait, MovableStream
+from fairlead_gateway.admission.defragmentation import InstanceMemory, MemoryWait
 from fairlead_gateway.admission.fair_share import MAX_COMPARED, FairShare
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.admission.request_queue import CallerBounds, CallerClass, has_credit, waits_behind
@@ -687,16 +687,12 @@ class AdmissionController:
             return None
         return admission.memory_wait(now) or self.late_binding_queue.memory_wait(key, admission, now)
 
-    def instance_memory(
-        self, key: str, movable: Mapping[str, Sequence[MovableStream]], now: float
-    ) -> list[InstanceMemory]:
-        """Returns the memory of a model's instances, each with those of its streams that may
-        move.
-        """
+    def instance_memory(self, key: str, now: float) -> list[InstanceMemory]:
+        """Returns the memory of a model's ready instances for which it is known."""
         admission = self.models.get(key)
         if admission is None:
             return []
-        return admission.instance_memory(movable, self.late_binding_queue.waiting_instances(key), now)
+        return admission.instance_memory(self.late_binding_queue.waiting_instances(key), now)
 
     def try_admit(self, context: RequestContext, now: float) -> bool:
         """Returns True if the request may be routed now, False if it must wait in the queue.

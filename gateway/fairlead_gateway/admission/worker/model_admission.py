@@ -5,7 +5,7 @@ A request leaves the queue through a callback, so that a plain one waits without
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -17,7 +17,7 @@ from fairlead_gateway.admission.admission_policy import (
     AdmissionRequest,
     AdmissionVerdict,
 )
-from fairlead_gateway.admission.defragmentation import InstanceMemory, MemoryWait, MovableStream
+from fairlead_gateway.admission.defragmentation import InstanceMemory, MemoryWait
 from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.request_queue import RequestQueue
@@ -206,17 +206,15 @@ class ModelAdmission:
         )
         request.decode_seconds = self._decode_seconds(context, tokens)
 
-    def on_dispatch(
-        self, context: RequestContext, now: float, *, is_planned: bool = False, sent_tokens: int = 0
-    ) -> None:
+    def on_dispatch(self, context: RequestContext, now: float, *, is_planned: bool = False, generated: int = 0) -> None:
         """Charges the caller, and adds the request to the planned KV of its chosen instance.
 
         is_planned: it is in the plan already, since it waited for the instance.
-        sent_tokens: of the answer, which other instances have generated.
+        generated: tokens of a stream that goes on there.
         """
         assert context.address is not None
         if not is_planned:
-            self.plan_memory(context, context.address.id, now, sent_tokens)
+            self.plan_memory(context, context.address.id, now, generated)
         if context.admission_request is not None:
             if context.admission_request.decode_seconds <= 0.0:
                 self.expect_answer(context)  # it did not wait
@@ -240,7 +238,6 @@ class ModelAdmission:
         if bound is None and memory is None:
             return True
         engine = self._memory_of(router, local, memory)
-        engine.limit_sequences(bound, router.total_load(local).sent)
         other_tokens = engine.other_tokens
         if engine.free_sequences <= 0.0:
             small_share = other_tokens > 0.0 and self.fair_share.has_small_share(context.caller)
@@ -254,15 +251,19 @@ class ModelAdmission:
         return not self.policy.lacks_memory(request, engine, self._now() if now is None else now)
 
     def _memory_of(self, router: ModelRouter, local: EndpointLoad, kv_tokens: float | None) -> EngineLoad:
-        """Returns an instance of which only the memory is known."""
-        other_tokens = local.tokens_of_others(router.total_load(local))
-        engine = EngineLoad(local.instance, 0.0, 0.0, kv_tokens, other_tokens)
+        """Returns an instance of which only the memory and the free sequences are known."""
+        total = router.total_load(local)
+        engine = EngineLoad(local.instance, 0.0, 0.0, kv_tokens, local.tokens_of_others(total))
+        engine.limit_sequences(self._routers.sequence_bounds.get(local.instance), total.sent)
         engine.withhold_memory(self._routers.memory_shares.get(local.instance, 1.0))
         return engine
 
     def memory_wait(self, now: float) -> MemoryWait | None:
-        """Returns the queued requests, if the first of them lacks memory at every instance."""
-        return self.policy.memory_wait(self._engine_loads(now), now) if self._queued else None
+        """Returns the queued requests, if the next one lacks memory at every instance."""
+        if not self._queued:
+            return None
+        ejected = self._routers.ejected(self._key, now)
+        return self.policy.memory_wait([load for load in self._engine_loads(now) if load.id not in ejected], now)
 
     def missing_memory(self, context: RequestContext, local: EndpointLoad, now: float) -> float:
         """Returns the tokens that an instance lacks for a request; 0 if it fits."""
@@ -272,36 +273,33 @@ class ModelAdmission:
         engine = self._memory_of(self._router, local, self._kv_tokens.get(local.instance))
         return self.policy.missing_tokens(request, engine, now)
 
-    def instance_memory(
-        self, movable: Mapping[str, Sequence[MovableStream]], waiting: Collection[str], now: float
-    ) -> list[InstanceMemory]:
+    def instance_memory(self, waiting: Collection[str], now: float) -> list[InstanceMemory]:
         """Returns the memory of the ready instances for which it is known.
 
-        movable: by instance. waiting: instances for which a request waits.
+        waiting: instances for which a request waits.
         """
-        found: list[InstanceMemory] = []
-        for endpoint in [] if self._router is None else self._router.endpoints:
-            assert self._router is not None
-            engine = self._memory_of(self._router, endpoint.load, self._kv_tokens.get(endpoint.id))
+        router, found = self._router, list[InstanceMemory]()
+        if router is None:
+            return found
+        ejected = self._routers.ejected(self._key, now)
+        for endpoint in router.endpoints:
+            engine = self._memory_of(router, endpoint.load, self._kv_tokens.get(endpoint.id))
             if engine.kv_tokens is not None:
+                sequences = self.policy.kv_capacity.forecasts(endpoint.id, now)
+                is_closed = endpoint.id in waiting or endpoint.id in ejected
+                free = 0.0 if is_closed else engine.free_sequences
                 found.append(
                     InstanceMemory(
-                        endpoint.id,
-                        endpoint.profile,
-                        engine.kv_tokens,
-                        self.policy.kv_capacity.forecasts(endpoint.id, now),
-                        movable.get(endpoint.id, ()),
-                        engine.other_tokens,
-                        endpoint.id in waiting,
+                        endpoint.id, endpoint.profile, engine.kv_tokens, sequences, engine.other_tokens, free
                     )
                 )
         return found
 
-    def plan_memory(self, context: RequestContext, instance: str, now: float, sent_tokens: int = 0) -> None:
+    def plan_memory(self, context: RequestContext, instance: str, now: float, generated: int = 0) -> None:
         """Adds a request to the planned KV of an instance where it will start soon."""
         route_request, router = context.route_request, self._router
         tokens = route_request.prompt_tokens if router is None else router.prompt_tokens(route_request)
-        self.policy.kv_capacity.on_dispatch(route_request, instance, tokens, context.caller, now, earlier=sent_tokens)
+        self.policy.kv_capacity.on_dispatch(route_request, instance, tokens, context.caller, now, generated)
 
     def on_first_token(self, context: RequestContext, now: float) -> None:
         """Records that the KV of the request grows with its response from now on."""
