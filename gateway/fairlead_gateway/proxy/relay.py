@@ -393,6 +393,8 @@ class ResponseRelay(StreamEnding):
         """
         if not stream.may_move or stream.moves >= MAX_MOVES:
             return None
+        if isinstance(stream, StreamTokens) and stream.is_unclear:
+            return None  # it might break: its text may end within a token
         progress, context = self._progress(attempt, engine_response, stream), attempt.context
         bounds = [float(most) for most in (progress.forecast_tokens, progress.limit_tokens) if most is not None]
         rest = min(bounds, default=DEFAULT_OUTPUT_TOKENS)

@@ -261,3 +261,11 @@ async def test_a_stream_that_ends_soon_stays(max_tokens: int, stays: bool) -> No
         on.go_on.set()
         for answer in answers:
             await answer
+
+
+async def test_a_stream_with_tools_stays_since_its_text_may_end_within_a_token() -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    async with scene() as on, asyncio.TaskGroup() as tasks:
+        answers = await begin_streams(on, tasks, {**STREAM, "tools": [tool]})
+        assert [stream.movable(REST_SECONDS, REST_SECONDS) for stream in on.streams()] == [None] * len(answers)
+        on.go_on.set()
