@@ -62,8 +62,8 @@ MIN_P = 0.01
 MAX_WITHIN_TOKEN = 0.01
 CALLS = 6
 CALL_CUTS = 10
-ROUNDS, STREAMS, KILLED_TOKENS = 5, 10, 96
-KILL_AFTER = 40
+ROUNDS, STREAMS, KILLED_TOKENS = 50, 6, 64
+KILL_AFTER = 24
 _PART_OF_TEXT = "(part-of-text)"
 _NOT_REPEATED = "of_engines_that_differ_from_themselves"
 _AT_ONCE = 12
@@ -513,8 +513,8 @@ class Continued:
 
     async def kill_engines(self, engines: list[EngineProcess]) -> Numbers:
         """Kills one engine in each round, and starts it again."""
-        instances = [{"id": f"engine-{at}", "url": engine.url, "role": "Serve"} for at, engine in enumerate(engines)]
-        gateway = await asyncio.to_thread(self._stage.gateway, {"models": [{"name": MODEL, "instances": instances}]})
+        names = [f"engine-{at}" for at in range(len(engines))]
+        gateway = await asyncio.to_thread(self._stage.gateway, _fleet(names, engines))
         verdicts, draw, reasons, starts = Verdicts(), Random(SEED + 1), Counter[str](), list[float]()
         for number in range(ROUNDS):
             await _await_both(gateway, len(engines))
@@ -534,6 +534,8 @@ class Continued:
             engine = engines[killed] = self._start(killed)
             await asyncio.to_thread(engine.await_health)
             starts.append(engine.started_seconds)
+            names[killed] = f"engine-{killed}-{number}"  # as a new pod has another name
+            await asyncio.to_thread(gateway.serve, _fleet(names, engines))
         numbers = {**verdicts.numbers(CutPlan()), "kills": ROUNDS, "start_seconds": starts}
         del numbers["cuts_so_far"]
         numbers["said_why_not"] = {reason: count for reason, count in reasons.items() if count}
@@ -688,6 +690,11 @@ async def count_bytes(engine: str) -> Numbers:
                 f"{name}_prompt_tokens": ids_count,
             }
     return numbers
+
+
+def _fleet(names: Sequence[str], engines: Sequence[EngineProcess]) -> dict[str, Any]:
+    instances = [{"id": name, "url": engine.url, "role": "Serve"} for name, engine in zip(names, engines, strict=True)]
+    return {"models": [{"name": MODEL, "instances": instances}]}
 
 
 async def _await_both(gateway: GatewayProcess, count: int) -> None:
