@@ -67,7 +67,6 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     ),
     "routing": (
         BenchmarkPart("routing", "routing.benchmark", 60, SIMULATOR, "--trace"),
-        BenchmarkPart("balance", "routing.balance", 12, in_all=False),
         BenchmarkPart("defragmentation", "routing.defragmentation", 10, PROCESSES, in_all=False),
         BenchmarkPart("balance", "routing.balance", 15, in_all=False),
         BenchmarkPart("balance-decode", "routing.decode_balance", 15, SIMULATOR, in_all=False),
