@@ -64,7 +64,6 @@ class Sent:
     first: float | None = None
     last: float = 0.0
     tokens: int = 0
-    status: int = 0
 
     @property
     def token_seconds(self) -> float | None:
@@ -143,7 +142,6 @@ async def _send(client: httpx.AsyncClient, text: str, output: int, sent: Sent) -
     }
     begun = time.perf_counter()
     async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        sent.status = answer.status_code
         async for line in answer.aiter_lines():
             if '"content":"' in line and '"content":""' not in line:
                 sent.tokens += 1

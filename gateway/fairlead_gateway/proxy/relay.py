@@ -396,8 +396,7 @@ class ResponseRelay(StreamEnding):
         if isinstance(stream, StreamTokens) and stream.is_unclear:
             return None  # it might break: its text may end within a token
         progress, context = self._progress(attempt, engine_response, stream), attempt.context
-        bounds = [float(most) for most in (progress.forecast_tokens, progress.limit_tokens) if most is not None]
-        rest = min(bounds, default=DEFAULT_OUTPUT_TOKENS)
+        rest = DEFAULT_OUTPUT_TOKENS if progress.rest_tokens is None else progress.rest_tokens
         if rest <= FILL_STEPS[-1]:
             return None  # it ends soon, and frees its memory by itself
         return MovableStream(context.id, progress.prompt_tokens + progress.generated, rest, context.policy.tier)

@@ -48,6 +48,12 @@ class StreamProgress:
     limit_tokens: int | None
     moves: int = 0
 
+    @property
+    def rest_tokens(self) -> float | None:
+        """The further tokens to expect at most; None with neither a forecast nor a limit."""
+        bounds = [float(tokens) for tokens in (self.forecast_tokens, self.limit_tokens) if tokens is not None]
+        return min(bounds, default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class MoveDecision:
@@ -65,12 +71,12 @@ def decide_move(stream: StreamProgress) -> MoveDecision:
     """Returns whether a stream leaves an engine that is drained."""
     if stream.moves >= MAX_MOVES:
         return MoveDecision(False, f"it has moved {stream.moves} times")
-    bounds = [float(tokens) for tokens in (stream.forecast_tokens, stream.limit_tokens) if tokens is not None]
-    if not bounds:
+    rest_tokens = stream.rest_tokens
+    if rest_tokens is None:
         return MoveDecision(True, "how long it goes on is not known")
     if stream.token_seconds is None or stream.first_seconds is None:
         return MoveDecision(True, "its speed is not known")
-    rest_seconds = min(bounds) * stream.token_seconds
+    rest_seconds = rest_tokens * stream.token_seconds
     share = (stream.prompt_tokens + stream.generated) / max(1, stream.prompt_tokens)
     price_seconds = stream.first_seconds * share
     rest, price = format_duration(rest_seconds), format_duration(price_seconds)

@@ -431,9 +431,7 @@ class LateBindingQueue:
         self._dispatch_ready()
         self._refuse_expired(self._now())
         for key in list(self._waiting):
-            admission = self._admissions.get(key)
-            if admission is not None and admission.defragments:
-                self._on_waiting(key)
+            self._on_waiting(key)
 
     def waiting_instances(self, key: str) -> Collection[str]:
         """Returns the instances for which requests of a model wait."""
@@ -675,7 +673,9 @@ class AdmissionController:
         return expects_instance or grows or self._has_api_keys or has_profiles
 
     def _on_waiting(self, key: str) -> None:
-        self.on_waiting(key)
+        admission = self.models.get(key)
+        if admission is not None and admission.defragments:
+            self.on_waiting(key)
 
     def memory_wait(self, key: str, now: float) -> MemoryWait | None:
         """Returns the requests of a model that wait because the first of them lacks memory.

@@ -50,7 +50,7 @@ class _WaitingRequest:
 class ModelAdmission:
     """The queue of one model, with its policy.
 
-    on_waiting: called with the model at every check of the queue, if its streams defragment memory.
+    on_waiting: called with the model at every check of the queue.
     """
 
     def __init__(
@@ -451,7 +451,7 @@ class ModelAdmission:
         """
         self._timer = None
         self._schedule_release()
-        if self.defragments and self.on_waiting is not None:
+        if self.on_waiting is not None:
             self.on_waiting(self._key)
 
     def _refuse_without_engines(self, now: float) -> None:

@@ -72,7 +72,6 @@ class AnyMemory:
 
     def __init__(self) -> None:
         self.fair_share = FairShare(reports=True)
-        self.defragments = False
 
     def expect_answer(self, context: RequestContext) -> None: ...
 
