@@ -136,7 +136,15 @@ class UpstreamLimits:
     upstream_idle_seconds: float = limit(4.0, "idle engine connections close before uvicorn's 5 s keep-alive does")
     connect_seconds: float = limit(2.0, "TCP connect to an engine; then the request is tried elsewhere")
     first_token_seconds: float = limit(600.0, "an engine without a byte for this long is given up")
-    stream_idle_seconds: float = limit(120.0, "a stream without a byte for this long ends with an error event")
+    stream_idle_seconds: float = limit(
+        120.0, "a stream ends whose client reads nothing for this long, or whose engine hangs and has no substitute"
+    )
+    stream_silence_seconds: float = limit(
+        600.0, "a stream without a byte of an engine that lives ends with an error event"
+    )
+    stream_hang_seconds: float = limit(
+        5.0, "an engine that counts no work hangs after this long, or 20 times the usual gap of a stream"
+    )
     stream_end_seconds: float = limit(2.0, "from the last event of a stream to the end of the engine's response")
     unresponsive_seconds: float = limit(
         5.0, "an engine that sends no byte to any request for this long gets a connectivity probe, or is given up"
@@ -157,6 +165,9 @@ class UpstreamLimits:
     )
     sse_event_bytes: int = limit(1024 * 1024, "one event of an engine's stream as far as Fairlead parses it")
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
+    stream_head_seconds: float = limit(
+        10.0, "a stream without its first event gets its head after this long; then errors are events"
+    )
     keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
     adapter_load_seconds: float = limit(60.0, "a load of a LoRA adapter; then another engine is tried")
     adapter_wait_seconds: float = limit(

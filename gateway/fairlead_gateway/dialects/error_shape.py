@@ -33,7 +33,8 @@ class ErrorShape:
     has_named_events: events of streams have names.
     is_numbered: events have a `sequence_number`. A broken stream ends with `response.failed`, which
         Codex shows, and then `error`. Its fields are also at its top. It has the object `error`
-        too, on which SDKs raise an exception.
+        too, on which SDKs raise an exception. If nothing came before, `error` is first: SDKs know
+        no response that fails before it is created.
 
     Source: platform.openai.com/docs/api-reference/responses-streaming/error.
     """
@@ -66,7 +67,17 @@ class ErrorShape:
         response_id: of the response, which SDKs compare with that of its first event; empty if no
             event had one.
         """
-        body = self.body(500, error_body(message, GatewayError.error_type, None, code, request_id))
+        body = error_body(message, GatewayError.error_type, None, code, request_id)
+        return self._event(500, body, sequence_number, response_id)
+
+    def only_event(self, status: int, body: bytes) -> bytes:
+        """Returns an error object of an engine or of the gateway as the only event of a stream."""
+        return self._event(status, body, None)
+
+    def _event(self, status: int, body: bytes, sequence_number: int | None, response_id: str = "") -> bytes:
+        fields = _decode(body)["error"]
+        message, code = str(fields.get("message", "")), fields.get("code")
+        body = self.body(status, body)
         if not self.has_named_events:
             return b"data: " + body + b"\n\n"
         if not self.is_numbered:
@@ -74,10 +85,15 @@ class ErrorShape:
         error = {"code": "server_error", "message": message}
         known = {"id": response_id} if response_id else {}
         response = {**known, "object": "response", "status": "failed", "error": error}
-        failed = {"type": _FAILED, "sequence_number": sequence_number, "response": response}
-        flat = {"code": code, "message": message, "param": None, "sequence_number": sequence_number + 1}
+        numbers = (1, 0) if sequence_number is None else (sequence_number, sequence_number + 1)
+        failed = {"type": _FAILED, "sequence_number": numbers[0], "response": response}
+        flat = {"code": code, "message": message, "param": None, "sequence_number": numbers[1]}
         body = _encode({"type": "error", **flat, **_decode(body)})
-        return b"\n\nevent: %b\ndata: %b\n\nevent: error\ndata: %b\n\n" % (_FAILED.encode(), _encode(failed), body)
+        events = [
+            b"event: %b\ndata: %b\n\n" % (_FAILED.encode(), _encode(failed)),
+            b"event: error\ndata: %b\n\n" % body,
+        ]
+        return b"\n\n" + b"".join(reversed(events) if sequence_number is None else events)
 
 
 OPENAI_ERRORS: Final[ErrorShape] = ErrorShape()

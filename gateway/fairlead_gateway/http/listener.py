@@ -122,6 +122,9 @@ class ResponseWriter:
     on_backpressure: called with True if the client reads too slowly, with False when it catches up.
     head: of the request; its `response_fields` are a part of the answer. None: it was not parsed.
     accepts_comments: True if an SSE comment may be written between two chunks.
+    is_waiting: only the head of an event stream and comments are out: nothing of an answer.
+    last_comment: returns the comment that comes before the last bytes of a stream; None without
+        one.
     """
 
     __slots__ = (
@@ -133,6 +136,8 @@ class ResponseWriter:
         "accepts_comments",
         "finished",
         "head",
+        "is_waiting",
+        "last_comment",
         "on_backpressure",
         "on_client_gone",
         "request_id",
@@ -149,7 +154,8 @@ class ResponseWriter:
         self.head = head
         self.started = False
         self.finished = False
-        self.accepts_comments = False
+        self.accepts_comments = self.is_waiting = False
+        self.last_comment: Callable[[], bytes] | None = None
         self.on_client_gone: Callable[[], object] | None = None
         self.on_backpressure: Callable[[bool], None] | None = None
 
@@ -193,6 +199,8 @@ class ResponseWriter:
         """
         if self.finished:
             return
+        if final and self.last_comment is not None:
+            chunks = [self.last_comment(), *chunks]
         if self._chunked:
             if len(chunks) == 1 and not final:
                 data = _frame_chunk(chunks[0])
@@ -266,7 +274,7 @@ class ResponseWriter:
         Why: a cycle of references would wait for the garbage collector.
         """
         self.finished = True
-        self.on_client_gone = self.on_backpressure = None
+        self.on_client_gone = self.on_backpressure = self.last_comment = None
 
     def _complete(self) -> None:
         self._detach()

@@ -512,8 +512,6 @@ class StreamTokens(DetachedStream):
         tokens = self.tokens
         if tokens.problem:
             return tokens.problem
-        if tokens.is_finished:
-            return ""
         if self._has_media:
             return "media"
         reasons = refused_fields(self._fields(), self._body) if tokens.generated else []
@@ -564,7 +562,7 @@ class StreamTokens(DetachedStream):
         sent: what the client has.
         """
         self._is_marked = False
-        self._names = _names_of(sent.head)
+        self._names = sent.names()
         self.continued_at = sent.generated
 
     def splice(self, events: list[bytes]) -> list[bytes]:
@@ -577,20 +575,16 @@ class StreamTokens(DetachedStream):
         return spliced
 
     def closing(self, *, with_usage: bool) -> list[bytes]:
-        tokens, named = self.tokens, _names_of(self.tokens.head)
-        events: list[dict[str, Any]] = []
-        if not tokens.is_finished:
-            part: dict[str, Any] = {"text": ""} if self._kind is CompletionRequest else {"delta": {}}
-            choice = {"index": 0} | part | {"logprobs": None, "finish_reason": "length", "stop_reason": None}
-            events.append(named | {"choices": [choice]})
-        if with_usage:
-            events.append(named | {"choices": [], "usage": _usage_fields(tokens)})
-        return [*map(_encode_event, events), b"data: [DONE]\n\n"]
+        tokens = self.tokens
+        part: dict[str, Any] = {"text": ""} if self._kind is CompletionRequest else {"delta": {}}
+        choice = {"index": 0} | part | {"logprobs": None, "finish_reason": "length", "stop_reason": None}
+        events = [_encode_event(tokens.names() | {"choices": [choice]})]
+        return [*events, *([tokens.usage_event(tokens.generated)] if with_usage else []), b"data: [DONE]\n\n"]
 
     def usage(self, reported: Usage | None) -> Usage | None:
         tokens = self.tokens
         if reported is None or reported.completion_tokens is None:
-            return Usage(tokens.prompt_tokens, tokens.generated, None) if tokens.is_finished else reported
+            return reported
         cached = reported.cached_tokens
         cached = None if cached is None else min(cached, tokens.prompt_tokens)
         return Usage(tokens.prompt_tokens, reported.completion_tokens + tokens.earlier, cached)
@@ -622,7 +616,6 @@ class StreamTokens(DetachedStream):
         return fields
 
 
-_NAMES: Final = ("id", "object", "created", "model")
 _CONTEXT_TOKENS: Final = 8
 """More than the parts of any character."""
 _MAX_SEED: Final = (1 << 63) - 1
@@ -650,12 +643,6 @@ def decoded_text(body: bytes) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _names_of(head: bytes) -> dict[str, Any]:
-    """Returns the fields of an answer's first event that all of its events share."""
-    fields = decode_object(head[head.find(b"{") :]) or {}
-    return {name: fields[name] for name in _NAMES if name in fields}
-
-
 def has_media(request: ModelRequest) -> bool:
     """Whether the messages of a chat have a part that is not text."""
     if request.decoded_fields is None:  # a scanned chat, which has text only
@@ -677,8 +664,3 @@ def is_opening(fields: dict[str, Any]) -> bool:
         return False
     delta = choices[0].get("delta")
     return isinstance(delta, dict) and "role" in delta and not delta.get("content")
-
-
-def _usage_fields(tokens: SentTokens) -> dict[str, int]:
-    prompt, generated = tokens.prompt_tokens, tokens.generated
-    return {"prompt_tokens": prompt, "total_tokens": prompt + generated, "completion_tokens": generated}

@@ -103,7 +103,7 @@ class Forwarder:
     def _on_timeout(self, context: RequestContext, error: GatewayError) -> None:
         """Raises the error, or ends the response that has started with it."""
         context.result.is_charged = not self._failures.on_timeout(context)
-        if not context.response.started:
+        if not context.response.started or context.response.is_waiting:
             raise error
         end_incomplete(context, error)
 

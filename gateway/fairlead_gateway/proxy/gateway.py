@@ -581,6 +581,8 @@ class Gateway(RequestLifecycle):
 
     async def _serve(self, context: RequestContext, attempt: Attempt | None) -> None:
         http_request, response = context.http_request, context.response
+        if context.request.stream:
+            self.stack.relay.watch_silence(context)
         try:
             await self.stack.forwarder.forward(context, attempt)
         except GatewayError as error:
@@ -593,6 +595,7 @@ class Gateway(RequestLifecycle):
             self._send_failure(context, GatewayError(_INTERNAL_ERROR_MESSAGE), response, http_request)
         finally:
             if not context.is_handed_over:
+                context.stop_comments()
                 self._recorder.record_outcome(context, self._now())
 
     def _on_task_done(self, request_id: str, task: asyncio.Task[None]) -> None:
@@ -681,7 +684,7 @@ class Gateway(RequestLifecycle):
         """Ends a request whose client disconnected, or that outlasts the drain."""
         if self._has_drain_ended and not response.finished:
             error = GatewayDraining()
-            if context is not None and response.started:
+            if context is not None and response.started and not response.is_waiting:
                 end_incomplete(context, error)
             else:
                 self._send_failure(context, error, response, http_request)
@@ -708,7 +711,7 @@ class Gateway(RequestLifecycle):
             self.on_rejected(error, response, http_request, context)
             return
         context.result.status, context.result.error = error.status, error.code
-        if response.started:
+        if response.started and not response.is_waiting:
             response.abort()
         else:
             send_error(error, response, self.stack.relay.response_headers(context, self._now()))

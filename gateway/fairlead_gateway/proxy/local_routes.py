@@ -247,11 +247,17 @@ def local_headers(reason: str) -> str:
 
 
 def send_error(error: GatewayError, response: ResponseWriter, headers: str) -> None:
-    """Sends an error of the gateway as the response, in the dialect of its path."""
+    """Sends an error of the gateway as the response, in the dialect of its path.
+
+    A stream that has its head already gets an event.
+    """
     own_headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
     path = error.path if response.head is None else response.head.path
-    body = dialect_of(path).errors.body(error.status, error.body(response.request_id))
-    response.send(error.status, own_headers + headers, body)
+    errors, body = dialect_of(path).errors, error.body(response.request_id)
+    if response.is_waiting:
+        response.end_with_error(errors.only_event(error.status, body))
+    else:
+        response.send(error.status, own_headers + headers, errors.body(error.status, body))
 
 
 def log_internal_error(request_id: str, error: Exception) -> None:

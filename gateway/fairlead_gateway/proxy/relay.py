@@ -13,7 +13,6 @@ from fairlead_gateway.errors import (
     GatewayError,
     error_body,
 )
-from fairlead_gateway.http.timers import TimeoutQueue
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.model_names import ServedNameRewriter
 from fairlead_gateway.openai.request import can_resume
@@ -42,11 +41,13 @@ from fairlead_gateway.proxy.relayed_stream import (
     SseKeepAlive,
     StreamEnding,
     StreamLifecycle,
+    StreamTimes,
     record_relayed,
 )
 from fairlead_gateway.proxy.stream_moves import MAX_MOVES, StreamProgress, decide_move
 from fairlead_gateway.proxy.stream_replay import StreamReplay
 from fairlead_gateway.proxy.stream_resume import HANDED_OVER, StreamResume
+from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
@@ -88,6 +89,7 @@ _NOT_COUNTED: Final = partial(
     error_body, "the model's engine does not count tokens", "invalid_request_error", None, code="not_supported"
 )
 _RESPONSES_ERRORS: Final = RESPONSES_ERRORS
+_EVENT_STREAM_HEADERS: Final = "content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
 _NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
 """The header of answers whose type is the engine's, or missing."""
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
@@ -113,19 +115,38 @@ class ResponseRelay(StreamEnding):
         runtime = dispatcher.runtime
         self._now = runtime.now
         self._limits = runtime.limits
-        self._comment_times = TimeoutQueue(runtime.loop, runtime.limits.keep_alive_seconds, runtime.now)
-        super().__init__(lifecycle, dispatcher.recorder.telemetry)
+        self._stream_times = StreamTimes(runtime, self._start_waiting)
+        super().__init__(lifecycle, dispatcher.recorder.telemetry, StreamSilence(dispatcher, retry_budget))
         self._limit_gate = limit_gate
         self._routers = dispatcher.routers
         self._admission = dispatcher.admission
         self._telemetry = self.telemetry
         self._failures = dispatcher.failures
         self._poison_guard = dispatcher.poison_guard
-        self._stream_resume = StreamResume(dispatcher, pool, retry_budget, self._relay_without_task)
+        self._stream_resume = StreamResume(dispatcher, pool, retry_budget, self._relay_without_task, self.silence)
         self._sent_text_memory = SentTextMemory(RESUMABLE_STREAMS_BYTES)
         self._token_memory = dispatcher.token_memory
         self._route_headers = RouteHeaderCache()
         self._response_ids = ResponseIds(dispatcher.routers.secret)
+
+    def watch_silence(self, context: RequestContext) -> None:
+        """Gives a streamed request that waits a head in time, and comments, until it ends."""
+        if context.keep_alive is None:  # else that of the model before
+            context.keep_alive = SseKeepAlive(context, self._stream_times)
+
+    def _start_waiting(self, context: RequestContext) -> None:
+        """Sends the head of a stream whose answer has not begun.
+
+        What serves it comes in the last comment.
+        """
+        response = context.response
+        response.start_stream(200, _EVENT_STREAM_HEADERS + self._request_headers(context, self._now()))
+        response.is_waiting = True
+        response.last_comment = partial(self._last_comment, context)
+
+    def _last_comment(self, context: RequestContext) -> bytes:
+        lines = self.response_headers(context, self._now()).encode("latin-1").split(b"\r\n")
+        return b"".join([b": %b\n" % line for line in lines if line]) + b"\n"
 
     async def relay(self, attempt: Attempt) -> bool:
         """Sends the response as it comes; returns whether it was complete.
@@ -151,18 +172,19 @@ class ResponseRelay(StreamEnding):
         length = None
         if engine_response.is_stream and engine_response.first_at is not None:
             self._record_first_token(attempt, engine_response)
-        elif engine_response.is_stream:
-            engine_response.on_first_token = partial(self._on_late_first_token, attempt, engine_response)
-        elif rewriter is None:
+        elif rewriter is None and not engine_response.is_stream:
             value = engine_response.headers.get(b"content-length", b"")
             length = int(value) if value.isdigit() else None
         response.on_backpressure = attempt.set_paused
-        headers = relayed_headers(_shown_headers(context, engine_response))
-        headers += self.response_headers(context, self._now())
-        if context.request.is_passthrough:
-            headers += _NO_SNIFFING
-        response.start_stream(engine_response.status, headers, length=length)
-        response.accepts_comments = response.accepts_comments and engine_response.is_stream
+        if response.is_waiting:
+            response.is_waiting = False
+        else:
+            headers = relayed_headers(_shown_headers(context, engine_response))
+            headers += self.response_headers(context, self._now())
+            if context.request.is_passthrough:
+                headers += _NO_SNIFFING
+            response.start_stream(engine_response.status, headers, length=length)
+            response.accepts_comments = response.accepts_comments and engine_response.is_stream
         if self._hand_over(attempt, engine_response):
             return False
         return self._end(context, engine_response, await self._relay_to_end(attempt, engine_response))
@@ -229,7 +251,10 @@ class ResponseRelay(StreamEnding):
             body = context.request.dialect.errors.body(status, body)
         rewriter = _body_rewriter(context, engine_response, self._response_ids)
         body = body if rewriter is None else rewriter.rewrite(body)
-        context.response.send(status, headers, body, content_type=content_type)
+        if context.response.is_waiting:
+            context.response.end_with_error(context.request.dialect.errors.only_event(status, body))
+        else:
+            context.response.send(status, headers, body, content_type=content_type)
 
     def response_headers(self, context: RequestContext, now: float) -> str:
         """Returns the headers that say where a request went, why, and how long that took.
@@ -237,11 +262,9 @@ class ResponseRelay(StreamEnding):
         A tenant that is not shown them gets the id of the decision only.
         """
         choice, address = context.choice, context.address
-        trace = context.trace.response_header if context.trace is not None else ""
-        if context.reservation is not None:
-            trace += self._limit_gate.headers(context, now)
+        own = self._request_headers(context, now)
         if not context.policy.shows_placement:
-            return f"x-fairlead-decision: {context.id}\r\n{trace}"
+            return own
         if choice is None or address is None:
             route, rule = route_header("gateway"), "none"
         else:
@@ -253,9 +276,16 @@ class ResponseRelay(StreamEnding):
         else:
             timing = server_timing(dispatched_at - received_at - queued_seconds, now - dispatched_at, queued_seconds)
         if context.request.route is not None:
-            trace += f"x-fairlead-model: {sanitize_header_value(context.request.model_key)}\r\n"
-            trace += fallback_header(context.request.route)
-        return f"{route}{rule}\r\nx-fairlead-decision: {context.id}\r\nserver-timing: {timing}\r\n{trace}"
+            own += f"x-fairlead-model: {sanitize_header_value(context.request.model_key)}\r\n"
+            own += fallback_header(context.request.route)
+        return f"{route}{rule}\r\nserver-timing: {timing}\r\n{own}"
+
+    def _request_headers(self, context: RequestContext, now: float) -> str:
+        """Returns the headers that do not depend on what serves the request."""
+        trace = context.trace.response_header if context.trace is not None else ""
+        if context.reservation is not None:
+            trace += self._limit_gate.headers(context, now)
+        return f"x-fairlead-decision: {context.id}\r\n{trace}"
 
     def _refuse_stream(self, context: RequestContext, engine_response: EngineResponse) -> None:
         """Answers with the error that the stream began with, instead of a stream."""
@@ -265,13 +295,11 @@ class ResponseRelay(StreamEnding):
         body = error_body(error.message, "invalid_request_error", None, "engine_refused", context.http_request.id)
         if is_external(context):
             body = external_refusal(error.status, body, context.http_request.id)
-        body = context.request.dialect.errors.body(error.status, body)
-        context.response.send(error.status, self.response_headers(context, self._now()), body)
-
-    def _on_late_first_token(self, attempt: Attempt, engine_response: EngineResponse, now: float) -> None:
-        """Records the first token of a stream whose opening has passed already."""
-        attempt.context.result.first_at = attempt.context.result.last_at = now
-        self._record_first_token(attempt, engine_response)
+        if context.response.is_waiting:
+            context.response.end_with_error(context.request.dialect.errors.only_event(error.status, body))
+        else:
+            body = context.request.dialect.errors.body(error.status, body)
+            context.response.send(error.status, self.response_headers(context, self._now()), body)
 
     def _record_first_token(self, attempt: Attempt, engine_response: EngineResponse) -> None:
         context, first_at = attempt.context, engine_response.first_at
@@ -303,23 +331,19 @@ class ResponseRelay(StreamEnding):
         engine_response.release_head()
         if attempt.connection is not None:
             attempt.connection.release_head(engine_response)
-        self._relay_without_task(attempt, engine_response, SseKeepAlive(context.response, self._comment_times), stream)
+        self._relay_without_task(attempt, engine_response, stream)
         context.is_handed_over = True  # last: after an error before, the task ends the request
         return True
 
     def _relay_without_task(
-        self,
-        attempt: Attempt,
-        engine_response: EngineResponse,
-        keep_alive: SseKeepAlive,
-        stream: DetachedStream | None,
+        self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream | None
     ) -> None:
         """Relays a stream to its end without a task."""
         context = attempt.context
         context.response.on_backpressure = attempt.set_paused
-        relayed = RelayedStream(attempt, engine_response, keep_alive, self, stream)
+        relayed = RelayedStream(attempt, engine_response, self, stream)
         engine_response.relay_to(context.response, relayed)
-        keep_alive.start(engine_response)
+        context.start_comments(engine_response)
         self.lifecycle.on_relayed(relayed)
 
     def _release_request(self, context: RequestContext) -> None:
@@ -345,20 +369,20 @@ class ResponseRelay(StreamEnding):
                 engine_response.on_relayed = sent_text.add
             else:
                 self._release_request(context)
-        observer = GapRecorder(self._telemetry, context.request.model_key, attempt.instance_id)
+        observer = GapRecorder(self._telemetry, attempt, stream, self.silence)
         engine_response.relay_to(context.response, observer)
-        keep_alive = SseKeepAlive(context.response, self._comment_times)
+        context.start_comments(engine_response)
         try:
-            if engine_response.is_stream:
-                keep_alive.start(engine_response)
             await engine_response.finished
-            return await self._continue_if_broken(attempt, engine_response, stream, keep_alive)
+            return await self._continue_if_broken(attempt, engine_response, stream)
         except asyncio.CancelledError:
+            if not context.response.finished and engine_response.end_if_whole():
+                self._record_end(attempt, engine_response, None)
+                return None
             if engine_response.finished.cancelled():  # the client has disconnected
                 record_relayed(context, engine_response, stream if isinstance(stream, DetachedStream) else None)
             raise
         finally:
-            keep_alive.stop()
             context.response.on_backpressure = None
             if sent_text is not None:
                 sent_text.release()
@@ -438,7 +462,6 @@ class ResponseRelay(StreamEnding):
         attempt: Attempt,
         engine_response: EngineResponse,
         stream: DetachedStream,
-        keep_alive: SseKeepAlive,
         planned: Attempt | None = None,
     ) -> bool:
         """Continues a stream that left its engine after it was handed over.
@@ -450,15 +473,15 @@ class ResponseRelay(StreamEnding):
         is_complete = is_handed_over = False
         try:
             if planned is None:
-                cause = await self._continue_if_broken(attempt, engine_response, stream, keep_alive)
+                cause = await self._continue_if_broken(attempt, engine_response, stream)
             else:
-                cause = await self._stream_resume.resume(attempt, stream, stream.moved_for, keep_alive, planned)
+                cause = await self._stream_resume.resume(attempt, stream, stream.moved_for, planned)
             is_handed_over = cause == HANDED_OVER
             if not is_handed_over:
                 is_complete = self._end(context, engine_response, cause)
         finally:
             if not is_handed_over:
-                keep_alive.stop()
+                context.stop_comments()
                 context.response.on_backpressure = None
                 stream.release()
             attempt.abort_unfinished()
@@ -466,11 +489,7 @@ class ResponseRelay(StreamEnding):
         return not is_handed_over
 
     async def _continue_if_broken(
-        self,
-        attempt: Attempt,
-        engine_response: EngineResponse,
-        stream: ContinuedStream | None,
-        keep_alive: SseKeepAlive,
+        self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream | None
     ) -> str | None:
         """Records how a relay ended, and continues it elsewhere if it broke.
 
@@ -485,7 +504,7 @@ class ResponseRelay(StreamEnding):
             return cause
         if not engine_response.is_complete and attempt.connection is not None:
             attempt.connection.abandon(engine_response)
-        return await self._stream_resume.resume(attempt, stream, cause or "", keep_alive)
+        return await self._stream_resume.resume(attempt, stream, cause or "")
 
     def _detached_stream(self, attempt: Attempt, engine_response: EngineResponse) -> DetachedStream | None:
         """Returns a stream that goes on from its tokens or its text, or by a replay; None if

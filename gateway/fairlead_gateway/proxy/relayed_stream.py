@@ -1,4 +1,9 @@
-"""Streams from their first event to their end: comments, times, and relays without a task.
+"""Streams while nothing comes, and from their first event to their end: head, comments, times, and
+relays without a task.
+
+A streamed request that waits gets its head after a while, then comments: load balancers close a
+connection without bytes, mostly after 60 s. Until then the status of a refusal is that of the
+response. After it, a refusal is an event.
 
 A stream waits for its engine for minutes. Its task has nothing to do until then, unless the request
 has a timeout of its own, or its text is kept for another engine. Else `ResponseRelay` hands the
@@ -9,72 +14,98 @@ Why: a waiting task, with its coroutines and futures, takes 2.5 KB of memory for
 """
 
 from abc import abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Final
 
 from fairlead_gateway.admission.defragmentation import MemoryMove, MovableStream
 from fairlead_gateway.errors import (
     GatewayError,
 )
-from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.proxy.attempt import (
     Attempt,
 )
-from fairlead_gateway.proxy.continuation import (
-    DetachedStream,
-)
+from fairlead_gateway.proxy.continuation import ContinuedStream, DetachedStream
+from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
 from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.worker.runtime import WorkerRuntime
 
 COMMENT: Final = b": keep-alive\n\n"
 
 
+class StreamTimes:
+    """The times after which silent streams of a worker get a head, and comments.
+
+    start_waiting: sends the head of a stream whose answer has not begun.
+    """
+
+    def __init__(self, runtime: WorkerRuntime, start_waiting: Callable[[RequestContext], None]) -> None:
+        loop, limits, now = runtime.loop, runtime.limits, runtime.now
+        self.heads = TimeoutQueue(loop, limits.stream_head_seconds, now)
+        self.comments = TimeoutQueue(loop, limits.keep_alive_seconds, now)
+        self.start_waiting = start_waiting
+
+
 class SseKeepAlive(TimeoutEntry):
-    """The sender of comments into one silent stream, from `start` to `stop`.
+    """The sender of the head and of comments into one silent stream.
 
     Then no proxy or client in between closes the stream. A comment goes out only after the head and
     between two whole events. A client that does not read gets none.
 
-    timeouts: a queue whose timeout is the time between two comments.
+    context: of the request; of its fallback, once another model has it.
     """
 
-    __slots__ = ("_added_at", "_engine_response", "_is_queued", "_response", "_timeouts")
+    __slots__ = ("_added_at", "_engine_response", "_queue", "_times", "context")
 
-    def __init__(self, response: ResponseWriter, timeouts: TimeoutQueue) -> None:
+    def __init__(self, context: RequestContext, times: StreamTimes) -> None:
         super().__init__()
-        self._response = response
-        self._timeouts = timeouts
+        self.context: RequestContext | None = context
+        self._times = times
         self._engine_response: EngineResponse | None = None
         self._added_at: float | None = None
-        self._is_queued = False
+        self._queue: TimeoutQueue | None = None
+        self._enter(times.heads)
 
     def start(self, engine_response: EngineResponse) -> None:
-        """Starts the comments of a stream, or continues them with another engine's response."""
+        """Starts the comments between events, or continues them with another engine's response."""
         self._engine_response = engine_response
         self._added_at = engine_response.last_at
-        if not self._is_queued:
-            self._is_queued = True
-            self._timeouts.add(self, self._timeouts.now())
+        if self._queue is not self._times.comments:
+            self._leave()
+            self._enter(self._times.comments)
 
     def stop(self) -> None:
-        """Ends the comments."""
-        self._engine_response = None
-        self._is_queued = False
-        self._timeouts.remove(self)
+        """Ends the comments. May be called twice."""
+        self._leave()
+        self._engine_response = self.context = None
 
     def on_timeout(self) -> None:
-        """Sends a comment if the stream was silent, and waits again."""
-        engine_response, self._is_queued = self._engine_response, False
-        if engine_response is None or self._response.finished:
+        """Sends what is due if the stream was silent, and waits again."""
+        self._queue = None
+        context, engine_response = self.context, self._engine_response
+        if context is None or context.response.finished:
             return
-        is_silent = engine_response.last_at == self._added_at
-        if is_silent and not engine_response.is_paused:
-            self._response.write_chunks([COMMENT])
-        self._added_at = engine_response.last_at
-        self._is_queued = True
-        self._timeouts.add(self, self._timeouts.now())
+        response = context.response
+        if not response.started:
+            self._times.start_waiting(context)
+        if engine_response is None:
+            response.write_chunks([COMMENT])
+        else:
+            if engine_response.last_at == self._added_at and not engine_response.is_paused:
+                response.write_chunks([COMMENT])
+            self._added_at = engine_response.last_at
+        self._enter(self._times.comments)
+
+    def _enter(self, queue: TimeoutQueue) -> None:
+        self._queue = queue
+        queue.add(self, queue.now())
+
+    def _leave(self) -> None:
+        if self._queue is not None:
+            self._queue.remove(self)
+            self._queue = None
 
 
 class StreamLifecycle:
@@ -109,42 +140,50 @@ class StreamLifecycle:
 
 
 class GapRecorder(StreamObserver):
-    """The observer of a stream that records the times between its chunks."""
+    """The observer of a stream that records the times between its chunks.
 
-    __slots__ = ("_instance_id", "_model_key", "_telemetry")
+    silence: checks those that are long.
+    """
 
-    def __init__(self, telemetry: MetricsRecorder, model_key: str, instance_id: str) -> None:
+    __slots__ = ("_attempt", "_model_key", "_silence", "_stream", "_telemetry")
+
+    def __init__(
+        self, telemetry: MetricsRecorder, attempt: Attempt, stream: ContinuedStream | None, silence: StreamSilence
+    ) -> None:
         super().__init__()
         self._telemetry = telemetry
-        self._model_key = model_key
-        self._instance_id = instance_id
+        self._model_key = attempt.context.request.model_key
+        self._attempt = attempt
+        self._stream = stream
+        self._silence = silence
 
     def on_gap(self, seconds: float) -> None:
         """Records the seconds between two chunks."""
-        self._telemetry.record_inter_token(self._model_key, self._instance_id, seconds)
+        self._telemetry.record_inter_token(self._model_key, self._attempt.instance_id, seconds)
+
+    def check_silence(self, silent_seconds: float) -> float:
+        """Returns after how many more seconds to ask again; 0 if the stream is to leave."""
+        return self._silence.check(self._attempt, self._stream, silent_seconds)
 
 
 class RelayedStream(GapRecorder):
     """One stream without a task."""
 
-    __slots__ = ("_attempt", "_ending", "_engine_response", "_has_ended", "_keep_alive", "_lifecycle", "_stream")
+    __slots__ = ("_detached", "_ending", "_engine_response", "_has_ended", "_lifecycle")
 
     def __init__(
         self,
         attempt: Attempt,
         engine_response: EngineResponse,
-        keep_alive: SseKeepAlive,
         ending: "StreamEnding",
         stream: DetachedStream | None,
     ) -> None:
-        super().__init__(ending.telemetry, attempt.context.request.model_key, attempt.instance_id)
+        super().__init__(ending.telemetry, attempt, stream, ending.silence)
         self.reports_end = True
-        self._attempt = attempt
         self._engine_response = engine_response
-        self._keep_alive = keep_alive
         self._lifecycle = ending.lifecycle
         self._ending = ending
-        self._stream = stream
+        self._detached = stream
         self._has_ended = False
 
     @property
@@ -156,12 +195,12 @@ class RelayedStream(GapRecorder):
         """Ends the response: the engine has sent all, or has failed."""
         if self._has_ended:
             return
-        attempt, stream = self._attempt, self._stream
+        attempt, stream = self._attempt, self._detached
         is_complete = False
         try:
             if stream is not None and self._engine_response.error not in (None, CLIENT_SILENT):
                 self._stop()
-                work = self._ending.continue_stream(attempt, self._engine_response, stream, self._keep_alive)
+                work = self._ending.continue_stream(attempt, self._engine_response, stream)
                 self._lifecycle.on_broken(attempt.context, work, is_planned=False)
                 return
             try:
@@ -183,7 +222,7 @@ class RelayedStream(GapRecorder):
 
         rest_seconds: time for which it stays after a move.
         """
-        attempt, stream = self._attempt, self._stream
+        attempt, stream = self._attempt, self._detached
         if self._has_ended or stream is None or attempt.dispatched_at is None:
             return None
         if stream.moves and now - attempt.dispatched_at < rest_seconds:
@@ -192,7 +231,7 @@ class RelayedStream(GapRecorder):
 
     def may_go(self, destination: str) -> bool:
         """Whether an instance may continue the stream although its own lives."""
-        return self._stream is not None and self._ending.may_go(self._attempt, self._stream, destination)
+        return self._detached is not None and self._ending.may_go(self._attempt, self._detached, destination)
 
     def move(self, memory_move: MemoryMove | None = None) -> bool:
         """Lets another instance continue the stream if that is worth it; returns whether one
@@ -200,7 +239,7 @@ class RelayedStream(GapRecorder):
 
         memory_move: why, and where, if its instance does not drain.
         """
-        attempt, stream = self._attempt, self._stream
+        attempt, stream = self._attempt, self._detached
         if self._has_ended or stream is None:
             return False
         planned = self._ending.plan_move(attempt, self._engine_response, stream, memory_move)
@@ -211,31 +250,31 @@ class RelayedStream(GapRecorder):
         attempt.context.result.last_at = self._engine_response.last_at
         attempt.abort_unfinished()
         stream.moves += 1
-        work = self._ending.continue_stream(attempt, self._engine_response, stream, self._keep_alive, planned)
+        work = self._ending.continue_stream(attempt, self._engine_response, stream, planned)
         self._lifecycle.on_broken(attempt.context, work, is_planned=True)
         return True
 
     def cancel(self) -> None:
         """Ends the stream at once: its client has disconnected, or the drain is over."""
-        if self._has_ended:
+        if self._has_ended or (not self.context.response.finished and self._engine_response.end_if_whole()):
             return
         self._stop()
-        record_relayed(self._attempt.context, self._engine_response, self._stream)
+        record_relayed(self._attempt.context, self._engine_response, self._detached)
         self._finish_attempt(False)
         self._lifecycle.on_cancelled(self._attempt.context)
 
     def _stop(self) -> None:
         self._has_ended = True
         self._engine_response.end_relay()
-        self._keep_alive.stop()
         self._attempt.context.response.on_backpressure = None
 
     def _finish_attempt(self, is_complete: bool) -> None:
         attempt = self._attempt
         attempt.abort_unfinished()
         attempt.finish(is_complete, attempt.now())
-        if self._stream is not None:
-            self._stream.release()
+        attempt.context.stop_comments()
+        if self._detached is not None:
+            self._detached.release()
 
 
 class StreamEnding:
@@ -244,9 +283,10 @@ class StreamEnding:
     Why a base class and not a Protocol: compiled, its methods are called directly.
     """
 
-    def __init__(self, lifecycle: StreamLifecycle, telemetry: MetricsRecorder) -> None:
+    def __init__(self, lifecycle: StreamLifecycle, telemetry: MetricsRecorder, silence: StreamSilence) -> None:
         self.lifecycle = lifecycle
         self.telemetry = telemetry
+        self.silence = silence
 
     @abstractmethod
     def end_response(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream | None) -> bool:
@@ -281,7 +321,6 @@ class StreamEnding:
         attempt: Attempt,
         engine_response: EngineResponse,
         stream: DetachedStream,
-        keep_alive: SseKeepAlive,
         planned: Attempt | None = None,
     ) -> Coroutine[None, None, bool]:
         """Continues a stream that left its engine after it was handed over.

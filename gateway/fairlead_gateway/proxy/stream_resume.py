@@ -30,8 +30,9 @@ from fairlead_gateway.proxy.continuation import (
     decoded_text,
 )
 from fairlead_gateway.proxy.continued_blocks import StreamBlocks
-from fairlead_gateway.proxy.relayed_stream import GapRecorder, SseKeepAlive
+from fairlead_gateway.proxy.relayed_stream import GapRecorder
 from fairlead_gateway.proxy.stream_replay import StreamReplay
+from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DEFRAGMENTATION, DRAINED, MOVE_CAUSES
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
@@ -65,8 +66,10 @@ class StreamResume:
         dispatcher: Dispatcher,
         pool: ConnectionPool,
         retry_budget: RetryBudget,
-        hand_over: Callable[[Attempt, EngineResponse, SseKeepAlive, DetachedStream | None], None],
+        hand_over: Callable[[Attempt, EngineResponse, DetachedStream | None], None],
+        silence: StreamSilence,
     ) -> None:
+        self._silence = silence
         self._dispatcher = dispatcher
         self._pool = pool
         self._hand_over = hand_over
@@ -113,7 +116,6 @@ class StreamResume:
         broken: Attempt,
         stream: ContinuedStream,
         cause: str,
-        keep_alive: SseKeepAlive,
         attempt: Attempt | None = None,
     ) -> str | None:
         """Relays the rest of the response from other instances.
@@ -155,7 +157,7 @@ class StreamResume:
                 break
             broken.tokens = broken.blocks = None
             broken.finish(False, self._now())
-            next_cause = await self._continue(attempt, stream, keep_alive)
+            next_cause = await self._continue(attempt, stream)
             if next_cause is None:
                 self._telemetry.record_resumption(key, "whole")
                 return None
@@ -173,7 +175,7 @@ class StreamResume:
         context.result.not_continued = reason
         return first_cause
 
-    async def _continue(self, attempt: Attempt, stream: ContinuedStream, keep_alive: SseKeepAlive) -> str | None:
+    async def _continue(self, attempt: Attempt, stream: ContinuedStream) -> str | None:
         """Relays the rest of the response from one instance.
 
         Returns None if the response is complete now, else why it is not. `HANDED_OVER`: a
@@ -222,9 +224,9 @@ class StreamResume:
                 self._note_first_token(attempt, stream)
                 stream.continuations += 1
                 is_handed_over = True
-                self._hand_over(attempt, engine_response, keep_alive, stream)
+                self._hand_over(attempt, engine_response, stream)
                 return HANDED_OVER
-            cause = await self._relay(attempt, engine_response, stream, keep_alive)
+            cause = await self._relay(attempt, engine_response, stream)
             is_complete = cause is None
             if cause == "cut" and attempt.on_crash():
                 has_progressed = isinstance(stream, DetachedStream) and stream.has_progressed
@@ -377,15 +379,12 @@ class StreamResume:
         use = context.adapter_use = loader.place(context.request.model_key, adapter, excluded)
         return excluded | loader.restrict(context.request.model_key, use)
 
-    async def _relay(
-        self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream, keep_alive: SseKeepAlive
-    ) -> str | None:
-        context, telemetry = attempt.context, self._telemetry
-        key, name, result = context.request.model_key, attempt.instance_id, context.result
+    async def _relay(self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream) -> str | None:
+        context, name, result = attempt.context, attempt.instance_id, attempt.context.result
         self._note_first_token(attempt, stream)
         context.response.on_backpressure = attempt.set_paused
-        keep_alive.start(engine_response)
-        engine_response.relay_to(context.response, GapRecorder(telemetry, key, name))
+        context.start_comments(engine_response)
+        engine_response.relay_to(context.response, GapRecorder(self._telemetry, attempt, stream, self._silence))
         try:
             cause = await engine_response.finished
         finally:  # also if the client has disconnected, or its time is over

@@ -9,7 +9,7 @@ sent again over a new connection.
 **Silent engines.** An engine that shuts down may keep its connections open and send nothing more.
 Real engines do so when their core ends first. Such an engine no longer listens. So when an address
 has been silent for a while, its owner probes whether it still accepts connections. An engine that
-refuses is `gone`.
+refuses is `gone`. Within a body, its receiver also says whether the engine hangs (`check_silence`).
 
 The cause of a connection that could not be opened: the engine, or this gateway.
 
@@ -26,6 +26,7 @@ goes to llhttp. A server that writes the date gets a new template each second.
 
 import asyncio
 import errno
+import math
 import re
 import socket
 from abc import abstractmethod
@@ -112,6 +113,8 @@ _MAX_TEMPLATE_MISSES: Final = 8
 _NO_FIELDS: Final[dict[bytes, bytes]] = {}
 _LENGTH_ONLY: Final = {b"content-length": b""}
 _CRASH_CAUSES: Final = ("reset", "cut")
+_FIRST_CHECK_SECONDS: Final = 1.0
+"""So long after a part of a body, its receiver is asked whether the engine hangs."""
 
 
 class UpstreamError(Exception):
@@ -174,6 +177,14 @@ class ResponseSink:
     def on_silence(self) -> float:
         """Returns how many more seconds to wait for the first part of the body; 0 to give up."""
 
+    def check_silence(self, silent_seconds: float) -> float:
+        """Returns after how many more seconds to ask again; 0 to give up.
+
+        silent_seconds: since the last part of the body. It ends without this at
+            `stream_silence_seconds`.
+        """
+        return math.inf
+
 
 class ConnectionOwner:
     """The owner of connections: it reuses them, and probes silent addresses.
@@ -219,7 +230,7 @@ class EngineConnection:
     def __init__(self, owner: ConnectionOwner, address: str) -> None:
         self._owner = owner
         self._max_head_bytes = owner.limits.response_head_bytes
-        self._idle_seconds = owner.limits.stream_idle_seconds
+        self._max_silent_seconds = owner.limits.stream_silence_seconds
         self._end_seconds = owner.limits.stream_end_seconds
         self._probe_after_seconds = owner.limits.unresponsive_seconds
         self.address = address
@@ -232,7 +243,7 @@ class EngineConnection:
         self._silence_timer = _SilenceTimer(owner.timers, self)
         self._sink: ResponseSink | None = None
         self._response_count = 0
-        self._silence_left_seconds = 0.0
+        self._silence_left_seconds = self._silence_step_seconds = self._silent_seconds = 0.0
         self._receive_count_before = 0
         self._reset()
 
@@ -360,6 +371,8 @@ class EngineConnection:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if self._chunks and not self._is_ending:
+                sink.on_body(self._chunks, False)  # they came before what cannot be read
             self._fail("garbage")
             return
         if not status_before:
@@ -385,7 +398,8 @@ class EngineConnection:
             self.activity.receive_count += self._shows_core
             self._body_started = True
             self._bodiless_bytes = 0
-            self._arm_silence_timer(self._idle_seconds)
+            self._silent_seconds = 0.0
+            self._arm_silence_timer(_FIRST_CHECK_SECONDS)
             sink.on_body(chunks, False)
         if len(data) >= _YIELD_BYTES and self._sink is not None and not self._transport.is_closing():
             self._transport.pause_reading()  # or one engine's flood would be read without end
@@ -508,18 +522,26 @@ class EngineConnection:
 
         Until they are over, the address is probed as often as `unresponsive_seconds` pass.
         """
-        step = min(seconds, self._probe_after_seconds)
+        step = self._silence_step_seconds = min(seconds, self._probe_after_seconds)
         self._silence_left_seconds = seconds - step
         self._receive_count_before = self.activity.receive_count
         self._silence_timer.restart(step)
 
     def _on_silence(self) -> None:
+        self._silent_seconds += self._silence_step_seconds
+        is_long = self._silence_step_seconds >= self._probe_after_seconds
+        is_silent = not self._paused and self.activity.receive_count == self._receive_count_before
+        if is_silent and (is_long or self._silence_left_seconds > 0.0):
+            self._owner.probe_listening(self)
         if self._silence_left_seconds > 0.0:
-            if not self._paused and self.activity.receive_count == self._receive_count_before:
-                self._owner.probe_listening(self)
             self._arm_silence_timer(self._silence_left_seconds)
             return
-        more_seconds = self._sink.on_silence() if self._sink is not None and not self._body_started else 0.0
+        more_seconds = 0.0
+        if self._sink is not None and not self._body_started:
+            more_seconds = self._sink.on_silence()
+        elif self._sink is not None and not self._is_ending:
+            left_seconds = self._max_silent_seconds - self._silent_seconds
+            more_seconds = min(left_seconds, self._sink.check_silence(self._silent_seconds))
         if more_seconds > 0:
             self._arm_silence_timer(more_seconds)
         else:

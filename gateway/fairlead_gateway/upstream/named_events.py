@@ -46,15 +46,20 @@ class NamedEventScanner(SseScanner):
         numbers = _SEQUENCE_NUMBER.findall(self._last_chunk)
         return int(numbers[-1]) + 1 if numbers else 0
 
-    def end(self) -> list[bytes]:
-        """Returns what goes to the client when the body has ended as HTTP says it should."""
+    @property
+    def has_whole_answer(self) -> bool:
+        """Whether the event that names the reason of the end has come."""
+        return self._has_ended and bool(self._grammar.closing)
+
+    def end(self, *, is_cut: bool = False) -> list[bytes]:
+        """Returns what goes to the client when the body has ended; see `SseScanner.end`."""
         passed: list[bytes] = []
-        if self._partial and not self.is_finished:
+        if self._partial and not self.is_finished and not is_cut:
             event = bytes(self._partial) + b"\n\n"
             self._partial.clear()
             if _is_whole(event):
                 self._read_event(event, passed)
-        if self._has_ended and not self.is_finished and self._grammar.closing:
+        if self.has_whole_answer and not self.is_finished:
             passed.append(self._grammar.closing)
             self.is_done = True
         return passed
@@ -88,7 +93,7 @@ class NamedEventScanner(SseScanner):
             except _DECODE_ERRORS:
                 self.error = InBandError(502, "the engine's stream holds an event that cannot be read", GARBAGE)
                 return
-            name = name or (fields.type or "").encode()
+            name = name or (fields.type or "").encode() or (b"" if fields.error is msgspec.UNSET else _ERROR)
         if name == _ERROR or name == grammar.failed:
             response = None if fields is None else fields.response
             within = msgspec.UNSET if response is None else response.error

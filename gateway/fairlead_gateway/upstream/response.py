@@ -3,14 +3,14 @@
 Nothing is sent to the client before the verdict. A plain response has its verdict when it is whole,
 or too long to buffer. A stream has it with its first event, which must be no error: a full engine
 answers a stream with 200 and an error event. What is passed on and is no JSON, such as speech, has
-it with its first bytes. Events that only open an answer wait for `keep_alive_seconds` at most,
-since an engine can still fail on the prompt. Then they pass, and the first token comes later. Of an
-error that is too long, only the start is kept.
+it with its first bytes. Events that only open an answer wait for its first part, since an engine
+can still fail on the prompt. Of an error that is too long, only the start is kept.
 Until the verdict, the request can go to another instance. From then on, chunks pass from connection
 to connection, and `finished` says how it ended.
 """
 
 import asyncio
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Final
@@ -52,6 +52,10 @@ class StreamObserver:
     def on_gap(self, seconds: float) -> None:
         """Called with the seconds between two chunks of a stream."""
 
+    def check_silence(self, silent_seconds: float) -> float:
+        """Returns after how many more seconds to ask again; 0 if the engine hangs."""
+        return math.inf
+
     def on_end(self) -> None:
         """Called once when the response has been relayed or has failed, by the event loop."""
 
@@ -67,7 +71,6 @@ class EngineResponse(ResponseSink):
     choices: answers that the request has; set by the creator.
     grammar: of the stream; None: unnamed chunks. Set by the creator.
     tokens: those of the stream; None if the gateway has asked for none. Set by the creator.
-    on_first_token: called with the first part of the answer if that comes after the verdict.
 
     Why lazy parts: most responses are plain and go to `on_verdict`; scanner and futures would cost
     each of them.
@@ -99,9 +102,7 @@ class EngineResponse(ResponseSink):
         self.choices = 1
         self.grammar: EventGrammar | None = None
         self.tokens: SentTokens | None = None
-        self.on_first_token: Callable[[float], None] | None = None
         self._long_counts: LongAnswerCounts | None = None
-        self._opening_timer: asyncio.TimerHandle | None = None
         self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
         self._observer: StreamObserver | None = None
@@ -209,7 +210,6 @@ class EngineResponse(ResponseSink):
 
     def release_buffer(self) -> None:
         """Counts nothing of the response as buffered any more. May be called twice."""
-        self._stop_opening_timer()
         if self._buffered is not None:
             self._buffered.set_size(0)
 
@@ -227,6 +227,24 @@ class EngineResponse(ResponseSink):
         """
         self._is_finished = True
         self._observer = None
+
+    def end_if_whole(self) -> bool:
+        """Ends a stream whose answer is whole, if its engine or the gateway ends it before its last
+        event.
+
+        Returns whether it is.
+        """
+        if not self.is_stream or self._is_finished:
+            return False
+        scanner = self.scanner
+        if scanner.is_finished or not scanner.has_whole_answer:
+            return False
+        events = scanner.end(is_cut=True)
+        if self._response is None:
+            self._buffer += events
+        else:
+            self._send_events(events)
+        return True
 
     # Callbacks of the connection.
 
@@ -254,8 +272,6 @@ class EngineResponse(ResponseSink):
             if events and self._observer is not None and self.last_at is not None:
                 self._observer.on_gap(now - self.last_at)
                 self.last_at = now
-            elif self.last_at is None and self.scanner.event_count:
-                self._note_first_token(now)
             self._send_events(events)
         else:
             self._buffer += self._filter_events(chunks)
@@ -265,13 +281,13 @@ class EngineResponse(ResponseSink):
                 self._on_first_chunk(now)
             elif not self.scanner.has_opening:
                 self._buffer.clear()  # comments, which say that the engine waits
-            elif self._opening_timer is None and self._awaits_verdict:
-                self._opening_timer = self._loop.call_later(self.limits.keep_alive_seconds, self._on_late_answer)
 
     def on_error(self, error: UpstreamError) -> None:
         """Receives an error of the connection: the verdict if there is none yet, else the end."""
         if self._awaits_verdict:
             self._finish_verdict(error)
+            return
+        if self.end_if_whole():
             return
         if self.is_stream and self._response is not None and (held := self.scanner.release_held()):
             self._send_events(held)
@@ -281,6 +297,14 @@ class EngineResponse(ResponseSink):
     def on_silence(self) -> float:
         """Returns how many more seconds the attempt waits."""
         return self._seconds_left()
+
+    def check_silence(self, silent_seconds: float) -> float:
+        """Returns after how many more seconds the silence is to be checked again; 0 to give up."""
+        if self.is_stream and self._awaits_verdict:
+            return self._seconds_left()
+        if self._observer is None or self.is_paused:
+            return self.limits.stream_idle_seconds - silent_seconds
+        return self._observer.check_silence(silent_seconds)
 
     # Relaying.
 
@@ -303,23 +327,6 @@ class EngineResponse(ResponseSink):
             else:
                 self._buffer = []
                 self.on_error(UpstreamError("garbage" if is_too_long else _OUT_OF_MEMORY))
-
-    def _on_late_answer(self) -> None:
-        """Passes the opening on, so that neither the client nor a proxy gives up."""
-        if self._awaits_verdict:
-            self._finish_verdict(None)
-
-    def _note_first_token(self, now: float) -> None:
-        """Notes the first part of an answer whose opening has passed already."""
-        self.first_at = self.last_at = now
-        if self.on_first_token is not None:
-            on_first_token, self.on_first_token = self.on_first_token, None
-            on_first_token(now)
-
-    def _stop_opening_timer(self) -> None:
-        if self._opening_timer is not None:
-            self._opening_timer.cancel()
-            self._opening_timer = None
 
     def _is_too_long(self) -> bool:
         """Whether the response is not buffered further: for its own size, or for that of all."""
@@ -360,7 +367,6 @@ class EngineResponse(ResponseSink):
 
     def _finish_verdict(self, error: UpstreamError | None) -> None:
         self._awaits_verdict = False
-        self._stop_opening_timer()
         if self._verdict is None:
             assert self._on_verdict is not None
             on_verdict, self._on_verdict = self._on_verdict, None

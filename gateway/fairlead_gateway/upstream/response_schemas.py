@@ -57,9 +57,11 @@ class NamedEvent(Struct):
     """The fields of an event with a name that are read.
 
     message: an object with a usage, or the text of an error.
+    error: of an event that has no name.
     """
 
     type: str | None = None
+    error: Raw | UnsetType = UNSET
     usage: Raw | UnsetType = UNSET
     message: UsageHolder | str | None = None
     response: UsageHolder | None = None

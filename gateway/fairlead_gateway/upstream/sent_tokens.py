@@ -59,6 +59,7 @@ _TEXT_ENDS: Final = (b'"}', b'",')
 _NO_FRAME: Final = (b"", b"", b"")
 _IDS_DECODER: Final = msgspec.json.Decoder(list[int])
 _ID_BYTES: Final = 4
+_NAMES: Final = ("id", "object", "created", "model")
 
 
 class TokenMemory:
@@ -129,6 +130,20 @@ class SentTokens:
     def generated(self) -> int:
         """The number of tokens that the client has of the answer."""
         return self.shown - self.prompt_tokens
+
+    def names(self) -> dict[str, object]:
+        """Returns the fields that all events of the answer share."""
+        try:
+            fields = msgspec.json.decode(self.head[self.head.find(b"{") :], type=dict[str, object])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return {}
+        return {name: fields[name] for name in _NAMES if name in fields}
+
+    def usage_event(self, generated: int) -> bytes:
+        """Returns the event with the counts of the answer, for an engine that has not sent it."""
+        prompt = self.prompt_tokens
+        counts = {"prompt_tokens": prompt, "total_tokens": prompt + generated, "completion_tokens": generated}
+        return b"data: " + msgspec.json.encode(self.names() | {"choices": [], "usage": counts}) + b"\n\n"
 
     def take(self, events: bytes) -> bytes:
         """Returns whole events without their token ids, or comments in place of held ones."""

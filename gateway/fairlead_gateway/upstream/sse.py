@@ -214,14 +214,21 @@ class SseScanner:
         """Whether the stream has ended: done, aborted or with an error."""
         return self.is_done or self.is_aborted or self.error is not None
 
-    def end(self) -> list[bytes]:
-        """Returns what goes to the client when the body has ended as HTTP says it should.
+    @property
+    def has_whole_answer(self) -> bool:
+        """Whether all choices have finished, whatever the engine still has to send."""
+        return self._finished_choices >= self._choices
+
+    def end(self, *, is_cut: bool = False) -> list[bytes]:
+        """Returns what goes to the client when the body has ended.
 
         Clients read a last event without its empty line, and an answer whose choices have all
-        finished is whole without `[DONE]`, which it gets here.
+        finished is whole without `[DONE]` and its usage, which it gets here.
+
+        is_cut: it has not ended as HTTP says it should, so a last event may lack its end.
         """
         passed: list[bytes] = []
-        if self._partial and not self.is_finished:
+        if self._partial and not self.is_finished and not is_cut:
             event = bytes(self._partial) + b"\n\n"
             data = event_data(event)
             fields = None if data is None or data == _END else _decode_event(data)
@@ -229,7 +236,12 @@ class SseScanner:
                 self._partial.clear()
                 self._take_event(event, data, fields, passed)
         passed += self.release_held()
-        if not self.is_finished and self._finished_choices >= self._choices:
+        if not self.is_finished and self.has_whole_answer:
+            tokens = self.tokens
+            if self.usage is None and tokens is not None and tokens.prompt_tokens:
+                generated = tokens.generated - tokens.earlier
+                self.usage = Usage(tokens.prompt_tokens, generated, None)
+                passed += [] if self.strip_usage else [tokens.usage_event(generated)]
             passed.append(_DONE)
             self.is_done = True
         return passed

@@ -13,7 +13,7 @@ instructions, and a request reads seven.
 
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fairlead.decision import Decision
 from fairlead.engines.lora_api import adapter_prefix
@@ -35,7 +35,11 @@ from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
 from fairlead_gateway.telemetry.worker.trace_record import TraceRecord
 from fairlead_gateway.tenants.worker.tenant_policy import NO_TENANT, TenantPolicy
+from fairlead_gateway.upstream.response import EngineResponse
 from fairlead_gateway.upstream.usage import Usage
+
+if TYPE_CHECKING:
+    from fairlead_gateway.proxy.relayed_stream import SseKeepAlive
 
 _MAX_ADDRESSES: Final = 4_096
 
@@ -162,6 +166,7 @@ class RequestContext:
     error_event: the engine's own, if it was kept back and no other engine continues the stream
     is_handed_over: a `RelayedStream` ends the request, not its task
     adapter_use: where the request's adapter is; None for a request without one
+    keep_alive: sends the head and comments while a stream is silent; None without a stream
     """
 
     __slots__ = (
@@ -183,6 +188,7 @@ class RequestContext:
         "http_request",
         "id",
         "is_handed_over",
+        "keep_alive",
         "key_name",
         "policy",
         "refused_by",
@@ -234,12 +240,27 @@ class RequestContext:
         self.is_handed_over = False
         self.error_event = b""
         self.adapter_use: AdapterUse | None = None
+        self.keep_alive: SseKeepAlive | None = None
 
     def follow(self, previous: "RequestContext") -> None:
         """Continues the records of the request at the model before, which has not answered it."""
+        self.keep_alive, previous.keep_alive = previous.keep_alive, None
+        if self.keep_alive is not None:
+            self.keep_alive.context = self
         self.earlier_attempts = previous.earlier_attempts if previous.choice is None else previous.choice.attempt
         self.earlier_failures = [*previous.earlier_failures, *previous.failures]
         self.trace = previous.trace
+
+    def start_comments(self, engine_response: EngineResponse) -> None:
+        """Sends comments between the events of a stream, while it is silent."""
+        if self.keep_alive is not None and engine_response.is_stream:
+            self.keep_alive.start(engine_response)
+
+    def stop_comments(self) -> None:
+        """Ends what is sent into a silent stream. May be called twice."""
+        keep_alive, self.keep_alive = self.keep_alive, None
+        if keep_alive is not None:
+            keep_alive.stop()
 
     @property
     def transfer(self) -> Handoff | None:

@@ -100,12 +100,14 @@ class ScriptedEngine:
 
     max_model_len: in its list of models, which no script sees unless `scripts_models`.
     generated_tokens: the counter of its metrics page as workers get it; None: it has no page.
+    scripts_metrics: its script answers that page.
     """
 
     url: str = ""
     generated_tokens: int | None = None
     max_model_len: int | None = None
     scripts_models: bool = False
+    scripts_metrics: bool = False
     calls: list[EngineCall] = field(default_factory=list)
     connections: int = 0
     open: int = 0
@@ -281,7 +283,8 @@ async def _connection(
     try:
         while True:
             call = await _read(reader, writer)
-            if call.path == "/metrics" and call.header("x-fairlead-hops"):  # of a worker, not of a scraper
+            is_of_worker = call.path == "/metrics" and call.header("x-fairlead-hops")  # not of a scraper
+            if is_of_worker and not engine.scripts_metrics:
                 await _show_metrics(engine, call)
                 continue
             if call.path == "/v1/models" and not engine.scripts_models:

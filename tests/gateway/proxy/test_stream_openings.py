@@ -55,30 +55,6 @@ async def test_engine_that_fails_after_the_opening_is_replaced(name: str, failur
     assert (answer.status, answer.body, calls) == (200, opening + rest, 2)
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-async def test_opening_passes_when_the_answer_is_late(name: str) -> None:
-    """A client and a proxy that wait for a long prompt hear something."""
-    path, body, opening, rest = ANSWERS[name]
-    is_read = asyncio.Event()
-
-    async def script(call: EngineCall) -> None:
-        await call.start_stream()
-        await call.chunk(opening)
-        await is_read.wait()
-        await call.chunk(rest)
-        await call.chunk(b"")
-
-    async with gateway_before([script], Limits(keep_alive_seconds=0.05)) as running:
-        connection = await RawConnection.connect(running.url)
-        await connection.send(post_request(body, path=path))
-        head = await connection.reader.readuntil(opening)
-        is_read.set()
-        tail = await connection.reader.readuntil(b"0\r\n\r\n")
-        await connection.close()
-    assert head.startswith(b"HTTP/1.1 200")
-    assert rest in tail
-
-
 async def test_client_that_leaves_during_the_opening_ends_the_attempt() -> None:
     is_opened, is_closed = asyncio.Event(), asyncio.Event()
 

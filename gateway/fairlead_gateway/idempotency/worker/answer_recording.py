@@ -67,6 +67,8 @@ class RecordedResponse(ResponseWriter):
         answer = self._answer
         if answer.head is not None:  # known now: it is set right after the start
             answer.head.is_event_stream = self.accepts_comments
+        if final and self.last_comment is not None:
+            chunks = [self.last_comment(), *chunks]
         self._table.add(answer, [chunk for chunk in chunks if chunk])
         if final:
             self._end()

@@ -1,8 +1,11 @@
-"""Watches whether engines that send nothing compute, by the token counters of their metrics pages.
+"""Watches whether engines that send nothing compute, by what their metrics pages count.
 
 An engine that answers plain requests sends nothing while it generates, and nothing while it hangs.
-Its counters tell the difference. They are read only while a request waits longer than it should, by
-the worker that has the request.
+The same holds for a stream whose engine holds a long tool call. The counters tell the difference.
+They are read only while a request waits longer than it should, by the worker that has the request.
+
+An engine hangs if it does not answer, or if it has running requests and nothing that counts its
+work moves. Else it lives: an engine without such counters lives while it answers.
 """
 
 import asyncio
@@ -16,7 +19,30 @@ from fairlead_gateway.upstream.request_encoder import request_prefix
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _MAX_WATCHED: Final = 256
-_NO_PAGE: Final = "timeout"
+_NO_ANSWER: Final = ("timeout", "connect-timeout")
+_POLL_SECONDS: Final = 1.0
+_LATER_SECONDS: Final = 5.0
+"""Between two looks at an engine that lives."""
+_HANG_GAPS: Final = 20.0
+"""A stream is silent for too long after so many of its usual gaps."""
+_HANG_PREFILLS: Final = 3.0
+"""And after so many times the predicted prefill of all that its engine has to compute."""
+_DECIDED_SHARE: Final = 0.8
+"""Of that time, so that the stream goes on elsewhere within it."""
+_WATCHED_GAPS: Final = 4.0
+"""An engine is watched after so many usual gaps."""
+
+Counters = tuple[float | None, float | None, float | None]
+
+
+def hang_seconds(gap_seconds: float, prefill_seconds: float, min_seconds: float) -> float:
+    """Returns after how many seconds of silence an engine hangs that counts no work meanwhile.
+
+    gap_seconds: between two events of the stream, in the mean; 0 if it is not known.
+    prefill_seconds: predicted for the prompts that the engine has not computed yet. Why: in a long
+        step, an engine counts nothing.
+    """
+    return max(min_seconds, _HANG_GAPS * gap_seconds, _HANG_PREFILLS * prefill_seconds)
 
 
 class _Watch:
@@ -24,16 +50,18 @@ class _Watch:
 
     counters: the last reading; None before the first.
     changed_at: when the counters changed, or the watch began.
+    known_at: until when they are known to have stood still; None: the page does not come.
     until: when it ends unless it is asked for again.
-    is_unreadable: the page has no counters of tokens, or there is no page.
+    is_unreadable: the page has no counters of work, or there is no page.
     """
 
-    __slots__ = ("changed_at", "counters", "instance", "is_unreadable", "task", "until")
+    __slots__ = ("changed_at", "counters", "instance", "is_unreadable", "known_at", "task", "until")
 
     def __init__(self, instance: Instance, now: float) -> None:
         self.instance = instance
-        self.counters: tuple[float | None, float | None] | None = None
+        self.counters: Counters | None = None
         self.changed_at = self.until = now
+        self.known_at: float | None = now
         self.is_unreadable = False
         self.task: asyncio.Task[None] | None = None
 
@@ -47,7 +75,7 @@ class EngineProgress:
     def __init__(self, runtime: WorkerRuntime, pool: ConnectionPool, hop_id: str) -> None:
         self._loop = runtime.loop
         self._now = runtime.now
-        self._poll_seconds: float = runtime.limits.scrape_seconds
+        self._min_hang_seconds: float = runtime.limits.stream_hang_seconds
         self._timeout_seconds: float = runtime.limits.scrape_timeout_seconds
         self._pool = pool
         self._hop_id = hop_id
@@ -67,8 +95,30 @@ class EngineProgress:
                 return None
             watch = self._watches[instance.id] = _Watch(instance, now)
             watch.task = self._loop.create_task(self._run(watch))
-        watch.until = now + 2.0 * ask_again_seconds + self._poll_seconds
-        return None if watch.is_unreadable else now - watch.changed_at
+        watch.until = now + 2.0 * ask_again_seconds + _POLL_SECONDS
+        if watch.is_unreadable:
+            return None
+        return (now if watch.known_at is None else watch.known_at) - watch.changed_at
+
+    def check_stream(
+        self, instance: Instance, silent_seconds: float, gap_seconds: float, prefill_seconds: float
+    ) -> float:
+        """Returns after how many more seconds to look at a silent stream again; 0: its engine hangs.
+
+        See `hang_seconds`.
+        """
+        limit = _DECIDED_SHARE * hang_seconds(gap_seconds, prefill_seconds, self._min_hang_seconds)
+        unwatched = _WATCHED_GAPS * gap_seconds - silent_seconds
+        if unwatched > 0.0:
+            return unwatched
+        left = limit - silent_seconds
+        still_seconds = self.still_seconds(instance, max(_LATER_SECONDS, left))
+        if left > 0.0:
+            return max(_POLL_SECONDS, left)
+        watched = limit - max(_POLL_SECONDS, _WATCHED_GAPS * gap_seconds) - _POLL_SECONDS
+        if still_seconds is None or still_seconds == 0.0:
+            return _LATER_SECONDS
+        return 0.0 if still_seconds >= watched else _POLL_SECONDS
 
     def close(self) -> None:
         """Ends all watches."""
@@ -80,34 +130,44 @@ class EngineProgress:
         try:
             while self._now() < watch.until:
                 await self._read(watch)
-                await asyncio.sleep(self._poll_seconds)
+                await asyncio.sleep(_POLL_SECONDS)
         finally:
             del self._watches[watch.instance.id]
 
     async def _read(self, watch: _Watch) -> None:
-        instance = watch.instance
         try:
             from fairlead.engines.registry import engine_adapter  # most workers never need it
 
-            adapter = engine_adapter(instance.engine)
-            prefix = request_prefix("GET", adapter.metrics_path, instance.url, self._hop_id)
-            message = [f"{prefix.text}\r\n".encode("latin-1")]
-            page = await call_engine(
-                self._pool, instance.address, message, self._timeout_seconds, instance=instance, needs_core=False
-            )
-            signals = adapter.parse_signals(page, instance.dp_rank)
-        except EngineCallFailed as failure:
-            watch.is_unreadable = failure.cause != _NO_PAGE
-            return
-        except BadInput:
+            adapter = engine_adapter(watch.instance.engine)
+            page = await self._get(watch.instance, adapter.metrics_path)
+            if page is None:
+                watch.known_at = None
+                # Some engines answer it between two steps only, but say at once that they live.
+                watch.is_unreadable = await self._get(watch.instance, adapter.health_path) is not None
+                return
+            signals = adapter.parse_signals(page, watch.instance.dp_rank)
+        except (EngineCallFailed, BadInput):
             watch.is_unreadable = True
             return
-        counters = _counters(signals)
-        watch.is_unreadable = counters == (None, None)
-        if watch.counters is not None and counters != watch.counters:
-            watch.changed_at = self._now()
-        watch.counters = counters
+        counters, now = _counters(signals), self._now()
+        watch.is_unreadable = counters[:2] == (None, None)
+        if (watch.counters is not None and counters != watch.counters) or signals.running == 0.0:
+            watch.changed_at = now
+        watch.counters, watch.known_at = counters, now
+
+    async def _get(self, instance: Instance, path: str) -> bytes | None:
+        """Returns a page of an engine; None if it does not answer. Raises EngineCallFailed."""
+        prefix = request_prefix("GET", path, instance.url, self._hop_id)
+        message = [f"{prefix.text}\r\n".encode("latin-1")]
+        try:
+            return await call_engine(
+                self._pool, instance.address, message, self._timeout_seconds, instance=instance, needs_core=False
+            )
+        except EngineCallFailed as failure:
+            if failure.cause in _NO_ANSWER:
+                return None
+            raise
 
 
-def _counters(signals: EngineSignals) -> tuple[float | None, float | None]:
-    return signals.prompt_tokens_total, signals.generation_tokens_total
+def _counters(signals: EngineSignals) -> Counters:
+    return signals.prompt_tokens_total, signals.generation_tokens_total, signals.kv_usage

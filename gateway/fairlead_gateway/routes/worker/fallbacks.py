@@ -254,8 +254,8 @@ def _failure_kind(context: RequestContext, error: GatewayError, now: float) -> s
 
     None: the deadline has passed, the first byte was sent, or two engines broke off on the request.
     """
-    failures = context.failures
-    if context.response.started or context.response.finished or isinstance(error, QuarantinedRequest):
+    failures, response = context.failures, context.response
+    if (response.started and not response.is_waiting) or response.finished or isinstance(error, QuarantinedRequest):
         return None
     if context.deadline is not None and now >= context.deadline:
         return None

@@ -17,6 +17,7 @@ _PLACES = (
     *("admission", "body_check", "limits", "peers", "resilience"),
 )
 """All that runs in workers alone, and the features whose cores bound a wait."""
+_SILENCE = "not asked again; `stream_silence_seconds` bounds the wait"
 _RECORD = "a time of the past in a record; nothing waits for it"
 _AT_ONCE = "nothing has happened yet, so the first one is due at once"
 _LEAST = "the start of a minimum; without values there is nothing to bound"
@@ -50,8 +51,10 @@ REASONS: dict[str, str] = {
     "openai/request.py client_timeout:inf": "an infinite deadline is refused",
     "openai/request.py remaining_timeout_header(deadline)": "the engine is told none",
     "openai/request.py total_timeout": (
-        "a stream may go on for hours; its stall timeout and `stream_idle_seconds` bound each silence"
+        "a stream may go on for hours; its stall timeout and `stream_silence_seconds` bound each silence"
     ),
+    "upstream/connection.py ResponseSink.check_silence:inf": _SILENCE,
+    "upstream/response.py StreamObserver.check_silence:inf": _SILENCE,
     "proxy/request_recorder.py _overhead_seconds": _RECORD,
     "proxy/request_recorder.py tpot_seconds": _RECORD,
     "limits/worker/limit_plan.py LimitPlan.__init__:inf": _AT_ONCE,
