@@ -155,7 +155,10 @@ class UpstreamLimits:
         "the same of all responses of a worker over 16 KiB, and of long events; half for one namespace. "
         "Then it is passed on, or a stream ends",
     )
-    sse_event_bytes: int = limit(1024 * 1024, "one event of an engine's stream as far as Fairlead parses it")
+    sse_event_bytes: int = limit(
+        32 * 1024 * 1024,
+        "one event of an engine's stream, which may hold images; all long ones share `buffered_responses_bytes`",
+    )
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
     keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
     adapter_load_seconds: float = limit(60.0, "a load of a LoRA adapter; then another engine is tried")
