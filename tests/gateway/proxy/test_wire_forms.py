@@ -3,6 +3,7 @@
 The forms are drawn with a fixed seed, so each run tries the same ones.
 """
 
+import itertools
 import random
 import re
 from datetime import UTC, datetime, timedelta
@@ -79,7 +80,7 @@ def in_some_form(draw: random.Random, stream: bytes) -> list[bytes]:
     text = "".join(parts[:-1] if parts[-1] in PINGS + OTHERS else parts)
     data = ("\ufeff" * (draw.random() < 0.3) + text.replace("\n", draw.choice(["\n", "\r\n", "\r"]))).encode()
     cuts = sorted({0, len(data), *(draw.randrange(len(data)) for _ in range(draw.randrange(8)))})
-    return [data[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [data[start:stop] for start, stop in itertools.pairwise(cuts)]
 
 
 def read_events(answer: RawResponse) -> list[tuple[str, str]]:
