@@ -16,7 +16,7 @@ from fairlead.names import closest_matches
 from fairlead.units import parse_duration
 
 VARIABLE_PREFIX = "FAIRLEAD_"
-_MAX_DRAIN_SECONDS = 24 * 3_600.0
+_LONGEST = "24h"
 TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "FAIRLEAD_CACHE": "where `make` keeps the dependencies, instead of `~/.cache/fairlead`",
@@ -45,6 +45,19 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
 
 def _setting(description: str, *, default: str | None = None, secret: bool = False, reloadable: bool = False) -> Any:
     return field(default=default, metadata={"says": description, "secret": secret, "reloadable": reloadable})
+
+
+def _duration_in(name: str, text: str | None, shortest: str) -> float:
+    """Returns a duration in seconds. Raises SettingsError below the shortest and above `_LONGEST`."""
+    try:
+        seconds = parse_duration(text or "")
+    except BadInput:
+        seconds = -1.0
+    if not parse_duration(shortest) <= seconds <= parse_duration(_LONGEST):
+        name = variable_name(name)
+        text = f"{name} is not a duration from {shortest} to {_LONGEST}"
+        raise SettingsError(text, field=name, hint="write it like 90s or 10m")
+    return seconds
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -157,17 +170,18 @@ class GatewaySettings:
         "requests with 503. Give the process 20 s more before it is killed",
         default="10m",
     )
+    client_idle_timeout: str | None = _setting(
+        "how long a client connection may be idle until it is closed, `1s` to `24h`. It must be longer than the load balancer in "
+        "front keeps idle connections: Google's 10 minutes, AWS and nginx 1, Cloudflare 15",
+        default="620s",
+    )
 
-    def drain_seconds(self) -> float:
-        """Returns `drain_timeout` in seconds. Raises SettingsError."""
-        try:
-            seconds = parse_duration(self.drain_timeout or "")
-        except BadInput:
-            seconds = -1.0
-        if not 0.0 <= seconds <= _MAX_DRAIN_SECONDS:
-            name = variable_name("drain_timeout")
-            raise SettingsError(f"{name} is not a duration from 0s to 24h", field=name, hint="write it like 90s or 10m")
-        return seconds
+    def limits(self) -> dict[str, Any]:
+        """Returns the limits that settings replace, in seconds. Raises SettingsError."""
+        return {
+            "drain_seconds": _duration_in("drain_timeout", self.drain_timeout, "0s"),
+            "keepalive_idle_seconds": _duration_in("client_idle_timeout", self.client_idle_timeout, "1s"),
+        }
 
     def __repr__(self) -> str:
         return masked_repr(self)

@@ -19,7 +19,11 @@ class HttpLimits:
     header_timeout_seconds: float = limit(5.0, "slowloris: from the first byte of a request head to its end")
     body_idle_seconds: float = limit(30.0, "a body without a byte for this long ends the connection with 408")
     body_seconds: float = limit(300.0, "from the end of a request's head to the end of its body; 408")
-    keepalive_idle_seconds: float = limit(75.0, "an idle client connection is closed")
+    keepalive_idle_seconds: float = limit(
+        620.0,
+        "an idle client connection is closed, unless FAIRLEAD_CLIENT_IDLE_TIMEOUT says otherwise. Google's load balancers keep "
+        "theirs for 600 s and ask for more, else requests meet closed connections; beyond `connections`, idle ones go first",
+    )
     connections: int = limit(
         20_000,
         "client connections of one worker; for more, idle ones are closed, or the next gets 503. Fewer where the limit "
@@ -163,7 +167,10 @@ class UpstreamLimits:
         "the same of all responses of a worker over 16 KiB, and of long events; half for one namespace. "
         "Then it is passed on, or a stream ends",
     )
-    sse_event_bytes: int = limit(1024 * 1024, "one event of an engine's stream as far as Fairlead parses it")
+    sse_event_bytes: int = limit(
+        32 * 1024 * 1024,
+        "one event of an engine's stream, which may hold images; all long ones share `buffered_responses_bytes`",
+    )
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
     stream_head_seconds: float = limit(
         10.0, "a stream without its first event gets its head after this long; then errors are events"

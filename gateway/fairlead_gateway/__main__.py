@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             open_to_all=not has_manage_token and not options.insecure,
             fix="FAIRLEAD_MANAGE_TOKEN a value",
         )
-        limits = replace(Limits(), drain_seconds=settings.drain_seconds())
+        limits = replace(Limits(), **settings.limits())
         workers = _parse_worker_count(options.workers, limits)
         with listen.reserve() as public_socket, manage.bind() as management_socket:
             has_redis = options.redis is not None or settings.redis_url is not None

@@ -267,6 +267,10 @@ class Gateway(Placement):
         "`terminationGracePeriodSeconds` follows from both",
         600,
     )
+    client_idle_seconds: Annotated[int, Field(ge=1, le=86_400)] = _value(
+        "seconds after which an idle connection of a client is closed; more than the load balancer in front keeps its own",
+        620,
+    )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
     access_log: bool = _value("write each request to standard output as a line of JSON, without prompts", False)
     access_log_clients: bool = _value("include the addresses of clients in the access log", True)

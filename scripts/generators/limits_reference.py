@@ -21,7 +21,7 @@ def limits_page(root: Path, note: str) -> str:
     parts = [
         f"{note}# Limits\n\nEvery limit of Fairlead, with its reason. A request or file beyond a limit gets an\n"
         "error. A full buffer drops entries or pauses its source, and a wait that is too long ends. Limits are\n"
-        "constants of a release, not settings.\n"
+        "constants of a release; where a variable is named, it sets another value.\n"
     ]
     for package in PACKAGES:
         limits = list(package_limits(root / package))

@@ -68,7 +68,9 @@ def test_terminating_pod_has_time_for_requests_in_flight(program: Path) -> None:
         container = gateway["containers"][0]
         leave = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         environ = {variable["name"]: variable.get("value", "") for variable in container["env"]}
-        assert GatewaySettings(drain_timeout=environ["FAIRLEAD_DRAIN_TIMEOUT"]).drain_seconds() == drain_seconds
+        assert (
+            GatewaySettings(drain_timeout=environ["FAIRLEAD_DRAIN_TIMEOUT"]).limits()["drain_seconds"] == drain_seconds
+        )
         assert gateway["terminationGracePeriodSeconds"] > leave + drain_seconds + exit_seconds
 
 

@@ -102,12 +102,28 @@ async def test_stream_that_outlasts_the_drain_timeout_ends_with_an_error_event(t
 
 
 @pytest.mark.parametrize("text", ["10", "25h", "-1s", "soon"])
-def test_a_drain_timeout_that_is_no_duration_ends_the_start(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "shortest"), [("DRAIN_TIMEOUT", "0s"), ("CLIENT_IDLE_TIMEOUT", "1s")])
+def test_a_timeout_that_is_no_duration_ends_the_start(
+    text: str,
+    name: str,
+    shortest: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("FAIRLEAD_DRAIN_TIMEOUT", text)
+    monkeypatch.setenv(f"FAIRLEAD_{name}", text)
     assert gateway_main(["--fleet", str(tmp_path), "--listen", "127.0.0.1:0"]) == 2
-    assert "FAIRLEAD_DRAIN_TIMEOUT is not a duration from 0s to 24h" in capsys.readouterr().err
+    assert f"FAIRLEAD_{name} is not a duration from {shortest} to 24h" in capsys.readouterr().err
+
+
+async def test_an_idle_connection_is_closed_after_the_time_that_is_set(tmp_path: Path) -> None:
+    environ = os.environ | {"FAIRLEAD_CLIENT_IDLE_TIMEOUT": "1s"}
+    async with process_before(tmp_path, well_behaved, environ=environ) as (gateway, *_):
+        connection = await RawConnection.connect(gateway.url)
+        await connection.send(post_request(GOOD, close=False))
+        assert (await connection.read_response()).status == 200
+        assert await connection.reader.read() == b""
+        await connection.close()
 
 
 async def test_rolling_restarts_lose_no_request_on_idle_connections(tmp_path: Path) -> None:

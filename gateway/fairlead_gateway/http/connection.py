@@ -177,7 +177,7 @@ class ClientConnection(ResponseTransport):
         elif excess > 0:
             self._reject(Overloaded("too many connections", hint="try again later", headers=(("retry-after", "1"),)))
         else:
-            self._idle_timer.restart(self._limits.keepalive_idle_seconds)
+            self._idle_timer.restart(self._listener.idle_seconds)
 
     def data_received(self, data: bytes) -> None:
         if self._state == _READING:

@@ -45,7 +45,6 @@ from fairlead_gateway.upstream.request_encoder import (
     create_hop_id,
     encode_external_request,
     encode_request,
-    retry_after_of,
 )
 from fairlead_gateway.upstream.response import EngineResponse
 from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER
@@ -533,7 +532,9 @@ def check_response(
     status = response_error.status
     if status in _OVERLOAD_STATUSES and not (status == _LIMITED and is_external(context)):
         refusal = _limit_error(engine_response, response_error, context.http_request.id) if status == _LIMITED else None
-        raise AttemptFailure("overloaded", is_overload=True, refusal=refusal)
+        failure = AttemptFailure("overloaded", is_overload=True, refusal=refusal)
+        failure.retry_after = engine_response.retry_after(int(MAX_RETRY_AFTER_SECONDS))
+        raise failure
     if status >= 500 and status != _NO_SUCH_FUNCTION:
         context.result.is_charged = response_error.is_charged
         raise AttemptFailure(response_error.cause or f"status-{status}", is_final=response_error.is_charged)
@@ -586,8 +587,7 @@ def _limit_error(engine_response: EngineResponse, error: InBandError, request_id
     else:
         body = engine_response.buffered_body
         body = body if is_error_object(body) else refusal_body(_LIMITED, body, request_id)
-    max_seconds = int(MAX_RETRY_AFTER_SECONDS)
-    return EngineLimited(body, retry_after_of(engine_response.headers, max_seconds) or 1)
+    return EngineLimited(body, engine_response.retry_after(int(MAX_RETRY_AFTER_SECONDS)) or 1)
 
 
 def _plain_error(body: bytes) -> InBandError | None:

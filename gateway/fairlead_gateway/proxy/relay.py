@@ -62,7 +62,6 @@ from fairlead_gateway.upstream.request_encoder import (
     JSON_TYPE,
     RouteHeaderCache,
     relayed_headers,
-    relayed_retry_after,
     route_header,
     sanitize_header_value,
     server_timing,
@@ -240,7 +239,8 @@ class ResponseRelay(StreamEnding):
             if b"content-type" in engine_response.headers:
                 content_type = engine_response.headers[b"content-type"].decode("latin-1")
         if status >= 400:
-            headers += relayed_retry_after(status, shown, int(MAX_RETRY_AFTER_SECONDS))
+            seconds = engine_response.retry_after(int(MAX_RETRY_AFTER_SECONDS))
+            headers += "" if seconds is None else f"retry-after: {seconds}\r\n"
             context.result.error = ENGINE_REFUSED
             if is_external(context):
                 content_type, body = JSON_TYPE, external_refusal(status, body, context.http_request.id)

@@ -52,8 +52,8 @@ _WORKER_VARIABLES = frozenset(
     map(
         variable_name,
         (
-            *("access_log", "access_log_clients", "changing_text", "compiled", "drain_timeout", "log_level"),
-            *("memory_limit", "trace_endpoint", "trace_headers", "trace_sample"),
+            *("access_log", "access_log_clients", "changing_text", "client_idle_timeout", "compiled"),
+            *("drain_timeout", "log_level", "memory_limit", "trace_endpoint", "trace_headers", "trace_sample"),
         ),
     )
 )

@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.dialects.event_grammar import EventGrammar
-from fairlead_gateway.upstream.response_schemas import MEMBERS_DECODER, NAMED_EVENT_DECODER, NamedEvent, StopDelta
-from fairlead_gateway.upstream.sse import SseScanner, event_data
+from fairlead_gateway.upstream.response_schemas import NAMED_EVENT_DECODER, NamedEvent, StopDelta
+from fairlead_gateway.upstream.sse import PING, SseScanner, decode_members, event_data, event_name, is_ping
 from fairlead_gateway.upstream.usage import GARBAGE, InBandError, TokenCounts, parse_in_band_error
 
 _NAME: Final = b"event: "
@@ -78,7 +78,9 @@ class NamedEventScanner(SseScanner):
         return further + 1
 
     def _read_event(self, event: bytes, passed: list[bytes]) -> None:
-        data, name = event_data(event), _event_name(event)
+        data, name = event_data(event), event_name(event)
+        if is_ping(name) and decode_members(data or b"") is None:
+            event, data = PING, None
         if not data:
             if self._passes_without_data(event):
                 passed.append(event)
@@ -126,19 +128,9 @@ class NamedEventScanner(SseScanner):
         self.is_done = is_last and not self.is_aborted
 
 
-def _event_name(event: bytes) -> bytes:
-    """Returns the name of an event, which its last such line gives; empty if it has none."""
-    names = [line[6:].strip() for line in event.strip().splitlines() if line.startswith(b"event:")]
-    return names[-1] if names else b""
-
-
 def _is_whole(event: bytes) -> bool:
     """Whether the data of a last event, which lacks its empty line, is not cut."""
     data = event_data(event)
     if not data or data == _END:
         return data == _END
-    try:
-        MEMBERS_DECODER.decode(data)
-    except _DECODE_ERRORS:
-        return False
-    return True
+    return decode_members(data) is not None

@@ -15,7 +15,9 @@ or more ids than `HOPS`, is refused.
 """
 
 import hashlib
+import math
 import re
+from datetime import UTC, datetime
 from typing import Final
 
 from fairlead_gateway.errors import NO_RETRY, BadRequest, GatewayLoop
@@ -34,7 +36,9 @@ _USUAL_HEADERS: Final = frozenset(
 """Headers that clients and proxies send to every server. They do not pass, and are not recorded."""
 _USUAL_PREFIXES: Final = (b"x-stainless-", b"x-forwarded-", b"sec-", b"x-fairlead-", b"access-control-")
 _MAX_RECORDED_HEADERS: Final = 16
-_MAX_NUMBER_DIGITS: Final = 9
+_NUMBER: Final = re.compile(rb"[+-]?\d+(?:\.\d*)?|\.\d+")
+_DATE_FORMS: Final = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
+_MAX_DATE_CHARACTERS: Final = 40
 _NO_NAMES: Final[frozenset[bytes]] = frozenset()
 _CARRIAGE_RETURN: Final = ord("\r")  # a number is found faster than a byte, which is first tried as one
 _LINE_FEED: Final = ord("\n")
@@ -230,24 +234,40 @@ def relayed_headers(fields: dict[bytes, bytes], *, exclude: bytes = b"") -> str:
     return text
 
 
-def relayed_retry_after(status: int, fields: dict[bytes, bytes], max_seconds: int) -> str:
-    """Returns the header with which an engine asks a client to wait, as header text.
+def retry_after_of(fields: dict[bytes, bytes], max_seconds: int, now: float) -> int | None:
+    """Returns the seconds for which an engine asks to wait, rounded up, from 1 to `max_seconds`.
 
-    Empty unless the response is an error.
+    None without a header that can be read. Seconds may have a fraction; a date counts from that of
+    the response, since the engine's clock may differ. `retry-after-ms`, as OpenAI's SDKs know it,
+    comes first.
+
+    now: Unix seconds, for a response without a date.
+
+    Source: RFC 9110, 5.6.7 and 10.2.3.
     """
-    seconds = retry_after_of(fields, max_seconds) if status >= 400 else None
-    return "" if seconds is None else f"retry-after: {seconds}\r\n"
+    seconds = _number_in(fields.get(b"retry-after-ms", b""), 0.001)
+    value = fields.get(b"retry-after", b"")
+    if seconds is None:
+        seconds = _number_in(value, 1.0)
+    if seconds is None and (until := _date_in(value)) is not None:
+        sent_at = _date_in(fields.get(b"date", b""))
+        seconds = until - (now if sent_at is None else sent_at)
+    return None if seconds is None else max(1, math.ceil(min(seconds, max_seconds)))
 
 
-def retry_after_of(fields: dict[bytes, bytes], max_seconds: int) -> int | None:
-    """Returns the seconds for which an engine asks to wait, at most `max_seconds`.
+def _number_in(value: bytes, unit: float) -> float | None:
+    return float(value) * unit if _NUMBER.fullmatch(value) is not None else None
 
-    None without the header, and for a date or whatever else is no number.
-    """
-    value = fields.get(b"retry-after")
-    if value is None or not value.isdigit():
-        return None
-    return max_seconds if len(value) > _MAX_NUMBER_DIGITS else min(int(value), max_seconds)
+
+def _date_in(value: bytes) -> float | None:
+    """Returns the Unix seconds of a date in one of the three forms of HTTP; None for another text."""
+    text = value.decode("latin-1")
+    for form in _DATE_FORMS if len(text) <= _MAX_DATE_CHARACTERS else ():
+        try:
+            return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
+        except ValueError:
+            continue
+    return None
 
 
 def sanitize_header_value(text: str) -> str:

@@ -19,6 +19,7 @@ from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.upstream.connection import REPLAY, ResponseSink, UpstreamError
 from fairlead_gateway.upstream.named_events import NamedEventScanner
+from fairlead_gateway.upstream.request_encoder import retry_after_of
 from fairlead_gateway.upstream.sent_tokens import SentTokens
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
 from fairlead_gateway.upstream.usage import InBandError, LongAnswerCounts, Usage
@@ -89,6 +90,7 @@ class EngineResponse(ResponseSink):
         self._stream_requested = stream_requested
         self._strip_usage = strip_usage
         self._now = runtime.now
+        self._wall = runtime.clock.wall
         self.limits = runtime.limits
         self._loop = runtime.loop
         self._seconds_left = on_silence
@@ -190,6 +192,10 @@ class EngineResponse(ResponseSink):
     def buffered_body(self) -> bytes:
         """The buffered part of a plain response."""
         return b"".join(self._buffer)
+
+    def retry_after(self, max_seconds: int) -> int | None:
+        """Returns the seconds for which the engine asks to wait, as `retry_after_of` does."""
+        return retry_after_of(self.headers, max_seconds, self._wall())
 
     @property
     def error(self) -> str | None:

@@ -51,6 +51,11 @@ _NEXT_MEMBER: Final = b'},"'
 _END: Final = b"[DONE]"
 _DONE: Final = b"data: [DONE]\n\n"
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_NAME: Final = b"\nevent:"
+_PINGS: Final = frozenset((b"ping", b"keepalive", b"keep-alive", b"heartbeat"))
+"""Names of events that only say that the stream lives."""
+PING: Final = b": ping\n\n"
+"""In place of such an event, since clients of chats take each event for a chunk."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 
 
@@ -165,6 +170,7 @@ class SseScanner:
             and chunk.find(b'"finish_reason":"') < 0
             and chunk.find(b'"finish_reason": "') < 0
             and chunk.find(b"[DONE]") < 0
+            and chunk.find(_NAME) < 0
             and chunk.startswith(b"data: ")
         )
         return 1 if may_pass else 0
@@ -294,6 +300,8 @@ class SseScanner:
     def _read_event(self, event: bytes, passed: list[bytes]) -> None:
         """Reads an event, and adds to `passed` what may pass now."""
         data = event_data(event)
+        if is_ping(event_name(event)):
+            event, data = PING, None
         self._take_event(event, data, None if not data or data == _END else _decode_event(data), passed)
 
     def release_held(self) -> list[bytes]:
@@ -402,7 +410,7 @@ def _with_members(event: bytes, usage_data: bytes) -> bytes:
     at = usage_data.find(_USAGE_ALONE)
     if at > 0 and usage_data.find(_NEXT_MEMBER, at) < 0 and event.find(usage_data[:at]) >= 0:
         return event
-    own, others = (_decode_members(data) for data in (event_data(event) or b"", usage_data))
+    own, others = (decode_members(data) for data in (event_data(event) or b"", usage_data))
     if not own or others is None:
         return event
     added = b"".join(
@@ -416,11 +424,23 @@ def _with_members(event: bytes, usage_data: bytes) -> bytes:
     return event[:end] + added + event[end:]
 
 
-def _decode_members(data: bytes) -> dict[str, msgspec.Raw] | None:
+def decode_members(data: bytes) -> dict[str, msgspec.Raw] | None:
+    """Returns the members of a JSON object; None if it is none."""
     try:
         return MEMBERS_DECODER.decode(data)
     except _DECODE_ERRORS:
         return None
+
+
+def event_name(event: bytes) -> bytes:
+    """Returns the name of an event, which its last such line gives; empty if it has none."""
+    names = [line[6:].strip() for line in event.strip().splitlines() if line.startswith(b"event:")]
+    return names[-1] if names else b""
+
+
+def is_ping(name: bytes) -> bool:
+    """Whether events of this name only say that the stream lives."""
+    return name in _PINGS
 
 
 def event_data(event: bytes) -> bytes | None:

@@ -58,7 +58,7 @@ def _parse_options(arguments: Sequence[str]) -> dict[str, int]:
 async def _run(
     settings: GatewaySettings, shared_memory: mmap.mmap | None, channel: int, sibling_port: int | None
 ) -> int:
-    limits = replace(Limits(), drain_seconds=settings.drain_seconds())
+    limits = replace(Limits(), **settings.limits())
     siblings = None if sibling_port is None else socket.socket(fileno=sibling_port)
     return await Worker(settings, limits, shared_memory, siblings).run(socket.socket(fileno=channel))
 

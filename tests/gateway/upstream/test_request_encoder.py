@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +9,6 @@ from fairlead_gateway.upstream.request_encoder import (
     RequestPrefixCache,
     RouteHeaderCache,
     relayed_headers,
-    relayed_retry_after,
     server_timing,
 )
 
@@ -56,20 +54,3 @@ def test_of_an_engines_head_only_what_is_listed_comes_back() -> None:
     fields = {b"x-a": b"1", b"warning": b"w\xe9", b"content-type": b"text/x", b"retry-after": b"1\r\nx: y"}
     assert relayed_headers(fields) == "content-type: text/x\r\nwarning: w\xe9\r\n"
     assert relayed_headers(fields, exclude=b"content-type") == "warning: w\xe9\r\n"
-
-
-@pytest.mark.parametrize(
-    ("status", "value", "sent"),
-    [
-        *[(429, b"5", "5"), (503, b"999999999", "60"), (400, b"9" * 5_000, "60"), (200, b"5", None)],
-        *[
-            (429, b"Fri, 31 Dec 2199 23:59:59 GMT", None),
-            (429, b"-1", None),
-            (429, b"1\r\nx: y", None),
-            (429, b"", None),
-        ],
-    ],
-)
-def test_engine_makes_no_client_wait_for_long(status: int, value: bytes, sent: str | None) -> None:
-    text = relayed_retry_after(status, {b"retry-after": value}, 60)
-    assert text == ("" if sent is None else f"retry-after: {sent}\r\n")

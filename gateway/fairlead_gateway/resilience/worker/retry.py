@@ -92,6 +92,7 @@ class AttemptFailure(Exception):
     is_overload: the engine is full.
     was_sent: the request reached the engine.
     refusal: the engine's own words, for a client whom no other engine takes.
+    retry_after: the seconds for which a full engine asks to wait; None if it does not.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class AttemptFailure(Exception):
         self.was_sent = was_sent
         self.refusal = refusal
         self.instance_id = ""
+        self.retry_after: int | None = None
 
     @property
     def is_local(self) -> bool:
@@ -261,7 +263,7 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
         return Overloaded(
             f"the engines are full ({attempts})",
             hint="try again later",
-            headers=(("retry-after", str(retry_after_seconds)),),
+            headers=(("retry-after", str(failures[-1].retry_after or retry_after_seconds)),),
         )
     if failures[-1].cause == "timeout":
         return EngineTimeout(f"the engine did not answer in time ({attempts})")

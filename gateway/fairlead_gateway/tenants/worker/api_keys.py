@@ -7,7 +7,7 @@ Keys are those of tenants, and those of the keys file. One of the keys file belo
 its name. If there is none, it is a tenant of its own, without limits. With issuers of bearer
 tokens, a token (JWT) identifies a tenant in place of a key.
 
-The key is read from `Authorization: Bearer KEY`, else from `x-api-key`.
+A key is read from `Authorization: Bearer KEY` and from `x-api-key`. With both, the known one counts.
 
 Reports to the supervisor which keys callers use, some seconds after the first use.
 
@@ -50,12 +50,11 @@ def key_digest(key: bytes, pepper: bytes) -> bytes:
     return hmac.digest(pepper, key, _DIGEST_NAME)
 
 
-def api_key_of(head: RequestHead) -> bytes | None:
-    """Returns the key in a request's headers; None if there is none."""
-    authorization = head.get(b"authorization")
-    if authorization is not None and authorization[: len(_BEARER)].lower() == _BEARER:
-        return authorization[len(_BEARER) :].strip(b" ")
-    return head.get(b"x-api-key")
+def api_keys_of(head: RequestHead) -> list[bytes]:
+    """Returns the different keys in a request's headers, a bearer first."""
+    authorization, key = head.get(b"authorization") or b"", head.get(b"x-api-key")
+    bearer = authorization[len(_BEARER) :].strip(b" ") if authorization[: len(_BEARER)].lower() == _BEARER else b""
+    return [found for found in dict.fromkeys((bearer, key)) if found]
 
 
 def implicit_tenant(key: str) -> Tenant:
@@ -209,31 +208,40 @@ class ApiKeys:
         return True
 
     def _find(self, head: RequestHead) -> Caller:
-        key = api_key_of(head)
-        if not key:
+        """Returns the caller of the only key that is known; the other one belongs to another system.
+
+        Why: desktop clients send their own token as a bearer beside the gateway's key.
+        """
+        refusals: list[InvalidApiKey] = []
+        found: list[Caller] = []
+        for key in api_keys_of(head):
+            try:
+                found.append(self._caller_of(key))
+            except InvalidApiKey as error:
+                refusals.append(error)
+        if not found:
             if not self.is_loaded:
                 raise ApiKeysUnavailable
+            if refusals:
+                raise refusals[0]
             raise InvalidApiKey("no API key was given", hint="send the header Authorization: Bearer KEY, or x-api-key")
-        digest = key_digest(key, self._pepper)
-        caller = None if digest in self._revoked else self._callers.get(digest) or self._caller_of_file(digest)
-        if caller is None and self.tokens is not None and key.startswith(_TOKEN_BEGINNING):
-            caller = self._token_caller(self.tokens, key)
-        if caller is None:
-            if not self.is_loaded:
-                raise ApiKeysUnavailable
-            raise InvalidApiKey("this API key is unknown")
+        if len(found) > 1:
+            raise InvalidApiKey("authorization and x-api-key hold two different keys", hint="send one of them")
+        caller = found[0]
         if caller.expires_at < NEVER and caller.expires_at <= self._wall():
             raise _expired()
         check_tenant(caller.tenant)
         return caller
 
-    def _token_caller(self, tokens: "TokenCallers", token: bytes) -> Caller:
-        try:
-            return tokens.caller(token)
-        except InvalidApiKey:
-            if not self.is_loaded:
-                raise ApiKeysUnavailable from None
-            raise
+    def _caller_of(self, key: bytes) -> Caller:
+        """Returns the caller of a key or a bearer token. Raises InvalidApiKey."""
+        digest = key_digest(key, self._pepper)
+        caller = None if digest in self._revoked else self._callers.get(digest) or self._caller_of_file(digest)
+        if caller is None and self.tokens is not None and key.startswith(_TOKEN_BEGINNING):
+            caller = self.tokens.caller(key)
+        if caller is None:
+            raise InvalidApiKey("this API key is unknown")
+        return caller
 
     def _share(self, part: _T) -> _T:
         return cast(_T, self._shared.setdefault(part, part))

@@ -430,7 +430,7 @@ def test_stack_kills_no_gateway_that_still_drains(tmp_path: Path) -> None:
     config = StackConfig(EnginePlan(()), Address("127.0.0.1", 8080), Address("127.0.0.1", 8081), "secret")
     environment = gateway_command(tmp_path, config, None).environment
     settings = read_settings(GatewaySettings, {DRAIN_VARIABLE: str(environment[DRAIN_VARIABLE])})
-    assert 0 < settings.drain_seconds() < GATEWAY_STOP_SECONDS < Limits().drain_seconds
+    assert 0 < settings.limits()["drain_seconds"] < GATEWAY_STOP_SECONDS < Limits().drain_seconds
 
 
 def test_only_gateway_and_indexer_get_the_key_of_real_engines(tmp_path: Path) -> None:

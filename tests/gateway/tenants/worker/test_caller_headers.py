@@ -5,8 +5,11 @@ import json
 
 import pytest
 
+from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import ApiKey, Tenant
+from fairlead_gateway.errors import InvalidApiKey
+from fairlead_gateway.http.request_parser import parse_head
 from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine, token, well_behaved
 from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, gateway_of, running_gateway
@@ -36,7 +39,9 @@ async def _send_head(url: str, fields: bytes) -> RawResponse:
         (b"authorization: Bearer \tacme\r\n", 401, "invalid_api_key"),
         (b"authorization: Bearer acme, Bearer zeta\r\n", 401, "invalid_api_key"),
         (b"authorization: Basic YWNtZTphY21l\r\n", 401, "invalid_api_key"),
-        (b"authorization: Bearer no\r\nx-api-key: acme\r\n", 401, "invalid_api_key"),
+        (b"authorization: Bearer no\r\nx-api-key: acme\r\n", 200, ""),
+        (b"authorization: Bearer acme\r\nx-api-key: no\r\n", 200, ""),
+        (b"authorization: Bearer no\r\nx-api-key: never\r\n", 401, "invalid_api_key"),
         (b"authorization: Bearer \xc3\xa4cme\r\n", 401, "invalid_api_key"),
         (b"authorization: Bearer \xa0acme\r\n", 401, "invalid_api_key"),
         (b"authorization: Bearer eyJ" + b"a" * 8_000 + b"\r\n", 401, "invalid_api_key"),
@@ -74,7 +79,8 @@ async def test_a_key_in_the_query_is_no_key(query: str) -> None:
     ("more", "tenant"),
     [
         ("x-tenant: zeta\r\nx-fairlead-tenant: zeta\r\nopenai-organization: zeta\r\nx-user: zeta\r\n", "acme"),
-        ("x-api-key: zeta\r\n", "acme"),
+        ("x-api-key: foreign\r\n", "acme"),
+        ("x-api-key: acme\r\n", "acme"),
     ],
 )
 async def test_only_the_key_says_whose_request_it_is(more: str, tenant: str) -> None:
@@ -83,6 +89,35 @@ async def test_only_the_key_says_whose_request_it_is(more: str, tenant: str) -> 
         (logged,) = at.gateway.decisions.find(answer.fields["x-fairlead-decision"])
         assert (answer.status, logged.latest.caller) == (200, tenant)
         assert not {"authorization", "x-api-key", "openai-organization"} & {name for name, _ in engine.calls[0].fields}
+
+
+BEARERS = ["", "Bearer acme", "bearer zeta", "Bearer old", "Bearer gone", "Bearer sk-x", "Bearer eyJ.e.y", "Basic acme"]
+KEYS = ["", "acme", "zeta", "old", "gone", "foreign", "eyJhbGciOiJub25lIn0.e30."]
+
+
+@pytest.mark.parametrize("bearer", BEARERS)
+@pytest.mark.parametrize("key", KEYS)
+def test_the_key_that_is_known_counts_in_either_header(bearer: str, key: str) -> None:
+    """Two different known keys identify nobody, also if one of them has expired."""
+    clock = ManualClock(wall=1_000.0)
+    keys = ApiKeys(b"pepper", {key_digest(b"zeta", b"pepper"): "zeta"}, wall=clock.wall)
+    ends = {"acme": None, "old": 900.0, "gone": None}
+    digests = {name: key_digest(name.encode(), b"pepper") for name in ends}
+    keys.update_tenants([Tenant("acme", keys=tuple(ApiKey(name, digests[name], end) for name, end in ends.items()))])
+    keys.revoke([digests["gone"]])
+    lines = [f"authorization: {bearer}\r\n" * bool(bearer), f"x-api-key: {key}" * bool(key)]
+    head = parse_head(("GET / HTTP/1.1\r\nhost: a\r\n" + "".join(lines)).removesuffix("\r\n").encode(), Limits())
+    shown = {bearer.partition(" ")[2] if bearer.lower().startswith("bearer") else "", key}
+    known = shown & {"acme", "zeta", "old"}
+    if known in ({"acme"}, {"zeta"}):
+        assert keys.caller(head).name == known.pop()
+        return
+    with pytest.raises(InvalidApiKey) as caught:
+        keys.caller(head)
+    says = (
+        "two different keys" if len(known) > 1 else "expired" if known else "no API key" if shown == {""} else "unknown"
+    )
+    assert says in caught.value.message
 
 
 @pytest.mark.parametrize(
