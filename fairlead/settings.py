@@ -175,12 +175,28 @@ class GatewaySettings:
         "front keeps idle connections: Google's 10 minutes, AWS and nginx 1, Cloudflare 15",
         default="620s",
     )
+    stream_head_timeout: str | None = _setting(
+        "how long a streamed request waits for its first event until it gets its head and comments, `1s` to `24h`. Shorter than "
+        "what is in front waits for a first byte, mostly 60 s. Until then errors have their own status, and SDKs retry",
+        default="10s",
+    )
+    stream_comment_interval: str | None = _setting(
+        "the time between two comments in a silent stream, `1s` to `24h`. Shorter than what is in front lets a response be silent",
+        default="15s",
+    )
+    stream_silence_timeout: str | None = _setting(
+        "how long a stream may be silent whose engine lives, `1s` to `24h`; then it ends with an error event. SDKs wait 10 minutes",
+        default="10m",
+    )
 
     def limits(self) -> dict[str, Any]:
         """Returns the limits that settings replace, in seconds. Raises SettingsError."""
         return {
             "drain_seconds": _duration_in("drain_timeout", self.drain_timeout, "0s"),
             "keepalive_idle_seconds": _duration_in("client_idle_timeout", self.client_idle_timeout, "1s"),
+            "stream_head_seconds": _duration_in("stream_head_timeout", self.stream_head_timeout, "1s"),
+            "keep_alive_seconds": _duration_in("stream_comment_interval", self.stream_comment_interval, "1s"),
+            "stream_silence_seconds": _duration_in("stream_silence_timeout", self.stream_silence_timeout, "1s"),
         }
 
     def __repr__(self) -> str:

@@ -144,7 +144,9 @@ class UpstreamLimits:
         120.0, "a stream ends whose client reads nothing for this long, or whose engine hangs and has no substitute"
     )
     stream_silence_seconds: float = limit(
-        600.0, "a stream without a byte of an engine that lives ends with an error event"
+        600.0,
+        "a stream without a byte of an engine that lives ends with an error event, unless FAIRLEAD_STREAM_SILENCE_TIMEOUT says "
+        "otherwise: parsers hold long tool calls, and SDKs wait this long",
     )
     stream_hang_seconds: float = limit(
         5.0, "an engine that counts no work hangs after this long, or 20 times the usual gap of a stream"
@@ -173,9 +175,15 @@ class UpstreamLimits:
     )
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
     stream_head_seconds: float = limit(
-        10.0, "a stream without its first event gets its head after this long; then errors are events"
+        10.0,
+        "a stream without its first event gets its head after this long, unless FAIRLEAD_STREAM_HEAD_TIMEOUT says otherwise; "
+        "then errors are events",
     )
-    keep_alive_seconds: float = limit(15.0, "a stream silent for this long gets a comment, so that no proxy closes it")
+    keep_alive_seconds: float = limit(
+        15.0,
+        "a stream silent for this long gets a comment, so that no proxy closes it, unless FAIRLEAD_STREAM_COMMENT_INTERVAL says "
+        "otherwise",
+    )
     adapter_load_seconds: float = limit(60.0, "a load of a LoRA adapter; then another engine is tried")
     adapter_wait_seconds: float = limit(
         10.0, "the wait for a slot, while all adapters of an engine have requests; then another engine is tried"

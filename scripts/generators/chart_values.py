@@ -271,6 +271,16 @@ class Gateway(Placement):
         "seconds after which an idle connection of a client is closed; more than the load balancer in front keeps its own",
         620,
     )
+    stream_head_seconds: Annotated[int, Field(ge=1, le=86_400)] = _value(
+        "seconds after which a streamed request without a first event gets its head and comments; less than the load balancer waits",
+        10,
+    )
+    stream_comment_seconds: Annotated[int, Field(ge=1, le=86_400)] = _value(
+        "seconds between two comments in a silent stream; less than the load balancer lets a response be silent", 15
+    )
+    stream_silence_seconds: Annotated[int, Field(ge=1, le=86_400)] = _value(
+        "seconds for which a stream may be silent while its engine lives", 600
+    )
     log_level: LogLevel = _value("`debug`, `info`, `warning` or `error`", "info")
     access_log: bool = _value("write each request to standard output as a line of JSON, without prompts", False)
     access_log_clients: bool = _value("include the addresses of clients in the access log", True)

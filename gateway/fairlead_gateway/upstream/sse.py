@@ -228,8 +228,8 @@ class SseScanner:
     def end(self, *, is_cut: bool = False) -> list[bytes]:
         """Returns what goes to the client when the body has ended.
 
-        Clients read a last event without its empty line, and an answer whose choices have all
-        finished is whole without `[DONE]` and its usage, which it gets here.
+        Clients read a last event without its empty line. An answer whose choices have all finished
+        is whole. Here it gets `[DONE]` and its usage, if the engine has not sent them.
 
         is_cut: it has not ended as HTTP says it should, so a last event may lack its end.
         """

@@ -59,7 +59,7 @@ ANSWERS: dict[str, tuple[str, dict[str, Any], bytes]] = {
         + named_event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 3}),
     ),
 }
-"""What engines send by name: path, request, and all of the answer but the end of its stream."""
+"""The answers of engines by name: path, request, and all of the answer but the end of its stream."""
 ENDS: dict[bool, bytes] = {False: b"[DONE]", True: b'"message_stop"'}
 
 
@@ -137,7 +137,7 @@ async def _answer(
 
 
 def check_whole(name: str, answer: RawResponse, running: RunningGateway) -> None:
-    """Checks that a client got a whole answer, once, and that nobody is blamed."""
+    """Checks that a client got a whole answer, once, and that no engine is blamed."""
     text, is_message = answer.body, ANSWERS[name][0] == "/v1/messages"
     assert (answer.status, answer.complete) == (200, True)
     assert b'"error"' not in text, text

@@ -28,7 +28,7 @@ _HANG_GAPS: Final = 20.0
 _HANG_PREFILLS: Final = 3.0
 """And after so many times the predicted prefill of all that its engine has to compute."""
 _DECIDED_SHARE: Final = 0.8
-"""Of that time, so that the stream goes on elsewhere within it."""
+"""The share of that time after which it is decided, so that the stream goes on within it."""
 _WATCHED_GAPS: Final = 4.0
 """An engine is watched after so many usual gaps."""
 
@@ -103,7 +103,7 @@ class EngineProgress:
     def check_stream(
         self, instance: Instance, silent_seconds: float, gap_seconds: float, prefill_seconds: float
     ) -> float:
-        """Returns after how many more seconds to look at a silent stream again; 0: its engine hangs.
+        """Returns after how many more seconds to look at a silent stream again; 0 if it hangs.
 
         See `hang_seconds`.
         """
