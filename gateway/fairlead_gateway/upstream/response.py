@@ -66,7 +66,7 @@ class EngineResponse(ResponseSink):
 
     stream_requested: the client asked for a stream.
     is_passthrough: the gateway reads neither prompt nor response.
-    on_silence: see `ResponseSink.on_silence`.
+    on_silence: see `ResponseSink.on_silence`; its argument is whether a stream has been opened.
     on_verdict: called with the verdict; without it, `verdict` is awaited.
     namespace: of the engine, whose responses share memory with others; set by the creator.
     choices: answers that the request has; set by the creator.
@@ -84,7 +84,7 @@ class EngineResponse(ResponseSink):
         stream_requested: bool,
         strip_usage: bool,
         is_passthrough: bool,
-        on_silence: Callable[[], float],
+        on_silence: Callable[[bool], float],
         on_verdict: Callable[[UpstreamError | None], None] | None = None,
     ) -> None:
         self._stream_requested = stream_requested
@@ -302,12 +302,12 @@ class EngineResponse(ResponseSink):
 
     def on_silence(self) -> float:
         """Returns how many more seconds the attempt waits."""
-        return self._seconds_left()
+        return self._seconds_left(False)
 
     def check_silence(self, silent_seconds: float) -> float:
         """Returns after how many more seconds the silence is to be checked again; 0 to give up."""
         if self.is_stream and self._awaits_verdict:
-            return self._seconds_left()
+            return self._seconds_left(self.scanner.has_opening)
         if self._observer is None or self.is_paused:
             return self.limits.stream_idle_seconds - silent_seconds
         return self._observer.check_silence(silent_seconds)
@@ -424,6 +424,6 @@ class EngineResponse(ResponseSink):
                 self._loop.call_soon(self._observer.on_end)
 
 
-def _give_up() -> float:
+def _give_up(has_opened: bool) -> float:
     """Returns 0: a stream that has begun has no time left when its engine is silent."""
     return 0.0

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from fairlead_testing.engines.scripted import (
     token,
     well_behaved,
 )
-from fairlead_testing.gateway.running_gateway import fleet_of, gateway_of, running_gateway
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request
 
 pytestmark = pytest.mark.simulated
@@ -264,3 +265,26 @@ async def test_end_of_a_drain_behind_the_head_is_an_event(path: str) -> None:
         answer, _ = await answering
         assert (answer.status, answer.complete) == (200, True)
         assert b"error" in answer.body
+
+
+@pytest.mark.parametrize("kind", ["openai", "sglang"])
+async def test_other_engine_is_not_asked_while_one_that_has_opened_a_stream_lives(kind: str) -> None:
+    """An API that reasons says at once that it has begun, and is paid for what it computes."""
+    calls = []
+
+    async def script(call: EngineCall) -> None:
+        if call.path == "/v1/responses":
+            calls.append(call)
+            await late(_opening, 200.0)(call)
+        else:
+            await call.respond({"detail": "Not Found"}, "404 Not Found")
+
+    async with scripted_engine(script) as first, scripted_engine(script) as second:
+        for engine in (first, second):
+            engine.scripts_metrics = True
+        fleet = fleet_of([first.url, second.url])
+        instances = tuple(replace(found, engine=kind) for found in fleet.instances[MODEL_KEY])
+        async with running_gateway(replace(fleet, instances={MODEL_KEY: instances})) as running:
+            answer, _ = await ask(running.url, "/v1/responses")
+            assert (answer.status, answer.complete, len(calls)) == (200, True, 1)
+            assert b'"error"' not in answer.body

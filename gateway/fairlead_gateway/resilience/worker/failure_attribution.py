@@ -82,6 +82,7 @@ class FailureAttribution:
         self.progress: EngineProgress | None = None
         self._answer_times = AnswerTimes()
         self._on_silent = self._more_seconds  # bound once, not for each request
+        self._on_opened = self._opened_seconds
         self.outlier_detector = outlier_detector
         self._retry_budget = retry_budget
         self._ready_instances = ready_instances
@@ -190,8 +191,9 @@ class FailureAttribution:
             address.id,
             context.failures,
         )
+        timeout.instance, timeout.on_opened = address.instance, self._on_opened
         if not _has_early_byte(context):
-            timeout.on_silent, timeout.instance = self._on_silent, address.instance
+            timeout.on_silent = self._on_silent
             if max_tokens is not None:
                 answer_seconds = first_seconds + max_tokens * _DEFAULT_OUTPUT_TOKEN_SECONDS
                 timeout.answer_seconds = max(self._floor_seconds, self._factor * answer_seconds)
@@ -226,6 +228,15 @@ class FailureAttribution:
         if timeout.answer_seconds is not None:
             limit = min(limit, timeout.answer_seconds)
         return limit - silent_seconds
+
+    def _opened_seconds(self, timeout: StallTimeout, silent_seconds: float) -> float:
+        """Returns how many more seconds an engine may be silent that has opened a stream: as long as
+        it lives.
+        """
+        if self.progress is None or timeout.instance is None:
+            return 0.0
+        predicted_seconds = timeout.soft_seconds / self._factor
+        return self.progress.check_stream(timeout.instance, silent_seconds, 0.0, predicted_seconds)
 
     def _has_other_answered(self, timeout: StallTimeout, silent_seconds: float) -> bool:
         """Whether another instance of the model has answered since the silence began."""

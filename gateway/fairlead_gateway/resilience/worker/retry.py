@@ -326,9 +326,10 @@ class StallTimeout:
     soft_seconds: seconds without a byte from the whole instance, after which `should_abandon` is
     called, unless `on_silent` grants more.
     answer_seconds: the longest time that a whole answer should take; None if it has no limit.
-    instance: the same; set by the creator with `on_silent`.
+    instance: the same; set by the creator.
     on_silent: returns how many more seconds a plain answer may take, from the seconds of silence by
     now; set by the creator.
+    on_opened: the same for a stream that its engine has opened; set by the creator.
     deadline: monotonic seconds at which the attempt ends in any case.
     request, instance_id, failures: the attempt and its request's earlier failures, for
     `should_abandon`.
@@ -357,6 +358,7 @@ class StallTimeout:
         "instance",
         "instance_id",
         "is_counted",
+        "on_opened",
         "on_silent",
         "request",
         "soft_seconds",
@@ -379,6 +381,7 @@ class StallTimeout:
         self.soft_seconds = soft_seconds
         self.answer_seconds: float | None = None
         self.on_silent: Callable[[StallTimeout, float], float] | None = None
+        self.on_opened: Callable[[StallTimeout, float], float] | None = None
         self._deadline = deadline
         self._now = now
         self._should_abandon = should_abandon
@@ -395,8 +398,11 @@ class StallTimeout:
         self._started_at = self._silent_since = now
         return self._seconds_left(now)
 
-    def on_silence(self) -> float:
-        """Returns how many more seconds to wait; 0 to give up."""
+    def on_silence(self, has_opened: bool) -> float:
+        """Returns how many more seconds to wait; 0 to give up.
+
+        has_opened: the engine has opened the stream of the answer.
+        """
         received, self._receive_count = self._receive_count, self._activity.receive_count
         now = self._now()
         if received != self._receive_count:
@@ -404,8 +410,9 @@ class StallTimeout:
             return self._seconds_left(now)
         if self.is_exhausted:
             return 0.0
-        if self.on_silent is not None:
-            more = self.on_silent(self, now - self._silent_since)
+        on_silent = self.on_opened if has_opened else self.on_silent
+        if on_silent is not None:
+            more = on_silent(self, now - self._silent_since)
             if more > 0.0:
                 return min(more, self._deadline - now)
         return 0.0 if self._should_abandon(self) else self._seconds_left(now)
