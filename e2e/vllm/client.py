@@ -14,7 +14,7 @@ import math
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -98,7 +98,8 @@ TIMEOUT_SECONDS = 300.0
 @dataclass(slots=True)
 class EngineAnswer:
     """One answer. ``tokens`` are token ids where they were requested; ``ended``: it is complete;
-    ``error``: the error in its place; ``reported``: the output tokens of its usage."""
+    ``error``: the error in its place; ``reported``: the output tokens of its usage; ``pauses``: the
+    seconds between two events of a stream."""
 
     status: int
     tokens: list[int]
@@ -108,6 +109,7 @@ class EngineAnswer:
     error: str = ""
     text: str = ""
     reported: int | None = None
+    pauses: list[float] = field(default_factory=list)
 
 
 async def send_prompt(
@@ -126,9 +128,14 @@ async def send_prompt(
             if answer.status_code != 200:
                 await answer.aread()
                 return _whole(answer, time.monotonic() - began)
+            times: list[float] = []
             async for line in answer.aiter_lines():
-                lines += [line[6:]] if line.startswith("data: ") else []
-            return _streamed(answer, lines, time.monotonic() - began)
+                if line.startswith("data: "):
+                    lines.append(line[6:])
+                    times.append(time.monotonic())
+            found = _streamed(answer, lines, time.monotonic() - began)
+            found.pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+            return found
     except httpx.HTTPError as error:
         why = f"{type(error).__name__} after {len(lines)} events"
         return EngineAnswer(0, [], False, time.monotonic() - began, error=why)

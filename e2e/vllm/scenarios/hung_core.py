@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import signal
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from e2e.vllm.client import EngineAnswer, TextPrompt, openai_client, send_prompt
 from e2e.vllm.engine.engine_processes import CONTEXT_TOKENS, START_SECONDS, EngineStage, fetch
 from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead.limits import Limits
+from fairlead_gateway.resilience.worker.engine_progress import hang_seconds
 from fairlead_testing.local_stack import LocalStack
 from fairlead_testing.processes import descendants
 from fairlead_testing.waiting import wait_until
@@ -76,16 +78,22 @@ class HungCore:
             await asyncio.gather(*clients)
         limits = Limits()
         slowest = max(answer.seconds for answer in traffic.answers)
+        pauses = [pause for answer in traffic.answers for pause in answer.pauses]
+        usual = statistics.median(pauses)
+        allowed = hang_seconds(usual, 0.0, limits.stream_hang_seconds)
         numbers |= {
             "reason": engines.lines(restart)[0],
             "requests": len(traffic.answers),
             "slowest_seconds": round(slowest, 1),
+            "usual_pause_seconds": round(usual, 3),
+            "longest_pause_seconds": round(max(pauses), 1),
             "stall_seconds": limits.first_token_min_seconds,
             **_failures(traffic.answers),
         }
         require(health, "the stopped engine's health check fails, so nothing was shown", numbers)
         require(not numbers["failures"], "requests failed", numbers)
         require(slowest < 2.0 * limits.first_token_min_seconds, "a request did not move on in time", numbers)
+        require(max(pauses) <= allowed, "a stream did not leave the stopped core in time", numbers)
         require(engines.cores().get(_other(cores, instance)) == kept, "the other engine was replaced too", numbers)
         require(len(engines.lines("hangs and is restarted")) == 1, "more than one restart", numbers)
         return numbers
