@@ -370,3 +370,29 @@ def test_imports_happen_after_ctrl_c_is_handled() -> None:
     code = "import sys; before = set(sys.modules); import fairlead_cli.__main__; print(*sys.modules.keys() - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {"fairlead_cli", "fairlead_cli.__main__"}
+
+
+WITHOUT_MANAGE = {
+    "status": "a cluster",
+    "check": "a cluster",
+    "version": "a cluster",
+    "support-bundle": "a cluster",
+    "rollout status": "a cluster",
+    "rollout pause": "a cluster",
+    "rollout resume": "a cluster",
+    "rollout undo": "a cluster",
+    "rollout promote": "a cluster",
+    "explain scaling": "an autoscaler",
+    "replay-scaling": "an autoscaler",
+    "keys create": "tenants",
+    "keys rotate": "tenants",
+    "keys revoke": "tenants",
+    "airgap images": "nothing",
+}
+"""What the verbs ask that ask no gateway, and look for no stack on this machine by its gateway."""
+
+
+@pytest.mark.parametrize("words", [words for words in VERBS if VERBS[words].group == "Operate"])
+def test_each_verb_that_asks_a_gateway_takes_its_address(words: str) -> None:
+    names = {name for argument in arguments_of(words) for name in argument.names}
+    assert ("--manage" in names) == (words not in WITHOUT_MANAGE)

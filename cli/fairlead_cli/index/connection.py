@@ -19,7 +19,7 @@ from fairlead.names import closest_matches
 from fairlead.runtime.clock import Clock
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.exit_codes import IndexUnreachable
-from fairlead_cli.local.run_directory import running_stacks
+from fairlead_cli.local.run_directory import stacks_at
 from fairlead_cli.target import ClusterOptions, is_cluster_target
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
@@ -34,12 +34,15 @@ _TOKEN_DECODER: Final = msgspec.json.Decoder(list[int])
 
 @dataclass(frozen=True, slots=True)
 class IndexSource:
-    """Flags that select the Redis with the index: by its URL, or by its cluster."""
+    """Flags that select the Redis with the index: by its URL, by its stack, or by its cluster."""
 
     redis: Annotated[
         str | None,
         Parameter(help="The Redis. Default: FAIRLEAD_REDIS_URL, else that of `fairlead up`, else of the cluster."),
     ] = None
+    manage: Annotated[str | None, Parameter(help="The management address of a `fairlead up`, whose Redis is read.")] = (
+        None
+    )
     cluster: Annotated[ClusterOptions, Parameter(name="*")] = _CLUSTER
 
 
@@ -163,9 +166,9 @@ def open_index(source: IndexSource) -> Iterator[IndexAddress]:
     Raises ClusterUnreachable, or BadInput that names a missing permission.
     """
     settings = read_settings(CliSettings, os.environ)
-    url = source.redis or (None if source.cluster.is_explicit else settings.redis_url)
+    url = source.redis or (None if source.cluster.is_explicit or source.manage else settings.redis_url)
     secret = settings.hash_secret or ""
-    if is_cluster_target(source.cluster, url, "--redis"):
+    if is_cluster_target(source.cluster, url or source.manage, "--redis" if url else "--manage"):
         from fairlead_cli.cluster.installation import open_installation
 
         with open_installation(source.cluster) as installation:
@@ -181,5 +184,5 @@ def open_index(source: IndexSource) -> Iterator[IndexAddress]:
     elif url:
         yield IndexAddress(url, secret)
     else:
-        stack = next((stack for stack in running_stacks() if stack.redis), None)
+        stack = next((stack for stack in stacks_at(source.manage) if stack.redis), None)
         yield IndexAddress(stack.redis, secret or stack.hash_secret) if stack else IndexAddress(None, secret)

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from fairlead.errors import Unavailable
+from fairlead_cli.addresses import service_url
 from fairlead_cli.exit_codes import StackUnreachable
 
 STATE_FILE = "stack.json"
@@ -92,6 +93,12 @@ def write_stack_file(directory: Path, stack: RunningStack) -> None:
     temporary = directory / f".{STATE_FILE}.new"
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(stack)))
     temporary.replace(directory / STATE_FILE)
+
+
+def stacks_at(manage: str | None) -> list[RunningStack]:
+    """Returns the running stacks, the newest first; with a management address, the one that has it."""
+    url = None if manage is None else service_url(manage, flag="--manage")
+    return [stack for stack in running_stacks() if url in (None, stack.manage)]
 
 
 def running_stacks() -> list[RunningStack]:

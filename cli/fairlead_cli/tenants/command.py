@@ -21,13 +21,15 @@ from fairlead_cli.tenants.selection import DEFAULT_FLAGS, ManageFlag, TenantFlag
 from fairlead_cli.tenants.store import keys_of
 
 
-def tenants_list(*, flags: TenantFlagsParameter = DEFAULT_FLAGS, output: OutputFlag = "table") -> int:
+def tenants_list(
+    *, flags: TenantFlagsParameter = DEFAULT_FLAGS, manage: ManageFlag = None, output: OutputFlag = "table"
+) -> int:
     """Show the tenants: tier, weight, models, keys and limits.
 
     Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
     """
     try:
-        with open_tenants(flags, finds_stack=True) as place:
+        with open_tenants(flags, manage=manage, finds_stack=True) as place:
             tenants = place.store.tenants()
     except ClusterUnreachable as error:
         return report_failure(error, UNREACHABLE)

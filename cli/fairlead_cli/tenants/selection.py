@@ -13,7 +13,7 @@ from fairlead.errors import BadInput
 from fairlead.settings import CliSettings, read_settings
 from fairlead_cli.addresses import service_url
 from fairlead_cli.cluster.installation import Installation, open_installation
-from fairlead_cli.local.run_directory import RunningStack, running_stacks
+from fairlead_cli.local.run_directory import RunningStack, stacks_at
 from fairlead_cli.management.client import ManagementEndpoint, gateway_endpoints
 from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, KubeconfigFlag, is_cluster_target
 from fairlead_cli.tenants.file_store import FileTenantStore
@@ -27,7 +27,10 @@ RevokedFlag = Annotated[
     Path | None, Parameter(help="With --file: the file of revoked keys, to which the digest is added.")
 ]
 ManageFlag = Annotated[
-    str | None, Parameter(help="With --file: management address of a gateway, for the last use of keys.")
+    str | None,
+    Parameter(
+        help="A gateway's management address, for the last use of keys. Without --file, that of a `fairlead up`."
+    ),
 ]
 
 
@@ -80,7 +83,8 @@ def open_tenants(
 
     revoked: the file of revoked keys; None for a cluster.
     manage: management address of a gateway that reads the file.
-    finds_stack: without a file and a cluster, those of the newest stack on this machine.
+    finds_stack: without a file and a cluster, those of the stack at `manage`, else of the newest one
+        on this machine.
 
     Raises BadInput for options that exclude each other and without any, ClusterUnreachable.
     """
@@ -93,8 +97,9 @@ def open_tenants(
         return
     if revoked is not None:
         raise BadInput("--revoked belongs to a file of tenants", field="--revoked", hint="give it together with --file")
-    if not is_cluster_target(options.cluster, None):
-        stacks = running_stacks() if finds_stack else []
+    stacks = stacks_at(manage) if finds_stack else []
+    is_named = manage is not None and bool(stacks) and not options.cluster.names_cluster
+    if is_named or not is_cluster_target(options.cluster, None):
         if stacks:
             yield TenantsPlace(FileTenantStore(_tenant_file(stacks[0]), None, os.environ), manage or stacks[0].manage)
             return

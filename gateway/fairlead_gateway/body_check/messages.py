@@ -116,7 +116,7 @@ class BodyReply(msgspec.Struct, array_like=True):
       presence is left.
     - members: the names of all top-level fields. A value is left of those only that `field_policy`
       reads, and only a short one.
-    - cache_variant, bounds, repeated_bytes, prompts: as in `ModelRequest`.
+    - cache_variant, bounds, items, repeated_bytes, prompts: as in `ModelRequest`.
     - prompt_start, prompt_end: where the JSON text of the prompt lies in the body; both 0 for
       requests without a prompt that the gateway reads.
     - context: where the other texts lie that engines put into the prompt.
@@ -132,6 +132,7 @@ class BodyReply(msgspec.Struct, array_like=True):
     context: list[tuple[int, int]] = []
     repeated_bytes: int = 0
     prompts: int = 1
+    items: int = 1
 
 
 def encode_limits(limits: Limits) -> str:

@@ -106,7 +106,7 @@ def _describe(parsed: ModelRequest, body: bytes, limits: Limits) -> BodyReply:
     members = _describe_members(parsed, body)
     reply = BodyReply(None, msgspec.json.encode(fields), members, prompt_start, prompt_end, parsed.cache_variant)
     reply.context = [(start := body.find(text), start + len(text)) for text in parsed.context]
-    reply.repeated_bytes, reply.prompts = parsed.repeated_bytes, parsed.prompts
+    reply.repeated_bytes, reply.prompts, reply.items = parsed.repeated_bytes, parsed.prompts, parsed.items
     return reply
 
 

@@ -41,6 +41,7 @@ class Dialect:
     operation: `gen_ai.operation.name` of OpenTelemetry; empty: the end of the path.
     requests_usage: engines report the tokens of streams on request only.
     is_computed: by the model; otherwise the request uses no tokens.
+    is_measured: engines report its tokens, although its bodies and answers are passed on.
     has_early_answer: the answer is whole when the prompt is computed.
     errors: the form of its errors.
     """
@@ -55,6 +56,7 @@ class Dialect:
     operation: str = ""
     requests_usage: bool = False
     is_computed: bool = True
+    is_measured: bool = False
     has_early_answer: bool = False
     errors: ErrorShape = OPENAI_ERRORS
 
@@ -62,6 +64,11 @@ class Dialect:
     def generates(self) -> bool:
         """Whether the answer has tokens."""
         return self.form is not None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its tokens count in limits and budgets; those that no engine reports, as estimated."""
+        return self.prompt is not None or self.is_measured
 
     @property
     def output_limit(self) -> str:

@@ -46,9 +46,10 @@ SCORES: Final[Dialect] = Dialect(
     "scores",
     ("/rerank", "/v1/rerank", "/v2/rerank", "/score", "/v1/score", "/classify", "/v1/classify"),
     GenericRequest,
+    is_measured=True,
     has_early_answer=True,
 )
-POOLING: Final[Dialect] = Dialect("pooling", ("/v1/pooling",), GenericRequest, has_early_answer=True)
+POOLING: Final[Dialect] = replace(SCORES, name="pooling", paths=("/v1/pooling",))
 CHAT_BATCH: Final[Dialect] = Dialect("chat-batch", ("/v1/chat/completions/batch",), GenericRequest, form=CHAT_FORM)
 TOKENIZE_V1: Final[Dialect] = replace(TOKENIZE, paths=("/v1/tokenize", "/v1/detokenize"))
 COUNT_TOKENS: Final[Dialect] = replace(

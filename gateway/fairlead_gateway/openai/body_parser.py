@@ -80,6 +80,7 @@ _RANKED_FIELDS: Final = (
     *("text_1", "text_2", "data_1", "data_2"),
 )
 """Fields of rankings and scores. An engine computes one text with each item of a list."""
+_ITEM_FIELDS: Final = (*_RANKED_FIELDS, "input", "data")
 _SEVERAL_TEXTS: Final = re.compile(rb'\[[ \t\r\n]*["\[]')
 """The beginning of a list of texts, or of lists of token ids or of messages."""
 _LISTED_CACHE_FIELDS: Final = {
@@ -132,6 +133,7 @@ class ModelRequest:
     members: the top-level fields if some are not listed as safe (`schemas`), with those of
         `special_parts`; None otherwise, and after `bind`.
     prompts: those of a text completion, which may be a list.
+    items: texts of a ranking or another score that is passed on.
     repeated_bytes: those that the engine computes again for each further item of a list.
     is_passthrough: the gateway reads neither prompt nor response.
     passes_stream: the client asked for a stream that is passed on.
@@ -170,6 +172,7 @@ class ModelRequest:
         "has_session_id",
         "held",
         "is_passthrough",
+        "items",
         "max_tokens",
         "members",
         "messages_end",
@@ -227,6 +230,7 @@ class ModelRequest:
         self.members = members
         self.prompts: int = 1
         self.repeated_bytes: int = 0
+        self.items: int = 1
         self.is_passthrough = False
         self.dialect = _CHAT_DIALECT
         self.held: HeldResponse | None = None
@@ -357,6 +361,8 @@ def parse_body(
         parsed.prompts = _item_count(fields.prompt)
         parsed.repeated_bytes = sum([len(text) for text in parsed.context]) * (parsed.prompts - 1)
     elif isinstance(fields, GenericRequest) and parsed.members is not None:
+        lists = [parsed.members[name] for name in _ITEM_FIELDS if name in parsed.members]
+        parsed.items = max([1, *[_item_count(raw, of_lists=False) for raw in lists]])
         parsed.repeated_bytes = repeated_bytes(fields, parsed.members)
     return parsed
 

@@ -570,6 +570,8 @@ def is_external(context: RequestContext) -> bool:
 def _read_answer(context: RequestContext, body: bytes) -> tuple[Usage | None, InBandError | None]:
     """Returns the usage of a whole plain answer, and the error in it."""
     request = context.request
+    if request.dialect.is_measured:
+        return counts_of_long_answer(body), None
     usage, is_readable = _parse_usage(body, is_named=request.dialect.grammar is not None)
     if request.is_passthrough:
         return usage, None

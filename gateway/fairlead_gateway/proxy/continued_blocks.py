@@ -59,6 +59,7 @@ _FIRST_VERSION: Final = (0, 32)
 """The first vLLM whose responses are known to read token ids."""
 _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)")
 _BUDGET: Final = (b'"budget_tokens"',)
+_PROMPT_COUNTS: Final = frozenset(("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"))
 _CUT: Final = "~~the answer is cut here~~"
 
 
@@ -261,10 +262,16 @@ class StreamMessage(StreamBlocks):
             return True
         return reported is not None and reported.prompt_tokens == len(self._prompt) + self.continued_at
 
+    def usage(self, reported: Usage | None) -> Usage | None:
+        usage = super().usage(reported)
+        if self._answer and usage is not None and usage.cached_tokens is not None:
+            usage.cached_tokens = self._prompt_counts().get("cache_read_input_tokens", 0)
+        return usage
+
     def closing(self, *, with_usage: bool) -> list[bytes]:
         events: list[dict[str, Any]] = []
         if not self.blocks.is_finished:
-            usage = {"input_tokens": self.prompt_tokens, "output_tokens": self.generated}
+            usage = {"input_tokens": self.prompt_tokens, **self._prompt_counts(), "output_tokens": self.generated}
             stop = {"stop_reason": "max_tokens", "stop_sequence": None}
             ended = _block_stop(len(self.blocks.parts) - 1)
             events += [ended, {"type": "message_delta", "delta": stop, "usage": usage}]
@@ -299,20 +306,29 @@ class StreamMessage(StreamBlocks):
             yield _block_stop(self._parts - 1)
         if is_count(fields.get("index")):
             fields["index"] += self._shift
-        if kind == "message_delta" and self._answer and isinstance(fields.get("usage"), dict):
+        if kind == "message_delta" and self.blocks.head and isinstance(fields.get("usage"), dict):
             self._count(fields["usage"])
         yield fields
 
     def _count(self, usage: dict[str, Any]) -> None:
         """Makes the usage of the last engine that of the whole answer."""
-        rest = self.prompt_tokens
-        for name in ("cache_read_input_tokens", "cache_creation_input_tokens"):
-            if is_count(usage.get(name)):
-                usage[name] = min(usage[name], rest)
-                rest -= usage[name]
-        usage["input_tokens"] = rest
+        counts = self._prompt_counts()
+        usage.update({name: counts.get(name, 0) for name in _PROMPT_COUNTS & usage.keys()} | counts)
         if is_count(usage.get("output_tokens")):
             usage["output_tokens"] += self.continued_at
+
+    def _prompt_counts(self) -> dict[str, int]:
+        """Returns the tokens of the prompt as the first event has split them into cached and new.
+
+        Why: the next engine finds the answer in its cache too, or nothing at all.
+        """
+        message = (decode_object(event_data(self.blocks.head) or b"") or {}).get("message")
+        usage = message.get("usage") if isinstance(message, dict) else None
+        return (
+            {name: usage[name] for name in _PROMPT_COUNTS if is_count(usage.get(name))}
+            if isinstance(usage, dict)
+            else {}
+        )
 
 
 def _block_stop(index: int) -> dict[str, Any]:

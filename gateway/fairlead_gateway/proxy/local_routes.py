@@ -187,10 +187,10 @@ def check_method(method: str, allowed: Sequence[str], response: ResponseWriter) 
 def check_counted_path(path: str) -> None:
     """Raises NotPermitted for a path whose tokens the gateway does not count."""
     dialect = dialect_of(path)
-    if dialect.is_computed and dialect.prompt is None and (path in DIALECTS or _is_passed_on(path)):
+    if dialect.is_computed and not dialect.is_counted and (path in DIALECTS or _is_passed_on(path)):
         hint = (
-            "use chat completions, completions, embeddings, /v1/responses or /v1/messages, or ask the "
-            "operator of the gateway for `otherPaths: Admit`"
+            "use chat completions, completions, embeddings, /v1/responses, /v1/messages, rerank, score or classify, "
+            "or ask the operator of the gateway for `otherPaths: Admit`"
         )
         message = "this tenant may not use this path, since the gateway does not count its tokens"
         raise NotPermitted(message, code="path_not_permitted", hint=hint)

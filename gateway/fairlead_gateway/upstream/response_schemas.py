@@ -24,7 +24,8 @@ class UsageFields(Struct, gc=False):
 class NamedUsageFields(Struct, gc=False):
     """`usage` in the form of any dialect.
 
-    The two fields of caches count tokens that `input_tokens` of `/v1/messages` leaves out.
+    The two fields of caches count tokens that `input_tokens` of `/v1/messages` leaves out. Some
+    engines report `total_tokens` alone for scores.
     """
 
     input_tokens: int | None = None
@@ -35,6 +36,7 @@ class NamedUsageFields(Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: PromptTokensDetails | None = None
+    total_tokens: int | None = None
 
 
 class UsageHolder(Struct):

@@ -3,7 +3,9 @@
 Dialects count in forms of their own:
 
     {"usage": {"prompt_tokens", "completion_tokens", "prompt_tokens_details": {"cached_tokens"}}}
-        chats, completions and embeddings
+        chats, completions, embeddings and scores
+    {"usage": {"total_tokens"}}
+        rankings of earlier vLLM, Jina and others
     {"usage": {"input_tokens", "input_tokens_details": {"cached_tokens"}, "output_tokens"}}
         responses; in streams under `response` of the last event
     {"usage": {"input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
@@ -241,17 +243,22 @@ def _find_counts(text: bytes, counts: TokenCounts) -> None:
         match = _USAGE_OBJECT.match(text, at)
         if match is not None and match[1] != last:  # a client may repeat the same one very often
             last = match[1]
-            _add_counts(last, counts)
+            _add_counts(last, counts, has_total=True)
 
 
-def _add_counts(raw: bytes, counts: TokenCounts) -> None:
-    """Adds the counts of one object. The parts of a prompt add up."""
+def _add_counts(raw: bytes, counts: TokenCounts, *, has_total: bool = False) -> None:
+    """Adds the counts of one object. The parts of a prompt add up.
+
+    has_total: a total without any other count is that of the prompt.
+    """
     try:
         fields = NAMED_USAGE_DECODER.decode(raw)
     except _DECODE_ERRORS:
         return
     prompt = _valid_count(fields.prompt_tokens if fields.input_tokens is None else fields.input_tokens)
     output = _valid_count(fields.completion_tokens if fields.output_tokens is None else fields.output_tokens)
+    if has_total and prompt is None and not output:
+        prompt = _valid_count(fields.total_tokens)
     read, created = _valid_count(fields.cache_read_input_tokens), _valid_count(fields.cache_creation_input_tokens)
     details = fields.input_tokens_details or fields.prompt_tokens_details
     cached = read if details is None else _valid_count(details.cached_tokens)

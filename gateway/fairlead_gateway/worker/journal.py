@@ -282,7 +282,7 @@ class Journal:
         if outcome.is_refunded:
             prompt = output = 0
         elif prompt is None or output is None:
-            is_sent = outcome.dispatched_at is not None and not context.request.is_passthrough
+            is_sent = outcome.dispatched_at is not None and context.request.dialect.is_counted
             if prompt is None:
                 is_estimated = is_sent
                 prompt = outcome.estimated_prompt if is_sent else 0

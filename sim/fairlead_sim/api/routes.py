@@ -1,6 +1,6 @@
 """The table of all routes of the simulated engine."""
 
-from fairlead_sim.api import admin, chat, completions, messages, responses, tokenization
+from fairlead_sim.api import admin, chat, completions, messages, responses, scores, tokenization
 from fairlead_sim.api.app import Handler, Route
 
 
@@ -35,6 +35,9 @@ def build_routes() -> dict[str, Route]:
         "/v1/chat/completions": _generation_route(chat.create_chat_completion),
         "/v1/completions": _generation_route(completions.create_completion),
         "/v1/embeddings": _generation_route(completions.embeddings),
+        **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), _generation_route(scores.rerank)),
+        **dict.fromkeys(("/score", "/v1/score"), _generation_route(scores.score)),
+        "/classify": _generation_route(scores.classify),
         "/v1/messages": _generation_route(messages.create_message, anthropic=True),
         "/v1/messages/count_tokens": Route({"POST": messages.count_tokens}, anthropic=True),
         "/v1/responses": _generation_route(responses.create_response),

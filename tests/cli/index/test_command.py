@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,10 @@ async def test_running_stack_is_the_default_redis(
         assert await asyncio.to_thread(index_stats) == 0
         assert "indexer-1 writes" in capsys.readouterr().out
         assert await asyncio.to_thread(index_match, tokens=tokens) == 1, "the scene's index has another secret"
+        write_stack_file(make_run_directory(), replace(stack, manage="http://127.0.0.1:3", started=2.0, redis="x"))
+        assert await asyncio.to_thread(index_stats, source=IndexSource(manage="127.0.0.1:2")) == 0
+        with pytest.raises(BadInput):
+            await asyncio.to_thread(index_stats, source=IndexSource(manage="127.0.0.1:4"))
 
 
 async def test_unknown_model_names_the_nearest(server: Valkey, tokens: Path) -> None:

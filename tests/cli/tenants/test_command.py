@@ -45,8 +45,9 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     """Publishes a stack on this machine that follows some files of tenants."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
-    def write(*files: str) -> None:
-        stack = RunningStack(os.getpid(), "http://127.0.0.1:8000", "http://127.0.0.1:9", 1.0, tenant_files=files)
+    def write(*files: str, port: int = 9) -> None:
+        url = f"http://127.0.0.1:{port}"
+        stack = RunningStack(os.getpid(), "http://127.0.0.1:8000", url, float(port), tenant_files=files)
         write_stack_file(make_run_directory(), stack)
 
     return write
@@ -61,6 +62,17 @@ def test_tenants_and_keys_of_the_stack_on_this_machine_are_found(tmp_path: Path,
     assert "neither a file nor a cluster" in run_program("keys", "revoke", "acme", "ci").stderr, (
         "changes name their file"
     )
+
+
+def test_the_management_address_says_whose_tenants_are_shown(tmp_path: Path, publish: Callable[..., None]) -> None:
+    publish(_tenants(tmp_path, "acme"), port=7)
+    publish(_tenants(tmp_path, "globex"), port=9)
+    for address, name in (("127.0.0.1:7", "acme"), ("http://127.0.0.1:9/", "globex"), ("9", "globex")):
+        assert name in run_program("tenants", "list", "--manage", address).stdout
+        assert run_program("tenants", "show", name, "--manage", address).returncode == 0
+        assert name in run_program("keys", "list", "--manage", address).stdout + name
+    unknown = run_program("tenants", "list", "--manage", "127.0.0.1:8")
+    assert (unknown.returncode, "--file" in unknown.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -213,9 +213,9 @@ def stop(index: int = 0) -> bytes:
     return named_event("content_block_stop", index=index)
 
 
-def last_events(output: int, reason: str = "end_turn") -> list[bytes]:
+def last_events(output: int, reason: str = "end_turn", counts: Mapping[str, int] | None = None) -> list[bytes]:
     stopped = {"stop_reason": reason, "stop_sequence": None}
-    usage = {"input_tokens": 0, "output_tokens": output}
+    usage = {"input_tokens": 0, "output_tokens": output, **(counts or {})}
     return [named_event("message_delta", delta=stopped, usage=usage), named_event("message_stop")]
 
 
@@ -287,6 +287,29 @@ async def test_message_goes_on_behind_its_text() -> None:
     assert usage_of(events) == (len(PROMPT), len("Once upon ") + 3)
     assert met[1]["kv_transfer_params"] == {"prompt_token_ids": tokens_of(PROMPT + "Once upon ")}
     assert met[1]["max_tokens"] == 50 - len("Once upon ")
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {},
+        {"cache_read_input_tokens": 0, "cache_creation_input_tokens": 28},
+        {"input_tokens": 5, "cache_read_input_tokens": 23},
+        {"input_tokens": 3, "cache_read_input_tokens": 10, "cache_creation_input_tokens": 15},
+    ],
+)
+async def test_cached_and_new_tokens_of_the_prompt_are_those_of_the_first_engine(counts: dict[str, int]) -> None:
+    text = "Once upon "
+    first, rest = [start("text", text=""), delta(text)], [start("text", text=""), delta("a."), stop()]
+    script = talker(first, [*rest, *last_events(2, counts=counts)], met=[])
+    async with gateway_of(script, script) as (running, *_):
+        events = events_of(await request(running.url, ASKED, path="/v1/messages"))
+        opened, last = events[0]["message"]["usage"], events[-2]["usage"]
+        assert {**opened, "output_tokens": len(text) + 2} == {name: last[name] for name in opened}
+        assert usage_of(events)[0] == len(PROMPT)
+        (logged,) = running.gateway.decisions.latest(1)
+        assert logged.prompt_tokens == len(PROMPT)
 
 
 @pytest.mark.sockets

@@ -54,7 +54,7 @@ class BodyChecker:
         parsed.set_cache_variant(reply.cache_variant)
         parsed.bounds = reply.bounds
         parsed.context = [body[start:end] for start, end in reply.context]
-        parsed.repeated_bytes, parsed.prompts = reply.repeated_bytes, reply.prompts
+        parsed.repeated_bytes, parsed.prompts, parsed.items = reply.repeated_bytes, reply.prompts, reply.items
         if reply.prompt_end:
             parsed.messages_start, parsed.messages_end = reply.prompt_start + 1, reply.prompt_end - 1
         return parsed

@@ -169,9 +169,10 @@ def _find_or_add(counts: dict[_Key, _StreamCounts], key: _Key, max_keys: int) ->
 def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amounts:
     """Returns the most that a request can use.
 
-    A token of text has at least one byte, so the bytes of the body bound those of the prompt.
+    A token of text has at least one byte, so the bytes of the body bound those of the prompt. An
+    engine computes the query of a ranking again for each document.
 
-    margin: tokens that a chat template may add.
+    margin: tokens that a template may add to a prompt.
 
     Raises BadRequest if the plan counts output that the request does not bound, or counts input
     that is not only text.
@@ -203,6 +204,8 @@ def most_amounts(context: RequestContext, plan: LimitPlan, margin: int) -> Amoun
             )
         output = request.max_tokens * request.answers
     tokens = body_bytes + margin
+    if request.dialect.is_measured:
+        tokens += request.repeated_bytes + margin * (request.items - 1)
     return Amounts(1, tokens, output, plan.cost(request.model, tokens, 0, output), body_bytes)
 
 
@@ -258,7 +261,7 @@ def used_amounts(context: RequestContext, plan: LimitPlan, estimate: Amounts) ->
     if result.dispatched_at is None or result.is_refunded:
         return Amounts(0, 0, 0, 0, 0)
     prompt, output = result.prompt_tokens, result.output_tokens
-    is_counted = not context.request.is_passthrough
+    is_counted = context.request.dialect.is_counted
     if prompt is None:
         prompt = estimate.input_tokens if is_counted else 0
         if plan.is_strict and not result.is_complete:  # what was reserved is the size of the body

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from fairlead.fleet.model import TokenPrice
+from fairlead.limits import Limits
 from fairlead.tenants.model import Enforcement, Limit, LimitUnit, Tenant, Window
 from fairlead_testing.engines.scripted import EngineCall, Script, responds, silent, streams, token, usage
 from fairlead_testing.gateway.limited_gateway import QUICK_LIMITS, LimitedGateway, answer, limited_gateway
@@ -80,7 +81,7 @@ async def test_a_stream_that_its_engine_fails_is_refunded(error: dict[str, objec
 async def test_an_event_that_the_client_made_too_long_is_paid(tokens: int) -> None:
     """Log probabilities, token ids and tools make an event as long as a client wants."""
     script = streams(*[token("a")] * tokens, {**token("b"), "prompt_token_ids": [12_345] * 200_000}, end=silent)
-    async with limited_gateway(script, [_ACME]) as gateway:
+    async with limited_gateway(script, [_ACME], Limits(sse_event_bytes=1_048_576)) as gateway:
         assert (await _post(gateway, stream=True, n=2)).status_code == (200 if tokens else 502)
         prompt, output = await _used(gateway)
         assert prompt > 0
