@@ -16,7 +16,6 @@ from fairlead.names import closest_matches
 from fairlead.units import parse_duration
 
 VARIABLE_PREFIX = "FAIRLEAD_"
-_LONGEST = "24h"
 TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "FAIRLEAD_CACHE": "where `make` keeps the dependencies, instead of `~/.cache/fairlead`",
@@ -48,14 +47,14 @@ def _setting(description: str, *, default: str | None = None, secret: bool = Fal
 
 
 def _duration_in(name: str, text: str | None, shortest: str) -> float:
-    """Returns a duration in seconds. Raises SettingsError below the shortest and above `_LONGEST`."""
+    """Returns a duration in seconds. Raises SettingsError below the shortest and above 24 hours."""
     try:
         seconds = parse_duration(text or "")
     except BadInput:
         seconds = -1.0
-    if not parse_duration(shortest) <= seconds <= parse_duration(_LONGEST):
+    if not parse_duration(shortest) <= seconds <= 86_400.0:
         name = variable_name(name)
-        text = f"{name} is not a duration from {shortest} to {_LONGEST}"
+        text = f"{name} is not a duration from {shortest} to 24h"
         raise SettingsError(text, field=name, hint="write it like 90s or 10m")
     return seconds
 

@@ -21,8 +21,7 @@ class HttpLimits:
     body_seconds: float = limit(300.0, "from the end of a request's head to the end of its body; 408")
     keepalive_idle_seconds: float = limit(
         620.0,
-        "an idle client connection is closed, unless FAIRLEAD_CLIENT_IDLE_TIMEOUT says otherwise. Google's load balancers keep "
-        "theirs for 600 s and ask for more, else requests meet closed connections; beyond `connections`, idle ones go first",
+        "an idle client connection is closed, unless FAIRLEAD_CLIENT_IDLE_TIMEOUT says otherwise; Google's load balancers keep 600 s",
     )
     connections: int = limit(
         20_000,
@@ -169,10 +168,7 @@ class UpstreamLimits:
         "the same of all responses of a worker over 16 KiB, and of long events; half for one namespace. "
         "Then it is passed on, or a stream ends",
     )
-    sse_event_bytes: int = limit(
-        32 * 1024 * 1024,
-        "one event of an engine's stream, which may hold images; all long ones share `buffered_responses_bytes`",
-    )
+    sse_event_bytes: int = limit(32 * 1024 * 1024, "one event of an engine's stream, which may hold images")
     resumable_bytes: int = limit(1024 * 1024, "of a stream, buffered so that another engine can continue it")
     stream_head_seconds: float = limit(
         10.0,

@@ -12,6 +12,7 @@ and a hint.
     │   │   └── ExternalRefused 403  its requests may not leave the cluster
     │   ├── ForeignPage        403  a web page may have sent it, and no key is asked for
     │   ├── UnknownPath        404      UnknownModel            404      MethodNotAllowed 405
+    │   ├── WebSocketRefused   426  the handshake of a WebSocket
     │   ├── UnknownResponse        404  no stored response has this id
     │   ├── QuarantinedRequest 422  instances crashed on this request before
     │   └── IdempotencyKeyReused 422 another request has this idempotency key
@@ -214,6 +215,17 @@ class UnknownPath(BadRequest):
 
     status = 404
     code = "unknown_url"
+
+
+class WebSocketRefused(BadRequest):
+    """Raised for the handshake of a WebSocket. At this status, Codex goes on over HTTP at once."""
+
+    status = 426
+    code = "websocket_not_supported"
+
+    def __init__(self) -> None:
+        hint = "stream /v1/responses or /v1/chat/completions; for realtime audio, connect to the engine's own address"
+        super().__init__("the gateway serves no WebSockets", hint=hint, headers=(("upgrade", "HTTP/1.1"),))
 
 
 class UnknownModel(BadRequest):

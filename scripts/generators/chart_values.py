@@ -268,7 +268,7 @@ class Gateway(Placement):
         600,
     )
     client_idle_seconds: Annotated[int, Field(ge=1, le=86_400)] = _value(
-        "seconds after which an idle connection of a client is closed; more than the load balancer in front keeps its own",
+        "seconds until an idle connection of a client is closed; more than the load balancer in front keeps its own",
         620,
     )
     stream_head_seconds: Annotated[int, Field(ge=1, le=86_400)] = _value(

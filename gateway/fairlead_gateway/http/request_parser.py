@@ -238,11 +238,11 @@ SESSION_HEADERS: Final = (
 """Headers in which clients name a conversation, in the order in which they count."""
 AGENT_HEADER: Final = b"x-claude-code-agent-id"
 """The agent of a session, which has a conversation of its own."""
-RARE_FIELDS: Final = frozenset(
-    (b"x-request-id", b"x-request-timeout", b"x-fairlead-hops", b"idempotency-key", *SESSION_HEADERS, AGENT_HEADER)
-)
+_RARE: Final = b"upgrade x-request-id x-request-timeout x-fairlead-hops idempotency-key".split()
+RARE_FIELDS: Final = frozenset((*_RARE, *SESSION_HEADERS, AGENT_HEADER))
 """Fields that every request is asked for and few have."""
 _MODEL_PATH: Final = b"/v1/models/"
+_PLAIN_HINT: Final = "send plain JSON; Codex does with `enable_request_compression = false` under `[features]`"
 _STRAY_CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
 _STRAY_CONTROL_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
 
@@ -501,7 +501,7 @@ def _parse_framing(method: str, target: bytes, version: int, fields: HeaderField
         length = _parse_length(by_name.get(b"content-length"), limits)
     if b"content-encoding" in by_name and by_name[b"content-encoding"].lower() not in (b"", b"identity"):
         raise UnsupportedBodyType(
-            "compressed request bodies are not accepted", param="content-encoding", hint="send plain JSON"
+            "compressed request bodies are not accepted", param="content-encoding", hint=_PLAIN_HINT
         )
     connection = b",".join(value for name, value in fields if name == b"connection").lower()
     options = {option.strip(b" \t") for option in connection.split(b",")} if connection else frozenset()

@@ -453,6 +453,7 @@ _COMMON_PATHS = frozenset(
 )
 _MAX_QUERY_FIELDS = 50
 _CLOSED_HINT = "the operator of the model opens paths with engine.allowedPaths"
+_FORM_HINT = "send a form with files to the address of the engine itself, which the operator of the model can open"
 _HINT = "other paths under /v1 go to the engine of the model that the JSON body, or ?model=, names"
 
 
@@ -551,7 +552,8 @@ def _target(path: str, query: list[tuple[str, str]], entry: ModelEntry) -> str:
 def _parse_json_body(head: RequestHead, body: bytes, parse: BodyParser) -> ModelRequest:
     content_type = (head.get(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
     if content_type != b"application/json" and not content_type.endswith(b"+json"):
-        raise UnsupportedBodyType("only JSON bodies are forwarded to engines", param="content-type", hint=_HINT)
+        hint = _FORM_HINT if content_type == b"multipart/form-data" else _HINT
+        raise UnsupportedBodyType("only JSON bodies are forwarded to engines", param="content-type", hint=hint)
     try:
         return parse(GenericRequest, body)
     except BadRequest as error:

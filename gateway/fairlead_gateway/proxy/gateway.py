@@ -27,7 +27,7 @@ from fairlead_gateway.body_check.worker.client import BodyChecker
 from fairlead_gateway.caller_key import Caller, caller_key
 from fairlead_gateway.dialects.table import DIALECTS
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import PrefillCoordinator
-from fairlead_gateway.errors import GatewayDraining, GatewayError
+from fairlead_gateway.errors import GatewayDraining, GatewayError, WebSocketRefused
 from fairlead_gateway.http.listener import (
     COUNTED_BYTES,
     HttpRequest,
@@ -50,7 +50,7 @@ from fairlead_gateway.proxy.local_routes import (
     DRAINING,
     NO_FLEET_YET,
     NO_KEYS_YET,
-    READINESS_PATH,
+    PROBE_PATHS,
     LocalRoutes,
     check_body,
     check_counted_path,
@@ -405,7 +405,7 @@ class Gateway(RequestLifecycle):
         """
         if not head.is_checked:
             self.browser_access.check(head)
-        caller = None if self.api_keys is None or head.path == READINESS_PATH else self.api_keys.caller(head)
+        caller = None if self.api_keys is None or head.path in PROBE_PATHS else self.api_keys.caller(head)
         if caller is not None and not caller.may_use_other_paths:
             check_counted_path(head.path)
         if head.length != 0 and not (head.method == "POST" and head.path in _DIALECTS):
@@ -432,6 +432,8 @@ class Gateway(RequestLifecycle):
             if len(http_request.body) > COUNTED_BYTES:
                 self.listener.check_complete_body(len(http_request.body), caller_key(http_request.caller))
             path, method = http_request.head.path, http_request.head.method
+            if (head.get_rare(b"upgrade") or b"").lower() == b"websocket":
+                raise WebSocketRefused
             if path in _DIALECTS:
                 if method == "POST" or check_method(method, ("POST",), response):
                     if head.get_rare(IDEMPOTENCY_HEADER) is None:
@@ -446,7 +448,7 @@ class Gateway(RequestLifecycle):
                     later = self._local_routes.answer(path, response, models, shows_key=shows, refuses_external=refuses)
                     if later is not None:
                         self._run_as_task(http_request.internal_id, response, later)
-                    if observers is not None and path != READINESS_PATH:
+                    if observers is not None and path not in PROBE_PATHS:
                         observers.on_answered_locally(http_request, response, 200, None)
             elif is_passthrough_path(path):
                 if check_method(method, methods_of(path), response):

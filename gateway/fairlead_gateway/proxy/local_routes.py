@@ -1,15 +1,20 @@
-"""The paths that the gateway answers itself, without an engine: readiness and the list of
+"""The paths that the gateway answers itself, without an engine: readiness, release and the list of
 models. Its own errors are sent here, too.
 """
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Final
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
+from fairlead import __version__
 from fairlead.fleet.model import Model
 from fairlead.runtime.nonblocking_log import traceback_lines
+from fairlead_gateway.dialects.error_shape import ANTHROPIC_ERRORS
 from fairlead_gateway.dialects.table import DIALECTS, dialect_of
 from fairlead_gateway.errors import (
     BodyTooLarge,
@@ -31,7 +36,9 @@ from fairlead_gateway.openai.request import is_passthrough_path, methods_of
 from fairlead_gateway.proxy.context_lengths import ContextLengths, shortest
 from fairlead_gateway.tenants.worker.tenant_policy import VisibleModels
 
-READINESS_PATH: Final = "/readyz"
+PROBE_PATHS: Final = frozenset(("/readyz", "/health", "/ping"))
+"""They need no key, and say the same to all."""
+_VERSION_PATH: Final = "/version"
 _MODELS_PATH: Final = "/v1/models"
 DRAINING = "draining"
 NO_FLEET_YET = "no fleet has been read yet"
@@ -43,7 +50,7 @@ _DEGRADED = "degraded: the management port says how, and so does this path to a 
 
 
 class LocalRoutes:
-    """The handler of `/readyz`, `/v1/models` and `/v1/models/NAME`.
+    """The handler of probes, `/version`, `/v1/models` and `/v1/models/NAME`.
 
     readiness: returns whether requests are served, and warnings.
     lengths: the context lengths of models.
@@ -74,7 +81,10 @@ class LocalRoutes:
         shows_key: whether the client has shown a known API key; without one, no details are sent.
         refuses_external: no model outside the cluster is listed.
         """
-        if path == READINESS_PATH:
+        if path == _VERSION_PATH:
+            response.send(200, local_headers("version"), msgspec.json.encode({"version": __version__}))
+            return None
+        if path in PROBE_PATHS:
             is_ready, warnings = self._readiness()
             notes = warnings if shows_key else _public_notes(warnings)
             body = msgspec.json.encode({"ready": is_ready, "notes": notes})
@@ -82,17 +92,20 @@ class LocalRoutes:
             return None
         hidden = visible.outside_cluster() if refuses_external else NOTHING_HIDDEN
         content = self._content(path, visible, hidden)
+
+        def send(content: dict[str, object]) -> None:
+            shown = _in_anthropic_form(content) if _is_anthropic(response) else content
+            response.send(200, local_headers("models"), msgspec.json.encode(shown))
+
+        async def send_later(unknown: list[str]) -> None:
+            await self._lengths.read(unknown)
+            send(self._content(path, visible, hidden))
+
         unknown = self._lengths.unknown(visible.fleet.models)
         if unknown:
-            return self._answer_later(path, response, visible, hidden, unknown)
-        response.send(200, local_headers("models"), msgspec.json.encode(content))
+            return send_later(unknown)
+        send(content)
         return None
-
-    async def _answer_later(
-        self, path: str, response: ResponseWriter, visible: VisibleModels, hidden: HiddenKeys, unknown: list[str]
-    ) -> None:
-        await self._lengths.read(unknown)
-        response.send(200, local_headers("models"), msgspec.json.encode(self._content(path, visible, hidden)))
 
     def _content(self, path: str, visible: VisibleModels, hidden: HiddenKeys) -> dict[str, object]:
         """Returns the list of models, or the object of one.
@@ -151,6 +164,20 @@ class LocalRoutes:
         return found
 
 
+def _in_anthropic_form(content: dict[str, Any]) -> dict[str, object]:
+    """Returns the list of models, or one of them, as Anthropic's API does. All are on one page.
+
+    Source: platform.claude.com/docs/en/api/models-list.
+    """
+    if "data" in content:
+        models = [_in_anthropic_form(model) for model in content["data"]]
+        ids = [model["id"] for model in models] or [None]
+        return {"data": models, "has_more": False, "first_id": ids[0], "last_id": ids[-1]}
+    created_at = datetime.fromtimestamp(content["created"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    shown = {"type": "model", "id": content["id"], "display_name": content["id"], "created_at": created_at}
+    return shown if "max_model_len" not in content else shown | {"max_input_tokens": content["max_model_len"]}
+
+
 def _length(name: str, visible: VisibleModels, lengths: Mapping[str, int]) -> int | None:
     """Returns the context length of a model, or that of a route: the shortest of its models."""
     route = visible.fleet.resolve_route(name)
@@ -168,7 +195,7 @@ def _public_notes(warnings: Sequence[str]) -> list[str]:
 
 def is_local_path(path: str) -> bool:
     """Whether `LocalRoutes` answers the path."""
-    return path in (READINESS_PATH, _MODELS_PATH) or path.startswith(_MODELS_PATH + "/")
+    return path in PROBE_PATHS or path in (_VERSION_PATH, _MODELS_PATH) or path.startswith(_MODELS_PATH + "/")
 
 
 def check_method(method: str, allowed: Sequence[str], response: ResponseWriter) -> bool:
@@ -226,7 +253,14 @@ def unknown_path(path: str) -> UnknownPath:
     if f"{path}/".startswith("/v1/v1/"):
         return UnknownPath("/v1 stands twice in this path", hint="leave it out of the client's base URL")
     hint = "the API lies under /v1" if "%" not in path else "write a path without percent signs"
-    return UnknownPath("nothing is served under this path", hint=hint)
+    return UnknownPath("nothing is served under this path", hint=_hints().get(path, hint))
+
+
+@cache
+def _hints() -> dict[str, str]:
+    """Returns what to do in place of asking for a path that clients of engines know, by path."""
+    table = msgspec.json.decode(Path(__file__).with_name("engine_paths.json").read_bytes(), type=dict[str, list[str]])
+    return {path: hint for hint, paths in table.items() for path in paths}
 
 
 def _method_not_allowed(allowed: Sequence[str]) -> MethodNotAllowed:
@@ -253,11 +287,17 @@ def send_error(error: GatewayError, response: ResponseWriter, headers: str) -> N
     """
     own_headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
     path = error.path if response.head is None else response.head.path
-    errors, body = dialect_of(path).errors, error.body(response.request_id)
+    errors = ANTHROPIC_ERRORS if path not in DIALECTS and _is_anthropic(response) else dialect_of(path).errors
+    body = error.body(response.request_id)
     if response.is_waiting:
         response.end_with_error(errors.only_event(error.status, body))
     else:
         response.send(error.status, own_headers + headers, errors.body(error.status, body))
+
+
+def _is_anthropic(response: ResponseWriter) -> bool:
+    """Whether the client speaks Anthropic's API, whose SDKs send this header with each request."""
+    return response.head is not None and response.head.get(b"anthropic-version") is not None
 
 
 def log_internal_error(request_id: str, error: Exception) -> None:

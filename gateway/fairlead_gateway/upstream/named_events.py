@@ -14,7 +14,8 @@ import msgspec
 
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.upstream.response_schemas import NAMED_EVENT_DECODER, NamedEvent, StopDelta
-from fairlead_gateway.upstream.sse import PING, SseScanner, decode_members, event_data, event_name, is_ping
+from fairlead_gateway.upstream.sent_tokens import COMMENT
+from fairlead_gateway.upstream.sse import PINGS, SseScanner, decode_members, event_data, event_name
 from fairlead_gateway.upstream.usage import GARBAGE, InBandError, TokenCounts, parse_in_band_error
 
 _NAME: Final = b"event: "
@@ -79,8 +80,8 @@ class NamedEventScanner(SseScanner):
 
     def _read_event(self, event: bytes, passed: list[bytes]) -> None:
         data, name = event_data(event), event_name(event)
-        if is_ping(name) and decode_members(data or b"") is None:
-            event, data = PING, None
+        if name in PINGS and decode_members(data or b"") is None:
+            event, data = COMMENT, None
         if not data:
             if self._passes_without_data(event):
                 passed.append(event)

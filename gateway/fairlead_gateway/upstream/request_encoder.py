@@ -245,18 +245,17 @@ def retry_after_of(fields: dict[bytes, bytes], max_seconds: int, now: float) -> 
 
     Source: RFC 9110, 5.6.7 and 10.2.3.
     """
-    seconds = _number_in(fields.get(b"retry-after-ms", b""), 0.001)
-    value = fields.get(b"retry-after", b"")
-    if seconds is None:
-        seconds = _number_in(value, 1.0)
-    if seconds is None and (until := _date_in(value)) is not None:
+    milliseconds, value = fields.get(b"retry-after-ms", b""), fields.get(b"retry-after", b"")
+    if _NUMBER.fullmatch(milliseconds) is not None:
+        seconds = float(milliseconds) / 1_000
+    elif _NUMBER.fullmatch(value) is not None:
+        seconds = float(value)
+    elif (until := _date_in(value)) is not None:
         sent_at = _date_in(fields.get(b"date", b""))
         seconds = until - (now if sent_at is None else sent_at)
-    return None if seconds is None else max(1, math.ceil(min(seconds, max_seconds)))
-
-
-def _number_in(value: bytes, unit: float) -> float | None:
-    return float(value) * unit if _NUMBER.fullmatch(value) is not None else None
+    else:
+        return None
+    return max(1, math.ceil(min(seconds, max_seconds)))
 
 
 def _date_in(value: bytes) -> float | None:

@@ -52,10 +52,8 @@ _END: Final = b"[DONE]"
 _DONE: Final = b"data: [DONE]\n\n"
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NAME: Final = b"\nevent:"
-_PINGS: Final = frozenset((b"ping", b"keepalive", b"keep-alive", b"heartbeat"))
-"""Names of events that only say that the stream lives."""
-PING: Final = b": ping\n\n"
-"""In place of such an event, since clients of chats take each event for a chunk."""
+PINGS: Final = frozenset((b"ping", b"keepalive", b"keep-alive", b"heartbeat"))
+"""Names of events that only say that the stream lives. Clients of chats take each event for a chunk."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 
 
@@ -300,8 +298,8 @@ class SseScanner:
     def _read_event(self, event: bytes, passed: list[bytes]) -> None:
         """Reads an event, and adds to `passed` what may pass now."""
         data = event_data(event)
-        if is_ping(event_name(event)):
-            event, data = PING, None
+        if event_name(event) in PINGS:
+            event, data = COMMENT, None
         self._take_event(event, data, None if not data or data == _END else _decode_event(data), passed)
 
     def release_held(self) -> list[bytes]:
@@ -436,11 +434,6 @@ def event_name(event: bytes) -> bytes:
     """Returns the name of an event, which its last such line gives; empty if it has none."""
     names = [line[6:].strip() for line in event.strip().splitlines() if line.startswith(b"event:")]
     return names[-1] if names else b""
-
-
-def is_ping(name: bytes) -> bool:
-    """Whether events of this name only say that the stream lives."""
-    return name in _PINGS
 
 
 def event_data(event: bytes) -> bytes | None:

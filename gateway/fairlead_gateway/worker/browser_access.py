@@ -25,7 +25,7 @@ from fairlead.settings import GatewaySettings
 from fairlead_gateway.errors import ForeignPage, UnsupportedBodyType
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.proxy.local_routes import READINESS_PATH, local_headers
+from fairlead_gateway.proxy.local_routes import PROBE_PATHS, local_headers
 
 ANY_ORIGIN: Final = "*"
 NO_ORIGIN: Final = "none"
@@ -67,7 +67,7 @@ class BrowserAccess:
         is_allowed = origin is not None and (self._allows_any or origin in self._origins)
         if origin is not None and is_allowed:
             head.response_fields = self._response_fields(origin)
-        if not self._has_api_keys and head.path != READINESS_PATH:
+        if not self._has_api_keys and head.path not in PROBE_PATHS:
             self._check_page(head, origin, is_allowed)
         head.is_checked = True
 

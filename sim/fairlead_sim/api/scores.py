@@ -19,10 +19,7 @@ from fairlead_sim.http.fields import RequestFields, json_body
 
 
 class ComputedResponse(GenerationResponse):
-    """An answer that is known before its prompts are computed.
-
-    data: an object for each text; of a ranking, the best first.
-    """
+    """An answer that is known before its prompts are computed: an object for each text."""
 
     data: tuple[dict[str, Any], ...] = ()
 

@@ -208,10 +208,7 @@ class ApiKeys:
         return True
 
     def _find(self, head: RequestHead) -> Caller:
-        """Returns the caller of the only key that is known; the other one belongs to another system.
-
-        Why: desktop clients send their own token as a bearer beside the gateway's key.
-        """
+        """Returns the caller of the only known key; desktop clients send one of another system too."""
         refusals: list[InvalidApiKey] = []
         found: list[Caller] = []
         for key in api_keys_of(head):
