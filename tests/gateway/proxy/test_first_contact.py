@@ -1,4 +1,4 @@
-"""What clients of engines ask first: probes, the release and the models; or a word on what to ask instead."""
+"""Probes, the release and lists of models, which clients ask first, and hints for other paths."""
 
 import json
 from datetime import datetime
