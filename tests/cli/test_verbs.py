@@ -389,7 +389,7 @@ WITHOUT_MANAGE = {
     "keys revoke": "tenants",
     "airgap images": "nothing",
 }
-"""What the verbs ask that ask no gateway, and look for no stack on this machine by its gateway."""
+"""The verbs that ask no gateway, and look for no stack on this machine, with what they ask."""
 
 
 @pytest.mark.parametrize("words", [words for words in VERBS if VERBS[words].group == "Operate"])

@@ -83,8 +83,8 @@ def open_tenants(
 
     revoked: the file of revoked keys; None for a cluster.
     manage: management address of a gateway that reads the file.
-    finds_stack: without a file and a cluster, those of the stack at `manage`, else of the newest one
-        on this machine.
+    finds_stack: without a file and a cluster, those of the stack at `manage`, else of the newest
+        one on this machine.
 
     Raises BadInput for options that exclude each other and without any, ClusterUnreachable.
     """

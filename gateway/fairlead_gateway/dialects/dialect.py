@@ -67,7 +67,7 @@ class Dialect:
 
     @property
     def is_counted(self) -> bool:
-        """Whether its tokens count in limits and budgets; those that no engine reports, as estimated."""
+        """Whether its tokens count in limits; those that no engine reports, as estimated."""
         return self.prompt is not None or self.is_measured
 
     @property

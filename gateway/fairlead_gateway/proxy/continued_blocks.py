@@ -318,7 +318,7 @@ class StreamMessage(StreamBlocks):
             usage["output_tokens"] += self.continued_at
 
     def _prompt_counts(self) -> dict[str, int]:
-        """Returns the tokens of the prompt as the first event has split them into cached and new."""
+        """Returns the tokens of the prompt as the first event splits them into cached and new."""
         message = (decode_object(event_data(self.blocks.head) or b"") or {}).get("message")
         usage = message.get("usage") if isinstance(message, dict) else None
         return (

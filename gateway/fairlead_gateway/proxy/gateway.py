@@ -432,7 +432,7 @@ class Gateway(RequestLifecycle):
             if len(http_request.body) > COUNTED_BYTES:
                 self.listener.check_complete_body(len(http_request.body), caller_key(http_request.caller))
             path, method = http_request.head.path, http_request.head.method
-            if (head.get_rare(b"upgrade") or b"").lower() == b"websocket":
+            if method == "GET" and (head.get_rare(b"upgrade") or b"").lower() == b"websocket":
                 raise WebSocketRefused
             if path in _DIALECTS:
                 if method == "POST" or check_method(method, ("POST",), response):

@@ -259,7 +259,7 @@ def retry_after_of(fields: dict[bytes, bytes], max_seconds: int, now: float) -> 
 
 
 def _date_in(value: bytes) -> float | None:
-    """Returns the Unix seconds of a date in one of the three forms of HTTP; None for another text."""
+    """Returns the Unix seconds of a date in one of HTTP's three forms; None for another text."""
     text = value.decode("latin-1")
     for form in _DATE_FORMS if len(text) <= _MAX_DATE_CHARACTERS else ():
         try:

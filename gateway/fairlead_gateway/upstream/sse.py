@@ -53,7 +53,7 @@ _DONE: Final = b"data: [DONE]\n\n"
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NAME: Final = b"\nevent:"
 PINGS: Final = frozenset((b"ping", b"keepalive", b"keep-alive", b"heartbeat"))
-"""Names of events that only say that the stream lives. Clients of chats take each event for a chunk."""
+"""Names of events that say that the stream lives. Clients of chats take each event for a chunk."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 
 

@@ -52,10 +52,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-model-len", type=int, default=32_768)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--task",
-        choices=("generate", "embed", "both"),
-        default="both",
-        help="embed serves vectors and scores alone",
+        "--task", choices=("generate", "embed", "both"), default="both", help="embed: vectors and scores"
     )
     parser.add_argument("--scheduling-policy", choices=("fcfs", "priority"), default="fcfs")
     parser.add_argument("--data-parallel-size", type=int, default=1)

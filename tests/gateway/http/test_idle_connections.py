@@ -1,4 +1,4 @@
-"""Idle connections outlive those of load balancers, which would else send requests into closed ones."""
+"""Idle connections outlive those of load balancers, so that no request meets a closed one."""
 
 import asyncio
 from dataclasses import replace

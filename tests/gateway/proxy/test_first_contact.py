@@ -1,4 +1,4 @@
-"""What clients of engines ask first: probes, the release and the models; or a word on what to ask instead."""
+"""Probes, the release and lists of models, which clients ask first, and hints for other paths."""
 
 import json
 from datetime import datetime
@@ -25,7 +25,7 @@ KEY = authorization("acme")
 ANTHROPIC = "anthropic-version: 2023-06-01\r\n"
 
 
-async def ask(url: str, path: str, method: str = "GET", more: str = "") -> RawResponse:
+async def fetch(url: str, path: str, method: str = "GET", more: str = "") -> RawResponse:
     connection = await RawConnection.connect(url)
     try:
         await connection.send(get_request(path, method=method, more=more))
@@ -38,7 +38,7 @@ async def test_each_path_of_engines_is_refused_with_what_to_ask_instead() -> Non
     async with gateway_before([well_behaved]) as running:
         for path, hint in HINTS.items():
             for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
-                answer = await ask(running.url, path, method)
+                answer = await fetch(running.url, path, method)
                 assert answer.status == 404, (path, method)
                 if method != "HEAD":
                     assert answer.error["code"] == "unknown_url"
@@ -62,27 +62,27 @@ def test_the_page_lists_the_paths_of_engines() -> None:
 @pytest.mark.parametrize("more", ["", KEY, "authorization: Bearer no\r\n"])
 async def test_probes_need_no_key_and_say_whether_requests_are_served(path: str, more: str) -> None:
     async with gateway_of(well_behaved, api_keys=keys_of(Tenant("acme"))) as (running, *_):
-        answer = await ask(running.url, path, more=more)
+        answer = await fetch(running.url, path, more=more)
         assert (answer.status, answer.json) == (200, {"ready": True, "notes": []})
-        head, options = [await ask(running.url, path, method, more) for method in ("HEAD", "OPTIONS")]
+        head, options = [await fetch(running.url, path, method, more) for method in ("HEAD", "OPTIONS")]
         assert (head.status, head.fields["content-length"]) == (200, str(len(answer.body)))
         assert (options.status, options.fields["allow"]) == (200, "GET, HEAD, OPTIONS")
-        assert (await ask(running.url, path, "DELETE", more)).status == 405
+        assert (await fetch(running.url, path, "DELETE", more)).status == 405
         running.gateway._is_draining = True
-        assert (await ask(running.url, path, more=more)).status == 503
+        assert (await fetch(running.url, path, more=more)).status == 503
 
 
 async def test_the_release_is_for_callers() -> None:
     async with gateway_of(well_behaved, api_keys=keys_of(Tenant("acme"))) as (running, *_):
-        assert (await ask(running.url, "/version")).status == 401
-        assert (await ask(running.url, "/version", more=KEY)).json == {"version": fairlead.__version__}
+        assert (await fetch(running.url, "/version")).status == 401
+        assert (await fetch(running.url, "/version", more=KEY)).json == {"version": fairlead.__version__}
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime", "/v1/responses", "/v1/chat/completions", "/ws", "/health"])
 async def test_a_websocket_is_refused_with_a_status_that_clients_fall_back_on(path: str) -> None:
     handshake = "connection: Upgrade\r\nUpgrade: WebSocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAA\r\n"
     async with gateway_before([well_behaved]) as running:
-        answer = await ask(running.url, path, more=handshake)
+        answer = await fetch(running.url, path, more=handshake)
         assert (answer.status, answer.error["code"]) == (426, "websocket_not_supported")
         assert answer.fields["upgrade"] == "HTTP/1.1"
         assert "allowedPaths" not in answer.error["message"]
@@ -108,20 +108,20 @@ def models_of(answer: RawResponse) -> list[dict[str, Any]]:
 
 async def test_models_have_anthropics_form_for_its_clients() -> None:
     async with gateway_before([well_behaved]) as running:
-        listed = await ask(running.url, "/v1/models", more=ANTHROPIC)
+        listed = await fetch(running.url, "/v1/models", more=ANTHROPIC)
         (model,) = models_of(listed)
         assert (listed.json["first_id"], listed.json["last_id"]) == ("tiny", "tiny")
         assert (model["type"], model["id"], model["display_name"]) == ("model", "tiny", "tiny")
         assert datetime.fromisoformat(model["created_at"]).tzinfo is not None
-        assert (await ask(running.url, "/v1/models/tiny", more=ANTHROPIC)).json == model
-        assert (await ask(running.url, "/v1/models?limit=1&after_id=x", more=ANTHROPIC)).json == listed.json
-        assert (await ask(running.url, "/v1/models")).json["object"] == "list"
+        assert (await fetch(running.url, "/v1/models/tiny", more=ANTHROPIC)).json == model
+        assert (await fetch(running.url, "/v1/models?limit=1&after_id=x", more=ANTHROPIC)).json == listed.json
+        assert (await fetch(running.url, "/v1/models")).json["object"] == "list"
 
 
 async def test_a_client_of_anthropics_without_models_or_with_a_wrong_name_gets_its_forms() -> None:
     async with gateway_of(well_behaved, api_keys=keys_of(Tenant("acme", models=frozenset({"none"})))) as (running, *_):
-        listed = await ask(running.url, "/v1/models", more=ANTHROPIC + KEY)
+        listed = await fetch(running.url, "/v1/models", more=ANTHROPIC + KEY)
         assert listed.json == {"data": [], "has_more": False, "first_id": None, "last_id": None}
         for path, more, kind in (("/v1/models/x", KEY, "not_found_error"), ("/v1/models", "", "authentication_error")):
-            answer = await ask(running.url, path, more=ANTHROPIC + more)
+            answer = await fetch(running.url, path, more=ANTHROPIC + more)
             assert (answer.json["type"], answer.json["error"]["type"]) == ("error", kind)

@@ -7,7 +7,7 @@ Keys are those of tenants, and those of the keys file. One of the keys file belo
 its name. If there is none, it is a tenant of its own, without limits. With issuers of bearer
 tokens, a token (JWT) identifies a tenant in place of a key.
 
-A key is read from `Authorization: Bearer KEY` and from `x-api-key`. With both, the known one counts.
+A key is read from `Authorization: Bearer KEY` and `x-api-key`. With both, the known one counts.
 
 Reports to the supervisor which keys callers use, some seconds after the first use.
 
@@ -208,7 +208,7 @@ class ApiKeys:
         return True
 
     def _find(self, head: RequestHead) -> Caller:
-        """Returns the caller of the only known key; desktop clients send one of another system too."""
+        """Returns the caller of the only known key. Some clients send other systems' tokens too."""
         refusals: list[InvalidApiKey] = []
         found: list[Caller] = []
         for key in api_keys_of(head):

@@ -1,4 +1,4 @@
-"""The tokens of rankings, scores and classes count in limits, as engines report them or as estimated."""
+"""The tokens of rankings, scores and classes count in limits, as reported or as estimated."""
 
 from typing import Any
 

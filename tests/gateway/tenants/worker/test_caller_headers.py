@@ -98,7 +98,7 @@ KEYS = ["", "acme", "zeta", "old", "gone", "foreign", "eyJhbGciOiJub25lIn0.e30."
 @pytest.mark.parametrize("bearer", BEARERS)
 @pytest.mark.parametrize("key", KEYS)
 def test_the_key_that_is_known_counts_in_either_header(bearer: str, key: str) -> None:
-    """Two different known keys identify nobody, also if one of them has expired."""
+    """Two different known keys identify no caller, also if one of them has expired."""
     clock = ManualClock(wall=1_000.0)
     keys = ApiKeys(b"pepper", {key_digest(b"zeta", b"pepper"): "zeta"}, wall=clock.wall)
     ends = {"acme": None, "old": 900.0, "gone": None}
