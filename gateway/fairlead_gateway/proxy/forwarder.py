@@ -74,6 +74,7 @@ class Forwarder:
         self._refused_fields: dict[str, dict[str, None]] = {FIELD_REFUSED: {}, TOKENS_REFUSED: {}}
         self._now = dispatcher.now
         self._loop = dispatcher.runtime.loop
+        self._ends = dispatcher.runtime.ends
         self._limits = dispatcher.runtime.limits
         self._routers = dispatcher.routers
         self._admission = dispatcher.admission
@@ -95,7 +96,7 @@ class Forwarder:
             return
         context.deadline = context.http_request.received_at + seconds
         try:
-            with TaskDeadline(self._loop, context.deadline - self._now()):
+            with TaskDeadline(self._loop, context.deadline - self._now(), self._ends):
                 await self._run_attempts(context, attempt)
         except TimeoutError:
             self._on_timeout(context, timeout_error(head, seconds))

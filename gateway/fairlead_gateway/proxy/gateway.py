@@ -258,8 +258,14 @@ class Gateway(RequestLifecycle):
             on_finished.append(journal.on_outcome)
         self._recorder = RequestRecorder(self.telemetry, self.decisions, limits, tuple(on_finished))
         self.listener = Listener(
-            self, clock=runtime.clock, limits=limits, loop=runtime.loop, create_request_id=create_request_id
+            self,
+            clock=runtime.clock,
+            limits=limits,
+            loop=runtime.loop,
+            create_request_id=create_request_id,
+            ends=runtime.ends,
         )
+        runtime.count_detached_bytes = self.listener.count_detached_bytes
         self.listener.has_api_keys = secrets.api_keys is not None
         self.memory_pressure = MemoryPressure(limits, memory_share, self.listener.set_memory_pressure)
         self.memory_pressure.start(runtime.loop)
