@@ -3,7 +3,8 @@
 Each key has one gateway that owns it, and one worker there; others forward requests to it.
 
 A request whose clients have all left runs on for `idempotency_unread_seconds`, since they may come
-back. Then it is cancelled, as one without a key is at once.
+back. Then it is cancelled, as one without a key is at once. Meanwhile its body counts among the
+bytes of its caller, who has at most `MAX_UNREAD` such requests.
 """
 
 import asyncio
@@ -13,7 +14,9 @@ from functools import partial
 from typing import Final
 
 from fairlead_gateway.caller_key import CallerKey, caller_key
+from fairlead_gateway.errors import Overloaded
 from fairlead_gateway.http.listener import DetachedTransport, HttpRequest, ResponseWriter
+from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.idempotency.answer_table import ABANDONED, HEADER, AnswerTable, KeyedAnswer, check_key
 from fairlead_gateway.idempotency.worker.answer_recording import ClientReader, RecordedResponse
 from fairlead_gateway.idempotency.worker.owner_forwarding import (
@@ -36,9 +39,28 @@ WORKER_LOST: Final = "worker-lost"
 """The reason of a request whose owner ended before its answer started."""
 GATEWAY_LOST: Final = "gateway-lost"
 """The reason of a request that a gateway may have computed which does not answer any more."""
+MAX_UNREAD: Final = 32
+"""Limit: requests of one caller that run without a client; above it, the oldest are cancelled."""
+MAX_READERS: Final = 64
+"""Limit: clients that read one running answer, since each part of it is sent to all of them at once."""
 _SWEEP_SHARE: Final = 0.25  # of the window, at most until ended answers are forgotten
 
 StartRequest = Callable[[HttpRequest, ResponseWriter], None]
+
+
+class _UnreadAnswer(TimeoutEntry):
+    """A running answer that no client reads."""
+
+    __slots__ = ("_abandon", "_answer")
+
+    def __init__(self, answer: KeyedAnswer, abandon: Callable[[KeyedAnswer], None]) -> None:
+        super().__init__()
+        self._answer = answer
+        self._abandon = abandon
+
+    def on_timeout(self) -> None:
+        """Cancels the request."""
+        self._abandon(self._answer)
 
 
 class KeyedRequests:
@@ -59,6 +81,7 @@ class KeyedRequests:
     ) -> None:
         self._limits = runtime.limits
         self._loop = runtime.loop
+        self._runtime = runtime
         self._now = runtime.now
         self._start_request = start_request
         self._on_replayed = on_replayed
@@ -66,7 +89,8 @@ class KeyedRequests:
         self.table = AnswerTable(runtime.limits)
         self.forwarding: OwnerForwarding | None = None
         self._running: dict[KeyedAnswer, RecordedResponse] = {}
-        self._unread_timers: dict[KeyedAnswer, asyncio.TimerHandle] = {}
+        self._unread: dict[CallerKey, dict[KeyedAnswer, _UnreadAnswer]] = {}  # oldest first
+        self._unread_times = TimeoutQueue(runtime.loop, runtime.limits.idempotency_unread_seconds, runtime.now)
         self._sweeper: asyncio.TimerHandle | None = None
 
     def handle(self, http_request: HttpRequest, response: ResponseWriter) -> None:
@@ -142,19 +166,21 @@ class KeyedRequests:
         """
         answer = self.table.find(caller, key, fingerprint, self._now())
         if answer is not None and not answer.lost:
+            if len(answer.readers) >= MAX_READERS:
+                raise Overloaded("too many clients wait for the answer under this key", hint="try again later")
             self.count(JOINED if answer.is_running else RETURNED)
-            timer = self._unread_timers.pop(answer, None)
-            if timer is not None:
-                timer.cancel()
+            self._forget_unread(answer)
             self._attach(answer, response, partial(self._on_replay_left, http_request, response), is_replay=True)
             return
         reason = lost if answer is None else answer.lost
         self.count(RERUN + reason if reason else RUN)
         answer = self.table.start(caller, key, fingerprint)
-        transport = DetachedTransport(response.client_address())
+        count_bytes = partial(self._runtime.count_detached_bytes, caller)
+        transport = DetachedTransport(response.client_address(), count_bytes)
         recorded = RecordedResponse(self.table, answer, http_request, transport, self._now, self._on_end)
         self._running[answer] = recorded
-        self._attach(answer, response, self._on_left, is_replay=False)
+        size = len(http_request.body)
+        self._attach(answer, response, partial(self._on_first_left, transport, size), is_replay=False)
         self._start_request(http_request, recorded)
         self._schedule_sweep()
 
@@ -166,9 +192,8 @@ class KeyedRequests:
         """Stops all timers, and ends requests that are forwarded."""
         if self.forwarding is not None:
             self.forwarding.close()
-        for timer in self._unread_timers.values():
-            timer.cancel()
-        self._unread_timers.clear()
+        self._unread_times.clear()
+        self._unread.clear()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -190,18 +215,43 @@ class KeyedRequests:
             self._on_replayed(http_request, response, answer.head.status)
         self._on_left(answer)
 
+    def _on_first_left(self, transport: DetachedTransport, size: int, answer: KeyedAnswer) -> None:
+        """Counts the body of a request whose own client has left."""
+        if answer.is_running:
+            transport.hold(size)
+        self._on_left(answer)
+
     def _on_left(self, answer: KeyedAnswer) -> None:
         """Gives clients of a running answer a while to come back, once the last has left."""
         running = self._running.get(answer)
         if running is None or not answer.is_running:
             return
         running.adjust_speed()
-        if not answer.readers:
-            seconds = 0.0 if answer.lost else self._limits.idempotency_unread_seconds
-            self._unread_timers[answer] = self._loop.call_later(seconds, partial(self._abandon, answer))
+        if answer.readers:
+            return
+        if answer.lost:
+            self._loop.call_soon(self._abandon, answer)
+            return
+        unread = self._unread.setdefault(answer.caller, {})
+        entry = unread[answer] = _UnreadAnswer(answer, self._abandon)
+        self._unread_times.add(entry, self._now())
+        if len(unread) > MAX_UNREAD:
+            oldest = next(iter(unread))
+            self._forget_unread(oldest)
+            self._loop.call_soon(self._abandon, oldest)
+
+    def _forget_unread(self, answer: KeyedAnswer) -> None:
+        unread = self._unread.get(answer.caller, {})
+        entry = unread.pop(answer, None)
+        if entry is not None:
+            self._unread_times.remove(entry)
+            if not unread:
+                del self._unread[answer.caller]
 
     def _abandon(self, answer: KeyedAnswer) -> None:
-        self._unread_timers.pop(answer, None)
+        if answer.readers:
+            return
+        self._forget_unread(answer)
         recorded = self._running.pop(answer, None)
         if recorded is not None:
             self.table.lose(answer, ABANDONED)
@@ -209,9 +259,7 @@ class KeyedRequests:
 
     def _on_end(self, answer: KeyedAnswer) -> None:
         self._running.pop(answer, None)
-        timer = self._unread_timers.pop(answer, None)
-        if timer is not None:
-            timer.cancel()
+        self._forget_unread(answer)
 
     def _schedule_sweep(self) -> None:
         if self._sweeper is None:
@@ -220,8 +268,9 @@ class KeyedRequests:
 
     def _sweep(self) -> None:
         self._sweeper = None
-        self.table.expire(self._now())
-        if len(self.table):
+        if self.table.expire(self._now()):
+            self._loop.call_soon(self._sweep)
+        elif len(self.table):
             self._schedule_sweep()
 
 
