@@ -43,6 +43,7 @@ from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.request import is_passthrough_path, methods_of
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher
+from fairlead_gateway.proxy.background_work import BackgroundWork
 from fairlead_gateway.proxy.context_lengths import ContextLengths
 from fairlead_gateway.proxy.fast_path import FastPath, FastPathExchange, RequestLifecycle
 from fairlead_gateway.proxy.forwarder import Forwarder
@@ -169,6 +170,7 @@ class ForwardingStack:
             relay=self.relay,
             limit_gate=self.limit_gate,
         )
+        self.forwarder.background_work = BackgroundWork(runtime, pool, hop_id)
         self.fast_path = FastPath(lifecycle, self._dispatcher, forwarder=self.forwarder, relay=self.relay, pool=pool)
 
     def create_fallbacks(self, visible_models: ModelVisibility) -> Fallbacks:
@@ -635,7 +637,7 @@ class Gateway(RequestLifecycle):
     def on_relayed(self, stream: RelayedStream) -> None:
         """Registers a stream that its task has handed over."""
         self._inflight[stream.context.id] = stream
-        if not stream.context.response.finished:
+        if not stream.context.response.finished and not stream.context.request.runs_on:
             stream.context.response.on_client_gone = stream.cancel
 
     def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool], *, is_planned: bool) -> None:

@@ -90,6 +90,7 @@ _NOT_COUNTED: Final = partial(
 _RESPONSES_ERRORS: Final = RESPONSES_ERRORS
 _NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
 """The header of answers whose type is the engine's, or missing."""
+_NOT_STORED: Final = "x-fairlead-stored: false\r\n"
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
@@ -241,7 +242,7 @@ class ResponseRelay(StreamEnding):
         if context.reservation is not None:
             trace += self._limit_gate.headers(context, now)
         if not context.policy.shows_placement:
-            return f"x-fairlead-decision: {context.id}\r\n{trace}"
+            return f"x-fairlead-decision: {context.id}\r\n{trace}{_NOT_STORED if context.request.is_unstored else ''}"
         if choice is None or address is None:
             route, rule = route_header("gateway"), "none"
         else:
@@ -255,6 +256,8 @@ class ResponseRelay(StreamEnding):
         if context.request.route is not None:
             trace += f"x-fairlead-model: {sanitize_header_value(context.request.model_key)}\r\n"
             trace += fallback_header(context.request.route)
+        if context.request.is_unstored:
+            trace += _NOT_STORED
         return f"{route}{rule}\r\nx-fairlead-decision: {context.id}\r\nserver-timing: {timing}\r\n{trace}"
 
     def _refuse_stream(self, context: RequestContext, engine_response: EngineResponse) -> None:

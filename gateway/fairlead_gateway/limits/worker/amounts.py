@@ -131,10 +131,12 @@ class GeneratedTokens:
 
     def estimate(self, context: RequestContext, now: float) -> int:
         """Returns the tokens that were probably computed until now; no more than the request
-        allows.
+        allows. Of work that its engine may go on with, all that it allows.
         """
         request, result = context.request, context.result
         most = request.max_tokens
+        if request.runs_on and result.dispatched_at is not None:
+            return (most or self._default_tokens) * request.answers
         if request.stream or request.passes_stream:
             tokens = self.of_events(request.model_key, context.caller, result.event_count)
             # The prompts of a text completion may be many, and its body is gone by now.

@@ -34,6 +34,7 @@ def context(
             answers=sequences,
             max_tokens=max_tokens,
             passes_stream=False,
+            runs_on=False,
             dialect=CHAT,
         ),
         result=SimpleNamespace(dispatched_at=dispatched_at, event_count=events, output_tokens=output, error=None),
