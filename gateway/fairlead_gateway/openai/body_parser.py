@@ -38,7 +38,7 @@ from fairlead_gateway.dialects.schemas import (
 )
 from fairlead_gateway.dialects.table import BODY_DECODERS, BY_TYPE, LISTED_DECODERS, LISTED_KINDS
 from fairlead_gateway.native import SCAN_CHAT, SCAN_MESSAGES, SCAN_RESPONSES, ChatScan
-from fairlead_gateway.openai.field_policy import has_token_ids, may_have_parts, removed_fields, special_parts
+from fairlead_gateway.openai.field_policy import has_token_ids, removed_fields, special_parts
 from fairlead_gateway.openai.json_edit import rewrite_members
 from fairlead_gateway.openai.model_names import ModelEntry
 from fairlead_gateway.openai.response_ids import HeldResponse
@@ -339,7 +339,7 @@ def parse_body(
         if parsed is not None:
             return parsed
     if kind is _CHAT:
-        parsed = None if may_have_parts(body) else _parse_chat_fast(body, limits)
+        parsed = None if special_parts(body) else _parse_chat_fast(body, limits)
         if parsed is not None:
             return parsed
         fields = decode_body(kind, body, limits)

@@ -457,11 +457,6 @@ def _may_have(text: bytes, *signs: bytes) -> bool:
     return text.find(b"\\u00") >= 0 and _ESCAPED_LETTER.search(text) is not None
 
 
-def may_have_parts(body: bytes) -> bool:
-    """Returns False if `special_parts` surely finds nothing."""
-    return _may_have(body, *_PART_SIGNS)
-
-
 def _find_parts(body: bytes, signs: tuple[bytes, ...]) -> Iterator[tuple[dict[str, Any], bool]]:
     """Yields the objects of a body that an engine may take for parts of messages, and whether they
     are in a `content`. Others have a `type`. The arguments of a call are not looked at.

@@ -290,6 +290,7 @@ class Gateway(RequestLifecycle):
         self.keyed_requests = KeyedRequests(
             runtime, self._start_request, self._on_replayed, self.telemetry.non_model_counters
         )
+        self.keyed_requests.count_replay = self.stack.limit_gate.count_replay
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
         self._defragmenter = StreamDefragmenter(self.stack.admission, self._relayed_streams, self._now)
         self.stack.admission.on_waiting = self._defragmenter.defragment

@@ -99,9 +99,10 @@ class _Store:
 
 
 @pytest.mark.simulated
-async def test_a_response_is_read_and_continued_where_it_is_held() -> None:
+@pytest.mark.parametrize("models", [None, frozenset({"default/tiny"}), frozenset({"default/*"})])
+async def test_a_response_is_read_and_continued_where_it_is_held(models: frozenset[str] | None) -> None:
     stores = [_Store("a"), _Store("b")]
-    keys = keys_of(Tenant("acme"), Tenant("other"))
+    keys = keys_of(Tenant("acme", models=models), Tenant("other"))
     async with (
         scripted_engine(stores[0]) as one,
         scripted_engine(stores[1]) as two,
@@ -160,15 +161,17 @@ BOTH = RequestPolicy(allowed_fields=frozenset({"background", "store"}))
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/other"])
 async def test_work_that_runs_on_is_refused_unless_the_model_allows_it(engine: str, path: str) -> None:
     rules: dict[str, Any] = {"engines": frozenset({engine}), "allowed_paths": frozenset({path})}
-    async with scripted_engine(responds({"id": "resp_1", "status": "completed"})) as scripted:
-        async with running_gateway(fleet_of([scripted.url], requests=RequestPolicy(**rules))) as running:
-            for value, status in ((True, 400), (False, 200), (None, 200)):
-                body = {"model": "tiny", "input": "hi", "background": value}
-                (answer,) = await send(running.url, post_request(body, path=path))
-                assert answer.status == status
-                if status == 400:
-                    assert (answer.error["code"], answer.error["param"]) == ("field_not_allowed", "background")
-                    assert "engine.allowedFields: [background]" in answer.error["message"]
+    async with (
+        scripted_engine(responds({"id": "resp_1", "status": "completed"})) as scripted,
+        running_gateway(fleet_of([scripted.url], requests=RequestPolicy(**rules))) as running,
+    ):
+        for value, status in ((True, 400), (False, 200), (None, 200)):
+            body = {"model": "tiny", "input": "hi", "background": value}
+            (answer,) = await send(running.url, post_request(body, path=path))
+            assert answer.status == status
+            if status == 400:
+                assert (answer.error["code"], answer.error["param"]) == ("field_not_allowed", "background")
+                assert "engine.allowedFields: [background]" in answer.error["message"]
 
 
 def _spellings() -> list[tuple[str, bool]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from fairlead_gateway.caller_key import CallerKey, caller_key
+from fairlead_gateway.caller_key import Caller, CallerKey, caller_key
 from fairlead_gateway.errors import Overloaded
 from fairlead_gateway.http.listener import DetachedTransport, HttpRequest, ResponseWriter
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
@@ -68,6 +68,7 @@ class KeyedRequests:
 
     start_request: serves a request.
     forwarding: to the workers and gateways that own other keys; None without them.
+    count_replay: counts an answer that is returned once more; raises GatewayError beyond a limit.
     on_replayed: called with the status of an answer that was sent to a further client.
     counters: of the process, by name.
     """
@@ -88,6 +89,7 @@ class KeyedRequests:
         self._counters = counters
         self.table = AnswerTable(runtime.limits)
         self.forwarding: OwnerForwarding | None = None
+        self.count_replay: Callable[[Caller | None], object] = caller_key  # set by the gateway
         self._running: dict[KeyedAnswer, RecordedResponse] = {}
         self._unread: dict[CallerKey, dict[KeyedAnswer, _UnreadAnswer]] = {}  # oldest first
         self._unread_times = TimeoutQueue(runtime.loop, runtime.limits.idempotency_unread_seconds, runtime.now)
@@ -99,8 +101,9 @@ class KeyedRequests:
         Raises BadRequest for an invalid key, and IdempotencyKeyReused for that of another request.
         """
         key, caller = request_key(http_request, self._limits.idempotency_key_bytes), caller_key(http_request.caller)
-        forwarding = self.forwarding
-        if forwarding is not None and http_request.head.get(FORWARDED) is None:
+        forwarding, value = self.forwarding, http_request.head.get(FORWARDED)
+        if forwarding is not None and (value is None or not forwarding.is_gateway(response.client_address(), value)):
+            value = b""
             owners = forwarding.gateways_for(caller, key)
             if owners and (forwarding.owns_keys or not self.table.has(caller, key)):
                 forwarding.forward_to_gateways(
@@ -108,32 +111,38 @@ class KeyedRequests:
                     FOR_GATEWAY,
                     http_request,
                     response,
-                    lambda _: self._handle_here(caller, key, http_request, response),
+                    lambda _: self._handle_here(caller, key, b"", http_request, response),
                 )
                 return
-        self._handle_here(caller, key, http_request, response)
+        self._handle_here(caller, key, value or b"", http_request, response)
 
-    def _handle_here(self, caller: CallerKey, key: bytes, http_request: HttpRequest, response: ResponseWriter) -> None:
-        """Answers a request in this gateway: here, or by the worker that owns its key."""
-        forwarding, value = self.forwarding, http_request.head.get(FORWARDED) or FOR_GATEWAY
+    def _handle_here(
+        self, caller: CallerKey, key: bytes, value: bytes, http_request: HttpRequest, response: ResponseWriter
+    ) -> None:
+        """Answers a request in this gateway: here, or by the worker that owns its key.
+
+        value: of the header of another gateway or worker; empty for a client's request.
+        """
+        forwarding = self.forwarding
         if forwarding is not None and not response.is_draining and not value.startswith(FOR_WORKER):
             worker = forwarding.worker_of(caller, key)
             if worker is not None:
                 suffix = next((suffix for suffix in (IF_KNOWN, FINAL) if value.endswith(suffix)), b"")
                 forwarding.forward_to_worker(worker, FOR_WORKER + suffix, http_request, response)
                 return
-        self.serve(caller, key, http_request, response)
+        self.serve(caller, key, value, http_request, response)
 
     def count_lost_owner(self) -> None:
         """Counts a request whose owner ended."""
         self.count(RERUN + WORKER_LOST)
 
-    def serve(self, caller: CallerKey, key: bytes, http_request: HttpRequest, response: ResponseWriter) -> None:
+    def serve(
+        self, caller: CallerKey, key: bytes, value: bytes, http_request: HttpRequest, response: ResponseWriter
+    ) -> None:
         """Answers a request from this worker's answers or another gateway's, or runs it."""
         forwarding, fingerprint = self.forwarding, request_fingerprint(http_request)
         answer = self.table.find(caller, key, fingerprint, self._now())
-        value = http_request.head.get(FORWARDED) or b""
-        if answer is None and value.endswith(IF_KNOWN):
+        if forwarding is not None and answer is None and value.endswith(IF_KNOWN):
             response.send(404, UNKNOWN_HEADER, b"{}")
             return
         if answer is not None or forwarding is None:
@@ -168,6 +177,8 @@ class KeyedRequests:
         if answer is not None and not answer.lost:
             if len(answer.readers) >= MAX_READERS:
                 raise Overloaded("too many clients wait for the answer under this key", hint="try again later")
+            if not answer.is_running:
+                self.count_replay(http_request.caller)
             self.count(JOINED if answer.is_running else RETURNED)
             self._forget_unread(answer)
             self._attach(answer, response, partial(self._on_replay_left, http_request, response), is_replay=True)
