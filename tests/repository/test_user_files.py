@@ -73,6 +73,13 @@ def test_action_writes_findings_and_fails_on_problems(tmp_path: Path, replicas: 
     assert (tmp_path / "outputs").read_text() == "sarif=found.sarif\n"
 
 
+def test_no_name_of_a_file_is_an_option_of_the_action(tmp_path: Path) -> None:
+    (tmp_path / "--schema").write_text(GOOD)
+    done = run_lint_step(tmp_path, files="--schema", sarif="found.sarif")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found.sarif").read_text())["runs"][0]["results"] == []
+
+
 def test_action_names_wrong_usage(tmp_path: Path) -> None:
     done = run_lint_step(tmp_path, files="absent", sarif="found.sarif")
     assert done.returncode == 1

@@ -90,7 +90,8 @@ class ClientSdks:
         keys = [f"{language}-{dialect}" for language in LANGUAGES for dialect in DIALECTS]
         documents = [_tenant("all", _KEY), *(_tenant(key, key, budget=budget) for key in keys)]
         tenants.write_text("---\n".join(json.dumps(document) + "\n" for document in documents))
-        model = {**fleet_of(MODEL, [(engine, "Serve")]), "price": _PRICE}
+        fleet = fleet_of(MODEL, [(engine, "Serve")])
+        model = {**fleet, "price": _PRICE, "allowedFields": ["background", "store"]}
         pepper = {"FAIRLEAD_KEY_PEPPER": _PEPPER}
         return self._stage.gateway({"models": [model]}, "--tenants", str(tenants), environment=pepper).url
 

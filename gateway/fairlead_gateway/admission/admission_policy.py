@@ -359,7 +359,8 @@ class AdmissionPolicy:
         self._answers = 0
         self._first_class: tuple[Hashable, int] | None = None
         self._highest_tier = 1 << 30  # that was seen
-        self._has_several_classes = self._has_sheddable = False
+        self._has_several_classes = False
+        self._shed_at = math.inf  # no sheddable request is overdue before
         self.kv_capacity = KvCapacityPlanner(OutputForecast(self._output_lengths))
         self._backlog_decay = BacklogDecay()
 
@@ -432,7 +433,8 @@ class AdmissionPolicy:
         if not self._requests:
             self._drain_rate.start(now)
         self._requests[request.id] = request
-        self._has_sheddable = self._has_sheddable or request.sheddable
+        if request.sheddable:
+            self._shed_at = min(self._shed_at, request.overdue_at)
         self._bounds.add(request.id, request.tenant, request.body_bytes, caller_class)
         self._queue.add(request)
         rule = "held-starting" if not engines else "held"
@@ -581,8 +583,10 @@ class AdmissionPolicy:
         self.remove(request_id)
         return request_id, verdict
 
-    def take_expired(self, engines: int, now: float, since: float = -math.inf) -> Refusals:
-        """Removes and returns the requests that must be refused now.
+    def take_expired(
+        self, engines: int, now: float, since: float = -math.inf, max_requests: int | None = None
+    ) -> Refusals:
+        """Removes and returns the requests that must be refused now, at most `max_requests`.
 
         - Those queued for longer than `limits.queue_seconds`.
         - Sheddable ones that are overdue.
@@ -591,14 +595,20 @@ class AdmissionPolicy:
 
         Why: an overdue request would go before those of higher tiers.
         """
-        before = now - self._queue_seconds
+        before, sheds = now - self._queue_seconds, self._shed_at <= now
         expired: list[AdmissionRequest] | None = None
         for request in self._requests.values():
             if max(request.arrived_at, since) <= before or (request.sheddable and request.overdue_at <= now):
                 expired = expired or []
                 expired.append(request)
-            elif not self._has_sheddable:
+                if len(expired) == max_requests:
+                    break
+            elif not sheds:
                 break  # the others came later; thousands may wait, and each event of an engine asks
+        else:
+            if sheds:
+                left = [other.overdue_at for other in self._requests.values() if other.sheddable]
+                self._shed_at = min([at for at in left if at > now], default=math.inf)
         if expired is None:
             return ()
         refusals = []

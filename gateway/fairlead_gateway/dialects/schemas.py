@@ -79,42 +79,6 @@ class Message(Struct):
     tool_calls: list[ToolCall] | None = None
 
 
-class SpecialPart(Struct, gc=False):
-    """The fields of a part of a message that `field_policy` judges."""
-
-    uuid: Raw | UnsetType = UNSET
-    image_embeds: Raw | UnsetType = UNSET
-    audio_embeds: Raw | UnsetType = UNSET
-    video_embeds: Raw | UnsetType = UNSET
-
-
-class PartMessage(Struct, gc=False):
-    """A message, or an item of `/v1/responses`, of which only such fields are read."""
-
-    content: str | list[str | SpecialPart] | None = None
-
-
-class UrlPart(Struct, gc=False):
-    """The fields of a part of a message that name images, videos and audio."""
-
-    image_url: Raw | UnsetType = UNSET
-    video_url: Raw | UnsetType = UNSET
-    audio_url: Raw | UnsetType = UNSET
-    source: Raw | UnsetType = UNSET
-
-
-class UrlMessage(Struct, gc=False):
-    """A message, or an item of `/v1/responses`, of which only such fields are read."""
-
-    content: str | list[str | UrlPart] | None = None
-
-
-class UrlObject(Struct, gc=False):
-    """The name of an image, a video or audio; in `/v1/responses` it is the text alone."""
-
-    url: OptionalText = None
-
-
 class PlainPart(Struct, forbid_unknown_fields=True, gc=False):
     """A part of a message's content that is only text."""
 
@@ -198,9 +162,6 @@ PLAIN_MESSAGES_DEPTH = 6
 MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
 ITEMS_DECODER = msgspec.json.Decoder(list[Raw])
 NULLABLE_ITEMS_DECODER = msgspec.json.Decoder(list[Raw] | None)
-URLS_DECODER = msgspec.json.Decoder(list[UrlMessage | list[UrlMessage] | str])
-URL_DECODER = msgspec.json.Decoder(UrlObject | str | None)
-PARTS_DECODER = msgspec.json.Decoder(list[PartMessage | list[PartMessage] | str])
 MESSAGES_DECODER = msgspec.json.Decoder(list[Message])
 PLAIN_MESSAGES_DECODER = msgspec.json.Decoder(list[PlainMessage])
 STREAM_OPTIONS_DECODER = msgspec.json.Decoder(StreamOptions | None)

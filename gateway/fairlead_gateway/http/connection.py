@@ -217,7 +217,7 @@ class ClientConnection(ResponseTransport):
         self._set_caller(ANONYMOUS)
         response, self._response = self._response, None
         if response is not None:
-            response.on_connection_lost()
+            self._listener.ends.run(response.on_connection_lost)
 
     def pause_writing(self) -> None:
         self._writing_paused = True

@@ -19,7 +19,7 @@ from fairlead_gateway.caller_key import ANONYMOUS, Caller, CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded
 from fairlead_gateway.http.request_parser import RequestHead, SharedTemplates
 from fairlead_gateway.http.send_rate import SendRateMonitor
-from fairlead_gateway.http.timers import TimerQueue
+from fairlead_gateway.http.timers import PacedCalls, TimerQueue
 
 INSTANCE_DESCRIPTORS: Final = 8
 """Limit: descriptors of a worker that each instance of the fleet takes from clients."""
@@ -82,12 +82,21 @@ class DetachedTransport(ResponseTransport):
     """The transport of a response without a connection: nothing is sent.
 
     client_address: of the client that it is computed for, if any.
+    count_bytes: counts bytes of the request's body, for its caller.
     """
 
-    __slots__ = ("_client_address",)
+    __slots__ = ("_client_address", "_count_bytes", "_counted")
 
-    def __init__(self, client_address: str | None = None) -> None:
+    def __init__(self, client_address: str | None = None, count_bytes: Callable[[int], object] | None = None) -> None:
         self._client_address = client_address
+        self._count_bytes = count_bytes
+        self._counted = 0
+
+    def hold(self, size: int) -> None:
+        """Counts the body from now on: no connection does any more."""
+        if self._count_bytes is not None and not self._counted:
+            self._counted = size
+            self._count_bytes(size)
 
     def write(self, data: bytes) -> None:
         """Drops the bytes."""
@@ -96,7 +105,11 @@ class DetachedTransport(ResponseTransport):
         """Does nothing."""
 
     def on_request_released(self) -> None:
-        """Does nothing."""
+        """Counts the body no more, now or later."""
+        counted, self._counted = self._counted, 0
+        if self._count_bytes is not None and counted:
+            self._count_bytes(-counted)
+        self._count_bytes = None
 
     def abort(self) -> None:
         """Does nothing."""
@@ -375,7 +388,10 @@ class OpenConnection(Protocol):
 
 
 class Listener:
-    """The state that the connections of one port share."""
+    """The state that the connections of one port share.
+
+    ends: paces the ends of requests whose connections are lost.
+    """
 
     def __init__(
         self,
@@ -385,11 +401,13 @@ class Listener:
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
         create_request_id: Callable[[], str],
+        ends: PacedCalls | None = None,
     ) -> None:
         self.handler = handler
         self.limits = limits
         self.loop = loop
         self.timers = TimerQueue(loop)
+        self.ends = ends or PacedCalls(loop)
         self.templates = SharedTemplates()
         self.create_request_id = create_request_id
         self.now = clock.now
@@ -472,6 +490,12 @@ class Listener:
             self._caller_bytes[caller] = count
         else:
             self._caller_bytes.pop(caller, None)
+
+    def count_detached_bytes(self, caller: CallerKey, change: int) -> None:
+        """Counts bytes of a request that outlives its connection, like those of a connection."""
+        self.buffered_bytes += change
+        if abs(change) > COUNTED_BYTES:
+            self.count_caller_bytes(caller, change)
 
     def must_refuse(self, buffered: int, unparsed: int, caller: CallerKey = ANONYMOUS) -> bool:
         """Returns whether the incomplete request of a connection is refused now.

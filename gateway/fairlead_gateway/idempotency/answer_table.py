@@ -26,6 +26,7 @@ _KEY: Final = re.compile(rb"[\x20-\x7e]+")
 _ANSWER_OVERHEAD: Final = 1_024  # bytes of an answer besides its content, its key among them
 _CHUNK_OVERHEAD: Final = 48
 _BLOCK_BYTES: Final = 65_536
+_MAX_EXPIRED: Final = 256  # answers that are forgotten at once
 _RETRIED_STATUSES: Final = frozenset({408, 409, 429})  # SDKs send these requests again
 
 
@@ -152,12 +153,16 @@ class KeyedAnswer:
 
 
 class _CallerAnswers:
-    """The answers of one caller, in the order of their start."""
+    """The answers of one caller, in the order of their start.
 
-    __slots__ = ("by_key", "size")
+    ended: those that have ended, oldest end first.
+    """
+
+    __slots__ = ("by_key", "ended", "size")
 
     def __init__(self) -> None:
         self.by_key: dict[bytes, KeyedAnswer] = {}
+        self.ended: dict[KeyedAnswer, None] = {}
         self.size = 0
 
 
@@ -192,6 +197,9 @@ class AnswerTable:
         self.expire(now)
         answers = self._callers.get(caller)
         answer = None if answers is None else answers.by_key.get(key)
+        if answer is not None and self._is_expired(answer, now):
+            self._remove(answer)
+            return None
         if answer is not None and answer.fingerprint != fingerprint:
             raise IdempotencyKeyReused
         return answer
@@ -231,7 +239,7 @@ class AnswerTable:
         if answer.is_cut or has_failed or status >= 500 or status in _RETRIED_STATUSES:
             self.lose(answer, FAILED)
         if self._is_listed(answer):
-            self._ended[answer] = None
+            self._ended[answer] = self._callers[answer.caller].ended[answer] = None
 
     def lose(self, answer: KeyedAnswer, reason: str) -> None:
         """Keeps no more than the reason of an answer. Readers of its chunks go on."""
@@ -251,19 +259,23 @@ class AnswerTable:
             for reader in answer.readers:
                 reader.position = len(answer.chunks)
 
-    def expire(self, now: float) -> None:
-        """Forgets the answers that ended longer than the window ago."""
-        while self._ended:
-            oldest = next(iter(self._ended))
-            if oldest.ended_at is not None and now - oldest.ended_at < self._window_seconds:
-                break
+    def expire(self, now: float) -> bool:
+        """Forgets answers that ended longer than the window ago. Returns whether there may be more."""
+        for _ in range(_MAX_EXPIRED):
+            oldest = next(iter(self._ended), None)
+            if oldest is None or not self._is_expired(oldest, now):
+                return False
             self._remove(oldest)
+        return True
+
+    def _is_expired(self, answer: KeyedAnswer, now: float) -> bool:
+        return answer.ended_at is not None and now - answer.ended_at >= self._window_seconds
 
     def _make_room(self, growing: KeyedAnswer) -> None:
         """Loses ended answers of the caller with most bytes; if it has none, the one that grows."""
         while self.size > self._max_bytes:
             largest = max(self._callers.values(), key=_size_of)
-            victim = next((one for one in largest.by_key.values() if not one.is_running), None)
+            victim = next(iter(largest.ended), None)
             if victim is None:
                 self.lose(growing, MEMORY)
                 return
@@ -275,6 +287,7 @@ class AnswerTable:
     def _remove(self, answer: KeyedAnswer) -> None:
         self._ended.pop(answer, None)
         answers = self._callers[answer.caller]
+        answers.ended.pop(answer, None)
         self._resize(answer, -answer.size)
         del answers.by_key[answer.key]
         if not answers.by_key:

@@ -38,7 +38,7 @@ from fairlead_gateway.dialects.schemas import (
 )
 from fairlead_gateway.dialects.table import BODY_DECODERS, BY_TYPE, LISTED_DECODERS, LISTED_KINDS
 from fairlead_gateway.native import SCAN_CHAT, SCAN_MESSAGES, SCAN_RESPONSES, ChatScan
-from fairlead_gateway.openai.field_policy import PART_HOLDERS, has_token_ids, removed_fields, special_parts
+from fairlead_gateway.openai.field_policy import has_token_ids, removed_fields, special_parts
 from fairlead_gateway.openai.json_edit import rewrite_members
 from fairlead_gateway.openai.model_names import ModelEntry
 from fairlead_gateway.openai.response_ids import HeldResponse
@@ -151,6 +151,8 @@ class ModelRequest:
     route: how a route chose the model; None if the client named the model itself.
     adapter: the LoRA adapter that the client named; `model` is its base then.
     removed: the fields of the client that no engine gets.
+    runs_on: an engine may go on with the work after its answer. At the end: how much is unknown.
+    is_unstored: its engine is told to store no answer, which the client did not say.
 
     Why copies: attributes of a msgspec struct are slow to read.
     Why 7 parameters: they are the fields of one record.
@@ -172,6 +174,7 @@ class ModelRequest:
         "has_session_id",
         "held",
         "is_passthrough",
+        "is_unstored",
         "items",
         "max_tokens",
         "members",
@@ -188,6 +191,7 @@ class ModelRequest:
         "repeated_bytes",
         "resumable",
         "route",
+        "runs_on",
         "sequences",
         "session",
         "stream",
@@ -242,6 +246,7 @@ class ModelRequest:
         self.cache_salt: str | None = None
         self.parameters: dict[str, int | float] | None = None
         self.removed: tuple[str, ...] = ()
+        self.runs_on = self.is_unstored = False
         self.route: RouteDecision | None = None
         self.adapter: LoraAdapter | None = None
 
@@ -338,7 +343,7 @@ def parse_body(
         if parsed is not None:
             return parsed
     if kind is _CHAT:
-        parsed = _parse_chat_fast(body, limits)
+        parsed = None if special_parts(body) else _parse_chat_fast(body, limits)
         if parsed is not None:
             return parsed
         fields = decode_body(kind, body, limits)
@@ -346,11 +351,7 @@ def parse_body(
     else:
         fields = decode_body(kind, body, limits)
         parsed = parsed_body(fields, body)
-    parts: dict[str, Raw] = {}
-    for name in PART_HOLDERS:
-        raw = getattr(fields, name, _UNSET)
-        if raw is not _UNSET and kind is not EmbeddingRequest:
-            parts |= special_parts(raw)
+    parts = special_parts(body)
     if parts:
         parsed.members = (_DECODE_MEMBERS(body) if parsed.members is None else parsed.members) | parts
     if parsed.members is not None:

@@ -19,7 +19,8 @@
 - Of an API that others run, `ACCOUNT_FIELDS` and tools that its servers run are refused as well:
   they choose a dearer model or tier, or use what belongs to the whole account.
 - Parts of messages may hold tensors, or name a picture that the engine has cached (`PART_FIELDS`).
-  `special_parts` finds them; they are judged like fields, by the name `content[].NAME`.
+  `special_parts` finds them in any field and at any depth. They are judged like fields, by the name
+  `content[].NAME`.
 - Media are named by `data:` URLs alone where the engine fetches any other one (`FETCHING_ENGINES`).
 - Other fields pass. With `engine.unknownFields: Refuse`, only those pass that the engine or the
   OpenAI API has.
@@ -38,7 +39,7 @@ not edit. `field_policy` says which of them clients may set.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any, Final
 
@@ -47,12 +48,9 @@ import msgspec
 from fairlead.fleet.model import EXTERNAL_API, Model, RequestPolicy, UnknownFields
 from fairlead_gateway.dialects.schemas import (
     MEMBERS_DECODER,
-    PARTS_DECODER,
     TOOL_KINDS_DECODER,
-    URL_DECODER,
-    URLS_DECODER,
 )
-from fairlead_gateway.errors import FieldRefused, UnknownPath
+from fairlead_gateway.errors import BadRequest, FieldRefused, UnknownPath
 from fairlead_gateway.openai.json_edit import rewrite_members
 from fairlead_gateway.openai.validation import check_priority
 
@@ -292,20 +290,20 @@ PART_FIELDS: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         [f"{PART_PREFIX}{kind}_embeds" for kind in ("image", "audio", "video")], "is a tensor that the engine loads"
     ),
-    PART_PREFIX: "cannot be read, and may be a tensor or name a picture in the engine's cache",
 }
-"""The effect of each field of a part of a message, for the error. The last one is any of them."""
+"""The effect of each field of a part of a message, for the error."""
 FETCHING_ENGINES: Final = frozenset({"trtllm", "llamacpp"})
 """The engines that have no list of hosts from which they fetch media, unlike vLLM and SGLang. They
 also open files.
 
 Source: `tensorrt_llm/inputs/utils.py`; llama.cpp fetches if it has a projector.
 """
-_URL_FIELDS: Final = ("image_url", "video_url", "audio_url", "source")
+_URL_FIELDS: Final = ("image_url", "video_url", "audio_url", "file_url", "source")
 """The fields of parts; the last one is that of `/v1/messages`."""
 _URL_SIGNS: Final = (b'_url"', b'"source"')
-PART_HOLDERS: Final = ("messages", "input")
-"""The fields that hold messages, or items with content."""
+_PART_NAMES: Final = ("uuid", "image_embeds", "audio_embeds", "video_embeds")
+_MEDIA_TYPE: Final = re.compile("image|audio|video|file|media")
+"""The types of parts whose `uuid` names what an engine has cached."""
 _PART_SIGNS: Final = (b'"uuid"', b'_embeds"')
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|[67])")
 """A letter or `_` of a name that is written as an escape."""
@@ -324,6 +322,7 @@ ACCOUNT_FIELDS: Final[Mapping[str, tuple[str, tuple[bytes, ...]]]] = {
 
 Each has its effect, for the error, and the values that do nothing; so does null.
 """
+BACKGROUND_FIELD: Final = "background"
 TOOLS_FIELD: Final = "tools"
 _CLIENT_TOOLS: Final = (None, "function", "custom")
 """The types of tools that the client runs itself; None: without a type."""
@@ -357,6 +356,7 @@ SEARCHED_FIELDS: Final = REMOVED_FIELDS | {_OVERLAY_FIELD}
 """The fields that make a body be searched and edited."""
 
 _NULL: Final = b"null"
+_UNUSED: Final = (_NULL, b"false")
 _PRESENT: Final = msgspec.Raw(b"true")
 _MEDIA_EFFECT: Final = "names what this engine would fetch from any host, so only data: URLs pass"
 _NO_STOP_TOKENS: Final = (_NULL, b"[]")
@@ -418,10 +418,12 @@ def _apply(body: bytes, members: Members | None, path: str, policy: RequestPolic
         elif name == "priority":
             check_priority(members[name])
     for name in PART_FIELDS.keys() & members.keys():
-        setting = name.removeprefix(PART_PREFIX) or "uuid"
+        setting = name.removeprefix(PART_PREFIX)
         if setting not in policy.allowed_fields:
-            raise _not_allowed(name.rstrip("."), PART_FIELDS[name], setting)
+            raise _not_allowed(name, PART_FIELDS[name], setting)
     _check_token_ids(members, policy)
+    if BACKGROUND_FIELD in members and bytes(members[BACKGROUND_FIELD]) not in _UNUSED and not is_external:
+        check_background(policy.allowed_fields)
     if is_external:
         _check_account(members, policy.allowed_fields)
         removed |= {"session_id"} & members.keys()  # of the gateway alone
@@ -432,24 +434,20 @@ def _apply(body: bytes, members: Members | None, path: str, policy: RequestPolic
     return body
 
 
-def special_parts(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:
-    """Returns the fields in `PART_FIELDS` that the parts of some messages have.
+def check_background(allowed: frozenset[str]) -> None:
+    """Raises FieldRefused unless a model allows work that goes on after its answer."""
+    if BACKGROUND_FIELD not in allowed:
+        raise _not_allowed(BACKGROUND_FIELD, "leaves work in the engine behind its answer")
 
-    raw: messages or items, as JSON text.
-    """
-    text = bytes(raw)
-    if text[:1] != b"[" or not _may_have(text, *_PART_SIGNS):
-        return {}
-    try:
-        items = PARTS_DECODER.decode(text)
-    except _DECODE_ERRORS:
-        return {PART_PREFIX: _PRESENT}
-    parts = _parts_of(items)
-    return {
-        name: _PRESENT
-        for name in PART_FIELDS
-        if name != PART_PREFIX and any(_has_value(part, name.removeprefix(PART_PREFIX)) for part in parts)
-    }
+
+def special_parts(body: bytes) -> dict[str, msgspec.Raw]:
+    """Returns the fields in `PART_FIELDS` that some part of a body has, wherever it is."""
+    found: dict[str, msgspec.Raw] = {}
+    for part, is_content in _find_parts(body, _PART_SIGNS):
+        for name in _PART_NAMES:
+            if part.get(name) is not None and (is_content or name != "uuid" or _MEDIA_TYPE.search(part["type"])):
+                found[f"{PART_PREFIX}{name}"] = _PRESENT
+    return found
 
 
 def _may_have(text: bytes, *signs: bytes) -> bool:
@@ -459,44 +457,44 @@ def _may_have(text: bytes, *signs: bytes) -> bool:
     return text.find(b"\\u00") >= 0 and _ESCAPED_LETTER.search(text) is not None
 
 
-def _parts_of(items: list[Any]) -> list[Any]:
-    """Returns the parts of decoded messages, also of lists of conversations, that are objects."""
-    messages = [message for item in items for message in (item if isinstance(item, list) else (item,))]
-    contents = [message.content for message in messages if not isinstance(message, str)]
-    return [part for content in contents if isinstance(content, list) for part in content if not isinstance(part, str)]
+def _find_parts(body: bytes, signs: tuple[bytes, ...]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yields the objects of a body that an engine may take for parts of messages, and whether they
+    are in a `content`. Others have a `type`. The arguments of a call are not looked at.
 
-
-def _has_value(part: Any, name: str) -> bool:
-    value = getattr(part, name)
-    return value is not msgspec.UNSET and bytes(value) != _NULL
+    signs: keys; without one of them, nothing is looked for. A text has them escaped.
+    Raises BadRequest for a body that no parser agrees on.
+    """
+    if not body or not _may_have(body, *signs):
+        return
+    try:
+        rest: list[tuple[Any, bool, bool]] = [(msgspec.json.decode(body), False, True)]
+    except _DECODE_ERRORS:
+        raise BadRequest("the body holds a text or a number that is not valid", param=None) from None
+    while rest:
+        value, is_content, is_body = rest.pop()
+        if isinstance(value, list):
+            rest += [(item, is_content, False) for item in value]
+        elif isinstance(value, dict):
+            kind = value.get("type")
+            if is_content or isinstance(kind, str):
+                yield value, is_content
+            arguments = "input" if kind == "tool_use" and not is_body else None
+            rest += [(item, name == "content", False) for name, item in value.items() if name != arguments]
 
 
 def _check_media_urls(body: bytes, allowed: frozenset[str]) -> None:
     """Raises FieldRefused for media that the engine would fetch, or read from its disk."""
-    if not body or not _may_have(body, *_URL_SIGNS) or allowed.issuperset(_URL_FIELDS):
+    if allowed.issuperset(_URL_FIELDS):
         return
-    members = MEMBERS_DECODER.decode(body)
-    for holder in PART_HOLDERS:
-        text = bytes(members.get(holder, _NULL))
-        if text[:1] != b"[" or not _may_have(text, *_URL_SIGNS):
-            continue
-        try:
-            parts = _parts_of(URLS_DECODER.decode(text))
-        except _DECODE_ERRORS:
-            raise _not_allowed(holder, _MEDIA_EFFECT, _URL_FIELDS[0]) from None
-        for part in parts:
-            for name in _URL_FIELDS:
-                if name not in allowed and _has_value(part, name) and not _is_data_url(getattr(part, name)):
-                    raise _not_allowed(f"{PART_PREFIX}{name}", _MEDIA_EFFECT, name)
+    for part, _ in _find_parts(body, _URL_SIGNS):
+        for name in _URL_FIELDS:
+            if name not in allowed and not _is_data_url(part.get(name)):
+                raise _not_allowed(f"{PART_PREFIX}{name}", _MEDIA_EFFECT, name)
 
 
-def _is_data_url(raw: msgspec.Raw) -> bool:
-    try:
-        named = URL_DECODER.decode(raw)
-    except _DECODE_ERRORS:
-        return False
-    url = named if isinstance(named, str) else None if named is None else named.url
-    return url is None or url[:5].lower() == "data:"
+def _is_data_url(named: object) -> bool:
+    url = named.get("url") if isinstance(named, dict) else named
+    return url is None or (isinstance(url, str) and url[:5].lower() == "data:")
 
 
 def check_external_path(path: str, policy: RequestPolicy) -> None:

@@ -47,7 +47,7 @@ from fairlead_gateway.upstream.request_encoder import (
     encode_request,
 )
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER
+from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER, stored_answer
 from fairlead_gateway.upstream.sent_blocks import SentBlocks
 from fairlead_gateway.upstream.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.upstream.usage import (
@@ -494,6 +494,8 @@ _USAGE_FIELD: Final = b"stream_options"
 _TOKENS_FIELD: Final = b"return_token_ids"
 _LIMITED: Final = 429
 _NO_SUCH_FUNCTION: Final = 501
+_ACCEPTED: Final = 202
+_ANSWERED: Final = (200, _ACCEPTED)
 """For whatever request, so the client's business like every 4xx. vLLM, llama.cpp, TensorRT-LLM."""
 _REFUSALS: Final = (400, 422)
 _SCAN_USAGE: Final = SCAN_USAGE
@@ -527,6 +529,10 @@ def check_response(
         usage, response_error = _read_answer(context, engine_response.buffered_body)
         if response_error is None:
             context.record_usage(usage)
+            if engine_response.status == _ACCEPTED or (
+                (usage is None or usage.completion_tokens is None) and context.request.dialect.generates
+            ):
+                _note_unfinished(context, engine_response)
     if response_error is None:
         return
     status = response_error.status
@@ -540,6 +546,14 @@ def check_response(
         raise AttemptFailure(response_error.cause or f"status-{status}", is_final=response_error.is_charged)
     if not engine_response.is_stream:
         engine_response.status = status
+
+
+def _note_unfinished(context: RequestContext, engine_response: EngineResponse) -> None:
+    """Notes that the amount of the work is unknown, if a whole answer says that it goes on."""
+    answer = stored_answer(engine_response.buffered_body)
+    if engine_response.status == _ACCEPTED or (answer is not None and answer.is_unfinished):
+        context.request.runs_on = True
+        context.record_usage(None)
 
 
 def _response_error(context: RequestContext, engine_response: EngineResponse) -> InBandError | None:
@@ -557,7 +571,7 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
         return InBandError(502, "the engine refuses the gateway's own token")
     if status >= 400:
         return InBandError(status, "")
-    if request.stream or not (status == 200 or (request.is_passthrough and 200 < status < 300)):
+    if request.stream or not (status in _ANSWERED or (request.is_passthrough and 200 < status < 300)):
         return InBandError(502, "not what was asked for", GARBAGE)
     return None
 
@@ -572,7 +586,7 @@ def _read_answer(context: RequestContext, body: bytes) -> tuple[Usage | None, In
     request = context.request
     if request.dialect.is_measured:
         return counts_of_long_answer(body), None
-    usage, is_readable = _parse_usage(body, is_named=request.dialect.grammar is not None)
+    usage, is_readable = parse_usage(body, is_named=request.dialect.grammar is not None)
     if request.is_passthrough:
         return usage, None
     return usage, _plain_error(body) if is_readable else InBandError(502, "not JSON", GARBAGE)
@@ -629,7 +643,7 @@ def external_refusal(status: int, body: bytes, request_id: str) -> bytes:
     return error_body(text, "invalid_request_error", None, "engine_refused", request_id)
 
 
-def _parse_usage(body: bytes, *, is_named: bool) -> tuple[Usage | None, bool]:
+def parse_usage(body: bytes, *, is_named: bool) -> tuple[Usage | None, bool]:
     """Returns the usage of a plain response, and whether the body looks like a JSON object.
 
     is_named: it is in a dialect whose events have names.

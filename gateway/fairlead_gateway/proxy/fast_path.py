@@ -90,6 +90,7 @@ class FastPath:
         return not (
             request.is_passthrough
             or request.adapter is not None
+            or request.runs_on
             or context.trace is not None
             or self._poison_guard.may_contain(request.body)
             or context.http_request.head.get_rare(TIMEOUT_HEADER) is not None

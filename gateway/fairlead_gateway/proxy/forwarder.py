@@ -19,6 +19,7 @@ from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.request import timeout_error, total_timeout
 from fairlead_gateway.openai.response_ids import HeldResponse
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, check_response
+from fairlead_gateway.proxy.background_work import BackgroundWork
 from fairlead_gateway.proxy.relay import ResponseRelay, end_incomplete
 from fairlead_gateway.resilience.worker.retry import (
     ADAPTER_MISSING,
@@ -51,6 +52,7 @@ class Forwarder:
     worker.
 
     fallbacks: of routes; set by the gateway.
+    background_work: follows work behind an answer; set by the gateway.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class Forwarder:
         self._relay = relay
         self._limit_gate = limit_gate
         self.fallbacks: Fallbacks | None = None
+        self.background_work: BackgroundWork | None = None
         self._refused_fields: dict[str, dict[str, None]] = {FIELD_REFUSED: {}, TOKENS_REFUSED: {}}
         self._now = dispatcher.now
         self._loop = dispatcher.runtime.loop
+        self._ends = dispatcher.runtime.ends
         self._limits = dispatcher.runtime.limits
         self._routers = dispatcher.routers
         self._admission = dispatcher.admission
@@ -95,7 +99,7 @@ class Forwarder:
             return
         context.deadline = context.http_request.received_at + seconds
         try:
-            with TaskDeadline(self._loop, context.deadline - self._now()):
+            with TaskDeadline(self._loop, context.deadline - self._now(), self._ends):
                 await self._run_attempts(context, attempt)
         except TimeoutError:
             self._on_timeout(context, timeout_error(head, seconds))
@@ -314,6 +318,9 @@ class Forwarder:
         """
         context = attempt.context
         is_stale = False
+        may_run_on = context.request.runs_on
+        if may_run_on:
+            context.response.on_client_gone = None  # its engine goes on
         if not attempt.has_verdict:
             self.attach_engine_message(attempt)
             attempt.connection = self._pool.take_idle(attempt.address.url)
@@ -344,7 +351,10 @@ class Forwarder:
                     if handoff is not None:
                         self._prefill_coordinator.on_decode_accepted(context, handoff)
                     attempt.message = []  # a stream may take minutes
-                    return await self._relay.relay(attempt)
+                    is_complete = await self._relay.relay(attempt)
+                    if may_run_on and is_complete and self.background_work is not None:
+                        await self.background_work.follow(attempt, engine_response.buffered_body)
+                    return is_complete
             finally:
                 if not is_stale and not context.is_handed_over:
                     attempt.abort_unfinished()

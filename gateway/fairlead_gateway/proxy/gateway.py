@@ -43,6 +43,7 @@ from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.request import is_passthrough_path, methods_of
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher
+from fairlead_gateway.proxy.background_work import BackgroundWork
 from fairlead_gateway.proxy.context_lengths import ContextLengths
 from fairlead_gateway.proxy.fast_path import FastPath, FastPathExchange, RequestLifecycle
 from fairlead_gateway.proxy.forwarder import Forwarder
@@ -169,6 +170,7 @@ class ForwardingStack:
             relay=self.relay,
             limit_gate=self.limit_gate,
         )
+        self.forwarder.background_work = BackgroundWork(runtime, pool, hop_id)
         self.fast_path = FastPath(lifecycle, self._dispatcher, forwarder=self.forwarder, relay=self.relay, pool=pool)
 
     def create_fallbacks(self, visible_models: ModelVisibility) -> Fallbacks:
@@ -258,8 +260,14 @@ class Gateway(RequestLifecycle):
             on_finished.append(journal.on_outcome)
         self._recorder = RequestRecorder(self.telemetry, self.decisions, limits, tuple(on_finished))
         self.listener = Listener(
-            self, clock=runtime.clock, limits=limits, loop=runtime.loop, create_request_id=create_request_id
+            self,
+            clock=runtime.clock,
+            limits=limits,
+            loop=runtime.loop,
+            create_request_id=create_request_id,
+            ends=runtime.ends,
         )
+        runtime.count_detached_bytes = self.listener.count_detached_bytes
         self.listener.has_api_keys = secrets.api_keys is not None
         self.memory_pressure = MemoryPressure(limits, memory_share, self.listener.set_memory_pressure)
         self.memory_pressure.start(runtime.loop)
@@ -282,6 +290,7 @@ class Gateway(RequestLifecycle):
         self.keyed_requests = KeyedRequests(
             runtime, self._start_request, self._on_replayed, self.telemetry.non_model_counters
         )
+        self.keyed_requests.count_replay = self.stack.limit_gate.count_replay
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
         self._defragmenter = StreamDefragmenter(self.stack.admission, self._relayed_streams, self._now)
         self.stack.admission.on_waiting = self._defragmenter.defragment
@@ -634,7 +643,7 @@ class Gateway(RequestLifecycle):
     def on_relayed(self, stream: RelayedStream) -> None:
         """Registers a stream that its task has handed over."""
         self._inflight[stream.context.id] = stream
-        if not stream.context.response.finished:
+        if not stream.context.response.finished and not stream.context.request.runs_on:
             stream.context.response.on_client_gone = stream.cancel
 
     def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool], *, is_planned: bool) -> None:

@@ -3,17 +3,19 @@
 from functools import partial
 from typing import Final
 
-from fairlead.fleet.model import Fleet
+from fairlead.fleet.model import EXTERNAL_API, Fleet
 from fairlead.limits import Limits
 from fairlead_gateway.body_check.worker.client import BodyChecker
 from fairlead_gateway.caller_key import caller_key
 from fairlead_gateway.dialects.passed_on import STORED_RESPONSE, GenericRequest
 from fairlead_gateway.dialects.responses import RESPONSES, ResponsesRequest
+from fairlead_gateway.dialects.schemas import MEMBERS_DECODER
 from fairlead_gateway.dialects.table import BODY_TYPES, dialect_of
-from fairlead_gateway.errors import BadRequest, GatewayError, MethodNotAllowed, UnknownResponse
+from fairlead_gateway.errors import BadRequest, FieldRefused, GatewayError, MethodNotAllowed, UnknownResponse
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.openai.body_parser import ModelRequest, ScanBounds, parse_body, parsed_body
-from fairlead_gateway.openai.json_edit import set_members
+from fairlead_gateway.openai.field_policy import check_background
+from fairlead_gateway.openai.json_edit import prepend_text, set_members
 from fairlead_gateway.openai.model_names import ModelEntry, resolve_model_entry
 from fairlead_gateway.openai.request import (
     BodyParser,
@@ -47,6 +49,8 @@ _MODEL_QUERY: Final = b"model="
 """Names the model of a path that `engine.allowedPaths` opens."""
 _WITHOUT_BACKGROUND: Final = frozenset({"trtllm", "llamacpp"})
 """Engines that ignore the field; vLLM and SGLang refuse it themselves where they have no store."""
+_STORE_KEY: Final = b'"store"'
+_NO_STORE: Final = _STORE_KEY + b":false"
 _STORED_HINT: Final = "use GET or DELETE, or POST with /cancel"
 
 
@@ -144,7 +148,10 @@ class ModelRequestParser:
         if decision.rewrite is not None:
             apply_rewrite(request, decision)
         if request.dialect is RESPONSES:  # a copy leaves nothing behind
-            request.body = set_members(request.body, {"store": b"false"})
+            changes = {"store": b"false"}
+            if isinstance(request.decoded_fields, ResponsesRequest) and request.decoded_fields.background:
+                changes["background"] = b"false"
+            request.body = set_members(request.body, changes)
         routed = self._policies.build_copy_request(request, http_request, request_id)
         return request, _with_canary(request, routed)
 
@@ -173,13 +180,17 @@ class ModelRequestParser:
     def _find_previous(self, request: ModelRequest, http_request: HttpRequest, fleet: Fleet) -> None:
         """Binds a request that continues a stored response to the instance that holds it.
 
-        Raises BadRequest for a background that no engine of the model has.
+        Raises BadRequest for a background that no engine of the model has, or that the model does
+        not allow.
         """
-        fields = request.decoded_fields
-        if not isinstance(fields, ResponsesRequest):  # a scanned one has neither field
+        fields, rules = request.decoded_fields, request.model.requests
+        if EXTERNAL_API not in rules.engines:
+            request.runs_on = isinstance(fields, ResponsesRequest) and bool(fields.background)
+            if request.runs_on and rules.engines & _WITHOUT_BACKGROUND:
+                raise BadRequest("background: engines of this model have no background mode", param="background")
+            _leave_nothing_behind(request, rules.allowed_fields)
+        if not isinstance(fields, ResponsesRequest):  # a scanned one continues no other
             return
-        if fields.background and request.model.requests.engines & _WITHOUT_BACKGROUND:
-            raise BadRequest("background: engines of this model have no background mode", param="background")
         previous = fields.previous_response_id
         if not previous:
             return
@@ -248,6 +259,29 @@ class ModelRequestParser:
         bind_passthrough(head, request, chosen[0])
         _set_route(request, chosen[1])
         return request
+
+
+def _leave_nothing_behind(request: ModelRequest, allowed: frozenset[str]) -> None:
+    """Has the engine store no answer, unless the model allows it. Engines store by default.
+
+    Raises FieldRefused for a request that would run on after its answer, unless the model allows
+    it.
+
+    Why: nothing that an engine keeps counts in a limit, and SGLang never drops an answer.
+    """
+    if request.runs_on:
+        try:
+            check_background(allowed)
+        except FieldRefused as refusal:
+            refusal.key = request.model_key
+            raise
+    if request.runs_on or "store" in allowed:
+        return
+    body = request.body
+    if body.find(_STORE_KEY) < 0 and body.find(b"\\u00") < 0:
+        request.body, request.is_unstored = prepend_text(body, _NO_STORE), True
+    elif bytes(MEMBERS_DECODER.decode(body).get("store", b"")) != b"false":
+        request.body, request.is_unstored = set_members(body, {"store": b"false"}), True
 
 
 def _with_canary(request: ModelRequest, routed: RouteRequest) -> RouteRequest:

@@ -91,6 +91,7 @@ _RESPONSES_ERRORS: Final = RESPONSES_ERRORS
 _EVENT_STREAM_HEADERS: Final = "content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
 _NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
 """The header of answers whose type is the engine's, or missing."""
+_NOT_STORED: Final = "x-fairlead-stored: false\r\n"
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
@@ -285,6 +286,8 @@ class ResponseRelay(StreamEnding):
         trace = context.trace.response_header if context.trace is not None else ""
         if context.reservation is not None:
             trace += self._limit_gate.headers(context, now)
+        if context.request.is_unstored:
+            trace += _NOT_STORED
         return f"x-fairlead-decision: {context.id}\r\n{trace}"
 
     def _refuse_stream(self, context: RequestContext, engine_response: EngineResponse) -> None:

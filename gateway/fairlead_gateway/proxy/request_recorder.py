@@ -14,6 +14,7 @@ from fairlead_gateway.limits.worker.amounts import GeneratedTokens
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.routing.prefix.prefix_hash import estimated_tokens
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
+from fairlead_gateway.telemetry.counters import UNFINISHED
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 from fairlead_gateway.upstream.request_encoder import forward_headers
 from fairlead_gateway.worker.request_context import EngineAddress, RequestContext
@@ -167,6 +168,8 @@ class RequestRecorder:
             result.estimated_prompt = self.limit_gate.estimate_prompt(context)
         if result.output_tokens is None:
             result.estimated_tokens = self._generated_tokens.estimate(context, now)
+            if context.request.runs_on and result.dispatched_at is not None:
+                self.telemetry.record(context.request.model_key, UNFINISHED)
         elif context.request.stream:
             self._generated_tokens.learn(context)
         if context.reservation is not None and self.limit_gate is not None:

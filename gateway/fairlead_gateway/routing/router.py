@@ -58,13 +58,18 @@ from fairlead_gateway.routing.policies.registry import (
 from fairlead_gateway.routing.prefill_placement import PrefillEstimate, estimate_prefill
 from fairlead_gateway.routing.prefix.cache_view import CachedTokens, CacheView, slow_tokens
 from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
-from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, chain_seed, shared_bytes
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, chain_seed
 from fairlead_gateway.routing.prefix.session_prompts import ComputedPrompt, SessionPrompts
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, DEFAULT_TTFT_SECONDS, NO_INSTANCES, RouteRequest
 
 SESSION_PIN_SECONDS: Final = 60.0
 """Limit: how long a session's instance is remembered: tools of agents take 1 to 8 s, people
 longer.
+"""
+
+MAX_MARKED_PROMPTS: Final = 512
+"""Limit: different prompts in flight, the newest ones, that count as cached again at an instance
+whose cache was cleared. Engines compute fewer at a time.
 """
 
 
@@ -334,8 +339,12 @@ class ModelRouter:
         self._cache.apply_correction(instance_id, tier, forget, removed, cached)
         endpoint = self._endpoints.get(instance_id)
         if forget == "all" and endpoint is not None:
-            for inflight in self._inflight.requests_at(instance_id):
-                self._mark_cached(endpoint, inflight.request.chain)
+            newest: dict[Hashable, PrefixChain] = {}  # equal prompts once
+            for inflight in reversed(self._inflight.requests_at(instance_id)):
+                if len(newest) < MAX_MARKED_PROMPTS:
+                    newest.setdefault(inflight.request.chain.tail, inflight.request.chain)
+            for chain in reversed(newest.values()):
+                self._mark_cached(endpoint, chain)
 
     def republish_loads(self) -> None:
         """Publishes all loads again, after slots of the shared table were reassigned."""
@@ -501,9 +510,7 @@ class ModelRouter:
         endpoint, chain = self._endpoints.get(instance), request.chain
         if endpoint is None:
             return
-        size = round(inflight.matched_bytes)
-        for other in self._inflight.requests_at(instance):
-            size = max(size, shared_bytes(chain, other.request.chain))
+        size = max(round(inflight.matched_bytes), self._inflight.shared_bytes(instance, chain))
         self._cache.remove(endpoint, chain, size)
 
     def _mark_cached(self, endpoint: Endpoint, chain: PrefixChain) -> None:

@@ -42,6 +42,11 @@ _OWN: Final = (
         at.ABANDONED,
         "Requests whose client disconnected before the first token, queued ones included.",
     ),
+    of.counter(
+        "unfinished_total",
+        at.UNFINISHED,
+        "Answers that came before their work was done, and whose engine has not said how much it was.",
+    ),
     of.table(
         "retries_total{model,reason}",
         lambda series: series.retries_by_reason,

@@ -3,7 +3,7 @@
 Why a module of its own: mypyc cannot compile structs, and the modules that use them are compiled.
 """
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, MsgspecError, Raw, Struct, UnsetType
 from msgspec.json import Decoder
 
 
@@ -47,6 +47,18 @@ class UsageHolder(Struct):
 
     usage: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
+
+
+class StoredAnswer(Struct, gc=False):
+    """The fields of a response of `/v1/responses` that say how far it is."""
+
+    id: str = ""
+    status: str | None = None
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the engine is still to compute it, or computes it."""
+        return self.status in ("queued", "in_progress")
 
 
 class StopDelta(Struct, gc=False):
@@ -115,3 +127,12 @@ BLOCK_EVENT_DECODER = Decoder(BlockEvent)
 EVENT_DECODER = Decoder(StreamEvent)
 MEMBERS_DECODER = Decoder(dict[str, Raw])
 PLAIN_RESPONSE_DECODER = Decoder(PlainResponse)
+_STORED_ANSWER_DECODER = Decoder(StoredAnswer)
+
+
+def stored_answer(body: bytes) -> StoredAnswer | None:
+    """Returns the fields of a response; None if it cannot be read."""
+    try:
+        return _STORED_ANSWER_DECODER.decode(body)
+    except (MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

@@ -15,6 +15,8 @@ from typing import Final
 
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead_gateway.caller_key import CallerKey
+from fairlead_gateway.http.timers import PacedCalls
 
 _MIN_COUNTED_BYTES: Final = 16_384
 _MIN_CHUNKS: Final = 64
@@ -82,6 +84,9 @@ class WorkerRuntime:
     """Clock, limits and event loop of one worker process.
 
     now: the clock's monotonic seconds.
+    ends: paces the ends of requests of which many can come together.
+    count_detached_bytes: counts bytes of a caller's request that outlives its connection. Set by
+        the gateway.
     max_open_files: descriptors that the process may have; None if there is no limit.
     response_memory: for responses of engines that are not complete.
 
@@ -89,7 +94,16 @@ class WorkerRuntime:
     reads the clock many times.
     """
 
-    __slots__ = ("clock", "limits", "loop", "max_open_files", "now", "response_memory")
+    __slots__ = (
+        "clock",
+        "count_detached_bytes",
+        "ends",
+        "limits",
+        "loop",
+        "max_open_files",
+        "now",
+        "response_memory",
+    )
 
     def __init__(
         self, clock: Clock, limits: Limits, loop: asyncio.AbstractEventLoop, max_open_files: int | None = None
@@ -97,6 +111,12 @@ class WorkerRuntime:
         self.clock = clock
         self.limits = limits
         self.loop = loop
+        self.ends = PacedCalls(loop)
+        self.count_detached_bytes: Callable[[CallerKey, int], None] = _ignore_bytes
         self.max_open_files = max_open_files
         self.response_memory = ResponseMemory(limits.buffered_responses_bytes)
         self.now: Callable[[], float] = clock.now
+
+
+def _ignore_bytes(caller: CallerKey, change: int) -> None:
+    del caller, change

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,7 +11,14 @@ import pytest
 
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.http import timers
-from fairlead_gateway.http.timers import IdleTimer, TimeoutEntry, TimeoutQueue, TimerQueue
+from fairlead_gateway.http.timers import (
+    MAX_ENDS_PER_TURN,
+    IdleTimer,
+    PacedCalls,
+    TimeoutEntry,
+    TimeoutQueue,
+    TimerQueue,
+)
 
 pytestmark = pytest.mark.skipif(
     not (timers.__file__ or "").endswith(".py"), reason="no interpreted class can be derived from a compiled one"
@@ -203,3 +211,37 @@ def test_entry_may_join_its_queue_again_with_no_second_timer() -> None:
         clock.advance(0.5)
         timer.fire_due()
     assert (first.times, second.times) == (10, 10)
+
+
+class Turns:
+    """A loop whose turns are run by hand."""
+
+    def __init__(self) -> None:
+        self._calls: list[Callable[[], None]] = []
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+
+    def run_turn(self) -> bool:
+        """Runs what was scheduled before; returns whether there was anything."""
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+        return bool(calls)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_calls_keep_their_order_and_few_run_in_a_turn(seed: int) -> None:
+    draw, turns, ran = random.Random(seed), Turns(), list[int]()
+    paced, number = PacedCalls(cast(asyncio.AbstractEventLoop, turns)), 0
+    for size in [1, 5, *[draw.randrange(4 * MAX_ENDS_PER_TURN) for _ in range(30)]]:
+        before = len(ran)
+        turns.run_turn()
+        for _ in range(size):
+            paced.run(partial(ran.append, number))
+            number += 1
+        assert len(ran) - before <= MAX_ENDS_PER_TURN
+        assert len(ran) == number or len(ran) - before == MAX_ENDS_PER_TURN, "the turn is used up"
+    while turns.run_turn():
+        pass
+    assert ran == list(range(number))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.fleet.model import Fleet, Model, RequestPolicy, UnknownFields
+from fairlead.limits import Limits
 from fairlead_gateway.dialects.schemas import GenerationFields
 from fairlead_gateway.dialects.table import BY_TYPE, LISTED_KINDS
 from fairlead_gateway.errors import BadRequest
@@ -23,6 +24,7 @@ from fairlead_gateway.openai.field_policy import (
     known_fields,
     remove_fields,
 )
+from fairlead_gateway.openai.request import parse_request
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
 from fairlead_testing.http.raw_client import request
@@ -158,6 +160,11 @@ def apply(body: dict[str, Any], path: str = "/v1/chat/completions", **policy: An
     return edited
 
 
+def _unchanged(body: bytes) -> bytes:
+    """Returns a body without what the gateway adds to one of `/v1/responses`."""
+    return body.replace(b'{"store":false,', b"{", 1)
+
+
 @pytest.mark.parametrize("path", PROMPTS)
 @pytest.mark.parametrize("name", REFUSED_FIELDS)
 async def test_a_special_field_is_refused_with_the_setting_that_allows_it(path: str, name: str) -> None:
@@ -173,7 +180,7 @@ async def test_a_special_field_is_refused_with_the_setting_that_allows_it(path: 
             assert engine.calls == []
         async with running_gateway(fleet_with(engine.url, allowed_fields=frozenset({name}))) as running:
             assert (await request(running.url, body, path=path)).status == 200
-            assert engine.calls[0].body == body
+            assert _unchanged(engine.calls[0].body) == body
 
 
 PROGRAM = "{% for i in range(999999999) %}{% endfor %}"
@@ -238,7 +245,7 @@ async def test_plain_arguments_of_templates_and_processors_pass(path: str, name:
     body = json.dumps({"model": "tiny", **ARGUMENT_PATHS[path], name: PLAIN_ARGUMENTS[name]}).encode()
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, body, path=path)).status == 200
-        assert engine.calls[0].body == body
+        assert _unchanged(engine.calls[0].body) == body
 
 
 @pytest.mark.parametrize("allowed", ["chat_template_kwargs", "chat_template"])
@@ -287,7 +294,7 @@ async def test_parts_with_tensors_or_names_of_cached_pictures_are_refused(path: 
         async with running_gateway(fleet_with(engine.url, allowed_fields=frozenset({"uuid"}))) as running:
             allowed = json.dumps(_with_part(path, PICTURE)).encode()
             assert (await request(running.url, allowed, path=path)).status == 200
-            assert engine.calls[0].body == allowed
+            assert _unchanged(engine.calls[0].body) == allowed
 
 
 @pytest.mark.parametrize(
@@ -306,17 +313,55 @@ async def test_parts_without_such_fields_pass_unchanged(path: str, part: object)
     text = json.dumps(body).replace("hi", "\\u0068i").encode()
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, text, path=path)).status == 200
-        assert engine.calls[0].body == text
+        assert _unchanged(engine.calls[0].body) == text
 
 
-async def test_parts_that_the_gateway_cannot_read_do_not_hide_others() -> None:
+async def test_odd_content_does_not_hide_other_parts() -> None:
     odd = {"role": "user", "content": {"a": 1}}
     body = {"model": "tiny", "messages": [odd, {"role": "user", "content": [PICTURE]}]}
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         for path in ("/tokenize", "/v1/pooling"):
             answer = await request(running.url, body, path=path)
-            assert (answer.status, answer.error["param"]) == (400, "content[]")
+            assert (answer.status, answer.error["param"]) == (400, "content[].uuid")
         assert engine.calls == []
+
+
+def _hidden(part: object) -> list[Any]:
+    """Returns values that hold a part at several depths."""
+    return [
+        part,
+        [part],
+        {"content": [part]},
+        {"role": "user", "content": part},
+        [{"role": "tool", "content": [{"type": "tool_result", "content": ["a", part]}]}],
+        {"variables": {"picture": [[part]]}},
+    ]
+
+
+def _fields_by_path() -> list[tuple[str, list[str]]]:
+    """Returns the fields that some engine has on each path, and one that none has."""
+    found: dict[str, set[str]] = {}
+    for table in FIELDS.values():
+        for path, names in table.items():
+            found.setdefault(path, {"unheard_of"}).update(names.split())
+    return [(path, sorted(names - REMOVED_FIELDS)) for path, names in sorted(found.items())]
+
+
+@pytest.mark.parametrize(("path", "names"), _fields_by_path())
+def test_no_field_of_any_path_hides_a_forbidden_part(path: str, names: list[str]) -> None:
+    fleet = fleet_of(["http://e:1"], requests=RequestPolicy(unknown_fields=UnknownFields.PASS))
+    chat = PROMPTS["/v1/chat/completions"]
+    base: dict[str, Any] = {"model": "tiny", "max_tokens": 5, **PROMPTS.get(path, chat)}
+    for name in names:
+        for part, _ in PARTS:
+            for value in _hidden(part)[0 if "type" in part else 2 :][: None if "type" in part else 3]:
+                if name == "model":
+                    continue
+                text = json.dumps(base | {name: value}).encode()
+                with pytest.raises(BadRequest):
+                    parse_request(path, text, fleet, Limits())
+            quoted = json.dumps(base | {"user": json.dumps({"content": [part]})}).encode()
+            parse_request(path, quoted, fleet, Limits())
 
 
 INSIDE = "http://10.0.0.1/latest/meta-data"
@@ -329,6 +374,9 @@ FETCHED: list[tuple[dict[str, Any], str]] = [
     ({"type": "audio_url", "audio_url": {"url": "https://example.com/a.wav"}}, "audio_url"),
     ({"type": "image_url", "image_url": [INSIDE]}, "image_url"),
     ({"type": "image", "source": {"type": "url", "url": INSIDE}}, "source"),
+    ({"type": "input_file", "file_url": INSIDE}, "file_url"),
+    ({"type": "tool_result", "content": [{"type": "image", "source": {"type": "url", "url": INSIDE}}]}, "source"),
+    ({"type": "function_call_output", "output": [{"type": "input_image", "image_url": INSIDE}]}, "image_url"),
 ]
 NOT_FETCHED = [
     {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},

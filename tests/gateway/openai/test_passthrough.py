@@ -39,7 +39,8 @@ async def test_a_path_is_answered_by_an_engine_of_the_model_that_the_body_names(
         answer = await request(running.url, asked, path=path)
         assert answer.status == 200
         assert answer.fields["x-fairlead-instance"] == "e-0/0/0"
-        assert answer.json == {"path": path, "got": asked | {"model": "tiny"}}
+        added = {"store": False} if path == "/v1/responses" else {}
+        assert answer.json == {"path": path, "got": asked | {"model": "tiny"} | added}
         assert running.gateway.decisions.find(answer.fields["x-fairlead-decision"])
 
 
@@ -49,7 +50,8 @@ async def test_hand_off_fields_go_no_further_on_any_of_them(path: str) -> None:
     sent = b'{"kv\\u005ftransfer_params":{"a":1},%b,"ec_transfer_params":2}' % rest
     async with scripted_engine(_echo) as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, sent, path=f"{path}?kv_transfer_params=1")).status == 200
-        assert engine.calls[0].body == b"{%b}" % rest
+        added = b'"store":false,' if path == "/v1/responses" else b""
+        assert engine.calls[0].body == b"{%b%b}" % (added, rest)
         assert engine.calls[0].path == path
 
 

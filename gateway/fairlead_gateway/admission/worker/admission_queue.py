@@ -46,7 +46,7 @@ import asyncio
 from collections.abc import Callable, Collection, Hashable, Mapping
 from functools import partial
 from heapq import heapify, heappop, heappush
-from itertools import count, takewhile
+from itertools import count, islice, takewhile
 from types import MappingProxyType
 from typing import Final
 
@@ -59,6 +59,7 @@ from fairlead_gateway.admission.request_queue import CallerBounds, CallerClass, 
 from fairlead_gateway.admission.worker.model_admission import ModelAdmission, OnAdmission, end_wait, is_disaggregated
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
+from fairlead_gateway.http.timers import MAX_ENDS_PER_TURN
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED, Endpoint
 from fairlead_gateway.telemetry import MetricsRecorder
@@ -418,18 +419,18 @@ class LateBindingQueue:
         limit = max(MAX_WAITING_STEP_SHARE * endpoint.full_step_seconds, MIN_BACKLOG_SECONDS)
         return self._backlogs.remaining_seconds(endpoint.id, sent_seconds, now) < limit
 
-    def _start_timer(self) -> None:
+    def _start_timer(self, seconds: float = POLL_SECONDS) -> None:
         """Arms the timer of the next check, unless it is armed already.
 
         Why it is never cancelled: one that fires early costs less than a new one for each event.
         """
         if self._timer is None:
-            self._timer = self._loop.call_later(POLL_SECONDS, self._on_timer)
+            self._timer = self._loop.call_later(seconds, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._dispatch_ready()
         self._refuse_expired(self._now())
+        self._dispatch_ready()
         for key in list(self._waiting):
             self._on_waiting(key)
 
@@ -490,18 +491,22 @@ class LateBindingQueue:
         Why: without API keys, requests wait for prefill alone, in the preset's order, and an engine
         would let them wait as long.
         """
-        before = now - self._queue_seconds
+        before, has_more = now - self._queue_seconds, False
         for key, instances in list(self._waiting.items()):
             admission = self._admissions.get(key)
             if admission is None or not admission.fair_share.distinguishes_callers:
                 continue
             for queue in list(instances.values()):
-                expired = [*takewhile(lambda queued: queued.queued_at <= before, queue.requests.values())]
+                oldest = islice(queue.requests.values(), MAX_ENDS_PER_TURN)
+                expired = [*takewhile(lambda queued: queued.queued_at <= before, oldest)]
+                has_more = has_more or len(expired) == MAX_ENDS_PER_TURN
                 for queued in expired:
                     is_shed = queued.context.policy.is_sheddable
                     self._end_wait(queued.context, "shed-late" if is_shed else "held-too-long")
                     error = self._expired_error(key, now - queued.queued_at, is_shed=is_shed)
                     self._loop.call_soon(queued.on_end, False, error)
+        if has_more:
+            self._start_timer(0.0)
 
     def _end_wait(self, context: RequestContext, cause: str) -> QueuedDispatch | None:
         """Removes a request that will not start at its instance, and returns it; None if it does

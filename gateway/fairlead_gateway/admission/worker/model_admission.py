@@ -22,6 +22,7 @@ from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.request_queue import RequestQueue
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
+from fairlead_gateway.http.timers import MAX_ENDS_PER_TURN
 from fairlead_gateway.ipc.messages import WAKE_HINT_SECONDS
 from fairlead_gateway.resilience.worker.retry import retry_after_seconds
 from fairlead_gateway.routing import ModelRouter
@@ -418,9 +419,10 @@ class ModelAdmission:
         if not engines:
             self._refuse_without_engines(now)
         else:
-            expired = self.policy.take_expired(len(engines), now, self._ready_since)
+            expired = self.policy.take_expired(len(engines), now, self._ready_since, MAX_ENDS_PER_TURN)
             if expired:
                 self._refuse_all(expired)
+                self._schedule_release()  # there may be more
         admitted = self.policy.release_next(engines, now)
         if admitted is None:
             self._start_timer()
@@ -467,11 +469,14 @@ class ModelAdmission:
             if now - self._notified_at >= WAKE_HINT_SECONDS:
                 self._notified_at = now
                 self._on_needs_instance(self._key)
-        for request_id, waiting in list(self._queued.items()):
-            if now - waiting.context.http_request.received_at >= max_seconds:
-                self._telemetry.record_queue_exit(self._key, "none-ready")
-                self.policy.remove(request_id)
-                self._refuse(request_id, self._routers.no_ready_instance(self._key, now))
+        before = now - max_seconds
+        expired = [one.context.id for one in self._queued.values() if one.context.http_request.received_at <= before]
+        for request_id in expired[:MAX_ENDS_PER_TURN]:
+            self._telemetry.record_queue_exit(self._key, "none-ready")
+            self.policy.remove(request_id)
+            self._refuse(request_id, self._routers.no_ready_instance(self._key, now))
+        if expired:
+            self._schedule_release()  # there may be more
 
     def _refuse_all(self, refused: Sequence[tuple[str, AdmissionVerdict]]) -> None:
         """Ends the wait of requests that the policy refuses."""

@@ -83,8 +83,8 @@ MAX_WITHOUT_REQUEST: Final = 16
 class ConcurrentPrefills:
     """The tasks of these prefills in one worker."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, runtime: WorkerRuntime) -> None:
+        self._runtime = runtime
         self._tasks: set[asyncio.Task[None]] = set()
         self._without_request: dict[CallerKey, dict[asyncio.Task[None], None]] = {}
 
@@ -93,20 +93,23 @@ class ConcurrentPrefills:
 
     def start(self, prefill: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Starts a prefill."""
-        task = self._loop.create_task(prefill)
+        task = self._runtime.loop.create_task(prefill)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def on_request_ended(self, task: asyncio.Task[None], caller: CallerKey) -> None:
+    def on_request_ended(self, task: asyncio.Task[None], caller: CallerKey, size: int) -> None:
         """Counts a prefill that runs on without its request. Cancels the caller's oldest one if
         there are too many.
+
+        size: of its body, in bytes.
         """
         if task.done():
             return
         tasks = self._without_request.setdefault(caller, {})
         tasks[task] = None
-        task.add_done_callback(lambda ended: self._forget(ended, caller))
+        self._runtime.count_detached_bytes(caller, size)
+        task.add_done_callback(lambda ended: self._forget(ended, caller, size))
         if len(tasks) > MAX_WITHOUT_REQUEST:
             oldest = next(iter(tasks))
             del tasks[oldest]
@@ -117,7 +120,8 @@ class ConcurrentPrefills:
         for task in self._tasks:
             task.cancel()
 
-    def _forget(self, task: asyncio.Task[None], caller: CallerKey) -> None:
+    def _forget(self, task: asyncio.Task[None], caller: CallerKey, size: int) -> None:
+        self._runtime.count_detached_bytes(caller, -size)
         tasks = self._without_request.get(caller)
         if tasks is not None:
             tasks.pop(task, None)
@@ -251,7 +255,7 @@ class PrefillCoordinator:
         self._pair_health = PairHealth(runtime)
         self._hop_id = create_hop_id(routers.serving.secret)
         self._engine_ids: dict[str, str] = {}
-        self.concurrent_prefills = ConcurrentPrefills(runtime.loop)
+        self.concurrent_prefills = ConcurrentPrefills(runtime)
         self._transfer_estimator = TransferEstimator()
 
     def update_fleet(self, fleet: Fleet) -> None:
@@ -399,7 +403,7 @@ class PrefillCoordinator:
             yield
         except BaseException:
             if prefill is not None:
-                self.concurrent_prefills.on_request_ended(prefill, context.caller)
+                self.concurrent_prefills.on_request_ended(prefill, context.caller, len(context.request.body))
             raise
         finally:
             timer.cancel()

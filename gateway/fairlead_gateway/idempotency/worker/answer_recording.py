@@ -87,14 +87,12 @@ class RecordedResponse(ResponseWriter):
             self._answer.is_cut = True
             self._end()
 
-    def on_request_released(self) -> None:
-        """Does nothing: the connections count the body."""
-
     def on_connection_lost(self) -> None:
         """Cancels the request, which no client waits for any more."""
         if not self.finished:
             self._answer.is_cut = True
             self._table.end(self._answer, self._now())
+            self._transport.on_request_released()
             super().on_connection_lost()
 
     def adjust_speed(self) -> None:
@@ -107,6 +105,7 @@ class RecordedResponse(ResponseWriter):
             self.on_backpressure(is_paused)
 
     def _end(self) -> None:
+        self._transport.on_request_released()
         self._detach()
         answer = self._answer
         self._table.end(answer, self._now(), has_failed=self._has_failed)

@@ -3,7 +3,8 @@
 Each key has one gateway that owns it, and one worker there; others forward requests to it.
 
 A request whose clients have all left runs on for `idempotency_unread_seconds`, since they may come
-back. Then it is cancelled, as one without a key is at once.
+back. Then it is cancelled, as one without a key is at once. Meanwhile its body counts among the
+bytes of its caller, who has at most `MAX_UNREAD` such requests.
 """
 
 import asyncio
@@ -12,8 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from fairlead_gateway.caller_key import CallerKey, caller_key
+from fairlead_gateway.caller_key import Caller, CallerKey, caller_key
+from fairlead_gateway.errors import Overloaded
 from fairlead_gateway.http.listener import DetachedTransport, HttpRequest, ResponseWriter
+from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.idempotency.answer_table import ABANDONED, HEADER, AnswerTable, KeyedAnswer, check_key
 from fairlead_gateway.idempotency.worker.answer_recording import ClientReader, RecordedResponse
 from fairlead_gateway.idempotency.worker.owner_forwarding import (
@@ -36,9 +39,28 @@ WORKER_LOST: Final = "worker-lost"
 """The reason of a request whose owner ended before its answer started."""
 GATEWAY_LOST: Final = "gateway-lost"
 """The reason of a request that a gateway may have computed which does not answer any more."""
+MAX_UNREAD: Final = 32
+"""Limit: requests of one caller that run without a client; above it, the oldest are cancelled."""
+MAX_READERS: Final = 64
+"""Limit: clients that read one running answer, since each part of it is sent to all of them at once."""
 _SWEEP_SHARE: Final = 0.25  # of the window, at most until ended answers are forgotten
 
 StartRequest = Callable[[HttpRequest, ResponseWriter], None]
+
+
+class _UnreadAnswer(TimeoutEntry):
+    """A running answer that no client reads."""
+
+    __slots__ = ("_abandon", "_answer")
+
+    def __init__(self, answer: KeyedAnswer, abandon: Callable[[KeyedAnswer], None]) -> None:
+        super().__init__()
+        self._answer = answer
+        self._abandon = abandon
+
+    def on_timeout(self) -> None:
+        """Cancels the request."""
+        self._abandon(self._answer)
 
 
 class KeyedRequests:
@@ -46,6 +68,7 @@ class KeyedRequests:
 
     start_request: serves a request.
     forwarding: to the workers and gateways that own other keys; None without them.
+    count_replay: counts an answer that is returned once more; raises GatewayError beyond a limit.
     on_replayed: called with the status of an answer that was sent to a further client.
     counters: of the process, by name.
     """
@@ -59,14 +82,17 @@ class KeyedRequests:
     ) -> None:
         self._limits = runtime.limits
         self._loop = runtime.loop
+        self._runtime = runtime
         self._now = runtime.now
         self._start_request = start_request
         self._on_replayed = on_replayed
         self._counters = counters
         self.table = AnswerTable(runtime.limits)
         self.forwarding: OwnerForwarding | None = None
+        self.count_replay: Callable[[Caller | None], object] = caller_key  # set by the gateway
         self._running: dict[KeyedAnswer, RecordedResponse] = {}
-        self._unread_timers: dict[KeyedAnswer, asyncio.TimerHandle] = {}
+        self._unread: dict[CallerKey, dict[KeyedAnswer, _UnreadAnswer]] = {}  # oldest first
+        self._unread_times = TimeoutQueue(runtime.loop, runtime.limits.idempotency_unread_seconds, runtime.now)
         self._sweeper: asyncio.TimerHandle | None = None
 
     def handle(self, http_request: HttpRequest, response: ResponseWriter) -> None:
@@ -75,8 +101,9 @@ class KeyedRequests:
         Raises BadRequest for an invalid key, and IdempotencyKeyReused for that of another request.
         """
         key, caller = request_key(http_request, self._limits.idempotency_key_bytes), caller_key(http_request.caller)
-        forwarding = self.forwarding
-        if forwarding is not None and http_request.head.get(FORWARDED) is None:
+        forwarding, value = self.forwarding, http_request.head.get(FORWARDED)
+        if forwarding is not None and (value is None or not forwarding.is_gateway(response.client_address(), value)):
+            value = b""
             owners = forwarding.gateways_for(caller, key)
             if owners and (forwarding.owns_keys or not self.table.has(caller, key)):
                 forwarding.forward_to_gateways(
@@ -84,32 +111,38 @@ class KeyedRequests:
                     FOR_GATEWAY,
                     http_request,
                     response,
-                    lambda _: self._handle_here(caller, key, http_request, response),
+                    lambda _: self._handle_here(caller, key, b"", http_request, response),
                 )
                 return
-        self._handle_here(caller, key, http_request, response)
+        self._handle_here(caller, key, value or b"", http_request, response)
 
-    def _handle_here(self, caller: CallerKey, key: bytes, http_request: HttpRequest, response: ResponseWriter) -> None:
-        """Answers a request in this gateway: here, or by the worker that owns its key."""
-        forwarding, value = self.forwarding, http_request.head.get(FORWARDED) or FOR_GATEWAY
+    def _handle_here(
+        self, caller: CallerKey, key: bytes, value: bytes, http_request: HttpRequest, response: ResponseWriter
+    ) -> None:
+        """Answers a request in this gateway: here, or by the worker that owns its key.
+
+        value: of the header of another gateway or worker; empty for a client's request.
+        """
+        forwarding = self.forwarding
         if forwarding is not None and not response.is_draining and not value.startswith(FOR_WORKER):
             worker = forwarding.worker_of(caller, key)
             if worker is not None:
                 suffix = next((suffix for suffix in (IF_KNOWN, FINAL) if value.endswith(suffix)), b"")
                 forwarding.forward_to_worker(worker, FOR_WORKER + suffix, http_request, response)
                 return
-        self.serve(caller, key, http_request, response)
+        self.serve(caller, key, value, http_request, response)
 
     def count_lost_owner(self) -> None:
         """Counts a request whose owner ended."""
         self.count(RERUN + WORKER_LOST)
 
-    def serve(self, caller: CallerKey, key: bytes, http_request: HttpRequest, response: ResponseWriter) -> None:
+    def serve(
+        self, caller: CallerKey, key: bytes, value: bytes, http_request: HttpRequest, response: ResponseWriter
+    ) -> None:
         """Answers a request from this worker's answers or another gateway's, or runs it."""
         forwarding, fingerprint = self.forwarding, request_fingerprint(http_request)
         answer = self.table.find(caller, key, fingerprint, self._now())
-        value = http_request.head.get(FORWARDED) or b""
-        if answer is None and value.endswith(IF_KNOWN):
+        if forwarding is not None and answer is None and value.endswith(IF_KNOWN):
             response.send(404, UNKNOWN_HEADER, b"{}")
             return
         if answer is not None or forwarding is None:
@@ -142,19 +175,23 @@ class KeyedRequests:
         """
         answer = self.table.find(caller, key, fingerprint, self._now())
         if answer is not None and not answer.lost:
+            if len(answer.readers) >= MAX_READERS:
+                raise Overloaded("too many clients wait for the answer under this key", hint="try again later")
+            if not answer.is_running:
+                self.count_replay(http_request.caller)
             self.count(JOINED if answer.is_running else RETURNED)
-            timer = self._unread_timers.pop(answer, None)
-            if timer is not None:
-                timer.cancel()
+            self._forget_unread(answer)
             self._attach(answer, response, partial(self._on_replay_left, http_request, response), is_replay=True)
             return
         reason = lost if answer is None else answer.lost
         self.count(RERUN + reason if reason else RUN)
         answer = self.table.start(caller, key, fingerprint)
-        transport = DetachedTransport(response.client_address())
+        count_bytes = partial(self._runtime.count_detached_bytes, caller)
+        transport = DetachedTransport(response.client_address(), count_bytes)
         recorded = RecordedResponse(self.table, answer, http_request, transport, self._now, self._on_end)
         self._running[answer] = recorded
-        self._attach(answer, response, self._on_left, is_replay=False)
+        size = len(http_request.body)
+        self._attach(answer, response, partial(self._on_first_left, transport, size), is_replay=False)
         self._start_request(http_request, recorded)
         self._schedule_sweep()
 
@@ -166,9 +203,8 @@ class KeyedRequests:
         """Stops all timers, and ends requests that are forwarded."""
         if self.forwarding is not None:
             self.forwarding.close()
-        for timer in self._unread_timers.values():
-            timer.cancel()
-        self._unread_timers.clear()
+        self._unread_times.clear()
+        self._unread.clear()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -190,18 +226,43 @@ class KeyedRequests:
             self._on_replayed(http_request, response, answer.head.status)
         self._on_left(answer)
 
+    def _on_first_left(self, transport: DetachedTransport, size: int, answer: KeyedAnswer) -> None:
+        """Counts the body of a request whose own client has left."""
+        if answer.is_running:
+            transport.hold(size)
+        self._on_left(answer)
+
     def _on_left(self, answer: KeyedAnswer) -> None:
         """Gives clients of a running answer a while to come back, once the last has left."""
         running = self._running.get(answer)
         if running is None or not answer.is_running:
             return
         running.adjust_speed()
-        if not answer.readers:
-            seconds = 0.0 if answer.lost else self._limits.idempotency_unread_seconds
-            self._unread_timers[answer] = self._loop.call_later(seconds, partial(self._abandon, answer))
+        if answer.readers:
+            return
+        if answer.lost:
+            self._loop.call_soon(self._abandon, answer)
+            return
+        unread = self._unread.setdefault(answer.caller, {})
+        entry = unread[answer] = _UnreadAnswer(answer, self._abandon)
+        self._unread_times.add(entry, self._now())
+        if len(unread) > MAX_UNREAD:
+            oldest = next(iter(unread))
+            self._forget_unread(oldest)
+            self._loop.call_soon(self._abandon, oldest)
+
+    def _forget_unread(self, answer: KeyedAnswer) -> None:
+        unread = self._unread.get(answer.caller, {})
+        entry = unread.pop(answer, None)
+        if entry is not None:
+            self._unread_times.remove(entry)
+            if not unread:
+                del self._unread[answer.caller]
 
     def _abandon(self, answer: KeyedAnswer) -> None:
-        self._unread_timers.pop(answer, None)
+        if answer.readers:
+            return
+        self._forget_unread(answer)
         recorded = self._running.pop(answer, None)
         if recorded is not None:
             self.table.lose(answer, ABANDONED)
@@ -209,9 +270,7 @@ class KeyedRequests:
 
     def _on_end(self, answer: KeyedAnswer) -> None:
         self._running.pop(answer, None)
-        timer = self._unread_timers.pop(answer, None)
-        if timer is not None:
-            timer.cancel()
+        self._forget_unread(answer)
 
     def _schedule_sweep(self) -> None:
         if self._sweeper is None:
@@ -220,8 +279,9 @@ class KeyedRequests:
 
     def _sweep(self) -> None:
         self._sweeper = None
-        self.table.expire(self._now())
-        if len(self.table):
+        if self.table.expire(self._now()):
+            self._loop.call_soon(self._sweep)
+        elif len(self.table):
             self._schedule_sweep()
 
 

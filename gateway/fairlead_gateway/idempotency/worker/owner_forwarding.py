@@ -118,6 +118,17 @@ class OwnerForwarding:
         self._passed_over_until = {name: end for name, end in self._passed_over_until.items() if name in known}
         self._pool.retain(frozenset([*self._workers, *[f"{self._scheme}://{name}" for name in known]]))
 
+    def is_gateway(self, client_address: str | None, value: bytes) -> bool:
+        """Whether a header may come from where it does: workers are on this machine, and gateways
+        are in the list.
+
+        Why: else clients would choose where their requests are computed.
+        """
+        known = [] if value.startswith(FOR_WORKER) else [*self._gateways.present, *self._gateways.leaving]
+        hosts = {name.rpartition(":")[0].strip("[]") for name in known}
+        address = "" if client_address is None else client_address.removeprefix("::ffff:")
+        return address.startswith("127.") or address == "::1" or address in hosts
+
     def worker_of(self, caller: CallerKey, key: bytes) -> str | None:
         """Returns the address of the worker that owns a key; None if it is this one."""
         index = owner_index(caller, key, len(self._workers)) if self._workers else self._own_index

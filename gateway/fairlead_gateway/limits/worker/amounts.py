@@ -5,7 +5,7 @@
   streams of the same model whose engine has reported its tokens: those of the caller, or of all
   callers where there are none.
 - Another response comes when it is complete. How much of it was computed follows from the time
-  since its dispatch.
+  since its dispatch, and from the time per token that streams of the model have shown.
 
 Source of the histograms: `admission.output_lengths`.
 """
@@ -90,6 +90,9 @@ in a step.
 Why: events lack the reasoning that a client does not want. Without a maximum, one caller's streams
 could raise the estimates of other callers hundreds of times.
 """
+_SMOOTHING: Final = 0.1
+"""Weight of the newest stream in the time per token of its model."""
+_MIN_TOKEN_SECONDS: Final = 0.0005
 _MAX_EVENTS: Final = 65_536.0
 """Events from which on all counts are halved, so that later streams weigh more."""
 
@@ -117,6 +120,7 @@ class GeneratedTokens:
     def __init__(self, limits: Limits, default_tokens: int = QUOTA_OUTPUT_TOKENS) -> None:
         self._tokens_per_second: int = limits.disconnected_tokens_per_second
         self._default_tokens: int = default_tokens
+        self._token_seconds: dict[str, float] = {}  # of each answer, by model, as streams showed
         self._models: dict[str, _StreamCounts] = {}
         self._callers: dict[tuple[str, str], _StreamCounts] = {}
 
@@ -126,15 +130,23 @@ class GeneratedTokens:
         tokens, events = result.output_tokens, float(result.event_count)
         if tokens is None or result.error is not None or events < 1.0:
             return
+        if result.first_at is not None and result.last_at is not None and result.last_at > result.first_at:
+            seconds = (result.last_at - result.first_at) / max(1, tokens - 1) * context.request.answers
+            if len(self._token_seconds) >= _MAX_MODELS:
+                self._token_seconds.clear()
+            known = self._token_seconds.get(key, seconds)
+            self._token_seconds[key] = known + _SMOOTHING * (seconds - known)
         _find_or_add(self._callers, (key, context.caller), _MAX_CALLERS).add(events, float(tokens))
         _find_or_add(self._models, key, _MAX_MODELS).add(events, min(float(tokens), events * MAX_TOKENS_PER_EVENT))
 
     def estimate(self, context: RequestContext, now: float) -> int:
         """Returns the tokens that were probably computed until now; no more than the request
-        allows.
+        allows. Of work that its engine may go on with, all that it allows.
         """
         request, result = context.request, context.result
         most = request.max_tokens
+        if request.runs_on and result.dispatched_at is not None:
+            return (most or self._default_tokens) * request.answers
         if request.stream or request.passes_stream:
             tokens = self.of_events(request.model_key, context.caller, result.event_count)
             # The prompts of a text completion may be many, and its body is gone by now.
@@ -142,7 +154,8 @@ class GeneratedTokens:
             return min(tokens, (most or 0) * request.sequences) if is_bounded else tokens
         if result.dispatched_at is None or not request.dialect.generates:
             return 0
-        tokens = int((now - result.dispatched_at) * self._tokens_per_second)
+        seconds = self._token_seconds.get(request.model_key, 1.0 / self._tokens_per_second)
+        tokens = int((now - result.dispatched_at) / max(_MIN_TOKEN_SECONDS, seconds))
         return min(tokens, most or self._default_tokens) * request.answers
 
     def of_events(self, model_key: str, caller: str, events: int) -> int:

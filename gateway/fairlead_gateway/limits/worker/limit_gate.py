@@ -11,6 +11,7 @@ from typing import Final
 from fairlead.tenants.model import Limit, LimitUnit, Tenant
 from fairlead.units import format_exact_usd, format_usd
 from fairlead_gateway.admission.admission_policy import ALL_LEARNED_ANSWERS, LEARNED_ANSWER_INTERVAL
+from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import (
     NO_RETRY,
     BudgetSpent,
@@ -29,7 +30,7 @@ from fairlead_gateway.limits.worker.amounts import (
     prompt_class,
     used_amounts,
 )
-from fairlead_gateway.limits.worker.limit_plan import Amounts, LeasedLimit, LimitPlan, missing_limit, take
+from fairlead_gateway.limits.worker.limit_plan import REQUESTS, Amounts, LeasedLimit, LimitPlan, missing_limit, take
 from fairlead_gateway.limits.worker.tenant_limits import QuotaLink, TenantLimits, Waiter
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.router_registry import RoleRouters
@@ -199,6 +200,24 @@ class LimitGate:
                 self._request_slices(limits)
                 break
         return True
+
+    def count_replay(self, caller: Caller | None) -> None:
+        """Counts an answer that is returned once more as a request. Raises GatewayError if a limit of
+        requests is used up.
+
+        It waits for no slice: the answer may exceed that of the worker.
+        """
+        limits = None if caller is None else self.tenants.get(caller.name)
+        if caller is None or limits is None:
+            return
+        now = self._now()
+        for leased in limits.plan(caller.key, "").limits:
+            if leased.unit != REQUESTS:
+                continue
+            is_current = leased.is_known and leased.open_until <= now < leased.ends_at
+            if is_current and leased.available + leased.current.free < 1:
+                raise limit_reached(leased, 1, limits.tenant, now)
+            leased.settle(leased.take(1, now), 1, 1)
 
     async def ensure_reserved(self, context: RequestContext) -> None:
         """Reserves for a request unless that is done already; waits for a slice if necessary.

@@ -14,8 +14,9 @@ values give the mean backlog, the instance to pull KV blocks from and the least 
 cost of a candidate comes from its current load. Without other processes, all of it is exact.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import fsum, nan
 from types import MappingProxyType
 from typing import Final
@@ -23,9 +24,11 @@ from typing import Final
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
-from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
+from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, shared_bytes
 from fairlead_gateway.routing.request import RouteRequest
 
+MAX_COMPARED_PROMPTS: Final = 64
+"""With more requests in flight, the blocks of their prompts are counted."""
 NOTHING_DEFERRED: Final[Mapping[str, float]] = MappingProxyType({})
 _IS_COMPILED: Final = not __file__.endswith(".py")
 _ERROR_SHARE: Final = 2.0**-104
@@ -174,6 +177,7 @@ class InflightTracker:
         self._retained: Collection[str] = ()
         self._deferred: Mapping[str, float] = NOTHING_DEFERRED
         self.defers = False
+        self._block_counts: dict[str, dict[Hashable, int]] | None = None  # None: with few requests
 
     def retain(self, instances: Collection[str]) -> None:
         """Keeps the sums of these instances. Others are dropped when their last request
@@ -216,6 +220,12 @@ class InflightTracker:
         load.inflight_tokens += tokens
         if self._shared_loads is not None:
             self._publish(load)
+        if self._block_counts is not None:
+            _add_blocks(self._block_counts, instance, request.chain.hashes, 1)
+        elif len(self._requests) > MAX_COMPARED_PROMPTS:
+            self._block_counts = {}
+            for inflight in self._requests.values():
+                _add_blocks(self._block_counts, inflight.load.instance, inflight.request.chain.hashes, 1)
 
     def on_queued(self, instance: str, change: int) -> None:
         """Counts answers in flight that wait in this process.
@@ -235,6 +245,17 @@ class InflightTracker:
     def requests_at(self, instance: str) -> list[InflightRequest]:
         """Returns the requests in flight at an instance."""
         return [inflight for inflight in self._requests.values() if inflight.load.instance == instance]
+
+    def shared_bytes(self, instance: str, chain: PrefixChain) -> int:
+        """Returns how many bytes from its start a prompt shares with requests in flight there.
+
+        Why blocks are counted: requests that end together would compare all pairs.
+        """
+        if self._block_counts is None:
+            return max([shared_bytes(chain, other.request.chain) for other in self.requests_at(instance)], default=0)
+        counts = self._block_counts.get(instance)
+        known = 0 if counts is None else len([*takewhile(counts.__contains__, chain.hashes)])
+        return chain.ends[known - 1] if known else 0
 
     def is_inflight(self, request_id: str) -> bool:
         return request_id in self._requests
@@ -262,6 +283,11 @@ class InflightTracker:
             del self._loads[load.instance]
         if self._shared_loads is not None:
             self._publish(load)
+        if self._block_counts is not None:
+            if len(self._requests) < MAX_COMPARED_PROMPTS // 2:
+                self._block_counts = None
+            else:
+                _add_blocks(self._block_counts, load.instance, inflight.request.chain.hashes, -1)
         return inflight
 
     def defer(self, seconds: Mapping[str, float]) -> None:
@@ -378,6 +404,19 @@ def compensated_backlog_seconds(loads: list[EndpointLoad]) -> float:
     part = found - total
     rest = (total - (found - part)) + (error - part)
     return found if found + (rest + bound) == found and found + (rest - bound) == found else nan
+
+
+def _add_blocks(counts: dict[str, dict[Hashable, int]], instance: str, hashes: Sequence[Hashable], change: int) -> None:
+    """Counts a request that has these blocks, or with -1 one that ended."""
+    known = counts.setdefault(instance, {})
+    for digest in hashes:
+        count = known.get(digest, 0) + change
+        if count:
+            known[digest] = count
+        else:
+            del known[digest]
+    if not known:
+        del counts[instance]
 
 
 def _end_prefill(inflight: InflightRequest) -> None:

@@ -132,7 +132,8 @@ class ModelVisibility:
             models = {key: model for key, model in fleet.models.items() if may_use(key)}
             models.update(_adapter_models(fleet.models, models, caller.models))
             models = _with_bare_names(models, routes.values())
-            view = VisibleModels(replace(fleet, models=models, instances={}, routes=routes))
+            instances = {key: found for key, found in fleet.instances.items() if key in models}
+            view = VisibleModels(replace(fleet, models=models, instances=instances, routes=routes))
             self._views[caller.models] = view
         return view
 

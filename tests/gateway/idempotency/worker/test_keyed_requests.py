@@ -8,6 +8,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.idempotency.worker.keyed_requests import MAX_READERS
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_testing.engines.scripted import (
     EngineCall,
@@ -252,3 +253,17 @@ async def test_an_engine_that_dies_under_two_equal_requests_is_replaced_once() -
         assert [answer.status for answer in answers] == [200, 200]
         assert answers[0].body == answers[1].body
         assert len(engines[1].calls) == 1
+
+
+async def test_few_clients_read_one_running_answer() -> None:
+    silent = SilentEngine()
+    async with gateway_of(silent.script) as (running, engine):
+        clients = [await _open(running, STREAM) for _ in range(MAX_READERS)]
+        await wait_until(lambda: _counts(running) == {"run": 1, "joined": MAX_READERS - 1})
+        refused = await request(running.url, STREAM, more=KEY)
+        assert (refused.status, len(engine.calls)) == (503, 1)
+        silent.go_on.set()
+        for client in clients:
+            assert (await client.read_response()).complete
+            await client.close()
+        assert (await request(running.url, STREAM, more=KEY)).status == 200, "an ended answer is for all"

@@ -12,7 +12,10 @@ from fairlead_gateway.http.request_parser import parse_head
 from fairlead_gateway.idempotency.messages import GatewayList
 from fairlead_gateway.idempotency.worker.keyed_requests import request_fingerprint
 from fairlead_gateway.idempotency.worker.owner_forwarding import (
+    FINAL,
+    FOR_GATEWAY,
     FOR_WORKER,
+    IF_KNOWN,
     OwnerForwarding,
     encode_forwarded,
     owner_index,
@@ -101,3 +104,32 @@ def test_the_loss_of_a_gateway_moves_only_its_keys() -> None:
         lost = gateways[number % 4]
         left = [gateway for gateway in gateways if gateway != lost]
         assert rank_gateways(ANONYMOUS, b"%d" % number, left) == [gateway for gateway in order if gateway != lost]
+
+
+@pytest.mark.parametrize(
+    ("address", "from_gateway", "from_worker"),
+    [
+        ("10.0.0.2", True, False),
+        ("::ffff:10.0.0.2", True, False),
+        ("fd00::7", True, False),
+        ("10.0.0.3", True, False),
+        ("127.0.0.6", True, True),
+        ("::1", True, True),
+        ("10.0.0.4", False, False),
+        ("10.0.0.22", False, False),
+        ("", False, False),
+        (None, False, False),
+    ],
+)
+async def test_header_of_an_owner_counts_from_listed_gateways_and_this_machine_alone(
+    address: str | None, from_gateway: bool, from_worker: bool
+) -> None:
+    runtime = WorkerRuntime(running_clock(), Limits(), asyncio.get_running_loop())
+    forwarding = OwnerForwarding(runtime, 1, [], fail=lambda *_: None, on_owner_lost=lambda: None)
+    forwarding.update_gateways(
+        GatewayList("10.0.0.1:80", ["10.0.0.1:80", "10.0.0.2:80", "[fd00::7]:80"], ["10.0.0.3:80"], ["10.0.0.4:80"])
+    )
+    for value in (FOR_GATEWAY, FOR_GATEWAY + FINAL, FOR_GATEWAY + IF_KNOWN):
+        assert forwarding.is_gateway(address, value) is from_gateway
+    for value in (FOR_WORKER, FOR_WORKER + FINAL):
+        assert forwarding.is_gateway(address, value) is from_worker

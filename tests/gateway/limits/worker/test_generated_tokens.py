@@ -34,9 +34,17 @@ def context(
             answers=sequences,
             max_tokens=max_tokens,
             passes_stream=False,
+            runs_on=False,
             dialect=CHAT,
         ),
-        result=SimpleNamespace(dispatched_at=dispatched_at, event_count=events, output_tokens=output, error=None),
+        result=SimpleNamespace(
+            dispatched_at=dispatched_at,
+            event_count=events,
+            output_tokens=output,
+            error=None,
+            first_at=None,
+            last_at=None,
+        ),
     )
 
 
@@ -102,3 +110,17 @@ def test_another_response_follows_from_its_time_up_to_the_whole(seconds: float, 
 
 def test_a_request_that_was_never_sent_has_computed_nothing() -> None:
     assert GeneratedTokens(LIMITS, default_tokens=100).estimate(context(stream=False, dispatched_at=None), 99.0) == 0
+
+
+@pytest.mark.parametrize("token_seconds", [0.005, 0.01, 0.08])
+@pytest.mark.parametrize("sequences", [1, 4])
+def test_another_response_is_as_long_as_streams_of_its_model_have_shown(token_seconds: float, sequences: int) -> None:
+    generated = GeneratedTokens(LIMITS, default_tokens=10_000)
+    tokens = 400
+    for _ in range(60):
+        stream = context(stream=True, events=100, output=tokens, sequences=sequences)
+        stream.result.first_at = 10.0
+        stream.result.last_at = 10.0 + token_seconds * (tokens - 1) / sequences
+        generated.learn(stream)
+    left = context(stream=False, dispatched_at=50.0, sequences=sequences)
+    assert generated.estimate(left, 52.0) == pytest.approx(sequences * 2.0 / token_seconds, rel=0.01)

@@ -28,6 +28,7 @@ from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
+_MESSAGES = [{"role": "user", "content": "hi"}]
 _REQUESTS = Limit(LimitUnit.REQUESTS, 3, Window.DAY)
 _TOKENS = Limit(LimitUnit.TOKENS, 100_000, Window.DAY)
 _COST = Limit(LimitUnit.COST, 1_000_000, Window.MONTH)
@@ -479,3 +480,23 @@ def test_each_unit_is_its_position_and_has_an_amount_of_its_own() -> None:
         "concurrency": 1,
         "bytesInFlight": 13,
     }
+
+
+@pytest.mark.parametrize(
+    ("limit", "returned"),
+    [
+        (_REQUESTS, 2),
+        (dataclasses.replace(_REQUESTS, key="other"), 9),
+        (Limit(LimitUnit.TOKENS, 100_000, Window.DAY), 9),
+        (Limit(LimitUnit.CONCURRENCY, 1), 9),
+    ],
+    ids=["requests", "of another key", "tokens", "concurrency"],
+)
+async def test_each_answer_that_is_returned_counts_as_a_request(limit: Limit, returned: int) -> None:
+    async with limited_gateway(_answer, [Tenant("acme", limits=(limit,))]) as gateway:
+        url, body = f"{gateway.running.url}/v1/chat/completions", {"model": "tiny", "messages": _MESSAGES}
+        headers = {"authorization": "Bearer acme", "idempotency-key": "k-1"}
+        answers = [await gateway.client.post(url, json=body, headers=headers) for _ in range(10)]
+        assert [reply.status_code for reply in answers] == [200] * (returned + 1) + [429] * (9 - returned)
+        assert len(gateway.calls) == 1
+        assert {reply.headers["idempotent-replayed"] for reply in answers[1 : returned + 1]} == {"true"}

@@ -28,6 +28,7 @@ REASONS: dict[str, str] = {
     "admission/admission_policy.py LengthClasses.__init__:inf": _LEAST,
     "admission/admission_policy.py LengthClasses.classify:inf": _LEAST,
     "admission/admission_policy.py LengthClasses.objective_spread:inf": _LEAST,
+    "admission/admission_policy.py AdmissionPolicy.__init__:inf": "no sheddable request waits",
     "admission/admission_policy.py AdmissionPolicy.take_expired:inf": "the default looks at all requests",
     "limits/ledger.py TenantLedger._updates:inf": "a limit without a window has no end; leases renew it",
     "limits/worker/limit_plan.py LeasedLimit.__init__:inf": "a soft limit refuses nothing, so it is always open",

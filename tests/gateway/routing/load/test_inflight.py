@@ -1,13 +1,15 @@
 """The in-flight load: sums equal the requests in flight, in whatever order they finish."""
 
 from math import fsum, isnan
+from random import Random
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fairlead_gateway.routing import PrefixChain, RouteRequest
+from fairlead_gateway.routing import PrefixChain, RouteRequest, prefix_chain
 from fairlead_gateway.routing.load.inflight import (
+    MAX_COMPARED_PROMPTS,
     NOTHING_DEFERRED,
     EndpointLoad,
     InflightTracker,
@@ -16,6 +18,7 @@ from fairlead_gateway.routing.load.inflight import (
     least_busy,
     total_backlog_seconds,
 )
+from fairlead_gateway.routing.prefix.prefix_hash import shared_bytes
 
 
 def make_request(name: str) -> RouteRequest:
@@ -140,3 +143,40 @@ def test_compensated_sum_of_usual_backlogs_is_almost_always_known(seconds: list[
         for factor in (1.0, 1.1, 1.7)
     )
     assert doubtful < 3
+
+
+def _prompt(draw: Random, known: list[bytes]) -> bytes:
+    """Returns a prompt that begins as an earlier one does, for up to its whole length."""
+    start = draw.choice(known)[: draw.randrange(4_096)] if known else b""
+    return start + draw.randbytes(draw.choice([0, 0, 256, 1_000]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_shared_start_is_that_of_a_comparison_with_all_requests_in_flight(seed: int) -> None:
+    draw, tracker, known = Random(seed), InflightTracker(), list[bytes]()
+    ids: list[str] = []
+    for number in range(600):
+        if ids and draw.random() < (0.2 if number % 300 < 150 else 0.8):
+            tracker.remove(ids.pop(draw.randrange(len(ids))))
+        else:
+            known.append(_prompt(draw, known))
+            chain = prefix_chain(known[-1], secret=b"s", seed=b"m")
+            # Some are retries, which move to another instance.
+            name = draw.choice(ids) if ids and draw.random() < 0.1 else f"r{number}"
+            ids = [one for one in ids if one != name] + [name]
+            tracker.add(RouteRequest(name, chain, 1.0), draw.choice("ab"), prefill_seconds=0.0, tokens=1)
+        chain = prefix_chain(_prompt(draw, known), secret=b"s", seed=b"m")
+        for instance in "abc":
+            others = [one.request.chain for one in tracker.requests_at(instance)]
+            assert tracker.shared_bytes(instance, chain) == max([shared_bytes(chain, one) for one in others], default=0)
+    assert len(known) > 2 * MAX_COMPARED_PROMPTS
+
+
+def test_blocks_are_counted_only_while_many_requests_are_in_flight() -> None:
+    tracker, chain = InflightTracker(), prefix_chain(bytes(4_096), secret=b"s", seed=b"m")
+    for number in range(2 * MAX_COMPARED_PROMPTS):
+        tracker.add(RouteRequest(f"{number}", chain, 1.0), "a", prefill_seconds=0.0, tokens=1)
+        assert (tracker._block_counts is not None) is (number >= MAX_COMPARED_PROMPTS)
+    for number in range(2 * MAX_COMPARED_PROMPTS):
+        tracker.remove(f"{number}")
+    assert tracker._block_counts is None
