@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final
 
 MAX_ENDS_PER_TURN: Final = 32
-"""Limit: requests of one kind that end in one turn of the event loop; an end takes 0.1 to 0.5 ms."""
+"""Limit: requests of one kind that end in one turn of the loop; an end takes 0.1 to 0.5 ms."""
 _EARLY_SECONDS: Final = 0.001  # so much before its time, a timer may fire: a loop counts in milliseconds
 
 

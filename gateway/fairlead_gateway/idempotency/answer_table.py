@@ -260,7 +260,7 @@ class AnswerTable:
                 reader.position = len(answer.chunks)
 
     def expire(self, now: float) -> bool:
-        """Forgets answers that ended longer than the window ago. Returns whether there may be more."""
+        """Forgets some that ended longer than the window ago; returns whether there may be more."""
         for _ in range(_MAX_EXPIRED):
             oldest = next(iter(self._ended), None)
             if oldest is None or not self._is_expired(oldest, now):

@@ -152,7 +152,7 @@ class ModelRequest:
     adapter: the LoRA adapter that the client named; `model` is its base then.
     removed: the fields of the client that no engine gets.
     runs_on: an engine may go on with the work after its answer. At the end: how much is unknown.
-    is_unstored: its engine is told to store no answer, which the client did not say.
+    is_unstored: the gateway has written `store: false` into the body.
 
     Why copies: attributes of a msgspec struct are slow to read.
     Why 7 parameters: they are the fields of one record.

@@ -2,7 +2,7 @@
 
 A request that may run on keeps its place, its sequence and its limits until the engine says that
 the work has ended. The gateway polls for that, within the request's timeout. Then it books what the
-engine reports. Work whose end is not seen is cancelled, and counts as the most that it may generate.
+engine reports. Work whose end is not seen is cancelled, and counts as the most that it may be.
 """
 
 import asyncio

@@ -42,7 +42,7 @@ GATEWAY_LOST: Final = "gateway-lost"
 MAX_UNREAD: Final = 32
 """Limit: requests of one caller that run without a client; above it, the oldest are cancelled."""
 MAX_READERS: Final = 64
-"""Limit: clients that read one running answer, since each part of it is sent to all of them at once."""
+"""Limit: clients of one running answer, since each part of it goes to all of them at once."""
 _SWEEP_SHARE: Final = 0.25  # of the window, at most until ended answers are forgotten
 
 StartRequest = Callable[[HttpRequest, ResponseWriter], None]

@@ -5,7 +5,7 @@
   streams of the same model whose engine has reported its tokens: those of the caller, or of all
   callers where there are none.
 - Another response comes when it is complete. How much of it was computed follows from the time
-  since its dispatch, and from the time per token that streams of the model have shown.
+  since its dispatch, at the speed of the model's streams.
 
 Source of the histograms: `admission.output_lengths`.
 """

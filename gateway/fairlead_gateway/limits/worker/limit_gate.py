@@ -202,8 +202,8 @@ class LimitGate:
         return True
 
     def count_replay(self, caller: Caller | None) -> None:
-        """Counts an answer that is returned once more as a request. Raises GatewayError if a limit of
-        requests is used up.
+        """Counts an answer that is returned once more as a request. Raises GatewayError if a limit
+        of requests is used up.
 
         It waits for no slice: the answer may exceed that of the worker.
         """
