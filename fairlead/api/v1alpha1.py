@@ -139,6 +139,8 @@ def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
 _HAS_PREFILL_CEL = "self.pools.exists(pool, pool.role == 'Prefill')"
 _EXTERNAL_CEL = "self.engine.type in ['External', 'OpenAI']"
 _OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External', 'LlamaCpp', 'OpenAI', 'TRTLLM']"
+_KEPT_REPLICAS_CEL = "oldSelf.hasValue() && oldSelf.value().?replicas == optional.of(self.replicas)"
+"""The operator's number of a model with one pool stays for a moment when the model changes."""
 _SERVED_NAME_FLAG = "--served-model-name"
 _NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 
@@ -253,14 +255,16 @@ class ModelDeploymentSpec(StrictModel):
             violation=lambda spec: spec.adapters is not None and spec.has_opaque_engine,
         ),
         Rule(
-            cel="!has(self.replicas) || self.pools.size() == 1",
+            cel=f"!has(self.replicas) || self.pools.size() == 1 || {_KEPT_REPLICAS_CEL}",
+            compares_old=True,
             message="replicas is for a model with one pool",
             fix="remove it, and give each pool its own minReplicas",
             at=("replicas",),
             violation=lambda spec: spec.replicas is not None and len(spec.pools) > 1,
         ),
         Rule(
-            cel=f"!has(self.replicas) || !({_EXTERNAL_CEL})",
+            cel=f"!has(self.replicas) || !({_EXTERNAL_CEL}) || {_KEPT_REPLICAS_CEL}",
+            compares_old=True,
             message="Fairlead does not run an external engine and cannot set its replicas",
             fix="remove replicas",
             at=("replicas",),
@@ -345,7 +349,7 @@ class ModelDeploymentSpec(StrictModel):
         Int32 | None,
         api_field(
             "instances of the only pool, within its bounds; written by `kubectl scale`, an HPA or KEDA. "
-            "Left out = the pool's minReplicas",
+            "Left out = the pool's minReplicas; the operator shows what runs here until somebody writes it",
             "2",
             ge=0,
             le=4096,

@@ -63,6 +63,7 @@ class Global(BaseModel):
         "registry of all Fairlead images, for sites that mirror them; when empty, each image has its own", ""
     )
     image_pull_secrets: Names = _value("names of the pull secrets for pods of the control plane", [])
+    pod_labels: Texts = _value("labels of every pod of the chart, such as a cost centre; engines have those of models", {})
 
 
 class Image(ValuesPart):
@@ -398,6 +399,7 @@ class HttpRoute(ValuesPart):
 
 
 class Test(ValuesPart):
+    resources: FreeForm = _value("resources of its container", _resources("10m", "32Mi", "128Mi"))
     model: str = _value(
         "model that `helm test` requests a completion from; when empty, it only lists the models. With `gateway.tls` it only asks "
         "whether the gateway is ready",
