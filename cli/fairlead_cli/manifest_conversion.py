@@ -226,6 +226,9 @@ _FOR_OLD_ENGINES: Final = (
     *("HTTPRoute", "GRPCRoute", "Ingress", "VirtualService", "DestinationRule", "NetworkPolicy"),
     *("ServiceMonitor", "PodMonitor", "PodDisruptionBudget"),
 )
+_OTHER_OBJECTS: Final = {
+    "ModelBooster": "kthena makes a ModelServing of it: convert that one (kubectl get modelservings -o yaml)"
+}
 _SERVE_NO_MODEL: Final = (
     *("InferencePool", "InferenceModel", "InferenceObjective", "InferenceModelRewrite", "VLLMRouter", "CacheServer"),
     *("KVCache", "AutoscalingPolicy", "AutoscalingPolicyBinding", "PodGroup", "PodSet"),
@@ -372,7 +375,7 @@ def _note_unread(file: str, document: Mapping[str, Any], result: _Converted) -> 
     if reason := unread_engine(document):
         outcome = Outcome.LEFT_OUT
     elif is_unsupported(document):
-        reason = "Fairlead does not convert this kind: write it by hand"
+        reason = _OTHER_OBJECTS.get(kind, "Fairlead does not convert this kind: write it by hand")
         outcome = Outcome.DROPPED if kind in _SERVE_NO_MODEL else Outcome.LEFT_OUT
     elif kind in _FOR_OLD_ENGINES:
         reason = _OLD_ENGINES

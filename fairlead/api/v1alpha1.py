@@ -32,7 +32,7 @@ from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
 from fairlead.api.spec.tenant.spec import ModelTenantSpec
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error, list_map_schema
-from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, Int32, Label, Subdomain
+from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, Int32, Label, ObjectName
 from fairlead.fleet.model import TokenPrice
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
@@ -103,7 +103,7 @@ class Metadata(StrictModel):
 
     model_config = ConfigDict(alias_generator=None)
 
-    name: Annotated[Subdomain, Field(examples=["qwen3-8b"])]
+    name: Annotated[ObjectName, Field(examples=["qwen3-8b"])]
     namespace: Annotated[Label | None, Field(examples=["default"])] = None
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)

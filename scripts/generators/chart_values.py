@@ -399,7 +399,10 @@ class HttpRoute(ValuesPart):
 
 
 class Test(ValuesPart):
-    resources: FreeForm = _value("resources of its container", _resources("10m", "32Mi", "128Mi"))
+    resources: FreeForm = _value(
+        "resources of its container; quotas on limits ask for both",
+        {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"cpu": "1", "memory": "128Mi"}},
+    )
     model: str = _value(
         "model that `helm test` requests a completion from; when empty, it only lists the models. With `gateway.tls` it only asks "
         "whether the gateway is ready",

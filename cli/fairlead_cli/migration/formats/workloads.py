@@ -28,6 +28,11 @@ _OWN_LABELS: Final[Mapping[str, Mapping[str, str]]] = {
 _ROLE_LABEL: Final = "llm-d.ai/role"
 _ROLES: Final = {"prefill": "Prefill", "decode": "Decode"}
 _SELECTED: Final = "the selector of the old workload has it: a Service with this label would take the new pods, too"
+_FOR_WORKLOADS: Final = ("kueue.x-k8s.io/", "leaderworkerset.sigs.k8s.io/")
+_NOT_ON_WORKLOADS: Final = (
+    "it stays on the ModelDeployment, and does not reach the workload that Fairlead makes; labels of pods are in "
+    "pools[].template.metadata"
+)
 _ONE_TEMPLATE: Final = "Fairlead's pods of one instance have one template"
 REASONS: Final = {
     "spec.selector": "Fairlead labels its pods itself",
@@ -136,6 +141,9 @@ def _read_workload(workload: FieldReader) -> ModelDraft:
     draft = ModelDraft(
         workload, **assembly.metadata_of(workload, own_prefixes=("deployment.kubernetes.io/", "llm-d.ai/"))
     )
+    for name in (*draft.labels, *draft.annotations):
+        if name.startswith(_FOR_WORKLOADS):
+            workload.note("metadata", f"{name}: {_NOT_ON_WORKLOADS}", Outcome.REQUIRED)
     spec, kind = workload.section("spec"), str(workload.peek("kind"))
     pool = PoolDraft(spec, min_replicas=spec.number("replicas"))
     draft.pools = [pool]
