@@ -173,7 +173,7 @@ _RESOURCE_SUFFIXES = {
 
 
 def parse_resource(text: object) -> float | None:
-    """Returns an amount of a resource (`500m`, `4Gi`, `1e3`) as a number; None for an invalid one."""
+    """Returns an amount of a resource (`500m`, `4Gi`, `1e3`) as a number; None if invalid."""
     match = re.fullmatch(r"([+-]?[\d.]+(?:[eE][+-]?\d+)?)([A-Za-z]*)", str(text))
     if match is None or match[2] not in _RESOURCE_SUFFIXES:
         return None

@@ -178,7 +178,7 @@ def migrate(documents: Iterable[tuple[str, dict[str, Any]]], options: MigrationO
 
 
 def _system_of_target(scaler: Mapping[str, Any], documents: Iterable[tuple[str, dict[str, Any]]]) -> System | None:
-    """Returns the system of the workload that an autoscaler scales, if its reader takes autoscalers."""
+    """Returns the system of an autoscaler's target, if its reader takes autoscalers."""
     target = workloads.scaler_target(FieldReader.of_document(scaler, ""))
     for _, document in documents:
         system = system_of(document)
@@ -386,7 +386,7 @@ def _note_unread(file: str, document: Mapping[str, Any], result: _Converted) -> 
 
 
 def _chart_values(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Returns the name and the values of a chart that Flux or Argo CD installs; None for other objects."""
+    """Returns name and values of a chart that Flux or Argo CD installs; None for other objects."""
     kind, spec = document["kind"], document.get("spec") or {}
     name = f"{kind} {(document.get('metadata') or {}).get('name', '')}"
     if (kind, _group_of(document)) == ("HelmRelease", "helm.toolkit.fluxcd.io"):
@@ -406,7 +406,7 @@ def _group_of(document: Mapping[str, Any]) -> str:
 
 
 def _place_scalers(result: _Converted) -> None:
-    """Gives each autoscaler to the workload that it scales; notes its bounds where there is none."""
+    """Gives each autoscaler to the workload that it scales; notes its bounds without one."""
     for file, document in result.scalers:
         if _system_of_target(document, result.foreign) is not None:
             result.foreign.append((file, document))
@@ -442,9 +442,7 @@ def _migrate(result: _Converted, options: MigrationOptions) -> None:
 
 
 def _pod_notes(manifests: Sequence[dict[str, Any]], converted: Iterable[dict[str, Any]]) -> Iterator[Note]:
-    """Yields a note on each reference of the converted pods that leads nowhere, on each pod that a
-    cluster would refuse, and on each pool that never starts.
-    """
+    """Yields notes on the rendered pods of models, and on pools that never start."""
     found = [read_object(one) for one in manifests if one.get("kind") == "AcceleratorClass"]
     own = {one.metadata.name: one for one in found if isinstance(one, AcceleratorClass)}
     classes = {**builtin_accelerators(), **own}

@@ -1,7 +1,7 @@
 """The pods of a ModelDeployment, as the operator renders them, and the notes on them.
 
-The cluster and the chart are not known here: images stand for those of the chart, and every feature
-of a cluster is taken to exist.
+The cluster and the chart are unknown here. Names stand for the chart's images, and the cluster has
+every feature.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,9 +34,7 @@ def pod_templates(workload: Manifest) -> list[dict[str, Any]]:
 
 
 def lint_pods(model: ModelDeployment, classes: Mapping[str, AcceleratorClass]) -> Iterator[LintNote]:
-    """Yields the problems of rendering, and the notes on the pods of each pool. A path is one of the
-    manifest.
-    """
+    """Yields the problems of rendering, and the notes on pods. A path is of the manifest."""
     for index, pool in enumerate(model.spec.pools):
         rendered = render(model.model_copy(update={"spec": model.spec.model_copy(update={"pools": [pool]})}), classes)
         template = {} if pool.template is None else pool.template.spec

@@ -349,7 +349,7 @@ class ModelDeploymentSpec(StrictModel):
         Int32 | None,
         api_field(
             "instances of the only pool, within its bounds; written by `kubectl scale`, an HPA or KEDA. "
-            "Left out = the pool's minReplicas; the operator shows what runs here until somebody writes it",
+            "Left out = the pool's minReplicas; until then the operator shows here what runs",
             "2",
             ge=0,
             le=4096,

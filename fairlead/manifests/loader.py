@@ -59,7 +59,7 @@ _ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL, EngineType.O
 
 ManifestObject: TypeAlias = ModelDeployment | AcceleratorClass | ModelTenant | ModelRoute | ModelAdapter
 PodLint: TypeAlias = Callable[[ModelDeployment, Mapping[str, AcceleratorClass]], Iterable[LintNote]]
-"""Returns notes on the pods of a model, with the accelerators by name. A path is of the document."""
+"""Returns notes on the pods of a model; accelerators are by name, paths of the document."""
 
 
 @dataclass(frozen=True, slots=True)

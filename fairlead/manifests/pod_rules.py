@@ -101,7 +101,7 @@ def _lint_requests(container: Mapping[str, Any], path: tuple[str, str]) -> Itera
 
 
 def _lint_variables(container: Mapping[str, Any], path: tuple[str, str]) -> Iterator[LintNote]:
-    """Yields a note on each `$(NAME)` that stays as it is, because no variable before it has the name."""
+    """Yields a note on each `$(NAME)` that stays as it is, without a variable before it."""
     known: set[str] = set()
     has_unknown = bool(container.get("envFrom"))
     texts = []
@@ -187,7 +187,7 @@ def _unrestricted_fields(container: Mapping[str, Any], pod: Mapping[str, Any]) -
 
 
 def template_path(pool_spec: Mapping[str, Any], path: Sequence[str]) -> tuple[str | int, ...]:
-    """Returns where a path of a rendered pod stands in a pool's own `template.spec`; else the pool."""
+    """Returns a path of a rendered pod in a pool's own `template.spec`; else that of the pool."""
     if not path or not isinstance(items := pool_spec.get(path[0]), list):
         return ("template", "spec") if not path or path[0] in pool_spec else ()
     steps: tuple[str | int, ...] = ("template", "spec", path[0])

@@ -1,4 +1,4 @@
-"""The number that the operator keeps in `spec.replicas` until somebody else scales the model.
+"""The number that the operator keeps in `spec.replicas` until another writer scales the model.
 
 The API server answers a GET of `/scale` with an error 500 while `spec.replicas` is absent, and
 autoscalers read before they write. So the field of a model that nothing scales holds the number of
@@ -9,7 +9,7 @@ instances that it has anyway, under a field manager of its own. The operator its
 - absent: the operator sets it;
 - the operator's alone: it follows the number of instances, and goes with the reason for it;
 - another writer's, too: the operator lets go, and the other's number stays;
-- nobody's: it stays. The API server drops the owner of a 0 that was written through `/scale`.
+- without an owner: it stays. The API server drops the owner of a 0 that `/scale` wrote.
 """
 
 import json
@@ -30,7 +30,7 @@ _UNSCALED_ENGINES: Final = ("External", "OpenAI")
 
 
 class PlaceholderWrite(Enum):
-    """What the operator does with the field."""
+    """A write of the field."""
 
     NONE = "none"
     SET = "set"
@@ -47,7 +47,7 @@ class ReplicasField:
 
     @property
     def is_placeholder(self) -> bool:
-        """True if nobody but the operator has written it."""
+        """True if only the operator has written it."""
         return self.is_own and not self.is_foreign
 
 
@@ -66,7 +66,7 @@ def kept_field(trimmed: Manifest) -> ReplicasField:
 
 
 def trim_replicas(model: Manifest, trimmed: Manifest) -> Manifest:
-    """Returns a trimmed model that keeps the owners of the field, and no placeholder in its spec."""
+    """Returns a trimmed model with the owners of the field, and without a placeholder."""
     field = replicas_field(model)
     if not (field.is_own or field.is_foreign):
         return trimmed
@@ -103,7 +103,7 @@ def placeholder_number(spec: Mapping[str, Any], children: Iterable[Manifest]) ->
 
 
 def placeholder_manifest(model: Manifest, replicas: int | None) -> Manifest:
-    """Returns what is applied to this version of a model; without `replicas` it lets the field go."""
+    """Returns what is applied to this version of a model; None lets the field go."""
     known = metadata_of(model)
     metadata = {name: known[name] for name in ("name", "namespace", "uid", "resourceVersion") if name in known}
     head = {"apiVersion": model["apiVersion"], "kind": model["kind"], "metadata": metadata}

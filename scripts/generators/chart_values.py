@@ -63,7 +63,9 @@ class Global(BaseModel):
         "registry of all Fairlead images, for sites that mirror them; when empty, each image has its own", ""
     )
     image_pull_secrets: Names = _value("names of the pull secrets for pods of the control plane", [])
-    pod_labels: Texts = _value("labels of every pod of the chart, such as a cost centre; engines have those of models", {})
+    pod_labels: Texts = _value(
+        "labels of every pod of the chart, such as a cost centre; engines have those of models", {}
+    )
 
 
 class Image(ValuesPart):

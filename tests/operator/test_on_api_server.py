@@ -84,7 +84,7 @@ async def wait_children(api: KubeApi, namespace: str, *names: str) -> None:
 
 
 async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
-    """Until the model is Ready at this generation, or at that of the operator's own write after it; its status."""
+    """Until the model is Ready at this generation, or a later one; its status."""
     status: Manifest = {}
 
     async def said() -> bool:

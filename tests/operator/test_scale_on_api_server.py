@@ -1,4 +1,4 @@
-"""`/scale` of a model on a real API server: an autoscaler can read it at once, and then owns the number."""
+"""`/scale` of a model on a real API server: autoscalers read it at once, and then own it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

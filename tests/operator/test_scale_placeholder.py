@@ -65,7 +65,7 @@ def step(field: Field, wanted: int | None) -> PlaceholderWrite:
 
 @pytest.mark.parametrize("seed", range(300))
 def test_any_sequence_of_writers_keeps_the_number_of_the_last_one(seed: int) -> None:
-    """After each write of another, the field holds that writer's number whatever the operator does."""
+    """After each write of another, the field holds that number whatever the operator does."""
     random, field, wanted, theirs = Random(seed), Field(), 1, None
     for _ in range(30):
         match random.randrange(6):
@@ -191,7 +191,7 @@ def test_model_that_may_sleep_is_not_woken() -> None:
 
 
 def test_number_of_the_autoscaler_survives_its_end() -> None:
-    """`mode: Disabled` keeps what was written last; the placeholder is no `spec.replicas` of a person."""
+    """`mode: Disabled` keeps what was written last; the placeholder is no person's number."""
     pool = {"name": "main", "acceleratorClassName": "cpu", "minReplicas": 1, "maxReplicas": 9}
     found = harness(pools=[pool], autoscaling={"mode": "Auto"})
     assert stored(found) == (None, (False, False))

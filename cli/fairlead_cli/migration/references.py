@@ -23,7 +23,7 @@ OWN_VOLUMES: Final = frozenset(
 """Names of the volumes in Fairlead's own pods."""
 _OWN_CONTAINERS: Final = ("engine", DOWNLOADER_NAME)
 _HOME: Final = "/root"
-"""The home of the user that the images of engines run as by themselves; no other user may enter it."""
+"""The home of the user that engines run as by themselves; no other user may enter it."""
 _HUB_VARIABLES: Final = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
 _CACHE_VARIABLES: Final = ("HF_HOME", "XDG_CACHE_HOME", *_HUB_VARIABLES)
 CACHE_HUB: Final = f"{CACHE_FOLDER}/huggingface/hub"
@@ -31,7 +31,7 @@ CACHE_HUB: Final = f"{CACHE_FOLDER}/huggingface/hub"
 
 
 def hub_folder(variables: Mapping[str, str]) -> str:
-    """Returns the folder to which Hugging Face's library downloads, by the variables of a container.
+    """Returns the folder to which Hugging Face's library downloads, by a container's variables.
 
     Source: huggingface_hub, `constants.py`.
     """
@@ -43,11 +43,11 @@ def hub_folder(variables: Mapping[str, str]) -> str:
 
 
 def move_cache(pool: PoolDraft) -> dict[str, str]:
-    """Returns `model.cache` for a claim with downloaded weights, where a pod has one at the usual place.
+    """Returns `model.cache` for a claim at the usual place of downloads; empty without one.
 
-    Other volumes there are mounted at Fairlead's place instead. Empty if there is no such claim.
+    Other volumes there are mounted at Fairlead's place instead.
 
-    Why only below the home folder: elsewhere the variables are carried over, and lead to the volume.
+    Why only below the home folder: elsewhere the variables are carried over with the volume.
     """
     variables: dict[str, str] = {}
     for one in pool.engine.env:
@@ -105,7 +105,7 @@ def all_mounts(pool: PoolDraft) -> Iterator[dict[str, Any]]:
 
 
 def rewrite_selectors(pool: PoolDraft, model: str) -> None:
-    """Lets the label selectors of a pool's scheduling find Fairlead's pods, if they found the old ones."""
+    """Lets label selectors of a pool find Fairlead's pods, if they found the old ones."""
     own = {MODEL_LABEL: model, POOL_LABEL: pool.name}
     labels = own | pool.metadata.get("labels", {})
     for field, selector in _selectors(pool.pod):

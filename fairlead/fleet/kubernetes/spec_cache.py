@@ -142,8 +142,8 @@ class SpecCache:
 def _without_idle_replicas(written: Any) -> Any:
     """Returns a spec without `replicas` if it has several pools, or engines that others run.
 
-    Why: a model that gets a second pool keeps the operator's number of the first one for a moment,
-    and readers must not lose the model for it.
+    Why: a model that gets a second pool keeps the operator's number for a moment. Readers must not
+    lose the model for it.
     """
     if not isinstance(written, dict) or "replicas" not in written:
         return written

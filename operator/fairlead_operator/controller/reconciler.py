@@ -103,8 +103,7 @@ class Reconciler:
     async def _write_placeholder(self, key: str) -> bool:
         """Lets autoscalers read the scale of the model. Returns True if this changed its spec.
 
-        A model that was changed meanwhile has another event. Where the rights are missing, or the
-        API server does not take the stored spec any more, the model is left as it is.
+        A model that was changed meanwhile has another event.
         """
         snapshot = self._cache.snapshot(key, "")
         if snapshot is None or is_deleting(snapshot.model):

@@ -1,8 +1,10 @@
 """Random manifests in the shapes of the systems that `fairlead convert` reads.
 
-Every pod is one that an API server takes, with what such pods usually have: claims and caches at
-usual places, names that Fairlead's pods have, too, variables that refer to each other, selectors of
-the pods' own labels, raised rights, and limits without requests.
+An API server takes every pod. They have what such pods usually have:
+
+- claims and caches at usual places, and names that Fairlead's pods have, too;
+- variables that refer to each other, and selectors of the pods' own labels;
+- raised rights, and limits without requests.
 """
 
 from collections.abc import Callable, Mapping

@@ -28,7 +28,7 @@ SOURCE_LABELS = {**LABELS, "model": "chat"}
 
 
 def conversions(system: str, examples: int = EXAMPLES) -> Iterator[tuple[int, list[dict[str, Any]], Migration]]:
-    """Yields the seed, the source and the conversion of random documents, without those that are refused."""
+    """Yields seed, source and conversion of random documents, without refused ones."""
     for seed in range(examples):
         documents = SYSTEMS[system](Random(f"{system} {seed}"))
         try:

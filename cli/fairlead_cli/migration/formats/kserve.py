@@ -16,7 +16,7 @@ _POD_NETWORKS: Final = "k8s.v1.cni.cncf.io/networks"
 """Annotation that KServe copies to its pods."""
 _CONTAINER: Final = "main"
 _MODELS: Final = "/mnt/models"
-"""Where KServe's engines read their weights."""
+"""The folder of the weights in KServe's engines."""
 _TEMPLATE: Final = re.compile(r"\{\{-?\s*\.([\w.]+)\s*-?\}\}")
 _DRA: Final = "serving.kserve.io/exp-dra-device"
 """Begins the annotations by which KServe claims devices."""
@@ -76,7 +76,7 @@ def _convert(
 
 
 def _read_own_weights(spec: FieldReader, draft: ModelDraft) -> None:
-    """Takes the weights from the folder that an init container of the user fills, where there is one.
+    """Takes the weights from the folder that an init container of the user fills, if there is one.
 
     Source: KServe's docs: without its storage initializer, the pod itself provides /mnt/models.
     """
