@@ -12,16 +12,17 @@ import yaml
 from cyclopts import Parameter
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
-from fairlead.api.v1alpha1 import API_VERSION
+from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
 from fairlead.engine_profile import builtin_profiles
 from fairlead.errors import BadInput, ManifestError, first_line, plain_text
 from fairlead.limits import Limits
 from fairlead.manifests.files import read_texts
+from fairlead.manifests.lint import lint_stopped_pools
 from fairlead.manifests.loader import read_object
 from fairlead.manifests.yaml_nodes import format_path, parse_documents
 from fairlead.runtime.atomic_write import write_atomic
 from fairlead_cli.manifest_lint import Files, MoreFiles, collect_paths
-from fairlead_cli.migration.assembly import MigrationOptions
+from fairlead_cli.migration.drafts import MigrationOptions
 from fairlead_cli.migration.field_reader import WHOLE_OBJECT, FieldReader, Note, Outcome
 from fairlead_cli.migration.formats import (
     aibrix,
@@ -34,8 +35,9 @@ from fairlead_cli.migration.formats import (
     production_stack,
     workloads,
 )
-from fairlead_cli.migration.formats.workloads import other_engine_of
+from fairlead_cli.migration.formats.workloads import unread_engine
 from fairlead_cli.output import format_document
+from fairlead_cli.rendered_pods import lint_pods
 
 _OTHER_GROUPS: Final = (
     ".aibrix.ai",
@@ -55,6 +57,7 @@ class System:
     kinds: (API group, kind) of its objects.
     key: top-level key of its values file or configuration; empty if it has objects.
     reasons: field of its objects to the reason that it is not carried over.
+    takes_scalers: it reads the autoscalers of Kubernetes and KEDA, too.
     converts_engines: False if the output is external models in any case.
     """
 
@@ -64,6 +67,7 @@ class System:
     kinds: frozenset[tuple[str, str]] = frozenset()
     key: str = ""
     converts_engines: bool = True
+    takes_scalers: bool = False
 
 
 def _kinds(group: str, *names: str) -> frozenset[tuple[str, str]]:
@@ -90,6 +94,7 @@ SYSTEMS: Final = (
         _kinds("orchestration.aibrix.ai", "StormService")
         | _kinds("autoscaling.aibrix.ai", "PodAutoscaler")
         | _kinds("model.aibrix.ai", "ModelAdapter"),
+        takes_scalers=True,
     ),
     System("KubeAI", kubeai.convert_models, kubeai.REASONS, _kinds("kubeai.org", "Model")),
     System(
@@ -104,6 +109,7 @@ SYSTEMS: Final = (
         workloads.convert_models,
         workloads.REASONS,
         _kinds(workloads.KTHENA_GROUP, "ModelServing"),
+        takes_scalers=True,
     ),
     System("llm-d modelservice", llm_d.convert_models, llm_d.REASONS, key="modelArtifacts"),
     System("LiteLLM", litellm.convert_models, litellm.REASONS, key="model_list", converts_engines=False),
@@ -148,8 +154,9 @@ def migrate(documents: Iterable[tuple[str, dict[str, Any]]], options: MigrationO
     Raises BadInput for a document that cannot be converted.
     """
     readers: dict[str, list[FieldReader]] = {}
-    for file, document in documents:
-        system = system_of(document)
+    given = list(documents)
+    for file, document in given:
+        system = system_of(document) or _system_of_target(document, given)
         assert system is not None
         readers.setdefault(system.name, []).append(FieldReader.of_document(document, file))
     manifests: list[dict[str, Any]] = []
@@ -170,6 +177,20 @@ def migrate(documents: Iterable[tuple[str, dict[str, Any]]], options: MigrationO
     return Migration(tuple(manifests), tuple(notes))
 
 
+def _system_of_target(scaler: Mapping[str, Any], documents: Iterable[tuple[str, dict[str, Any]]]) -> System | None:
+    """Returns the system of an autoscaler's target, if its reader takes autoscalers."""
+    target = workloads.scaler_target(FieldReader.of_document(scaler, ""))
+    for _, document in documents:
+        system = system_of(document)
+        if (
+            system is not None
+            and system.takes_scalers
+            and target == workloads.target_key(FieldReader.of_document(document, ""))
+        ):
+            return system
+    return None
+
+
 def _has_aibrix_label(document: Mapping[str, Any]) -> bool:
     labels = (document.get("metadata") or {}).get("labels") or {}
     template = ((document.get("spec") or {}).get("template") or {}).get("metadata") or {}
@@ -178,7 +199,9 @@ def _has_aibrix_label(document: Mapping[str, Any]) -> bool:
 
 def _is_for_external(note: Note) -> bool:
     """Returns True for a note about the object as a whole; a field of an engine stays as it is."""
-    return note.outcome is Outcome.REQUIRED or (note.outcome is Outcome.CHANGED and note.field == WHOLE_OBJECT)
+    return note.outcome in (Outcome.REQUIRED, Outcome.LEFT_OUT) or (
+        note.outcome is Outcome.CHANGED and note.field == WHOLE_OBJECT
+    )
 
 
 def _unread_notes(reader: FieldReader, reasons: Mapping[str, str]) -> list[Note]:
@@ -201,8 +224,20 @@ def _unread_notes(reader: FieldReader, reasons: Mapping[str, str]) -> list[Note]
 
 _FOR_OLD_ENGINES: Final = (
     *("HTTPRoute", "GRPCRoute", "Ingress", "VirtualService", "DestinationRule", "NetworkPolicy"),
-    *("HorizontalPodAutoscaler", "ScaledObject", "ServiceMonitor", "PodMonitor", "PodDisruptionBudget"),
+    *("ServiceMonitor", "PodMonitor", "PodDisruptionBudget"),
 )
+_OTHER_OBJECTS: Final = {
+    "ModelBooster": "kthena makes a ModelServing of it: convert that one (kubectl get modelservings -o yaml)"
+}
+_SERVE_NO_MODEL: Final = (
+    *("InferencePool", "InferenceModel", "InferenceObjective", "InferenceModelRewrite", "VLLMRouter", "CacheServer"),
+    *("KVCache", "AutoscalingPolicy", "AutoscalingPolicyBinding", "PodGroup", "PodSet"),
+)
+"""Kinds of the other systems that route, scale or store, but run no engine."""
+_LEFT_OUT: Final = (
+    "nothing is written while a model is left out: correct it, or take it out of the files to convert the rest"
+)
+_GIVE_VALUES: Final = "it installs a chart: if that runs engines, give its values as a file; else apply it as before"
 _OLD_ENGINES: Final = "it serves the old engines: keep it until the cut-over, then delete it with them"
 
 
@@ -237,10 +272,12 @@ _DEFAULTS: Final = ConversionOptions()
 class _Converted:
     """The documents of other systems, and what became of them.
 
+    scalers: autoscalers of Kubernetes and KEDA.
     manifests: Fairlead's own objects among the files, then the converted ones.
     """
 
     foreign: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    scalers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     manifests: list[dict[str, Any]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -257,12 +294,13 @@ def convert(
     ModelDeployments, as do other Deployments and LeaderWorkerSets with vLLM or SGLang. Splits by
     weight, rules by header and fallbacks become ModelRoutes, and LoRA adapters become
     ModelAdapters. Standard error names each field that was not carried over, with
-    the reason. Give all files of a model together: autoscalers and runtimes are separate objects.
-    Fairlead's own objects among the files are checked, and stay as they are.
+    the reason, and what to see to in the pods. Give all files of a model together: autoscalers and
+    runtimes are separate objects. Values in a HelmRelease of Flux or an Application of Argo CD are
+    read. Fairlead's own objects among the files are checked, and stay as they are.
 
-    Exits 0 when all is converted, and 1 when a manifest cannot be: nothing is written then. Prefer
-    --out FILE to a redirection of the shell, which empties its file in any case.
-    Exits 2 on wrong usage.
+    Exits 0 when each model is converted, with notes on the fields that are not. Exits 1, and
+    writes nothing, when an object or an entry that serves a model is left out. Prefer --out FILE to
+    a redirection of the shell, which empties its file in any case. Exits 2 on wrong usage.
     """
     paths = collect_paths(convert, files, file)
     if not paths:
@@ -272,12 +310,15 @@ def convert(
     for name, text in texts:
         with _form_problems(name, result):
             _sort_documents(name, text, result, is_named=name in paths)
+    _place_scalers(result)
     if result.foreign:
         with _form_problems(", ".join(dict.fromkeys(name for name, _ in result.foreign)), result):
             _migrate(result, MigrationOptions(how.accelerator, how.external))
-    elif not result.problems:
+    elif not result.problems and all(note.outcome is not Outcome.LEFT_OUT for note in result.notes):
         result.problems = [note.describe() for note in result.notes]
         result.problems.append("there is nothing to convert: no object is of another system")
+    if left_out := [note.describe() for note in result.notes if note.outcome is Outcome.LEFT_OUT]:
+        result.problems += [*(one for one in left_out if one not in result.problems), _LEFT_OUT]
     if result.problems:
         print(*(plain_text(str(one)) for one in result.problems), sep="\n", file=sys.stderr)
         return 1
@@ -318,20 +359,62 @@ def _sort_documents(file: str, text: str, result: _Converted, *, is_named: bool)
                 result.problems.append(f"{file}: {reason} (leave it out)")
             else:
                 result.notes.append(Note(file, WHOLE_OBJECT, Outcome.DROPPED, reason))
+        elif document["kind"] in workloads.SCALER_KINDS:
+            result.scalers.append((file, document))
+        elif (found := _chart_values(document)) and system_of(found[1]) is not None:
+            result.foreign.append((f"{file}: {found[0]}", found[1]))
         else:
-            kind = document["kind"]
-            name = (document.get("metadata") or {}).get("name", "")
-            other = other_engine_of(document)
-            reason = (
-                "Fairlead does not convert this kind: write it by hand"
-                if is_unsupported(document)
-                else f"{other.problem}: {other.hint}"
-                if other is not None
-                else _OLD_ENGINES
-                if kind in _FOR_OLD_ENGINES
-                else "it stays as it is: apply it as before"
-            )
-            result.notes.append(Note(f"{file}: {kind} {name}".rstrip(), WHOLE_OBJECT, Outcome.DROPPED, reason))
+            _note_unread(file, document, result)
+
+
+def _note_unread(file: str, document: Mapping[str, Any], result: _Converted) -> None:
+    """Notes an object that nothing reads. One that serves a model is a problem."""
+    kind, name = document["kind"], (document.get("metadata") or {}).get("name", "")
+    place = f"{file}: {kind} {name}".rstrip()
+    outcome = Outcome.DROPPED
+    if reason := unread_engine(document):
+        outcome = Outcome.LEFT_OUT
+    elif is_unsupported(document):
+        reason = _OTHER_OBJECTS.get(kind, "Fairlead does not convert this kind: write it by hand")
+        outcome = Outcome.DROPPED if kind in _SERVE_NO_MODEL else Outcome.LEFT_OUT
+    elif kind in _FOR_OLD_ENGINES:
+        reason = _OLD_ENGINES
+    else:
+        is_release = _chart_values(document) is not None
+        reason = _GIVE_VALUES if is_release else "it stays as it is: apply it as before"
+    result.notes.append(Note(place, WHOLE_OBJECT, outcome, reason))
+
+
+def _chart_values(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Returns name and values of a chart that Flux or Argo CD installs; None for other objects."""
+    kind, spec = document["kind"], document.get("spec") or {}
+    name = f"{kind} {(document.get('metadata') or {}).get('name', '')}"
+    if (kind, _group_of(document)) == ("HelmRelease", "helm.toolkit.fluxcd.io"):
+        return name, spec.get("values") or {}
+    if (kind, _group_of(document)) != ("Application", "argoproj.io"):
+        return None
+    for source in filter(None, (spec.get("source"), *(spec.get("sources") or ()))):
+        helm = source.get("helm") or {}
+        values = helm.get("valuesObject") or yaml.safe_load(helm.get("values") or "")
+        if system_of(values) is not None:
+            return name, values
+    return name, {}
+
+
+def _group_of(document: Mapping[str, Any]) -> str:
+    return str(document.get("apiVersion", "")).partition("/")[0]
+
+
+def _place_scalers(result: _Converted) -> None:
+    """Gives each autoscaler to the workload that it scales; notes its bounds without one."""
+    for file, document in result.scalers:
+        if _system_of_target(document, result.foreign) is not None:
+            result.foreign.append((file, document))
+            continue
+        scaler = FieldReader.of_document(document, file)
+        low, high = workloads.scaler_bounds(document.get("spec") or {}, document["kind"])
+        reason = f"its bounds are minReplicas: {low} and maxReplicas: {high}; {_OLD_ENGINES}"
+        result.notes.append(Note(scaler.place, WHOLE_OBJECT, Outcome.DROPPED, reason))
 
 
 def _migrate(result: _Converted, options: MigrationOptions) -> None:
@@ -347,6 +430,8 @@ def _migrate(result: _Converted, options: MigrationOptions) -> None:
     for manifest in migration.manifests:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         result.problems += [f"{kind} {name}: {problem}" for problem in _object_problems(manifest)]
+    if not result.problems:
+        result.notes += _pod_notes(result.manifests, migration.manifests)
     names = Counter(
         (one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in result.manifests
     )
@@ -354,6 +439,19 @@ def _migrate(result: _Converted, options: MigrationOptions) -> None:
         if count > 1:
             reason = "give all but one another name in their files, or convert each alone and rename it"
             result.problems.append(f"{kind} {name}: {count} objects would have this name ({reason})")
+
+
+def _pod_notes(manifests: Sequence[dict[str, Any]], converted: Iterable[dict[str, Any]]) -> Iterator[Note]:
+    """Yields notes on the rendered pods of models, and on pools that never start."""
+    found = [read_object(one) for one in manifests if one.get("kind") == "AcceleratorClass"]
+    own = {one.metadata.name: one for one in found if isinstance(one, AcceleratorClass)}
+    classes = {**builtin_accelerators(), **own}
+    for manifest in converted:
+        model = read_object(manifest) if manifest["kind"] == "ModelDeployment" else None
+        if isinstance(model, ModelDeployment):
+            place = f"ModelDeployment {model.metadata.name}"
+            for note in (*lint_pods(model, classes), *lint_stopped_pools(model.spec)):
+                yield Note(place, format_path(note.path), Outcome.REQUIRED, f"{note.message} ({note.fix})")
 
 
 def _check_accelerator(result: _Converted, accelerator: str | None) -> None:

@@ -29,6 +29,7 @@ from fairlead.manifests.yaml_nodes import parse_documents
 from fairlead.names import suggest_fix
 from fairlead_cli.formatting import pluralize
 from fairlead_cli.output import format_document, is_document
+from fairlead_cli.rendered_pods import lint_pods
 
 Files = Annotated[
     str, Parameter(allow_leading_hyphen=True, help="Files, folders of YAML files, or - for standard input.")
@@ -74,7 +75,8 @@ def lint(
     """Check manifests and fleet files without a cluster.
 
     Exits 0 without a problem, 1 with problems, each with line, field and fix, and 2 on wrong usage.
-    A note is no problem: the field is valid, and may not have the intended effect.
+    A note is no problem: the field is valid, and may not have the intended effect. Pods of models
+    are checked as the operator renders them, with its own fields and those of the template.
 
     In a folder, files without a Kubernetes object are skipped with a note. Such files are values
     of Helm charts, unrendered templates and empty files. It is an error if no file has an object.
@@ -173,7 +175,7 @@ def lint_paths(paths: Iterable[str]) -> LintReport:
         contents.append(
             f"{name}: ok, a fleet of {pluralize(len(fleet.models), 'model')} on {pluralize(instances, 'instance')}"
         )
-    found, more = loader.combine_texts(objects, limits=limits, complete=not problems)
+    found, more = loader.combine_texts(objects, limits=limits, complete=not problems, lint_pods=lint_pods)
     notes += found.notes
     if objects:
         names = objects[0][0] if len(objects) == 1 else pluralize(len(objects), "file")

@@ -37,11 +37,15 @@ SLOW = "e2e-split"
 TOGETHER = 6
 
 
-def hpa(here: Kubectl, deployment: str, least: int, most: int) -> None:
-    """Apply one that holds a Deployment between these."""
-    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment}
+DEPLOYMENT = ("apps/v1", "Deployment")
+MODEL = ("serving.fairlead.io/v1alpha1", "ModelDeployment")
+
+
+def hpa(here: Kubectl, name: str, least: int, most: int, kind: tuple[str, str] = DEPLOYMENT) -> None:
+    """Apply one that holds an object of a kind between these."""
+    target = {"apiVersion": kind[0], "kind": kind[1], "name": name}
     scaler = {"scaleTargetRef": target, "minReplicas": least, "maxReplicas": most}
-    meta = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": deployment}}
+    meta = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": name}}
     here.apply({**meta, "spec": scaler})
 
 
@@ -85,6 +89,24 @@ def test_who_sets_the_number_of_a_pools_instances_is_left_alone(here: Kubectl, i
     found.wait_until_settled(pods=3)
     assert "fairlead" not in writers(here, "deployment/scaled-main")
     assert found.get()["spec"]["pools"][0]["minReplicas"] == 1
+
+
+@pytest.mark.lane("installation", position=31)
+@pytest.mark.load
+def test_an_hpa_begins_on_a_model_whose_manifest_names_no_number(here: Kubectl, installed: HelmRelease) -> None:
+    """The page says to leave `spec.replicas` out. Its placeholder is what the HPA reads."""
+    here.apply(paced_engine())
+    here.apply(model("begun"))
+    found = DeployedModel(here, "begun")
+    found.wait_until_settled(pods=1)
+    hpa(here, "begun", 2, 3, MODEL)
+    found.wait_until_settled(pods=2)
+    assert found.get()["spec"]["replicas"] == 2
+    assert "fairlead-placeholder" not in writers(here, "modeldeployment/begun")
+    found.patch({"pools": [{**found.get()["spec"]["pools"][0], "minReplicas": 1}], "slo": {"ttft": "2s"}})
+    hpa(here, "begun", 3, 3, MODEL)
+    found.wait_until_settled(pods=3)
+    here.run("delete", "hpa", "begun")
 
 
 @pytest.mark.load

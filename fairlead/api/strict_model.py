@@ -34,6 +34,7 @@ class Rule:
     at: the field that an error points to.
     violation: returns True, or a more exact path, if the rule is violated. None for a rule about
         changes, which a single file cannot violate.
+    compares_old: `cel` reads `oldSelf`, an optional, which is empty for a new object.
     """
 
     cel: str
@@ -41,11 +42,13 @@ class Rule:
     fix: str
     at: tuple[str, ...] = ()
     violation: Callable[[Any], "bool | FieldPath"] | None = None
+    compares_old: bool = False
 
-    def schema(self) -> dict[str, str]:
+    def schema(self) -> dict[str, str | bool]:
         """Returns the rule for a CRD schema. `kubectl apply` prints its message."""
-        place = {"fieldPath": "." + ".".join(self.at)} if self.at else {}
-        return {"rule": self.cel, "message": f"{self.message}: {self.fix}", **place}
+        more: dict[str, str | bool] = {"fieldPath": "." + ".".join(self.at)} if self.at else {}
+        more |= {"optionalOldSelf": True} if self.compares_old else {}
+        return {"rule": self.cel, "message": f"{self.message}: {self.fix}", **more}
 
 
 class StrictModel(BaseModel):

@@ -32,7 +32,7 @@ from fairlead.api.spec.routing import Routing
 from fairlead.api.spec.slo import Slo
 from fairlead.api.spec.tenant.spec import ModelTenantSpec
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error, list_map_schema
-from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, Int32, Label, Subdomain
+from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, Int32, Label, ObjectName
 from fairlead.fleet.model import TokenPrice
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
@@ -103,7 +103,7 @@ class Metadata(StrictModel):
 
     model_config = ConfigDict(alias_generator=None)
 
-    name: Annotated[Subdomain, Field(examples=["qwen3-8b"])]
+    name: Annotated[ObjectName, Field(examples=["qwen3-8b"])]
     namespace: Annotated[Label | None, Field(examples=["default"])] = None
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
@@ -139,6 +139,8 @@ def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
 _HAS_PREFILL_CEL = "self.pools.exists(pool, pool.role == 'Prefill')"
 _EXTERNAL_CEL = "self.engine.type in ['External', 'OpenAI']"
 _OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External', 'LlamaCpp', 'OpenAI', 'TRTLLM']"
+_KEPT_REPLICAS_CEL = "oldSelf.hasValue() && oldSelf.value().?replicas == optional.of(self.replicas)"
+"""The operator's number of a model with one pool stays for a moment when the model changes."""
 _SERVED_NAME_FLAG = "--served-model-name"
 _NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 
@@ -253,14 +255,16 @@ class ModelDeploymentSpec(StrictModel):
             violation=lambda spec: spec.adapters is not None and spec.has_opaque_engine,
         ),
         Rule(
-            cel="!has(self.replicas) || self.pools.size() == 1",
+            cel=f"!has(self.replicas) || self.pools.size() == 1 || {_KEPT_REPLICAS_CEL}",
+            compares_old=True,
             message="replicas is for a model with one pool",
             fix="remove it, and give each pool its own minReplicas",
             at=("replicas",),
             violation=lambda spec: spec.replicas is not None and len(spec.pools) > 1,
         ),
         Rule(
-            cel=f"!has(self.replicas) || !({_EXTERNAL_CEL})",
+            cel=f"!has(self.replicas) || !({_EXTERNAL_CEL}) || {_KEPT_REPLICAS_CEL}",
+            compares_old=True,
             message="Fairlead does not run an external engine and cannot set its replicas",
             fix="remove replicas",
             at=("replicas",),
@@ -345,7 +349,7 @@ class ModelDeploymentSpec(StrictModel):
         Int32 | None,
         api_field(
             "instances of the only pool, within its bounds; written by `kubectl scale`, an HPA or KEDA. "
-            "Left out = the pool's minReplicas",
+            "Left out = the pool's minReplicas; until then the operator shows here what runs",
             "2",
             ge=0,
             le=4096,

@@ -90,6 +90,8 @@ def _check_short_name(text: str) -> str:
 
 Label = Annotated[str, _LABEL]
 Subdomain = Annotated[str, _SUBDOMAIN]
+ObjectName = Annotated[str, _SHORT_SUBDOMAIN]
+"""The name of one of Fairlead's objects. A rule of each kind says when it is too long."""
 NamespaceOrAll = Annotated[str, TextForm(rf"^(\*|{DNS_LABEL_PATTERN.pattern})$", _LABEL.message, _LABEL.fix, 63, 1)]
 """The name of a namespace, or `*` for all."""
 AllowedRoutes = Annotated[

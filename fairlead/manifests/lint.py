@@ -488,6 +488,21 @@ def _lint_disabled_mode(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
         )
     elif scaling.mode is ScalingMode.DISABLED and "mode" not in scaling.model_fields_set and spec.replicas is None:
         yield from _lint_unused_bounds(spec)
+        yield from lint_stopped_pools(spec)
+
+
+def lint_stopped_pools(spec: ModelDeploymentSpec) -> Iterator[LintNote]:
+    """Yields notes on pools that have no instance, in a model that nothing scales."""
+    if spec.autoscaling.mode is not ScalingMode.DISABLED or spec.replicas is not None or spec.is_external:
+        return
+    for index, pool in enumerate(spec.pools):
+        if pool.min_replicas == 0:
+            yield LintNote(
+                ("spec", "pools", index, "minReplicas"),
+                "no instance runs, and a request starts none: `autoscaling.mode` is Disabled if it is left out",
+                "write `minReplicas: 1`, or a maxReplicas and `autoscaling: {mode: Auto}`, or `mode: Disabled` if "
+                "something else scales it (KEDA can, a HorizontalPodAutoscaler does nothing at zero)",
+            )
 
 
 def _lint_unused_bounds(spec: ModelDeploymentSpec) -> Iterator[LintNote]:

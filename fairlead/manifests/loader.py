@@ -4,7 +4,7 @@
 also checks across documents: names must be unique, and the accelerator of every pool must exist.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -58,6 +58,8 @@ _ENGINES_WITH_PROFILE_NAMES = (EngineType.SIM, EngineType.EXTERNAL, EngineType.O
 
 
 ManifestObject: TypeAlias = ModelDeployment | AcceleratorClass | ModelTenant | ModelRoute | ModelAdapter
+PodLint: TypeAlias = Callable[[ModelDeployment, Mapping[str, AcceleratorClass]], Iterable[LintNote]]
+"""Returns notes on the pods of a model; accelerators are by name, paths of the document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +162,14 @@ def read_object(manifest: Mapping[str, Any]) -> ManifestObject:
 
 
 def combine_texts(
-    texts: Iterable[tuple[str, str]], *, limits: Limits, complete: bool = True
+    texts: Iterable[tuple[str, str]], *, limits: Limits, complete: bool = True, lint_pods: PodLint | None = None
 ) -> tuple[Manifests, list[FileProblem]]:
     """Returns the valid objects of the given files, and the problems.
 
     Unknown accelerators are reported only if every AcceleratorClass could be read.
 
     complete: False if other files could not be read; unknown accelerators are then not reported.
+    lint_pods: None for no notes on rendered pods; it gets models without a problem only.
     """
     documents: list[_Document] = []
     problems: list[FileProblem] = []
@@ -205,9 +208,15 @@ def combine_texts(
     routes = tuple(document.value for document in documents if isinstance(document.value, ModelRoute))
     adapters = tuple(document.value for document in documents if isinstance(document.value, ModelAdapter))
     manifests = Manifests(models, accelerators, tenants, tuple(tenant_files), routes=routes, adapters=adapters)
+    notes: list[FileProblem] = []
+    if not problems and lint_pods is not None:
+        for document in documents:
+            for note in lint_pods(document.value, accelerators) if isinstance(document.value, ModelDeployment) else ():
+                prefix, found_notes = ("", problems) if note.is_problem else ("note: ", notes)
+                found_notes.append(_problem_at(document, note.path, f"{prefix}{note.message}", note.fix))
     if problems:
         return manifests, problems
-    return replace(manifests, notes=(*skipped, *_lint_problems(documents, manifests, foreign))), problems
+    return replace(manifests, notes=(*skipped, *_lint_problems(documents, manifests, foreign), *notes)), problems
 
 
 def parse_manifests(text: str, *, file: str, limits: Limits | None = None) -> list[_Document]:

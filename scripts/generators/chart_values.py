@@ -63,6 +63,9 @@ class Global(BaseModel):
         "registry of all Fairlead images, for sites that mirror them; when empty, each image has its own", ""
     )
     image_pull_secrets: Names = _value("names of the pull secrets for pods of the control plane", [])
+    pod_labels: Texts = _value(
+        "labels of every pod of the chart, such as a cost centre; engines have those of models", {}
+    )
 
 
 class Image(ValuesPart):
@@ -412,6 +415,10 @@ class HttpRoute(ValuesPart):
 
 
 class Test(ValuesPart):
+    resources: FreeForm = _value(
+        "resources of its container; quotas on limits ask for both",
+        {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"cpu": "1", "memory": "128Mi"}},
+    )
     model: str = _value(
         "model that `helm test` requests a completion from; when empty, it only lists the models. With `gateway.tls` it only asks "
         "whether the gateway is ready",

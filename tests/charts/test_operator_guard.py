@@ -14,10 +14,12 @@ from fairlead.kube.errors import KubeError
 from fairlead.kube.resources import LEADER_WORKER_SETS, PODS, Manifest, resource_of
 from fairlead.kube.transport.kubeconfig import config_from_kubeconfig
 from fairlead.runtime.clock import SystemClock
+from fairlead_operator.scale_placeholder import PLACEHOLDER_FIELD_MANAGER
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.helm import apply_rights, kubeconfig_for_account, kubectl, render_chart
 from fairlead_testing.kube.lws_controllers import worker_set, worker_set_crd
-from fairlead_testing.kube.manifests import manifest
+from fairlead_testing.kube.manifests import manifest, simulated_model
+from fairlead_testing.kube.operator_process import apply_crds_and_namespaces
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -53,9 +55,9 @@ async def _install(server: ApiServer, program: Path) -> str:
         await apply_rights(admin, manifests, PLACE)
         await admin.apply(worker_set_crd(), "test")
         await wait_until(lambda: admin.has_resource(LEADER_WORKER_SETS))
-    names = ("-operator", "-operator-objects", "-operator-accounts")
+    names = ("-operator", "-operator-objects", "-operator-accounts", "-operator-models")
     policy = [guard for guard in manifests if guard["kind"] in POLICY and guard["metadata"]["name"].endswith(names)]
-    assert len(policy) == 6
+    assert len(policy) == 8
     await asyncio.to_thread(kubectl, server, "apply", "-f", "-", text=yaml.safe_dump_all(policy))
     return await kubeconfig_for_account(server, PLACE, "fairlead-operator")
 
@@ -270,3 +272,24 @@ def _group(leader: str | None, worker: str | None) -> Manifest:
 
 def _with_account(name: str) -> Manifest:
     return child("Deployment", "m-account", account=name)
+
+
+async def test_of_a_model_the_operator_changes_only_the_number_that_autoscalers_read(
+    api_server: ApiServer, guarded: Path
+) -> None:
+    from_people = simulated_model("m", PLACE, pools=[{"name": "main", "acceleratorClassName": "cpu"}])
+    head = {name: from_people[name] for name in ("apiVersion", "kind")}
+    named = {"name": "m", "namespace": PLACE}
+    async with clients(api_server, guarded) as (admin, operator):
+        await apply_crds_and_namespaces(admin, PLACE)
+        await admin.apply(from_people, "kubectl")
+        changed = await operator.apply({**head, "metadata": named, "spec": {"replicas": 1}}, PLACEHOLDER_FIELD_MANAGER)
+        assert changed["spec"]["replicas"] == 1
+        other, labelled = {"spec": {"slo": {"ttft": "1s"}}}, {**named, "labels": {"a": "b"}}
+        for wrong, reason in (
+            ({"metadata": named, **other}, "only spec.replicas"),
+            ({"metadata": labelled}, "the metadata"),
+        ):
+            assert reason in await refusal(operator.apply({**head, **wrong}, PLACEHOLDER_FIELD_MANAGER))
+        released = await operator.apply({**head, "metadata": named}, PLACEHOLDER_FIELD_MANAGER)
+        assert "replicas" not in released["spec"]

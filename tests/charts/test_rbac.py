@@ -65,7 +65,9 @@ def written() -> set[Resource]:
 
 def used() -> set[Right]:
     """Returns the rights that the operator uses in the namespaces of models."""
-    permissions = wanted(MODEL_DEPLOYMENTS, "get", "list", "watch") | wanted(MODEL_DEPLOYMENTS, "patch", sub="/status")
+    permissions = wanted(MODEL_DEPLOYMENTS, "get", "list", "watch", "patch") | wanted(
+        MODEL_DEPLOYMENTS, "patch", sub="/status"
+    )
     permissions |= wanted(MODEL_DEPLOYMENTS, "update", sub="/finalizers")  # asked for by blockOwnerDeletion
     for kind in (MODEL_ROUTES, MODEL_ADAPTERS):
         permissions |= wanted(kind, "list", "watch") | wanted(kind, "patch", sub="/status")

@@ -84,14 +84,14 @@ async def wait_children(api: KubeApi, namespace: str, *names: str) -> None:
 
 
 async def wait_ready(api: KubeApi, namespace: str, generation: int) -> Manifest:
-    """Until the model is Ready at this generation; its status."""
+    """Until the model is Ready at this generation, or a later one; its status."""
     status: Manifest = {}
 
     async def said() -> bool:
         nonlocal status
         status = (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen")).get("status") or {}
         conditions = {condition["type"]: condition["status"] for condition in status.get("conditions") or []}
-        return conditions == {"Ready": "True"} and status.get("observedGeneration") == generation
+        return conditions == {"Ready": "True"} and status.get("observedGeneration", 0) >= generation
 
     await wait_until(said)
     return status

@@ -26,6 +26,17 @@ app.kubernetes.io/part-of: fairlead
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{/* Labels of a pod: those of its objects, and `global.podLabels`, without those that have a name of ours. */}}
+{{- define "fairlead.podLabels" -}}
+{{- $own := include "fairlead.labels" . | fromYaml -}}
+{{- $more := dict -}}
+{{- range $key, $value := (index . 0).Values.global.podLabels -}}
+{{- if not (hasKey $own $key) -}}{{- $_ := set $more $key $value -}}{{- end -}}
+{{- end -}}
+{{ include "fairlead.labels" . }}
+{{- include "fairlead.texts" $more }}
+{{- end -}}
+
 {{/*
 The full name of an image. Takes a list: root, values of the image. A released chart has a file with
 the registry and the digests of its images. Why not in the values: `--reuse-values` would keep those

@@ -3,7 +3,9 @@
 - `field_reader`: reads foreign objects and records which fields were read.
 - `command_line`: an engine's command line as fields of a ModelDeployment.
 - `pod_spec`: a container and its pod as an engine and a pod template.
-- `assembly`: a ModelDeployment or a ModelRoute while it is put together.
+- `drafts`: models, pools and engines while they are read.
+- `references`: names in a pod that must hold in Fairlead's pod.
+- `assembly`: a ModelDeployment or a ModelRoute put together from drafts.
 - `adapters`: a ModelAdapter while it is put together.
 - `formats`: one module for each format.
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from fairlead.adapters.download import DOWNLOAD_PATTERNS
 from fairlead.names import shorten_name
 from fairlead_cli.migration import assembly
+from fairlead_cli.migration.drafts import MigrationOptions, ModelDraft, NamedDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 COPY: Final = "copy it to a claim, list that in adapters.claimNames of the model, and write a ModelAdapter"
@@ -19,7 +20,7 @@ _EXTERNAL: Final = "the external model serves no adapters: Fairlead loads them i
 
 
 @dataclass(slots=True)
-class AdapterDraft(assembly.NamedDraft):
+class AdapterDraft(NamedDraft):
     """An adapter: its name, its base as a ModelDeployment, and the location of its weights."""
 
     base: str
@@ -38,8 +39,8 @@ def assemble_adapter(draft: AdapterDraft) -> dict[str, Any]:
 def read_adapters(
     entries: Sequence[FieldReader],
     url: str,
-    draft: assembly.ModelDraft,
-    options: assembly.MigrationOptions,
+    draft: ModelDraft,
+    options: MigrationOptions,
     *,
     served: str = "{}",
     slots: dict[str, Any] | None = None,
@@ -69,18 +70,18 @@ def read_adapters(
     ]
 
 
-def can_have_adapters(base: assembly.ModelDraft, reader: FieldReader, *, external: bool) -> bool:
+def can_have_adapters(base: ModelDraft, reader: FieldReader, *, external: bool) -> bool:
     """Returns whether a model can serve adapters; notes why if not."""
     if external:
         reader.note("", _EXTERNAL)
         return False
     if any(pool.role == "Prefill" for pool in base.pools):
-        reader.note("", _NO_DISAGGREGATION, Outcome.DROPPED)
+        reader.note("", _NO_DISAGGREGATION, Outcome.LEFT_OUT)
         return False
     return True
 
 
-def adapter_source(url: str, reader: FieldReader, field_name: str, pool: assembly.PoolDraft) -> str:
+def adapter_source(url: str, reader: FieldReader, field_name: str, pool: PoolDraft) -> str:
     """Returns the location of an adapter's weights as Fairlead writes it.
 
     Empty, with a note, if engines cannot load it from there. Adds its claim to the slots.
@@ -98,7 +99,7 @@ def adapter_source(url: str, reader: FieldReader, field_name: str, pool: assembl
         return _on_claim(claim, folder, pool)
     path = url.removeprefix("file://").rstrip("/")
     if not _FILE.fullmatch(path):
-        reader.note(field_name, f"engines load no adapter from {url}: {COPY}", Outcome.DROPPED)
+        reader.note(field_name, f"engines load no adapter from {url}: {COPY}", Outcome.LEFT_OUT)
         return ""
     places = [place for place in pool.mounted_claims if path.startswith(f"{place}/")]
     if not places:
@@ -108,7 +109,7 @@ def adapter_source(url: str, reader: FieldReader, field_name: str, pool: assembl
     return _on_claim(claim, "/".join(part for part in (folder, path[len(place) + 1 :]) if part), pool)
 
 
-def _on_claim(claim: str, folder: str, pool: assembly.PoolDraft) -> str:
+def _on_claim(claim: str, folder: str, pool: PoolDraft) -> str:
     """Returns the location of weights on a claim, which the base's slots get."""
     names = slots_of(pool).setdefault("claimNames", [])
     if claim not in names:
@@ -116,7 +117,7 @@ def _on_claim(claim: str, folder: str, pool: assembly.PoolDraft) -> str:
     return f"pvc:{claim}/{folder}".removesuffix("/")
 
 
-def slots_of(pool: assembly.PoolDraft) -> dict[str, Any]:
+def slots_of(pool: PoolDraft) -> dict[str, Any]:
     """Returns `spec.adapters` of the pool's model, which it gets if it has none."""
     flags = pool.engine.flags
     if flags.adapters is None:

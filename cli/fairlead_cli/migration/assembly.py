@@ -18,8 +18,10 @@ from fairlead.errors import BadInput
 from fairlead.manifests.known_flags import checked_version, image_version
 from fairlead.manifests.lint import NVIDIA_PREFIX
 from fairlead.names import EXTERNAL_SUFFIX, shorten_name
-from fairlead_cli.migration.command_line import EngineFlags, split_shared
+from fairlead_cli.migration.command_line import split_shared
+from fairlead_cli.migration.drafts import Devices, MigrationOptions, ModelDraft, NamedDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.references import move_cache, rewrite_selectors
 
 _ACCELERATORS: Final = (
     (re.compile(r"h100", re.IGNORECASE), "nvidia-h100"),
@@ -36,8 +38,6 @@ _ACCELERATORS: Final = (
     (re.compile(r"(^|[^a-z0-9])l4($|[^0-9a-z])", re.IGNORECASE), "nvidia-l4"),
     (re.compile(r"910b", re.IGNORECASE), "npu-910b4"),
 )
-_SLICE: Final = re.compile(r"\bmig-|[/.-](vgpu|vcuda)|\.shared$|gpu-?(mem|core)", re.IGNORECASE)
-"""In the names of resources and node labels of a part of a device."""
 _SHARED: Final = "-SHARED"
 """End of a product label of NVIDIA's devices that several pods share by time."""
 _CPU_SIGN: Final = re.compile(
@@ -52,118 +52,6 @@ _NEEDS_KEY: Final = (
 )
 _ENGINE_NAMES: Final = {"VLLM": "vLLM", "SGLang": "SGLang"}
 _TRANSFER_FLAG: Final = "--kv-transfer-config"
-
-
-@dataclass(frozen=True, slots=True)
-class MigrationOptions:
-    """Options of a conversion, which add to the manifests.
-
-    accelerator: the AcceleratorClass of all pools; None: as the manifests suggest.
-    external: True to route to the engines that already run.
-    """
-
-    accelerator: str | None = None
-    external: bool = False
-
-
-@dataclass(slots=True)
-class Devices:
-    """The accelerators of a pool, as far as a manifest names them.
-
-    hints: node labels and names that may contain the model of the accelerator.
-    signs: of devices in a manifest that requests none, such as a runtime class.
-    unknown: True if the format leaves it to its chart how many devices an engine gets.
-    is_cpu: True if the manifest says that there is none.
-    """
-
-    resource: str = ""
-    count: int = 0
-    hints: list[str] = field(default_factory=list)
-    signs: list[str] = field(default_factory=list)
-    unknown: bool = False
-    is_cpu: bool = False
-
-    def add(self, resource: str, count: int) -> None:
-        """Adds a requested resource. A part of a device outranks the device that it is of."""
-        if not _SLICE.search(self.resource) or _SLICE.search(resource):
-            self.resource, self.count = resource, count
-
-    @property
-    def slice(self) -> str:
-        """The part of a device that a pod gets; empty for whole devices."""
-        return next((name for name in (self.resource, *self.hints) if _SLICE.search(name)), "")
-
-
-@dataclass(slots=True)
-class EngineDraft:
-    """An engine: its image, flags and environment.
-
-    needs_key: True if the engine that runs now refuses requests without an API key.
-    """
-
-    type: str = "VLLM"
-    image: str = ""
-    flags: EngineFlags = field(default_factory=EngineFlags)
-    env: list[dict[str, Any]] = field(default_factory=list)
-    pull_secrets: list[str] = field(default_factory=list)
-    needs_key: bool = False
-
-
-@dataclass(slots=True)
-class PoolDraft:
-    """A pool and its engine.
-
-    selector: labels of the pods that run now, for an external model.
-    secrets: URL of an endpoint to the Secret with its token.
-    mounted_claims: folder in the engine to the claim that is mounted there, and its folder if any.
-    reader: the fields of the pool, for notes.
-    args: of its engines alone.
-    """
-
-    reader: FieldReader
-    name: str = "main"
-    role: str = "Serve"
-    min_replicas: int = 1
-    max_replicas: int | None = None
-    nodes: int = 1
-    engine: EngineDraft = field(default_factory=EngineDraft)
-    devices: Devices = field(default_factory=Devices)
-    selector: dict[str, str] = field(default_factory=dict)
-    port: int = 8000
-    endpoints: list[str] = field(default_factory=list)
-    secrets: dict[str, str] = field(default_factory=dict)
-    mounted_claims: dict[str, str] = field(default_factory=dict)
-    metadata: dict[str, dict[str, str]] = field(default_factory=dict)
-    pod: dict[str, Any] = field(default_factory=dict)
-    container: dict[str, Any] = field(default_factory=dict)
-    args: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True, kw_only=True)
-class NamedDraft:
-    """An object of Fairlead while it is put together. ``served_names``: its names for clients."""
-
-    name: str
-    namespace: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-    annotations: dict[str, str] = field(default_factory=dict)
-    served_names: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class ModelDraft(NamedDraft):
-    """A model and its pools. With disaggregated prefill, the decode pool is the first.
-
-    is_api: an OpenAI-compatible API that others run.
-    spec: further fields of the spec, such as autoscaling and rollout.
-    """
-
-    reader: FieldReader
-    uri: str = ""
-    model: dict[str, Any] = field(default_factory=dict)
-    pools: list[PoolDraft] = field(default_factory=list)
-    spec: dict[str, Any] = field(default_factory=dict)
-    is_api: bool = False
 
 
 def assemble(draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
@@ -247,6 +135,10 @@ def read_helper(document: FieldReader, *, is_used: bool) -> None:
 def _spec(draft: ModelDraft, name: str, options: MigrationOptions) -> dict[str, Any]:
     first = draft.pools[0]
     flags = first.engine.flags
+    for pool in draft.pools:
+        rewrite_selectors(pool, name)
+        if draft.uri.startswith("hf://") and "cache" not in draft.model and (cache := move_cache(pool)):
+            draft.model["cache"] = cache
     spec: dict[str, Any] = {"model": _model(draft, name), "engine": _engine(draft)}
     spec["pools"] = [_pool(pool, draft, options) for pool in draft.pools]
     _note_image(first, spec["pools"][0]["acceleratorClassName"])

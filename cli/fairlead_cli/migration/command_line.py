@@ -23,6 +23,7 @@ _EXPRESSION_MARK = re.compile("\ue000(\\d+)\ue001")
 """Stands for an expression of the shell while a script is split into words."""
 _COMMENT = re.compile(r"(?:^|(?<=\s))#.*$", re.MULTILINE)
 _NUMBER = re.compile(r"-\d")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _COUNT = re.compile(r"[0-9]{1,9}")
 _SET_BY_FAIRLEAD: Final = "Fairlead sets this flag itself"
 _SHARED_NAMES: Final = {
@@ -93,6 +94,7 @@ class EngineCommand:
     variables: variables of the shell in the arguments.
     references: names in the `$(NAME)` of a shell script, which are variables of the container or
         commands.
+    assignments: variables that the command line sets for the engine.
     """
 
     program: str | None
@@ -100,6 +102,7 @@ class EngineCommand:
     surroundings: bool = False
     variables: frozenset[str] = frozenset()
     references: frozenset[str] = frozenset()
+    assignments: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,8 @@ def _find_program(commands: Sequence[Sequence[str]]) -> EngineCommand:
             found = _program_end(words, start)
             if found is not None:
                 program, end = found
-                return EngineCommand(program, tuple(words[end:]), surroundings=len(commands) > 1)
+                assigned = [word.split("=", 1) for word in words[:start] if _ASSIGNMENT.match(word)]
+                return EngineCommand(program, tuple(words[end:]), len(commands) > 1, assignments=dict(assigned))
     raise BadInput("the command starts neither vLLM nor SGLang", hint="write the model by hand, with `type: Custom`")
 
 
@@ -203,7 +207,8 @@ def _find_script_program(script: str) -> EngineCommand:
     arguments: list[str] = []
     variables: set[str] = set()
     references: set[str] = set()
-    for word in command.arguments:
+    given = [*command.arguments, *command.assignments.values()]
+    for word in given:
         marked = _EXPRESSION_MARK.search(word)
         if marked is not None:
             message = f"the shell computes {expressions[int(marked[1])]}, and Fairlead's engines have no shell"
@@ -211,8 +216,15 @@ def _find_script_program(script: str) -> EngineCommand:
         references.update(_SHELL_REFERENCE.findall(word))
         variables.update(name for found in _SHELL_VARIABLE.findall(word) for name in found if name)
         arguments.append(_SHELL_VARIABLE.sub(lambda found: f"$({found[1] or found[2]})", word))
+    count = len(command.arguments)
+    assigned = dict(zip(command.assignments, arguments[count:], strict=True))
     return EngineCommand(
-        command.program, tuple(arguments), command.surroundings, frozenset(variables), frozenset(references)
+        command.program,
+        tuple(arguments[:count]),
+        command.surroundings,
+        frozenset(variables),
+        frozenset(references),
+        assigned,
     )
 
 

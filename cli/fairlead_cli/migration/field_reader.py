@@ -3,6 +3,7 @@
 Every field that a conversion does not read becomes a note, so that none is lost in silence.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,16 +18,22 @@ WHOLE_OBJECT: Final = "(all)"
 
 
 class Outcome(StrEnum):
-    """The outcome of a field. REQUIRED: the reason says what to do before the output is applied."""
+    """The outcome of a field.
+
+    LEFT_OUT: an object or an entry that serves a model has no counterpart in the output.
+    REQUIRED: the reason says what to do before the output is applied.
+    """
 
     CHANGED = "changed"
     DROPPED = "dropped"
+    LEFT_OUT = "left-out"
     REQUIRED = "required"
 
 
 _VERBS: Final = {
     Outcome.CHANGED: "changed",
     Outcome.DROPPED: "not carried over",
+    Outcome.LEFT_OUT: "not converted",
     Outcome.REQUIRED: "before you apply the output",
 }
 
@@ -105,9 +112,9 @@ class FieldReader:
         return self._values.get(name)
 
     def value(self, name: str, default: Any = None) -> Any:
-        """Returns a field with all that is below it, and marks it as read."""
+        """Returns a copy of a field with all that is below it, and marks it as read."""
         self._record.read.add((*self.path, name))
-        found = self._values.get(name)
+        found = copy.deepcopy(self._values.get(name))
         return default if found is None else found
 
     def text(self, name: str) -> str:

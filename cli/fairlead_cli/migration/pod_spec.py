@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from fairlead import units
 from fairlead.errors import BadInput
-from fairlead_cli.migration.assembly import PoolDraft
 from fairlead_cli.migration.command_line import KEY_FLAG, engine_command, read_flags
+from fairlead_cli.migration.drafts import PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.references import all_mounts, rename_taken
 
 _POD_FIELDS: Final = (
     "nodeSelector",
@@ -46,10 +47,11 @@ _SIDECARS: Final = {
 }
 """Part of an image to the reason that its container is not carried over."""
 _KEY_VARIABLE: Final = "VLLM_API_KEY"
+_SET_BY_SOME: Final = "Fairlead sets this variable itself"
 _SET_VARIABLES: Final = {
     **dict.fromkeys(
         ("POD_IP", "VLLM_HOST_IP", "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "PYTHONHASHSEED"),
-        "Fairlead sets this variable itself",
+        _SET_BY_SOME,
     ),
     "HF_HOME": "Fairlead sets this variable itself; spec.model.cache keeps downloaded weights",
     _KEY_VARIABLE: "the gateway checks keys, and a NetworkPolicy protects the engines",
@@ -63,6 +65,7 @@ _DEVICE_LABEL: Final = re.compile(r"gpu|accelerator|tpu|npu|gaudi|ascend|neuron|
 _REFERENCE: Final = re.compile(r"(?<!\$)\$\((\w+)\)")
 """A variable of the container in an argument, which Kubernetes expands."""
 _SHARED_MEMORY: Final = "/dev/shm"
+_SHARED_MEMORY_VOLUME: Final = "shared-memory"
 _CACHE_VARIABLE: Final = "HF_HOME"
 _NOT_ROOT: Final = "pods run as user 65532, not as root, unless securityContext in pools[].template names another"
 ACCOUNT_NOTE: Final = "list the account in the chart's operator.serviceAccounts, or the operator may not use it"
@@ -136,10 +139,12 @@ def _read_command(container: FieldReader, pool: PoolDraft) -> list[str]:
     except BadInput as error:
         raise container.error("command", error.message, error.hint) from error
     engine = pool.engine
+    engine.env += [{"name": name, "value": value} for name, value in command.assignments.items()]
     engine.type = command.program or ("SGLang" if "sglang" in engine.image else engine.type)
     if command.surroundings:
         container.note("command", "the engine's own command is carried over, without the rest of the script")
     variables = {str(one.peek("name")): str(one.peek("value") or "") for one in container.entries("env")}
+    variables |= command.assignments
     if "envFrom" not in container:
         problem = ""
         if unknown := command.variables - variables.keys():
@@ -188,8 +193,14 @@ def _probe_seconds(probe: dict[str, Any]) -> int:
 
 
 def read_environment(container: FieldReader, pool: PoolDraft) -> None:
-    """Stores the environment variables of a container in a pool."""
-    for variable in container.entries("env"):
+    """Stores the environment variables of a container in a pool.
+
+    One that Fairlead sets for some engines only stays if another value refers to it.
+    """
+    entries = container.entries("env")
+    texts = [str(one.peek("value") or "") for one in entries if one.peek("name") not in _SET_VARIABLES]
+    used = set(_REFERENCE.findall(" ".join([*texts, *pool.engine.flags.kept])))
+    for variable in entries:
         name, source = variable.text("name"), variable.section("valueFrom")
         if name == EXTRA_ARGS:
             variable.skip("value")
@@ -199,7 +210,7 @@ def read_environment(container: FieldReader, pool: PoolDraft) -> None:
                 "",
                 f"{name}: kept with its volume, so that engines find the weights; user 65532 must be able to write there",
             )
-        elif name in _SET_VARIABLES:
+        elif name in _SET_VARIABLES and not (name in used and _SET_VARIABLES[name] == _SET_BY_SOME):
             pool.engine.needs_key |= name == _KEY_VARIABLE
             variable.skip("value", "valueFrom")
             variable.note("", f"{name}: {_SET_VARIABLES[name]}", Outcome.DROPPED)
@@ -286,7 +297,7 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
             mount.note("", "Fairlead mounts shared memory itself", Outcome.DROPPED)
         else:
             mounts.append(mount.fields())
-    volumes = []
+    volumes, memory = [*pool.claim_volumes], []
     for volume in pod.entries("volumes"):
         fields = volume.fields()
         if "hostPath" in fields:
@@ -294,11 +305,15 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
         if fields.get("name") not in shared:
             volumes.append(fields)
         elif kept := shared_memory((fields.get("emptyDir") or {}).get("sizeLimit"), volume):
-            volumes.append(kept)
-    if mounts:
-        pool.container["volumeMounts"] = mounts
-    if volumes:
-        pool.pod["volumes"] = volumes
+            memory.append(kept)
+    pool.container |= {"volumeMounts": mounts} if mounts else {}
+    pool.pod |= {"volumes": volumes} if volumes else {}
+    rename_taken(pool, pod)
+    if memory:
+        pool.pod["volumes"] = [*volumes, *memory]
+    for other in all_mounts(pool):
+        if str(other.get("name")).removeprefix("old-") in shared:
+            other["name"] = _SHARED_MEMORY_VOLUME
     claims = {volume.get("name"): (volume.get("persistentVolumeClaim") or {}).get("claimName") for volume in volumes}
     for place in mounts:
         if claim := claims.get(place.get("name")):
@@ -315,7 +330,7 @@ def shared_memory(size: Any, reader: FieldReader, field: str = "") -> dict[str, 
         reader.note(field, f"shared memory: {size!r} is no size, so it becomes {SHARED_MEMORY_SIZE}", Outcome.DROPPED)
         return None
     reader.note(field, f"shared memory keeps its size of {size}")
-    return {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": str(size)}}
+    return {"name": _SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": str(size)}}
 
 
 def claim_of_path(path: str, pool: PoolDraft) -> str:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
+from fairlead.api.spec.engine import EngineType
 from fairlead.api.strict_model import StrictModel
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.engine_profile import EngineProfile
@@ -117,7 +118,7 @@ class SpecCache:
             return written, _with_status(known[1], recorded, releases, weight)
         spec, problem = None, ""
         try:
-            spec = ModelDeploymentSpec.model_validate(written or {})
+            spec = ModelDeploymentSpec.model_validate(_without_idle_replicas(written or {}))
         except ValidationError as error:
             problem = (
                 f"the spec of the model {key} cannot be read: {describe_error(error, ModelDeploymentSpec, written)}"
@@ -136,6 +137,20 @@ class SpecCache:
                 written,
                 f"the AcceleratorClass {name} cannot be read: {describe_error(error, AcceleratorClassSpec, written)}",
             )
+
+
+def _without_idle_replicas(written: Any) -> Any:
+    """Returns a spec without `replicas` if it has several pools, or engines that others run.
+
+    Why: a model that gets a second pool keeps the operator's number for a moment. Readers must not
+    lose the model for it.
+    """
+    if not isinstance(written, dict) or "replicas" not in written:
+        return written
+    kind, pools = (written.get("engine") or {}).get("type"), written.get("pools") or ()
+    if len(pools) == 1 and kind not in (EngineType.EXTERNAL, EngineType.OPENAI):
+        return written
+    return {name: value for name, value in written.items() if name != "replicas"}
 
 
 def _known_accelerator(name: str, spec: AcceleratorClassSpec) -> KnownAccelerator:

@@ -7,6 +7,7 @@ write therefore continues where it stopped. Names are deterministic, so nothing 
 from fairlead.api.conditions import Reason
 from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.kube.client_protocol import KubeClient
+from fairlead.kube.errors import Conflict, Forbidden, Invalid
 from fairlead.kube.resources import Manifest, is_deleting, uid_of
 from fairlead.runtime.clock import Clock
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep, PruneGuard, make_plan
@@ -18,6 +19,14 @@ from fairlead_operator.manager_interface import ManagerInterface
 from fairlead_operator.object_metadata import WORKLOAD_KINDS, ChildKey, controller_uid, installation_of
 from fairlead_operator.render.context import InstallationDefaults, render_context
 from fairlead_operator.render.model import render_model
+from fairlead_operator.scale_placeholder import (
+    PLACEHOLDER_FIELD_MANAGER,
+    PlaceholderWrite,
+    kept_field,
+    placeholder_manifest,
+    placeholder_number,
+    plan_placeholder,
+)
 from fairlead_operator.status import events
 from fairlead_operator.status.diagnosis import Failure
 
@@ -57,6 +66,7 @@ class Reconciler:
         self.counts = self._writer.counts
         self.other_installations: dict[str, str] = {}
         """Models whose children another installation manages, by key, with its id."""
+        self._api = api
         self._cache = cache
         self._host = host
         self._installation = installation
@@ -87,7 +97,30 @@ class Reconciler:
         seconds = await self._status_writer.write(key, chosen, written)
         for event in events.events_of_writes(written.applied, written.pruned):
             self._host.record_event(snapshot.model, event)
-        return seconds
+        is_settled = written.failure is None and not written.plan.retained and not written.snapshot.stale
+        return 0.0 if is_settled and await self._write_placeholder(key) else seconds
+
+    async def _write_placeholder(self, key: str) -> bool:
+        """Lets autoscalers read the scale of the model. Returns True if this changed its spec.
+
+        A model that was changed meanwhile has another event.
+        """
+        snapshot = self._cache.snapshot(key, "")
+        if snapshot is None or is_deleting(snapshot.model):
+            return False
+        owners = ("", uid_of(snapshot.model))
+        children = (child for child in snapshot.children.values() if controller_uid(child) in owners)
+        wanted = placeholder_number(snapshot.model.get("spec") or {}, children)
+        write = plan_placeholder(kept_field(snapshot.model), wanted)
+        if write is PlaceholderWrite.NONE:
+            return False
+        manifest = placeholder_manifest(snapshot.model, wanted if write is PlaceholderWrite.SET else None)
+        try:
+            updated = await self._api.apply(manifest, PLACEHOLDER_FIELD_MANAGER)
+        except (Conflict, Forbidden, Invalid):
+            return False
+        self._cache.record_write(updated)
+        return True
 
     async def _write_children(self, key: str, snapshot: ModelSnapshot, chosen: ChosenSpec) -> PassResult:
         """Plans and writes the children, and repeats both if a write found an unknown object.

@@ -39,6 +39,7 @@ from fairlead_operator.object_metadata import (
     MODEL_REVISION_ANNOTATION,
     UNDO_ANNOTATION,
 )
+from fairlead_operator.scale_placeholder import REPLICAS_FIELD_ANNOTATION, trim_replicas
 
 MAX_CHILD_VALUES: Final = 4 * MAX_TEMPLATE_VALUES
 """Values of a child that is kept whole: a template of the largest size, and what the API server
@@ -87,18 +88,22 @@ class PackedJson:
 
 def trim_model(model: Manifest) -> Manifest:
     """Returns a model with bounded templates, and without labels, `managedFields` and annotations
-    that are not used. The annotation of its last author is by `managedFields`.
+    that are not used. The annotation of its last author is by `managedFields`, and so are the
+    owners of its `replicas`.
 
     Why: these have any size, and take many times their bytes when they are decoded.
     """
     metadata, annotations = metadata_of(model), annotations_of(model)
     kept = {name: value for name, value in metadata.items() if name not in ("labels", "managedFields", "annotations")}
-    used = {name: annotations[name] for name in _MODEL_ANNOTATIONS & annotations.keys()}
-    if metadata.get("managedFields"):
+    is_whole = bool(metadata.get("managedFields"))
+    names = _MODEL_ANNOTATIONS if is_whole else _MODEL_ANNOTATIONS | {REPLICAS_FIELD_ANNOTATION}
+    used = {name: annotations[name] for name in names & annotations.keys()}
+    if is_whole:
         used[CHANGED_BY_ANNOTATION] = last_author(model)[:_MAX_AUTHOR_CHARS]
     if used:
         kept["annotations"] = used
-    return bound_templates({**model, "metadata": kept})
+    trimmed = bound_templates({**model, "metadata": kept})
+    return trim_replicas(model, trimmed) if is_whole and "pools" in (model.get("spec") or {}) else trimmed
 
 
 def bound_templates(model: Manifest) -> Manifest:

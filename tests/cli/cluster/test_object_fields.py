@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fairlead.kube.conditions import parse_time
-from fairlead_cli.cluster.checks.analyzers.platform import parse_quantity
+from fairlead.units import parse_resource
 from fairlead_cli.cluster.facts_collector import certificate_expiry
 from fairlead_cli.cluster.object_fields import format_age, parse_http_date, waiting_reason
 from fairlead_cli.cluster.pod_http import parse_metrics
@@ -70,7 +70,7 @@ def test_invalid_certificate_has_no_expiry(text: bytes) -> None:
     [("500m", 0.5), ("4Gi", 4 * 2**30), ("2", 2.0), ("1e3", 1000.0), ("x", None), ("1Zi", None), ("", None)],
 )
 def test_quantities_are_parsed(text: str, value: float | None) -> None:
-    assert parse_quantity(text) == value
+    assert parse_resource(text) == value
 
 
 def test_waiting_reason_of_a_pod() -> None:

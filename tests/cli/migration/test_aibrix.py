@@ -10,7 +10,8 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.errors import BadInput
 from fairlead.manifests.known_flags import checked_version
 from fairlead_cli.manifest_conversion import Migration, migrate
-from fairlead_cli.migration.assembly import OLDEST_VLLM, MigrationOptions
+from fairlead_cli.migration.assembly import OLDEST_VLLM
+from fairlead_cli.migration.drafts import MigrationOptions
 from fairlead_cli.migration.field_reader import Outcome
 from fairlead_testing.yaml_documents import load_document
 

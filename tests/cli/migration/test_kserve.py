@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fairlead_cli.manifest_conversion import Migration, migrate
-from fairlead_cli.migration.assembly import MigrationOptions
+from fairlead_cli.migration.drafts import MigrationOptions
 from fairlead_cli.migration.field_reader import Outcome
 from fairlead_testing.yaml_documents import load_documents
 

@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.errors import BadInput
 from fairlead_cli.manifest_conversion import Migration, migrate
-from fairlead_cli.migration.assembly import MigrationOptions
+from fairlead_cli.migration.drafts import MigrationOptions
 from fairlead_cli.migration.field_reader import Note, Outcome
 
 

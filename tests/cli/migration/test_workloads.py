@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fairlead.errors import BadInput
 from fairlead.manifests.loader import read_object
 from fairlead_cli.manifest_conversion import Migration, migrate, system_of
 from fairlead_cli.migration import pod_spec
-from fairlead_cli.migration.assembly import MigrationOptions
+from fairlead_cli.migration.drafts import MigrationOptions
 from fairlead_cli.migration.field_reader import Outcome
 from fairlead_operator.render import pod_template
 from fairlead_testing.cli.command_line import run_command_line
@@ -413,7 +414,7 @@ def texts_of(file: Path, text: str, *options: str) -> str:
 )
 def test_engine_of_a_workload_is_named(tmp_path: Path, image: str, command: str, reason: str) -> None:
     texts = texts_of(tmp_path / "a.yaml", DEPLOYMENT.format(image=image, command=command, labels="{}"))
-    assert "Deployment chat: not carried over: " in texts
+    assert "Deployment chat: not converted: " in texts
     assert reason in texts
     assert "apply it as before" not in texts
 
@@ -432,3 +433,155 @@ def test_engine_of_another_system_is_named(tmp_path: Path, text: str, options: t
 def test_other_workloads_stay_as_they_are(tmp_path: Path, image: str) -> None:
     texts = texts_of(tmp_path / "a.yaml", DEPLOYMENT.format(image=image, command="[]", labels="{}"))
     assert "it stays as it is: apply it as before" in texts
+
+
+def scaler(kind: str, name: str = "house", **spec: Any) -> dict[str, Any]:
+    version = "keda.sh/v1alpha1" if kind == "ScaledObject" else "autoscaling/v2"
+    target = {"scaleTargetRef": {"name": name, "kind": "Deployment"}, **spec}
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": target}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "bounds"),
+    [
+        ("ScaledObject", {"minReplicaCount": 2, "maxReplicaCount": 6}, (2, 6)),
+        ("ScaledObject", {"maxReplicaCount": 6}, (0, 6)),
+        ("ScaledObject", {"minReplicaCount": 2, "idleReplicaCount": 0, "maxReplicaCount": 6}, (0, 6)),
+        ("ScaledObject", {}, (0, 100)),
+        ("HorizontalPodAutoscaler", {"minReplicas": 3, "maxReplicas": 9}, (3, 9)),
+        ("HorizontalPodAutoscaler", {"maxReplicas": 9}, (1, 9)),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_autoscaler_beside_a_workload_gives_its_bounds(
+    tmp_path: Path, kind: str, fields: dict[str, int], bounds: tuple[int, int], order: int
+) -> None:
+    stopped = workload()
+    stopped["spec"]["replicas"] = 0  # exported while it slept
+    documents = [stopped, scaler(kind, **fields, triggers=[{"type": "cpu"}])][::order]
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump_all(documents))
+    done = run_command_line("convert", str(tmp_path / "a.yaml"))
+    assert done.returncode == 0, done.stderr
+    spec = load_document(done.stdout)["spec"]
+    assert (spec["pools"][0]["minReplicas"], spec["pools"][0]["maxReplicas"]) == bounds
+    assert spec["autoscaling"]["mode"] == "Auto"
+    assert "spec.triggers: not carried over: Fairlead scales for latency targets" in done.stderr
+
+
+def test_autoscaler_of_another_workload_is_noted_with_its_bounds(tmp_path: Path) -> None:
+    other = scaler("HorizontalPodAutoscaler", "another", minReplicas=2, maxReplicas=7)
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump_all([workload(), other]))
+    done = run_command_line("convert", str(tmp_path / "a.yaml"))
+    assert "its bounds are minReplicas: 2 and maxReplicas: 7; it serves the old engines" in done.stderr
+
+
+def test_workload_that_was_exported_at_zero_is_noted(tmp_path: Path) -> None:
+    stopped = workload()
+    stopped["spec"]["replicas"] = 0
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(stopped))
+    done = run_command_line("convert", str(tmp_path / "a.yaml"))
+    assert "before you apply the output: no instance runs, and a request starts none" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [("DaemonSet", "apps/v1"), ("Rollout", "argoproj.io/v1alpha1"), ("ReplicaSet", "apps/v1"), ("Pod", "v1")],
+)
+def test_kind_that_is_not_read_ends_the_conversion_if_it_runs_an_engine(
+    tmp_path: Path, kind: str, version: str
+) -> None:
+    spec = pod() if kind == "Pod" else {"template": {"spec": pod()}}
+    other = {"apiVersion": version, "kind": kind, "metadata": {"name": "each-node"}, "spec": spec}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump_all([workload(), other]))
+    done = run_command_line("convert", str(tmp_path / "a.yaml"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{kind} each-node: not converted: convert reads no {kind}, only Deployment, StatefulSet" in done.stderr
+    assert "nothing is written while a model is left out" in done.stderr
+
+
+STACK = {
+    "servingEngineSpec": {
+        "modelSpec": [{"name": "chat", "repository": "a/vllm", "tag": "v0.32.0", "modelURL": "a/b", "replicaCount": 1}]
+    }
+}
+FLUX = ("helm.toolkit.fluxcd.io/v2", "HelmRelease")
+ARGO = ("argoproj.io/v1alpha1", "Application")
+
+
+@pytest.mark.parametrize(
+    ("head", "spec", "is_converted"),
+    [
+        (FLUX, {"values": STACK}, True),
+        (ARGO, {"source": {"helm": {"valuesObject": STACK}}}, True),
+        (ARGO, {"source": {"helm": {"values": yaml.safe_dump(STACK)}}}, True),
+        (ARGO, {"sources": [{"ref": "values"}, {"helm": {"valuesObject": STACK}}]}, True),
+        (FLUX, {"valuesFrom": [{"kind": "ConfigMap", "name": "x"}]}, False),
+        (ARGO, {"source": {"helm": {"valueFiles": ["x.yaml"]}}}, False),
+    ],
+)
+def test_values_of_a_chart_that_flux_or_argo_cd_installs_are_read(
+    tmp_path: Path, head: tuple[str, str], spec: dict[str, Any], is_converted: bool
+) -> None:
+    document = {"apiVersion": head[0], "kind": head[1], "metadata": {"name": "llm"}, "spec": spec}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(document))
+    done = run_command_line("convert", "--accelerator", "nvidia-l4", str(tmp_path / "a.yaml"))
+    assert (done.returncode == 0) == is_converted, done.stderr
+    if is_converted:
+        assert load_document(done.stdout)["metadata"]["name"] == "chat"
+        assert f"a.yaml: {head[1]} llm: " in done.stderr
+    else:
+        assert "give its values as a file" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["POD_IP", "VLLM_HOST_IP", "PYTHONHASHSEED"])
+@pytest.mark.parametrize("is_used", [True, False])
+def test_variable_of_ours_stays_only_if_another_value_refers_to_it(name: str, is_used: bool) -> None:
+    env = [{"name": name, "value": "1"}, {"name": "OTHER", "value": f"$({name})" if is_used else "x"}]
+    spec = spec_of(convert(workload(pod(env=env))))
+    assert (name in [variable["name"] for variable in spec["engine"]["env"]]) == is_used
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sh", "-c", "A=1 B=$C vllm serve a/b"],
+        ["env", "A=1", "B=$(C)", "vllm", "serve", "a/b"],
+    ],
+)
+def test_variables_before_the_command_are_carried_over(command: list[str]) -> None:
+    spec = spec_of(convert(workload(pod(command=command, env=[{"name": "C", "value": "2"}]))))
+    found = {variable["name"]: variable["value"] for variable in spec["engine"]["env"]}
+    assert found == {"A": "1", "B": "$(C)", "C": "2"}
+
+
+def test_claims_of_a_statefulset_become_volumes_of_the_pods() -> None:
+    document = workload(pod(mounts=[{"name": "disk", "mountPath": "/cache"}]), "StatefulSet")
+    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "9Gi"}}}
+    document["spec"]["volumeClaimTemplates"] = [{"metadata": {"name": "disk"}, "spec": claim}]
+    migration = convert(document)
+    (volume,) = spec_of(migration)["pools"][0]["template"]["spec"]["volumes"]
+    assert volume == {"name": "disk", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+    assert "which ends with the pod: its files are loaded again" in said(migration)
+
+
+@pytest.mark.parametrize("writer", [True, False])
+def test_weights_that_an_init_container_of_the_user_fills_are_read_there(writer: bool) -> None:
+    mount = {"name": "w", "mountPath": "/mnt/models"}
+    spec = pod(volumes=[{"name": "w", "emptyDir": {}}], mounts=[mount] if writer else [])
+    spec["containers"][0] |= {"name": "main"}
+    spec["initContainers"] = [{"name": "fetch", "image": "a", "volumeMounts": [mount]}]
+    document = {
+        "apiVersion": "serving.kserve.io/v1alpha2",
+        "kind": "LLMInferenceService",
+        "metadata": {"name": "x"},
+        "spec": {
+            "model": {"uri": "hf://a/b:rev"},
+            "storageInitializer": {"enabled": False},
+            "template": spec,
+        },
+    }
+    migration = convert(document)
+    model = spec_of(migration)["model"]
+    assert model["uri"] == ("file:///mnt/models" if writer else "hf://a/b")
+    assert ("revision" in model) != writer
+    assert ("which the init container fetch fills: nothing is downloaded twice" in said(migration)) == writer

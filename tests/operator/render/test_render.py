@@ -472,3 +472,68 @@ def test_llama_cpp_offers_no_slots_no_page_and_fetches_nothing() -> None:
     arguments = arguments_of(workload(model))
     assert arguments[0] == "--hf-repo=a/b-GGUF:Q4_K_M"
     assert {"--no-slots", "--no-ui", "--no-mmproj", "--metrics"} <= set(arguments)
+
+
+ENGINE_RIGHTS = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def templated(spec: dict[str, Any]) -> dict[str, Any]:
+    return pod_of(workload(model_of(pools=[{**_POOL, "template": {"spec": spec}}])))
+
+
+@pytest.mark.parametrize(
+    ("own", "rights"),
+    [
+        ({"privileged": True}, {"capabilities": {"drop": ["ALL"]}, "privileged": True}),
+        ({"privileged": True, "allowPrivilegeEscalation": False}, {**ENGINE_RIGHTS, "privileged": True}),
+        (
+            {"capabilities": {"add": ["CAP_SYS_ADMIN"]}},
+            {"capabilities": {"drop": ["ALL"], "add": ["CAP_SYS_ADMIN"]}},
+        ),
+        (
+            {"capabilities": {"add": ["IPC_LOCK"]}},
+            {**ENGINE_RIGHTS, "capabilities": {"drop": ["ALL"], "add": ["IPC_LOCK"]}},
+        ),
+        ({"runAsUser": 0}, {**ENGINE_RIGHTS, "runAsUser": 0, "runAsNonRoot": False}),
+    ],
+)
+def test_rights_of_the_template_take_the_place_of_ours_that_contradict(
+    own: dict[str, Any], rights: dict[str, Any]
+) -> None:
+    (engine,) = templated({"containers": [{"name": "engine", "securityContext": own}]})["containers"]
+    assert engine["securityContext"] == rights
+
+
+def test_pod_that_runs_as_root_is_not_said_to_be_another_user() -> None:
+    assert "runAsNonRoot" not in templated({"securityContext": {"runAsUser": 0}})["securityContext"]
+    kept = templated({"securityContext": {"runAsUser": 0, "runAsNonRoot": True}})["securityContext"]
+    assert (kept["runAsUser"], kept["runAsNonRoot"]) == (0, True)  # lint says that no node starts it
+    helper = {"name": "chown", "image": "a", "securityContext": {"runAsUser": 0}}
+    (rendered,) = templated({"initContainers": [helper]})["initContainers"]
+    assert rendered["securityContext"] == {"runAsUser": 0, "runAsNonRoot": False}
+
+
+def test_request_of_ours_above_a_limit_of_the_template_goes() -> None:
+    def requests(resources: dict[str, Any]) -> dict[str, Any]:
+        (engine,) = templated({"containers": [{"name": "engine", "resources": resources}]})["containers"]
+        found: dict[str, Any] = engine["resources"]["requests"]
+        return found
+
+    ours = requests({})
+    assert {"cpu", "memory"} <= ours.keys()
+    assert requests({"limits": {"memory": "1Mi"}}) == {name: ours[name] for name in ours if name != "memory"}
+    assert requests({"limits": {"memory": "9000Gi"}}) == ours
+    assert requests({"limits": {"memory": "1Mi"}, "requests": {"memory": "2Mi"}})["memory"] == "2Mi"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"containers": [{"name": "helper", "image": "a", "securityContext": "text"}]},
+        {"containers": [{"name": "helper", "image": "a", "securityContext": {"capabilities": [1]}}]},
+        {"containers": [{"name": "engine", "resources": {"limits": {"memory": ["x"]}}}]},
+        {"containers": [{"name": "engine", "securityContext": {"capabilities": {"add": 7}}}]},
+    ],
+)
+def test_values_of_another_form_are_left_to_the_api_server(spec: dict[str, Any]) -> None:
+    assert templated(spec)["containers"]

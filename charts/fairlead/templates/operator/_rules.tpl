@@ -2,7 +2,7 @@
 {{- define "fairlead.operatorRules" -}}
 - apiGroups: [serving.fairlead.io]
   resources: [modeldeployments]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, patch] # guard.yaml restricts patch to spec.replicas
 - apiGroups: [serving.fairlead.io]
   resources: [modelroutes, modeladapters]
   verbs: [list, watch]

@@ -6,10 +6,13 @@ from typing import Any, Final
 from fairlead.distribution import ADDRESSES
 from fairlead_cli.migration import assembly
 from fairlead_cli.migration.adapters import AdapterDraft, adapter_source, assemble_adapter, can_have_adapters, slots_of
+from fairlead_cli.migration.drafts import Devices, MigrationOptions, ModelDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.formats import workloads
 from fairlead_cli.migration.formats.workloads import (
+    SCALER_KINDS,
     read_pod_metadata,
+    read_scaler,
     read_source,
     read_template,
     selected_labels,
@@ -36,30 +39,31 @@ REASONS: Final = workloads.REASONS | {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each Deployment and StormService, and their ModelAdapters."""
     of_kind = {kind: [d for d in documents if d.peek("kind") == kind] for kind in _KINDS}
     for service in of_kind["Service"]:
         service.drop("spec", "clients call Fairlead's gateway, which finds the pods of a model itself")
         assembly.metadata_of(service, own_prefixes=_OWN)
     converted = []
-    targets: dict[tuple[str, str], assembly.ModelDraft] = {}
+    targets: dict[workloads.Target, ModelDraft] = {}
     for workload in (*of_kind["Deployment"], *of_kind["StormService"]):
         draft = _read_workload(workload)
-        targets[(str(workload.peek("kind")), draft.name)] = draft
+        targets[workloads.target_key(workload)] = draft
     for scaler in of_kind["PodAutoscaler"]:
         _read_scaler(scaler, targets)
+    for kind in SCALER_KINDS:
+        for scaler in of_kind[kind]:
+            read_scaler(scaler, targets)
     drafts = _join_models(list(targets.values()), options)
     adapters = [_convert_adapter(adapter, drafts, options) for adapter in of_kind["ModelAdapter"]]
     converted += [assembly.assemble(draft, options) for draft in drafts]
     return converted + [adapter for adapter in adapters if adapter is not None]
 
 
-def _join_models(
-    drafts: Sequence[assembly.ModelDraft], options: assembly.MigrationOptions
-) -> list[assembly.ModelDraft]:
+def _join_models(drafts: Sequence[ModelDraft], options: MigrationOptions) -> list[ModelDraft]:
     """Returns the models; external ones that clients call by one name are pools of one model."""
-    joined: dict[tuple[str, ...], assembly.ModelDraft] = {}
+    joined: dict[tuple[str, ...], ModelDraft] = {}
     for draft in drafts:
         first = joined.setdefault((draft.namespace, *draft.served_names), draft)
         if first is draft:
@@ -73,7 +77,7 @@ def _join_models(
     return list(joined.values())
 
 
-def _join_pools(first: assembly.ModelDraft, other: assembly.ModelDraft, name: str) -> None:
+def _join_pools(first: ModelDraft, other: ModelDraft, name: str) -> None:
     if len(first.pools) == 1:
         first.pools[0].name = first.name
         first.pools[0].selector = _all_labels(first)
@@ -81,28 +85,28 @@ def _join_pools(first: assembly.ModelDraft, other: assembly.ModelDraft, name: st
     if all(pool.selector != other.pools[0].selector for pool in first.pools):
         first.pools += other.pools
     elif other.pools[0].devices.hints != first.pools[0].devices.hints:
-        first.pools[0].devices = assembly.Devices(unknown=True)
+        first.pools[0].devices = Devices(unknown=True)
     first.reader.note("", f"{first.name} and {other.name} are pools of one model, since both serve {name}")
     first.name = name
 
 
-def _all_labels(draft: assembly.ModelDraft) -> dict[str, str]:
+def _all_labels(draft: ModelDraft) -> dict[str, str]:
     """Returns the labels by which a workload finds its pods."""
     selected = selected_labels(draft.reader.section("spec"))
     return {label: str(value) for label, value in selected.items()} or draft.pools[0].selector
 
 
-_KINDS: Final = ("Deployment", "StormService", "Service", "PodAutoscaler", "ModelAdapter")
+_KINDS: Final = ("Deployment", "StormService", "Service", "PodAutoscaler", "ModelAdapter", *SCALER_KINDS)
 
 
-def _read_workload(workload: FieldReader) -> assembly.ModelDraft:
-    draft = assembly.ModelDraft(workload, **assembly.metadata_of(workload, own_prefixes=_OWN))
+def _read_workload(workload: FieldReader) -> ModelDraft:
+    draft = ModelDraft(workload, **assembly.metadata_of(workload, own_prefixes=_OWN))
     spec = workload.section("spec")
     if workload.peek("kind") == "StormService":
         draft.pools = _read_roles(spec)
         draft.pools.sort(key=lambda pool: pool.role == "Prefill")
     else:
-        pool = assembly.PoolDraft(spec, min_replicas=spec.number("replicas"))
+        pool = PoolDraft(spec, min_replicas=spec.number("replicas"))
         _read_template(spec.section("template"), pool, selected_labels(spec))
         draft.pools = [pool]
     draft.served_names = [draft.pools[0].selector.get(NAME_LABEL, draft.name)]
@@ -110,13 +114,13 @@ def _read_workload(workload: FieldReader) -> assembly.ModelDraft:
     return draft
 
 
-def _read_roles(spec: FieldReader) -> list[assembly.PoolDraft]:
+def _read_roles(spec: FieldReader) -> list[PoolDraft]:
     """Returns the pools of a StormService: prefill and decode, or its only role with an engine."""
     sets, pools = spec.number("replicas"), []
     template = spec.section("template")
     for role in template.section("spec").entries("roles"):
         name = role.text("name")
-        pool = assembly.PoolDraft(role, name=name, role={"prefill": "Prefill", "decode": "Decode"}.get(name, "Serve"))
+        pool = PoolDraft(role, name=name, role={"prefill": "Prefill", "decode": "Decode"}.get(name, "Serve"))
         if pool.role == "Serve" and find_engine(role.section("template").section("spec")) is None:
             role.skip(*role.names())
             role.note("", f"{name}: Fairlead's gateway does the work of this role", Outcome.DROPPED)
@@ -140,7 +144,7 @@ def _read_roles(spec: FieldReader) -> list[assembly.PoolDraft]:
     return pools
 
 
-def _read_template(template: FieldReader, pool: assembly.PoolDraft, selected: Mapping[str, Any]) -> None:
+def _read_template(template: FieldReader, pool: PoolDraft, selected: Mapping[str, Any]) -> None:
     read_template(template, pool, own_prefixes=_OWN, selected=selected, reasons=_REASONS)
     labels = template.section("metadata").peek("labels") or {}
     if NAME_LABEL in labels:
@@ -150,27 +154,18 @@ def _read_template(template: FieldReader, pool: assembly.PoolDraft, selected: Ma
     pool.port = int(labels.get(_PORT_LABEL) or 8000)
 
 
-def _read_scaler(scaler: FieldReader, targets: dict[tuple[str, str], assembly.ModelDraft]) -> None:
-    assembly.metadata_of(scaler, own_prefixes=("autoscaling.aibrix.ai/", "kpa.autoscaling.", "apa.autoscaling."))
+def _read_scaler(scaler: FieldReader, targets: Mapping[workloads.Target, ModelDraft]) -> None:
+    """Stores the bounds and the schedules of a PodAutoscaler."""
     spec = scaler.section("spec")
-    reference = spec.section("scaleTargetRef")
-    reference.skip("apiVersion", "kind", "name", "namespace")
-    draft = targets.get((str(reference.peek("kind")), str(reference.peek("name"))))
-    if draft is None:
-        spec.skip(*spec.names())
-        scaler.note("spec.scaleTargetRef", "its target is not among the files", Outcome.DROPPED)
-        return
     role = spec.section("subTargetSelector").text("roleName")
-    pools = [pool for pool in draft.pools if role in ("", pool.name)]
-    low, high = spec.number("minReplicas"), spec.integer("maxReplicas")
-    for pool in pools:
-        pool.min_replicas, pool.max_replicas = low, high
-    schedules = [_read_schedule(entry, role) for entry in spec.entries("schedules")]
-    found = assembly.scaling_spec(pools, schedules=schedules)
-    if found and "autoscaling" in draft.spec:
+    draft = read_scaler(scaler, targets, role)
+    schedules = [_read_schedule(entry, role) for entry in spec.entries("schedules")] if draft else []
+    if draft is None or not schedules:
+        return
+    if "autoscaling" in draft.spec:
         draft.spec["autoscaling"].setdefault("schedules", []).extend(schedules)
     else:
-        draft.spec |= found
+        draft.spec |= assembly.scaling_spec(draft.pools, schedules=schedules)
 
 
 def _read_schedule(entry: FieldReader, role: str) -> dict[str, Any]:
@@ -184,7 +179,7 @@ def _read_schedule(entry: FieldReader, role: str) -> dict[str, Any]:
 
 
 def _convert_adapter(
-    adapter: FieldReader, drafts: Sequence[assembly.ModelDraft], options: assembly.MigrationOptions
+    adapter: FieldReader, drafts: Sequence[ModelDraft], options: MigrationOptions
 ) -> dict[str, Any] | None:
     """Returns the ModelAdapter; None, with a note, if there is none for it."""
     metadata, spec = assembly.metadata_of(adapter, own_prefixes=_OWN), adapter.section("spec")
@@ -202,7 +197,7 @@ def _convert_adapter(
         None,
     )
     if base is None:
-        spec.note("baseModel", "its base is not among the files", Outcome.DROPPED)
+        spec.note("baseModel", "its base is not among the files: give it, too", Outcome.LEFT_OUT)
         return None
     if not can_have_adapters(base, adapter, external=options.external):
         return None

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from fairlead_cli.migration import assembly
 from fairlead_cli.migration.adapters import read_adapters
+from fairlead_cli.migration.drafts import MigrationOptions, ModelDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.pod_spec import EXTRA_ARGS, read_pod
 
@@ -14,6 +15,8 @@ OWN_PREFIXES: Final = ("serving.kserve.io/", "prometheus.kserve.io/", "sidecar.i
 _POD_NETWORKS: Final = "k8s.v1.cni.cncf.io/networks"
 """Annotation that KServe copies to its pods."""
 _CONTAINER: Final = "main"
+_MODELS: Final = "/mnt/models"
+"""The folder of the weights in KServe's engines."""
 _TEMPLATE: Final = re.compile(r"\{\{-?\s*\.([\w.]+)\s*-?\}\}")
 _DRA: Final = "serving.kserve.io/exp-dra-device"
 """Begins the annotations by which KServe claims devices."""
@@ -27,7 +30,7 @@ REASONS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each LLMInferenceService."""
     configs = {str((d.peek("metadata") or {}).get("name")): d for d in documents if _is_config(d)}
     services = [document for document in documents if not _is_config(document)]
@@ -44,11 +47,11 @@ def _is_config(document: FieldReader) -> bool:
 
 
 def _convert(
-    document: FieldReader, configs: Mapping[str, FieldReader], options: assembly.MigrationOptions
+    document: FieldReader, configs: Mapping[str, FieldReader], options: MigrationOptions
 ) -> list[dict[str, Any]]:
     document = _inherit(document, configs)
     spec = document.section("spec")
-    draft = assembly.ModelDraft(document, **assembly.metadata_of(document, own_prefixes=OWN_PREFIXES))
+    draft = ModelDraft(document, **assembly.metadata_of(document, own_prefixes=OWN_PREFIXES))
     model = spec.section("model")
     draft.uri, revision = assembly.model_uri(model.text("uri"), model, "uri")
     if revision:
@@ -58,6 +61,8 @@ def _convert(
     draft.pools = [main]
     if "prefill" in spec:
         draft.pools.append(_read_workload(spec.section("prefill"), draft, "Prefill"))
+    if spec.section("storageInitializer").peek("enabled") is False:
+        _read_own_weights(spec, draft)
     networks = draft.annotations.pop(_POD_NETWORKS, None)
     if networks is not None:
         for pool in draft.pools:
@@ -68,6 +73,27 @@ def _convert(
     if options.external:
         document.note("", "gateways call pods by HTTP: enableLLMInferenceServiceTLS must be false", Outcome.REQUIRED)
     return [assembly.assemble(draft, options), *adapters]
+
+
+def _read_own_weights(spec: FieldReader, draft: ModelDraft) -> None:
+    """Takes the weights from the folder that an init container of the user fills, if there is one.
+
+    Source: KServe's docs: without its storage initializer, the pod itself provides /mnt/models.
+    """
+    writers: list[str] = []
+    for pool in draft.pools:
+        mounts = pool.container.get("volumeMounts") or ()
+        places = {one.get("name") for one in mounts if str(one.get("mountPath")).rstrip("/") == _MODELS}
+        if not places:
+            return
+        for one in pool.pod.get("initContainers") or ():
+            if places & {mount.get("name") for mount in one.get("volumeMounts") or ()}:
+                writers.append(str(one.get("name")))
+    spec.skip("storageInitializer")
+    draft.uri = f"file://{_MODELS}"
+    draft.model.pop("revision", None)
+    by = f"the init container {writers[0]} fills" if writers else "a volume of the pod holds"
+    spec.note("model.uri", f"it is {draft.uri}, which {by}: nothing is downloaded twice")
 
 
 def _inherit(document: FieldReader, configs: Mapping[str, FieldReader]) -> FieldReader:
@@ -119,7 +145,7 @@ def _fill_in(value: Any, document: FieldReader) -> Any:
     return _TEMPLATE.sub(lambda found: names.get(found[1], found[0]), value)
 
 
-def _drop_templates(container: FieldReader, pool: assembly.PoolDraft) -> None:
+def _drop_templates(container: FieldReader, pool: PoolDraft) -> None:
     """Removes variables that only KServe can fill in, and those that serve its flags."""
     for index, variable in enumerate(container.entries("env")):
         name = variable.peek("name")
@@ -135,8 +161,8 @@ def _have_names(items: Sequence[Any]) -> bool:
     return all(isinstance(item, dict) and "name" in item for item in items)
 
 
-def _read_workload(workload: FieldReader, draft: assembly.ModelDraft, role: str) -> assembly.PoolDraft:
-    pool = assembly.PoolDraft(workload, role=role, name="main" if role == "Serve" else role.lower())
+def _read_workload(workload: FieldReader, draft: ModelDraft, role: str) -> PoolDraft:
+    pool = PoolDraft(workload, role=role, name="main" if role == "Serve" else role.lower())
     suffix = "-prefill" if role == "Prefill" else ""
     pool.selector = {"app.kubernetes.io/name": draft.name, _COMPONENT: f"llminferenceservice-workload{suffix}"}
     pool.min_replicas = workload.number("replicas")
@@ -165,7 +191,7 @@ def _read_workload(workload: FieldReader, draft: assembly.ModelDraft, role: str)
     return pool
 
 
-def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: assembly.PoolDraft) -> None:
+def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: PoolDraft) -> None:
     assembly.read_sizes(sizes, ("tensor", "pipeline", "data"), pool)
     local, found = sizes.integer("dataLocal"), pool.engine.flags.parallelism
     if local:
@@ -181,7 +207,7 @@ def _read_parallelism(sizes: FieldReader, workload: FieldReader, pool: assembly.
     sizes.drop("dataRPCPort", "Fairlead chooses the ports of engines")
 
 
-def _read_offload(workload: FieldReader, draft: assembly.ModelDraft) -> None:
+def _read_offload(workload: FieldReader, draft: ModelDraft) -> None:
     offload = workload.section("kvCacheOffloading")
     if not offload:
         return
@@ -190,7 +216,7 @@ def _read_offload(workload: FieldReader, draft: assembly.ModelDraft) -> None:
     offload.drop("secondary", "offloading to disk needs LMCache: kvCache.offload.type and disk")
 
 
-def _read_scaling(scaling: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
+def _read_scaling(scaling: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
     if not scaling:
         return
     pool.min_replicas, pool.max_replicas = scaling.number("minReplicas"), scaling.integer("maxReplicas")
@@ -199,9 +225,7 @@ def _read_scaling(scaling: FieldReader, pool: assembly.PoolDraft, draft: assembl
     draft.spec = assembly.scaling_spec([pool]) | draft.spec
 
 
-def _read_adapters(
-    lora: FieldReader, draft: assembly.ModelDraft, options: assembly.MigrationOptions
-) -> list[dict[str, Any]]:
+def _read_adapters(lora: FieldReader, draft: ModelDraft, options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns the adapters of a model. Clients call them by the names that they have here."""
     if not lora:
         return []

@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from fairlead_cli.migration import assembly
+from fairlead_cli.migration.drafts import MigrationOptions, ModelDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.formats.kserve import OWN_PREFIXES
 from fairlead_cli.migration.pod_spec import other_engine, read_pod
@@ -59,7 +60,7 @@ REASONS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each InferenceService.
 
     Two of one name, the second with a canary percent, also give a ModelRoute between them.
@@ -77,12 +78,10 @@ def convert_models(documents: Sequence[FieldReader], options: assembly.Migration
     return converted
 
 
-def _read_service(
-    document: FieldReader, runtimes: Mapping[str, FieldReader], options: assembly.MigrationOptions
-) -> assembly.ModelDraft:
+def _read_service(document: FieldReader, runtimes: Mapping[str, FieldReader], options: MigrationOptions) -> ModelDraft:
     predictor = document.section("spec").section("predictor")
-    draft = assembly.ModelDraft(document, **assembly.metadata_of(document, own_prefixes=OWN_PREFIXES))
-    pool = assembly.PoolDraft(predictor, port=8080)
+    draft = ModelDraft(document, **assembly.metadata_of(document, own_prefixes=OWN_PREFIXES))
+    pool = PoolDraft(predictor, port=8080)
     pool.selector = {"serving.kserve.io/inferenceservice": draft.name, "component": "predictor"}
     draft.pools = [pool]
     model = predictor.section("model")
@@ -103,9 +102,9 @@ def _read_service(
     return draft
 
 
-def _join_canaries(drafts: Sequence[assembly.ModelDraft]) -> list[assembly.ModelDraft]:
+def _join_canaries(drafts: Sequence[ModelDraft]) -> list[ModelDraft]:
     """Returns one draft for each service: pods of both revisions have its labels."""
-    services: dict[tuple[str, str], assembly.ModelDraft] = {}
+    services: dict[tuple[str, str], ModelDraft] = {}
     for draft in drafts:
         percent = draft.reader.section("spec").section("predictor").integer(_CANARY)
         if percent is not None and percent < _WHOLE:
@@ -116,9 +115,9 @@ def _join_canaries(drafts: Sequence[assembly.ModelDraft]) -> list[assembly.Model
     return list(services.values())
 
 
-def _split_canaries(drafts: Sequence[assembly.ModelDraft]) -> list[assembly.RouteDraft]:
+def _split_canaries(drafts: Sequence[ModelDraft]) -> list[assembly.RouteDraft]:
     """Returns a route for each canary with its stable revision, and renames the two models."""
-    stable: dict[tuple[str, str], assembly.ModelDraft] = {}
+    stable: dict[tuple[str, str], ModelDraft] = {}
     routes = []
     for draft in drafts:
         predictor = draft.reader.section("spec").section("predictor")
@@ -136,12 +135,12 @@ def _split_canaries(drafts: Sequence[assembly.ModelDraft]) -> list[assembly.Rout
     return routes
 
 
-def _canary_route(stable: assembly.ModelDraft, canary: assembly.ModelDraft, percent: int) -> assembly.RouteDraft:
+def _canary_route(stable: ModelDraft, canary: ModelDraft, percent: int) -> assembly.RouteDraft:
     names = dict.fromkeys((stable.name, *stable.served_names, *canary.served_names))
     route = assembly.RouteDraft({}, name=stable.name, namespace=stable.namespace, served_names=list(names))
     weights = assembly.whole_weights([Fraction(_WHOLE - percent), Fraction(percent)])
     for draft, suffix, weight in zip((stable, canary), ("stable", "canary"), weights, strict=True):
-        draft.name = assembly.manifest_name(f"{draft.name}-{suffix}", assembly.MigrationOptions())
+        draft.name = assembly.manifest_name(f"{draft.name}-{suffix}", MigrationOptions())
         draft.served_names = [draft.name]
         route.targets[draft.name] = weight
     return route
@@ -155,7 +154,7 @@ def _note_external(document: FieldReader, *, wrapped: bool) -> None:
         document.note("", _SCALED_BY_REQUESTS, Outcome.REQUIRED)
 
 
-def _read_engine(predictor: FieldReader, container: FieldReader, pool: assembly.PoolDraft, wrapped: bool) -> None:
+def _read_engine(predictor: FieldReader, container: FieldReader, pool: PoolDraft, wrapped: bool) -> None:
     other = other_engine([container])
     if other is not None:
         raise container.error("image", other.problem, other.hint)
@@ -182,7 +181,7 @@ def _to_vllm(words: Sequence[str], container: FieldReader) -> list[str]:
     return kept
 
 
-def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool: assembly.PoolDraft) -> None:
+def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool: PoolDraft) -> None:
     name = model.text("runtime")
     if not name:
         return
@@ -196,7 +195,7 @@ def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool:
     container = next((c for c in spec.entries("containers") if c.peek("name") == _CONTAINER), None)
     if container is None:
         return
-    base = assembly.PoolDraft(container)
+    base = PoolDraft(container)
     read_pod(spec, container, base)
     own = pool.engine.flags
     pool.engine.flags.kept = base.engine.flags.kept + own.kept
@@ -212,7 +211,7 @@ def _read_runtime(model: FieldReader, runtimes: Mapping[str, FieldReader], pool:
     pool.container = base.container | pool.container
 
 
-def _read_source(source: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
+def _read_source(source: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
     flags = pool.engine.flags
     uri = source.text("storageUri")
     text = uri or flags.model
@@ -224,7 +223,7 @@ def _read_source(source: FieldReader, pool: assembly.PoolDraft, draft: assembly.
     draft.served_names = flags.served_names or [draft.name]
 
 
-def _read_scaling(predictor: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
+def _read_scaling(predictor: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
     pool.min_replicas = predictor.number("minReplicas")
     if high := predictor.integer("maxReplicas"):
         pool.max_replicas = max(high, pool.min_replicas)

@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from fairlead_cli.migration import assembly
+from fairlead_cli.migration.drafts import MigrationOptions, ModelDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 GROUP: Final = "networking.serving.volcano.sh"
 _DEFAULT_WEIGHT: Final = 100
-_EXTERNAL: Final = assembly.MigrationOptions(external=True)
+_EXTERNAL: Final = MigrationOptions(external=True)
 _NO_ADAPTERS: Final = "write a ModelAdapter for each, and call them by their names"
 REASONS: Final = {
     "spec.parentRefs": "clients call Fairlead's gateway, without a Gateway of Kubernetes",
@@ -26,7 +27,7 @@ _Rule = tuple[dict[str, str], dict[str, int]]
 """A rule of a route: its headers, which are empty if it takes all requests, and its targets."""
 
 
-def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns an external ModelDeployment for each ModelServer, and a ModelRoute for each route."""
     servers = {
         _namespace_and_name(document): document for document in documents if document.peek("kind") == "ModelServer"
@@ -64,14 +65,12 @@ def _name_in_requests(key: _Key, drafts: Sequence[tuple[FieldReader, assembly.Ro
     return ""
 
 
-def _convert_server(document: FieldReader, engine_name: str, options: assembly.MigrationOptions) -> dict[str, Any]:
+def _convert_server(document: FieldReader, engine_name: str, options: MigrationOptions) -> dict[str, Any]:
     """Returns the external model of a ModelServer. ``engine_name``: what its engines call it."""
     spec = document.section("spec")
     spec.skip("inferenceEngine")
-    draft = assembly.ModelDraft(
-        document, f"hf://{engine_name}", served_names=[engine_name], **assembly.metadata_of(document)
-    )
-    pool = assembly.PoolDraft(spec)
+    draft = ModelDraft(document, f"hf://{engine_name}", served_names=[engine_name], **assembly.metadata_of(document))
+    pool = PoolDraft(spec)
     selector = spec.section("workloadSelector")
     pool.selector = {name: str(value) for name, value in selector.mapping("matchLabels").items()}
     groups = selector.section("pdGroup")
@@ -94,12 +93,12 @@ def _read_route(document: FieldReader, servers: Container[_Key]) -> assembly.Rou
     model_name = spec.text("modelName")
     rules = [rule for entry in spec.entries("rules") if (rule := _read_rule(entry, document, model_name, servers))]
     if not model_name:
-        spec.note("modelName", f"a route needs it: {_NO_ADAPTERS}", Outcome.DROPPED)
+        spec.note("modelName", f"a route needs it: {_NO_ADAPTERS}", Outcome.LEFT_OUT)
         return None
     last = next((number for number, rule in enumerate(rules) if not rule[0]), None)
     if last is None:
         reason = "no rule takes the requests without these headers: add one without modelMatch to convert the route"
-        spec.note("rules", reason, Outcome.DROPPED)
+        spec.note("rules", reason, Outcome.LEFT_OUT)
         return None
     if last + 1 < len(rules):
         spec.note("rules", f"rules[{last}] takes every request: no rule after it is reached", Outcome.DROPPED)
@@ -158,5 +157,5 @@ def _needs_route(document: FieldReader, draft: assembly.RouteDraft, engine_names
         f"{name} is what the engines of {', '.join(owners)} call the model, and a route cannot share the name: "
         "start them with another --served-model-name"
     )
-    spec.note("modelName", reason, Outcome.DROPPED)
+    spec.note("modelName", reason, Outcome.LEFT_OUT)
     return False

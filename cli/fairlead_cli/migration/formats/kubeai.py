@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from fairlead_cli.migration import assembly
 from fairlead_cli.migration.adapters import read_adapters
+from fairlead_cli.migration.drafts import MigrationOptions, ModelDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader
 from fairlead_cli.migration.pod_spec import store_flags
 
@@ -18,20 +19,18 @@ REASONS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each Model, and its ModelAdapters."""
     return [manifest for document in documents for manifest in _convert(document, options)]
 
 
-def _convert(document: FieldReader, options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def _convert(document: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
     spec = document.section("spec")
     engine = spec.text("engine")
     if engine != "VLLM" and not options.external:
         raise spec.error("engine", f"Fairlead does not run {engine}", "route to it as it is: --external")
-    pool = assembly.PoolDraft(spec)
-    draft = assembly.ModelDraft(
-        document, pools=[pool], **assembly.metadata_of(document, own_prefixes=("features.kubeai.org/",))
-    )
+    pool = PoolDraft(spec)
+    draft = ModelDraft(document, pools=[pool], **assembly.metadata_of(document, own_prefixes=("features.kubeai.org/",)))
     draft.served_names = [draft.name]
     pool.selector = {"model": draft.name, "app.kubernetes.io/managed-by": "kubeai"}
     url = spec.text("url")
@@ -58,7 +57,7 @@ def _convert(document: FieldReader, options: assembly.MigrationOptions) -> list[
     return [assembly.assemble(draft, options), *adapters]
 
 
-def _read_engine(spec: FieldReader, pool: assembly.PoolDraft) -> None:
+def _read_engine(spec: FieldReader, pool: PoolDraft) -> None:
     pool.engine.image = spec.text("image")
     store_flags(spec.texts("args"), pool, spec, "args")
     pool.engine.env = [{"name": name, "value": str(value)} for name, value in spec.mapping("env").items()]
@@ -68,7 +67,7 @@ def _read_engine(spec: FieldReader, pool: assembly.PoolDraft) -> None:
         pool.pod["priorityClassName"] = spec.text("priorityClassName")
 
 
-def _read_scaling(spec: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
+def _read_scaling(spec: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
     low, high, replicas = spec.integer("minReplicas") or 0, spec.integer("maxReplicas"), spec.integer("replicas")
     if spec.flag("autoscalingDisabled"):
         pool.min_replicas = 1 if replicas is None else replicas
@@ -81,7 +80,7 @@ def _read_scaling(spec: FieldReader, pool: assembly.PoolDraft, draft: assembly.M
     draft.spec |= assembly.scaling_spec([pool], stabilizationWindow=f"{delay}s" if delay else None)
 
 
-def _read_routing(balancing: FieldReader, draft: assembly.ModelDraft) -> None:
+def _read_routing(balancing: FieldReader, draft: ModelDraft) -> None:
     if balancing.text("strategy") == "PrefixHash":
         draft.spec["routing"] = {"preset": "chwbl"}
         balancing.drop("prefixHash", "the preset chwbl has KubeAI's default settings")

@@ -13,6 +13,7 @@ from fairlead.fleet.engine_url import normalize_endpoint_url
 from fairlead.names import shorten_name
 from fairlead.routes.fallback_graph import FallbackEdge, find_loop
 from fairlead_cli.migration import assembly
+from fairlead_cli.migration.drafts import MigrationOptions, ModelDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 
 _KINDS: Final = {
@@ -170,7 +171,7 @@ _PARAMETERS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns an external ModelDeployment for each model of `model_list` that engines serve, or an
     OpenAI-compatible API.
 
@@ -188,7 +189,7 @@ class _ModelGroup:
     """
 
     name: str
-    drafts: dict[str, assembly.ModelDraft] = field(default_factory=dict)
+    drafts: dict[str, ModelDraft] = field(default_factory=dict)
     entries: list[tuple[str, FieldReader]] = field(default_factory=list)
     fallbacks: list[FallbackList] = field(default_factory=list)
 
@@ -209,7 +210,7 @@ class _ModelGroup:
         return draft is not None and not draft.is_api
 
 
-def _convert(config: FieldReader, options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def _convert(config: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
     groups: dict[str, _ModelGroup] = {}
     left_out = [entry for entry in config.entries("model_list") if not _read_entry(config, entry, groups)]
     for group in groups.values():
@@ -223,7 +224,7 @@ def _convert(config: FieldReader, options: assembly.MigrationOptions) -> list[di
                 hint="correct the entry, or remove it from the file to convert the model without it",
             )
         entry.skip("litellm_params", "model_info")
-        entry.note("", reason, Outcome.DROPPED)
+        entry.note("", reason, Outcome.LEFT_OUT)
     library = config.section("litellm_settings")
     for name, reason in _LIBRARY.items():
         library.drop(name, reason)
@@ -304,7 +305,7 @@ def _read_aliases(
 
 
 def _plan_split(
-    group: _ModelGroup, groups: Mapping[str, _ModelGroup], options: assembly.MigrationOptions
+    group: _ModelGroup, groups: Mapping[str, _ModelGroup], options: MigrationOptions
 ) -> assembly.RouteDraft:
     """Returns the route of a name that stands for several models. Names the models after it.
 
@@ -398,9 +399,7 @@ def _read_entry(config: FieldReader, entry: FieldReader, groups: dict[str, _Mode
     if draft is None:
         uri = f"openai://{engine_name}" if is_api else f"hf://{engine_name}"
         names = [name] if is_api else list(dict.fromkeys([engine_name, name]))
-        draft = assembly.ModelDraft(
-            config, uri, name=name, served_names=names, is_api=is_api, pools=[assembly.PoolDraft(entry)]
-        )
+        draft = ModelDraft(config, uri, name=name, served_names=names, is_api=is_api, pools=[PoolDraft(entry)])
         draft.spec |= {"price": price} if price else {}
         group.drafts[engine_name] = draft
     if price and price != draft.spec.get("price"):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fairlead_cli.migration import assembly
+from fairlead_cli.migration.drafts import MigrationOptions, ModelDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.pod_spec import node_affinity, read_pod
 
@@ -32,18 +33,18 @@ REASONS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each values file."""
     return [_convert(document, options) for document in documents]
 
 
-def _convert(values: FieldReader, options: assembly.MigrationOptions) -> dict[str, Any]:
+def _convert(values: FieldReader, options: MigrationOptions) -> dict[str, Any]:
     """Returns the ModelDeployment of one values file. What has no counterpart is noted in it."""
     artifacts = values.section("modelArtifacts")
     name = artifacts.text("name")
     if not name:
         raise artifacts.error("name", "is missing", "it is the name under which clients reach the model")
-    draft = assembly.ModelDraft(values, name=name.rsplit("/", 1)[-1].lower().replace(".", "-"), served_names=[name])
+    draft = ModelDraft(values, name=name.rsplit("/", 1)[-1].lower().replace(".", "-"), served_names=[name])
     _read_source(artifacts, draft)
     labels = {key: str(value) for key, value in artifacts.mapping("labels").items()}
     port = values.section("routing").integer("servicePort") or 8000
@@ -57,7 +58,7 @@ def _convert(values: FieldReader, options: assembly.MigrationOptions) -> dict[st
                 section.drop_all("it is off")
             continue
         section.skip("create")
-        pool = assembly.PoolDraft(section, name=role, role=role.capitalize(), min_replicas=count, port=port)
+        pool = PoolDraft(section, name=role, role=role.capitalize(), min_replicas=count, port=port)
         pool.selector = {**labels, "llm-d.ai/role": role}
         _read_role(values, section, pool, multinode=multinode)
         draft.pools.append(pool)
@@ -68,7 +69,7 @@ def _convert(values: FieldReader, options: assembly.MigrationOptions) -> dict[st
     return assembly.assemble(draft, options)
 
 
-def _read_source(artifacts: FieldReader, draft: assembly.ModelDraft) -> None:
+def _read_source(artifacts: FieldReader, draft: ModelDraft) -> None:
     uri = _MODEL_NAME.sub(draft.served_names[0], artifacts.text("uri")) or f"hf://{draft.served_names[0]}"
     if uri.startswith("pvc+hf://"):
         claim, *_, owner, model = uri.removeprefix("pvc+hf://").split("/")
@@ -88,7 +89,7 @@ def _read_source(artifacts: FieldReader, draft: assembly.ModelDraft) -> None:
     artifacts.skip("readOnly")
 
 
-def _read_role(values: FieldReader, section: FieldReader, pool: assembly.PoolDraft, *, multinode: bool) -> None:
+def _read_role(values: FieldReader, section: FieldReader, pool: PoolDraft, *, multinode: bool) -> None:
     containers = section.entries("containers")
     if not containers:
         raise section.error("containers", "there is no container", "name the engine's container")
@@ -121,7 +122,7 @@ def _read_role(values: FieldReader, section: FieldReader, pool: assembly.PoolDra
         section.drop(name, reason)
 
 
-def _read_node_labels(types: FieldReader, pool: assembly.PoolDraft) -> None:
+def _read_node_labels(types: FieldReader, pool: PoolDraft) -> None:
     key, values = types.text("labelKey"), types.texts("labelValues")
     if not key or not values:
         return

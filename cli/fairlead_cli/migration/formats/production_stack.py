@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fairlead_cli.migration import assembly
+from fairlead_cli.migration.drafts import MigrationOptions, ModelDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
 from fairlead_cli.migration.pod_spec import (
     ACCOUNT_NOTE,
@@ -15,6 +16,7 @@ from fairlead_cli.migration.pod_spec import (
     shared_memory,
     store_flags,
 )
+from fairlead_cli.migration.references import rename_taken
 
 _PRESETS: Final = {"roundrobin": "round-robin", "session": "session"}
 _FLAGS: Final = {
@@ -64,12 +66,12 @@ REASONS: Final = {
 }
 
 
-def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each entry of modelSpec."""
     return [manifest for document in documents for manifest in _convert(document, options)]
 
 
-def _convert(values: FieldReader, options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def _convert(values: FieldReader, options: MigrationOptions) -> list[dict[str, Any]]:
     engines = values.section("servingEngineSpec")
     engines.skip("enableEngine", "servicePort")
     drafts = []
@@ -91,10 +93,10 @@ def _convert(values: FieldReader, options: assembly.MigrationOptions) -> list[di
     return manifests
 
 
-def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) -> assembly.ModelDraft:
+def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) -> ModelDraft:
     name = spec.text("name")
-    draft = assembly.ModelDraft(values, name=name)
-    pool = assembly.PoolDraft(spec, selector={"model": name}, port=engines.integer("containerPort") or 8000)
+    draft = ModelDraft(values, name=name)
+    pool = PoolDraft(spec, selector={"model": name}, port=engines.integer("containerPort") or 8000)
     draft.pools = [pool]
     url = spec.text("modelURL")
     draft.uri = _claim_uri(url, spec) or assembly.model_uri(url, spec, "modelURL")[0]
@@ -120,7 +122,7 @@ def _read_model(values: FieldReader, engines: FieldReader, spec: FieldReader) ->
     return draft
 
 
-def _read_ray(ray: FieldReader, spec: FieldReader, pool: assembly.PoolDraft) -> None:
+def _read_ray(ray: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
     """Stores the nodes of a Ray cluster: its head, and as many workers as there are replicas.
 
     Charts before 0.1.8 have no `enabled`, and start Ray where the section is.
@@ -173,7 +175,7 @@ def _arguments(spec: FieldReader) -> list[str]:
     return words + config.texts("extraArgs")
 
 
-def _read_storage(spec: FieldReader, draft: assembly.ModelDraft) -> None:
+def _read_storage(spec: FieldReader, draft: ModelDraft) -> None:
     claim, size, storage_class = (
         spec.text("pvcExistingClaimName"),
         spec.text("pvcStorage"),
@@ -191,7 +193,7 @@ def _read_storage(spec: FieldReader, draft: assembly.ModelDraft) -> None:
         draft.model["cache"] = {"size": size} | ({"storageClassName": storage_class} if storage_class else {})
 
 
-def _read_resources(spec: FieldReader, pool: assembly.PoolDraft) -> None:
+def _read_resources(spec: FieldReader, pool: PoolDraft) -> None:
     resources = spec.section("resources")
     if resources:
         read_resources(resources, pool)
@@ -211,7 +213,7 @@ def _read_resources(spec: FieldReader, pool: assembly.PoolDraft) -> None:
         spec.drop(name, "Fairlead requests whole devices")
 
 
-def _read_variables(engines: FieldReader, spec: FieldReader, pool: assembly.PoolDraft) -> None:
+def _read_variables(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
     read_environment(engines, pool)
     read_environment(spec, pool)
     token = spec.peek("hf_token")
@@ -226,7 +228,7 @@ def _read_variables(engines: FieldReader, spec: FieldReader, pool: assembly.Pool
         pool.container["envFrom"] = sources
 
 
-def _read_pod(engines: FieldReader, spec: FieldReader, pool: assembly.PoolDraft) -> None:
+def _read_pod(engines: FieldReader, spec: FieldReader, pool: PoolDraft) -> None:
     secret = spec.text("imagePullSecret")
     pool.engine.pull_secrets = [secret] if secret else []
     carried = ("serviceAccountName", "priorityClassName", "affinity")
@@ -252,6 +254,7 @@ def _read_pod(engines: FieldReader, spec: FieldReader, pool: assembly.PoolDraft)
         entries = [*engines.entries(source), *spec.entries(source)]
         if entries:
             holder[target] = [entry.fields() for entry in entries]
+    rename_taken(pool, spec)
     if volume := shared_memory(spec.value("shmSize"), spec, "shmSize"):
         pool.pod["volumes"] = [*pool.pod.get("volumes", []), volume]
     pool.pod |= assembly.without_empty({"securityContext": engines.value("securityContext")})
@@ -261,7 +264,7 @@ def _read_pod(engines: FieldReader, spec: FieldReader, pool: assembly.PoolDraft)
     pool.metadata = assembly.without_empty(labels)
 
 
-def _read_lmcache(cache: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
+def _read_lmcache(cache: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
     if cache.is_off():
         return
     role = _ROLES.get(cache.text("kvRole"))
@@ -281,7 +284,7 @@ def _read_lmcache(cache: FieldReader, pool: assembly.PoolDraft, draft: assembly.
         cache.note("", f"{', '.join(others)}: {reason}", Outcome.DROPPED)
 
 
-def _read_scaling(keda: FieldReader, pool: assembly.PoolDraft, draft: assembly.ModelDraft) -> None:
+def _read_scaling(keda: FieldReader, pool: PoolDraft, draft: ModelDraft) -> None:
     if keda.is_off():
         return
     pool.min_replicas, pool.max_replicas = keda.number("minReplicaCount"), keda.integer("maxReplicaCount")

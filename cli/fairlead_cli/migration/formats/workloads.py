@@ -5,13 +5,21 @@ as those of llm-d, and kthena's ModelServings. AIBrix's workloads have the same 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from fairlead.errors import BadInput
 from fairlead_cli.migration import assembly
+from fairlead_cli.migration.drafts import MigrationOptions, ModelDraft, PoolDraft
 from fairlead_cli.migration.field_reader import FieldReader, Outcome
-from fairlead_cli.migration.pod_spec import OtherEngine, claim_of_path, find_engine, other_engine, read_pod
+from fairlead_cli.migration.pod_spec import claim_of_path, find_engine, other_engine, read_pod
 
 KTHENA_GROUP: Final = "workload.serving.volcano.sh"
 _GROUP_KIND: Final = "LeaderWorkerSet"
 _KINDS: Final = {"Deployment": "apps", "StatefulSet": "apps", _GROUP_KIND: "leaderworkerset.x-k8s.io"}
+SCALER_KINDS: Final = ("HorizontalPodAutoscaler", "ScaledObject")
+_SCALER_FIELDS: Final = (
+    *("metrics", "behavior", "targetCPUUtilizationPercentage", "triggers", "pollingInterval", "fallback", "advanced"),
+    "initialCooldownPeriod",
+)
+_KEDA_MAXIMUM: Final = 100
 _OWN_LABELS: Final[Mapping[str, Mapping[str, str]]] = {
     _GROUP_KIND: {"leaderworkerset.sigs.k8s.io/name": "{}", "leaderworkerset.sigs.k8s.io/worker-index": "0"},
     "ModelServing": {"modelserving.volcano.sh/name": "{}", "modelserving.volcano.sh/entry": "true"},
@@ -20,6 +28,11 @@ _OWN_LABELS: Final[Mapping[str, Mapping[str, str]]] = {
 _ROLE_LABEL: Final = "llm-d.ai/role"
 _ROLES: Final = {"prefill": "Prefill", "decode": "Decode"}
 _SELECTED: Final = "the selector of the old workload has it: a Service with this label would take the new pods, too"
+_FOR_WORKLOADS: Final = ("kueue.x-k8s.io/", "leaderworkerset.sigs.k8s.io/")
+_NOT_ON_WORKLOADS: Final = (
+    "it stays on the ModelDeployment, and does not reach the workload that Fairlead makes; labels of pods are in "
+    "pools[].template.metadata"
+)
 _ONE_TEMPLATE: Final = "Fairlead's pods of one instance have one template"
 REASONS: Final = {
     "spec.selector": "Fairlead labels its pods itself",
@@ -39,6 +52,10 @@ REASONS: Final = {
 }
 
 
+Target = tuple[str, str, str]
+"""Namespace, kind and name of a workload."""
+
+
 def is_workload(document: Mapping[str, Any]) -> bool:
     """Returns True for a workload whose pods have a container that runs vLLM or SGLang."""
     group, kind = _group_and_kind(document)
@@ -47,23 +64,88 @@ def is_workload(document: Mapping[str, Any]) -> bool:
     return _KINDS.get(kind) == group and find_engine(_pod_of(document, kind)) is not None
 
 
-def other_engine_of(document: Mapping[str, Any]) -> OtherEngine | None:
-    """Returns the engine in a workload that no conversion reads; None for other workloads."""
-    group, kind = _group_and_kind(document)
-    return other_engine(_pod_of(document, kind).entries("containers")) if _KINDS.get(kind) == group else None
+def unread_engine(document: Mapping[str, Any]) -> str:
+    """Returns why a workload with an engine is not converted, and what to do; empty for others."""
+    kind = str(document.get("kind", ""))
+    try:
+        pod = FieldReader.of_document(document, "").section("spec") if kind == "Pod" else _pod_of(document, kind)
+        other, engine = other_engine(pod.entries("containers")), find_engine(pod)
+    except BadInput:
+        return ""  # of another form: no workload
+    if other is not None:
+        return f"{other.problem}: {other.hint}"
+    if engine is None or kind in _KINDS or kind == "Job":
+        return ""
+    return f"convert reads no {kind}, only {', '.join(_KINDS)}: give it as one of these, or write the model by hand"
 
 
-def convert_models(documents: Sequence[FieldReader], options: assembly.MigrationOptions) -> list[dict[str, Any]]:
+def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each workload; prefill and decode of one model become pools."""
-    return [assembly.assemble(draft, options) for draft in assembly.join_roles(map(_read_workload, documents))]
+    scalers = [document for document in documents if document.peek("kind") in SCALER_KINDS]
+    drafts = {target_key(one): _read_workload(one) for one in documents if one not in scalers}
+    for scaler in scalers:
+        read_scaler(scaler, drafts)
+    return [assembly.assemble(draft, options) for draft in assembly.join_roles(drafts.values())]
 
 
-def _read_workload(workload: FieldReader) -> assembly.ModelDraft:
-    draft = assembly.ModelDraft(
+def read_scaler(scaler: FieldReader, targets: Mapping[Target, ModelDraft], role: str = "") -> ModelDraft | None:
+    """Stores the bounds of an autoscaler in the model of its target, and returns the model.
+
+    role: the only pool that it scales; empty for all.
+    Returns None, with a note, for one whose target is not among the files.
+    """
+    assembly.metadata_of(scaler, own_prefixes=("autoscaling.aibrix.ai/", "kpa.autoscaling.", "apa.autoscaling."))
+    spec = scaler.section("spec")
+    spec.section("scaleTargetRef").skip("apiVersion", "kind", "name", "namespace", "envSourceContainerName")
+    draft = targets.get(scaler_target(scaler))
+    if draft is None:
+        spec.skip(*spec.names())
+        scaler.note("spec.scaleTargetRef", "its target is not among the files", Outcome.DROPPED)
+        return None
+    pools = [pool for pool in draft.pools if role in ("", pool.name)]
+    low, high = scaler_bounds(scaler.peek("spec") or {}, str(scaler.peek("kind")))
+    for pool in pools:
+        pool.min_replicas, pool.max_replicas = low, max(low, high)
+    spec.skip("minReplicas", "maxReplicas", "minReplicaCount", "maxReplicaCount", "idleReplicaCount")
+    window = spec.integer("cooldownPeriod")
+    for field in _SCALER_FIELDS:
+        spec.drop(field, assembly.SCALES_FOR_TARGETS)
+    found = assembly.scaling_spec(pools, stabilizationWindow=f"{window}s" if window else None)
+    draft.spec = found | draft.spec
+    return draft
+
+
+def target_key(workload: FieldReader) -> Target:
+    """Returns the key of a workload among the targets of autoscalers."""
+    metadata = workload.peek("metadata") or {}
+    return str(metadata.get("namespace") or ""), str(workload.peek("kind")), str(metadata.get("name"))
+
+
+def scaler_target(scaler: FieldReader) -> Target:
+    """Returns the key of the workload that an autoscaler scales."""
+    reference = (scaler.peek("spec") or {}).get("scaleTargetRef") or {}
+    return target_key(scaler)[0], str(reference.get("kind") or "Deployment"), str(reference.get("name"))
+
+
+def scaler_bounds(spec: Mapping[str, Any], kind: str) -> tuple[int, int]:
+    """Returns the least and the greatest number of pods of an autoscaler, with its defaults."""
+    if kind != "ScaledObject":
+        low = spec.get("minReplicas")
+        return 1 if low is None else int(low), int(spec.get("maxReplicas") or 1)
+    low = spec.get("idleReplicaCount", spec.get("minReplicaCount"))
+    high = spec.get("maxReplicaCount")
+    return int(low or 0), _KEDA_MAXIMUM if high is None else int(high)
+
+
+def _read_workload(workload: FieldReader) -> ModelDraft:
+    draft = ModelDraft(
         workload, **assembly.metadata_of(workload, own_prefixes=("deployment.kubernetes.io/", "llm-d.ai/"))
     )
+    for name in (*draft.labels, *draft.annotations):
+        if name.startswith(_FOR_WORKLOADS):
+            workload.note("metadata", f"{name}: {_NOT_ON_WORKLOADS}", Outcome.REQUIRED)
     spec, kind = workload.section("spec"), str(workload.peek("kind"))
-    pool = assembly.PoolDraft(spec, min_replicas=spec.number("replicas"))
+    pool = PoolDraft(spec, min_replicas=spec.number("replicas"))
     draft.pools = [pool]
     if kind == "ModelServing":
         _read_only_role(spec, pool)
@@ -73,6 +155,11 @@ def _read_workload(workload: FieldReader) -> assembly.ModelDraft:
             pool.nodes = group.integer("size") or 1
             if "leaderTemplate" in group:
                 group.drop("workerTemplate", _ONE_TEMPLATE)
+        for claim in spec.entries("volumeClaimTemplates"):
+            claim_spec, name = claim.value("spec"), claim.section("metadata").text("name")
+            claim.skip(*claim.names())
+            pool.claim_volumes.append({"name": name, "ephemeral": {"volumeClaimTemplate": {"spec": claim_spec}}})
+            claim.note("", "each pod has a volume of this kind, which ends with the pod: its files are loaded again")
         template = _template_of(spec, kind)
         labels = template.section("metadata").peek("labels") or {}
         role = str(labels.get(_ROLE_LABEL) or "")
@@ -102,7 +189,7 @@ def _template_of(spec: FieldReader, kind: str) -> FieldReader:
     return group.section("leaderTemplate" if "leaderTemplate" in group else "workerTemplate")
 
 
-def _read_only_role(spec: FieldReader, pool: assembly.PoolDraft) -> None:
+def _read_only_role(spec: FieldReader, pool: PoolDraft) -> None:
     """Stores the only role of a ModelServing. Raises BadInput for one with several roles."""
     template = spec.section("template")
     roles = template.entries("roles")
@@ -121,7 +208,7 @@ def _read_only_role(spec: FieldReader, pool: assembly.PoolDraft) -> None:
 
 def read_template(
     template: FieldReader,
-    pool: assembly.PoolDraft,
+    pool: PoolDraft,
     *,
     own_prefixes: tuple[str, ...] = (),
     selected: Mapping[str, Any] | None = None,
@@ -146,7 +233,7 @@ def read_template(
 
 def read_pod_metadata(
     metadata: FieldReader,
-    pool: assembly.PoolDraft,
+    pool: PoolDraft,
     own_prefixes: tuple[str, ...],
     selected: Mapping[str, Any],
     reasons: Mapping[str, str],
@@ -157,6 +244,7 @@ def read_pod_metadata(
     selected: the labels by which the workload finds its pods.
     reasons: name of a label or annotation to why it is not carried over.
     """
+    pool.labels |= {name: str(value) for name, value in (metadata.peek("labels") or {}).items()}
     for kind in ("labels", "annotations"):
         values = metadata.section(kind)
         kept: dict[str, str] = {}
@@ -176,7 +264,7 @@ def read_pod_metadata(
             pool.metadata[kind] = pool.metadata.get(kind, {}) | kept
 
 
-def read_source(draft: assembly.ModelDraft, spec: FieldReader) -> None:
+def read_source(draft: ModelDraft, spec: FieldReader) -> None:
     """Stores where the weights are, and the names of a model, from the engines' command lines."""
     first = draft.pools[0]
     source = next((pool.engine.flags.model for pool in draft.pools if pool.engine.flags.model), "")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from fairlead import units
 from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.crd import crd_manifest
 from fairlead.api.kinds import served_kinds
@@ -123,42 +124,9 @@ def check_quotas(facts: ClusterFacts) -> Verdict:
 def _used_up(quota: Manifest) -> Iterator[tuple[str, str, str]]:
     hard, used = status_of(quota).get("hard") or {}, status_of(quota).get("used") or {}
     for resource, limit_text in hard.items():
-        used_amount, limit = parse_quantity(str(used.get(resource, "0"))), parse_quantity(str(limit_text))
+        used_amount, limit = units.parse_resource(str(used.get(resource, "0"))), units.parse_resource(str(limit_text))
         if used_amount is not None and limit is not None and used_amount >= limit and (limit > 0 or used_amount > 0):
             yield resource, str(used[resource]), str(limit_text)
-
-
-_SUFFIXES: Final[Mapping[str, float]] = {
-    "n": 1e-9,
-    "u": 1e-6,
-    "m": 1e-3,
-    "": 1.0,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "P": 1e15,
-    "E": 1e18,
-    "Ki": 2.0**10,
-    "Mi": 2.0**20,
-    "Gi": 2.0**30,
-    "Ti": 2.0**40,
-    "Pi": 2.0**50,
-    "Ei": 2.0**60,
-}
-
-
-def parse_quantity(text: str) -> float | None:
-    """Returns a Kubernetes quantity (``500m``, ``4Gi``, ``1e3``) as a number; None for an invalid
-    one.
-    """
-    match = re.fullmatch(r"([+-]?[\d.]+(?:[eE][+-]?\d+)?)([A-Za-z]*)", text)
-    if match is None or match[2] not in _SUFFIXES:
-        return None
-    try:
-        return float(match[1]) * _SUFFIXES[match[2]]
-    except ValueError:
-        return None
 
 
 def check_accelerators(facts: ClusterFacts) -> Verdict:
@@ -172,8 +140,8 @@ def check_accelerators(facts: ClusterFacts) -> Verdict:
     offered: dict[str, float] = {}
     for node in nodes:
         for name, count in (status_of(node).get("allocatable") or {}).items():
-            if name in names and (parse_quantity(str(count)) or 0.0) > 0:
-                offered[name] = offered.get(name, 0.0) + (parse_quantity(str(count)) or 0.0)
+            if name in names and (units.parse_resource(str(count)) or 0.0) > 0:
+                offered[name] = offered.get(name, 0.0) + (units.parse_resource(str(count)) or 0.0)
     if not offered:
         return warned(f"none of {len(nodes)} nodes does; only models without accelerators can run")
     return passed(", ".join(f"{count:.0f} {name}" for name, count in sorted(offered.items())))
