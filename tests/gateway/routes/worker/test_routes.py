@@ -245,7 +245,7 @@ async def test_engines_get_the_parameters_that_a_route_sets() -> None:
         assert own == {"model": "stable", "max_tokens": 500}
         passed = {"model": "assistant", "input": "a", "max_output_tokens": 500}
         sent = body_of(await request(running.url, passed, path="/v1/responses"))
-        assert sent == {"model": "stable", "max_output_tokens": 10, "temperature": 0.2}
+        assert sent == {"model": "stable", "max_output_tokens": 10, "temperature": 0.2, "store": False}
 
 
 async def test_decision_log_has_the_parameters_that_were_set() -> None:
