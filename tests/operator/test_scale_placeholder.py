@@ -48,14 +48,14 @@ class Field:
         if number != self.value:
             self.value, self.owners = number, {manager} if number else set()
 
-    def seen(self) -> ReplicasField:
+    def current(self) -> ReplicasField:
         others = self.owners - {OURS}
         return ReplicasField(self.value, OURS in self.owners, bool(others))
 
 
 def step(field: Field, wanted: int | None) -> PlaceholderWrite:
     """One pass of the operator."""
-    write = plan_placeholder(field.seen(), wanted)
+    write = plan_placeholder(field.current(), wanted)
     if write is PlaceholderWrite.SET:
         field.apply(OURS, wanted)
     elif write is PlaceholderWrite.RELEASE:
@@ -73,7 +73,7 @@ def test_any_sequence_of_writers_keeps_the_number_of_the_last_one(seed: int) -> 
                 theirs = random.randrange(4)
                 before = field.value
                 field.scale("kube-controller-manager", theirs)
-                theirs = theirs if before != theirs or field.seen().is_foreign else None
+                theirs = theirs if before != theirs or field.current().is_foreign else None
             case 1:
                 theirs = random.randrange(4)
                 field.apply("argocd", theirs)
@@ -88,7 +88,7 @@ def test_any_sequence_of_writers_keeps_the_number_of_the_last_one(seed: int) -> 
         assert step(field, wanted) is PlaceholderWrite.NONE  # one write is enough
         if theirs is not None:
             assert (field.value, OURS in field.owners) == (theirs, False)
-        elif not field.seen().is_foreign and OURS in field.owners:
+        elif not field.current().is_foreign and OURS in field.owners:
             assert field.value == wanted
         assert field.value is not None or wanted is None  # /scale can be read
 
