@@ -39,6 +39,7 @@ from fairlead_gateway.dialects.schemas import (
 from fairlead_gateway.dialects.table import BODY_DECODERS, BY_TYPE, LISTED_DECODERS, LISTED_KINDS
 from fairlead_gateway.native import SCAN_CHAT, SCAN_MESSAGES, SCAN_RESPONSES, ChatScan
 from fairlead_gateway.openai.field_policy import has_token_ids, removed_fields, special_parts
+from fairlead_gateway.openai.form_body import FormFiles
 from fairlead_gateway.openai.json_edit import rewrite_members
 from fairlead_gateway.openai.model_names import ModelEntry
 from fairlead_gateway.openai.response_ids import HeldResponse
@@ -137,6 +138,7 @@ class ModelRequest:
     repeated_bytes: those that the engine computes again for each further item of a list.
     is_passthrough: the gateway reads neither prompt nor response.
     passes_stream: the client asked for a stream that is passed on.
+    files: of a form, whose fields are the body here; None without a form.
     strip_usage: the client did not ask for the usage of the stream.
     without_tokens: an engine refuses to send token ids, so that none is asked for them.
     method, target: of the request to the engine; target None: the client's path.
@@ -170,6 +172,7 @@ class ModelRequest:
         "decoded_fields",
         "dialect",
         "entry",
+        "files",
         "has_cache_variants",
         "has_session_id",
         "held",
@@ -239,6 +242,7 @@ class ModelRequest:
         self.dialect = _CHAT_DIALECT
         self.held: HeldResponse | None = None
         self.passes_stream = False
+        self.files: FormFiles | None = None
         self.method = "POST"
         self.target: str | None = None
         self.resumable: bool | None = None

@@ -469,6 +469,10 @@ def _find_parts(body: bytes, signs: tuple[bytes, ...]) -> Iterator[tuple[dict[st
     try:
         rest: list[tuple[Any, bool, bool]] = [(msgspec.json.decode(body), False, True)]
     except _DECODE_ERRORS:
+        try:
+            MEMBERS_DECODER.decode(body)
+        except _DECODE_ERRORS:
+            return  # its parser says what is wrong
         raise BadRequest("the body holds a text or a number that is not valid", param=None) from None
     while rest:
         value, is_content, is_body = rest.pop()

@@ -72,6 +72,7 @@ from fairlead_gateway.openai.field_policy import (
     check_external_path,
     engine_tables,
 )
+from fairlead_gateway.openai.form_body import FORM_TYPE, read_form
 from fairlead_gateway.openai.json_edit import (
     is_any_enabled,
     prepend_members,
@@ -453,7 +454,6 @@ _COMMON_PATHS = frozenset(
 )
 _MAX_QUERY_FIELDS = 50
 _CLOSED_HINT = "the operator of the model opens paths with engine.allowedPaths"
-_FORM_HINT = "send a form with files to the address of the engine itself, which the operator of the model can open"
 _HINT = "other paths under /v1 go to the engine of the model that the JSON body, or ?model=, names"
 
 
@@ -550,12 +550,16 @@ def _target(path: str, query: list[tuple[str, str]], entry: ModelEntry) -> str:
 
 
 def _parse_json_body(head: RequestHead, body: bytes, parse: BodyParser) -> ModelRequest:
-    content_type = (head.get(b"content-type") or b"application/json").partition(b";")[0].strip().lower()
-    if content_type != b"application/json" and not content_type.endswith(b"+json"):
-        hint = _FORM_HINT if content_type == b"multipart/form-data" else _HINT
-        raise UnsupportedBodyType("only JSON bodies are forwarded to engines", param="content-type", hint=hint)
+    content_type, files = (head.get(b"content-type") or b"application/json").partition(b";")[0].strip().lower(), None
+    if content_type == FORM_TYPE:
+        body, files = read_form(head.get(b"content-type") or b"", body)
+    elif content_type != b"application/json" and not content_type.endswith(b"+json"):
+        text = "only JSON bodies, and forms with files, are forwarded to engines"
+        raise UnsupportedBodyType(text, param="content-type", hint=_HINT)
     try:
-        return parse(GenericRequest, body)
+        request = parse(GenericRequest, body)
+        request.files = files
+        return request
     except BadRequest as error:
         if error.param == "model" and error.code == "missing_field":
             raise UnknownPath("nothing is served under this path", hint=_HINT) from None

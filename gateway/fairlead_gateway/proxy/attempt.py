@@ -219,6 +219,8 @@ class Attempt:
             body = body_with_model(name, body)
             target = None if target is None else target_with_model(name, target)
         prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, address.url)
+        if request.files is not None:
+            body, prefix = request.files.encode(body, context.id), prefix.of_form(context.id)
         if address.leaves_cluster:
             self.message = encode_external_request(prefix, body, context.id)
             return

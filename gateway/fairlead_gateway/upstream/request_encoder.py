@@ -72,6 +72,11 @@ class RequestPrefix:
         self.text = text
         self.has_body = method != "GET"
 
+    def of_form(self, boundary: str) -> "RequestPrefix":
+        """Returns the start of the same request with a form as its body."""
+        text = self.text.replace("application/json", f"multipart/form-data; boundary={boundary}")
+        return RequestPrefix(self.method, self.target, text)
+
 
 def request_prefix(method: str, target: str, url: str, hop_id: str) -> RequestPrefix:
     """Returns the start of a request for `target` at `url`.

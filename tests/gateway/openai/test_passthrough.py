@@ -102,7 +102,7 @@ def test_each_engine_type_has_the_paths_of_its_api() -> None:
 @pytest.mark.parametrize(("path", "kind"), [("/v1/responses", "text/event-stream"), ("/v1/audio/speech", "audio/mpeg")])
 async def test_an_answer_in_another_language_is_passed_on_piece_by_piece(path: str, kind: str) -> None:
     go_on = asyncio.Event()
-    first = b'event: response.created\ndata: {"a":1}\n\n'
+    first = b'event: response.output_text.delta\ndata: {"a":1}\n\n'
     last = b"event: response.completed\ndata: {}\n\n"
 
     async def script(call: EngineCall) -> None:
@@ -169,7 +169,7 @@ async def test_an_error_of_another_form_is_the_clients() -> None:
         (post_request(b"[]", path="/v1/batches"), 400, "invalid_type"),
         (post_request(b"{", path="/v1/batches"), 400, "invalid_json"),
         (post_request(b"", path="/v1/batches"), 404, "unknown_url"),
-        (post_request(b"--x", path="/v1/files", more="content-type: multipart/form-data; boundary=x\r\n"), 415, None),
+        (post_request(b"--x", path="/v1/files", more="content-type: multipart/form-data; boundary=x\r\n"), 400, None),
         (post_request({"model": "tiny", "n": 10**9}, path="/v1/chat/completions/batch"), 400, "out_of_range"),
         (
             post_request({"model": "tiny", "lora_name": "x", "lora_path": "/"}, path="/v1/load_lora_adapter"),

@@ -89,7 +89,7 @@ async def test_a_plain_answer_has_a_deadline_of_its_own_and_a_stream_has_none() 
 
 
 async def test_a_silent_stream_is_broken_off_with_its_reason() -> None:
-    async with gateway_of(silent_after_token, limits=Limits(stream_idle_seconds=0.2)) as (running, *_):
+    async with gateway_of(silent_after_token, limits=Limits(stream_silence_seconds=0.2)) as (running, *_):
         answer = await request(running.url, STREAM)
         assert '"code":"stream_timeout"' in answer.events[-1]
         assert "[DONE]" not in answer.events

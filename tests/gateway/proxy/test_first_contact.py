@@ -90,15 +90,6 @@ async def test_a_websocket_is_refused_with_a_status_that_clients_fall_back_on(pa
         assert (await send(running.url, post_request(GOOD, more=more)))[0].status == 200
 
 
-async def test_a_form_is_refused_with_what_to_do() -> None:
-    async with gateway_before([well_behaved]) as running:
-        for kind in ("multipart/form-data; boundary=b", "Multipart/Form-Data;boundary=b"):
-            more = f"content-type: {kind}\r\n"
-            answer = await request(running.url, b"--b--\r\n", path="/v1/audio/transcriptions", more=more)
-            assert (answer.status, answer.error["param"]) == (415, "content-type")
-            assert "a form with files" in answer.error["message"]
-
-
 def models_of(answer: RawResponse) -> list[dict[str, Any]]:
     found: dict[str, Any] = answer.json
     assert set(found) == {"data", "has_more", "first_id", "last_id"}
