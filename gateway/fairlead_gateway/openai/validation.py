@@ -291,7 +291,7 @@ def _validation_error(text: str, field: str = "") -> BadRequest:
 
 
 def _with_path(error: BadRequest, body: bytes) -> BadRequest:
-    """Returns the error with the paths of a body that has another API's prompt instead of its own."""
+    """Returns the error; it names the paths of a body that has the prompt of another API."""
     if error.code == "missing_field" and error.param in _PATHS_OF_PROMPTS:
         with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             for name in MEMBERS_DECODER.decode(body):

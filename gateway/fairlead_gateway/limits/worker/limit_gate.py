@@ -203,10 +203,10 @@ class LimitGate:
         return True
 
     def count_unreserved(self, caller: Caller | None) -> None:
-        """Counts a request that reserves nothing. Raises GatewayError if a limit of requests is used
-        up.
+        """Counts a request that reserves nothing.
 
-        It waits for no slice: the answer may exceed that of the worker.
+        It waits for no slice: it may exceed that of the worker. Raises GatewayError if a limit of
+        requests is used up.
         """
         if caller is None or not caller.tenant.limits:
             return

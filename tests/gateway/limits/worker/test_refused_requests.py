@@ -1,4 +1,4 @@
-"""Requests that are refused because they are wrong count in limits of requests, and use no tokens."""
+"""Requests that are refused as wrong count in limits of requests, and use no tokens."""
 
 import json
 
