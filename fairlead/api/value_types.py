@@ -94,6 +94,16 @@ ObjectName = Annotated[str, _SHORT_SUBDOMAIN]
 """The name of one of Fairlead's objects. A rule of each kind says when it is too long."""
 NamespaceOrAll = Annotated[str, TextForm(rf"^(\*|{DNS_LABEL_PATTERN.pattern})$", _LABEL.message, _LABEL.fix, 63, 1)]
 """The name of a namespace, or `*` for all."""
+ContextLength = Annotated[
+    Int32 | None,
+    api_field(
+        "context of the model in tokens, as `/v1/models` shows it; left out = as its engines state it, which "
+        "llama.cpp and most providers do not",
+        "131072",
+        ge=1,
+        le=1 << 30,
+    ),
+]
 AllowedRoutes = Annotated[
     list[NamespaceOrAll],
     api_field(

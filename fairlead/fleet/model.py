@@ -279,6 +279,7 @@ class Model:
     max_attempts: instances tried for one request; None for the gateway's own number.
     resume: whether its streams go on at another instance when theirs ends.
     defragments: its streams also leave an instance so that a waiting request fits there.
+    context_length: in tokens, as its operator states it; None if its engines are asked.
     """
 
     namespace: str
@@ -298,6 +299,7 @@ class Model:
     max_attempts: int | None = None
     resume: StreamResume = StreamResume.AUTO
     defragments: bool = False
+    context_length: int | None = None
 
     def takes_routes_of(self, namespace: str) -> bool:
         """Returns True if a route of the namespace may lead to the model."""

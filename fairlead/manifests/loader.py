@@ -122,6 +122,7 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
         max_attempts=deployment.spec.routing.max_attempts,
         resume=deployment.spec.routing.resume or StreamResume.AUTO,
         defragments=bool(deployment.spec.routing.defragment),
+        context_length=deployment.spec.model.context_length,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import AfterValidator, Field
 
 from fairlead.api.strict_model import Rule, StrictModel, api_field, api_list, field_error
-from fairlead.api.value_types import ServedName, Size, Subdomain
+from fairlead.api.value_types import ContextLength, ServedName, Size, Subdomain
 from fairlead.names import SERVED_NAME_PATTERN
 
 _URI_PATTERN = r"^((hf|s3|gs|oci|file|openai)://|pvc:).+$"
@@ -150,6 +150,7 @@ class ModelSource(StrictModel):
         max_length=16,
         is_set=True,
     )
+    context_length: ContextLength = None
 
     @property
     def engine_name(self) -> str | None:

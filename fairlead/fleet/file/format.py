@@ -25,6 +25,7 @@ from fairlead.api.strict_model import StrictModel, api_field, field_error
 from fairlead.api.value_types import (
     AllowedRoutes,
     Choice,
+    ContextLength,
     Cost,
     Duration,
     PositiveDuration,
@@ -278,6 +279,7 @@ class FileModel(StrictModel):
     routing: Routing = Routing()
     served_names: list[ServedName] = Field(default_factory=list, max_length=16, examples=["[Qwen/Qwen3-8B]"])
     served_model_name: Annotated[ServedName | None, Field(examples=["Qwen/Qwen3-8B"])] = None
+    context_length: ContextLength = None
     kv_transfer: Annotated[_Transfer | None, Field(examples=["nixl"])] = None
     tls: FileTls | None = None
     auth: FileAuth | None = None
@@ -490,6 +492,7 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         max_attempts=item.routing.max_attempts,
         resume=item.routing.resume or StreamResume.AUTO,
         defragments=bool(item.routing.defragment),
+        context_length=item.context_length,
     )
 
 
@@ -646,6 +649,7 @@ def _model_fields(model: Model) -> dict[str, Any]:
             defragment=model.defragments,
         ),
         servedNames=list(model.served_names),
+        contextLength=model.context_length,
         allowedRoutes=sorted(model.route_namespaces),
         wakes=model.wakes,
         unknownFields=None if is_default else policy.unknown_fields.value,

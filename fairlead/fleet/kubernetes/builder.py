@@ -262,6 +262,7 @@ class _FleetBuilder:
                     max_attempts=spec.routing.max_attempts,
                     resume=spec.routing.resume or StreamResume.AUTO,
                     defragments=bool(spec.routing.defragment),
+                    context_length=spec.model.context_length,
                 )
             else:
                 model = before or Model(one.namespace, one.name)

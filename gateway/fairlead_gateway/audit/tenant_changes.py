@@ -268,6 +268,7 @@ def _values(model: Model) -> dict[str, Value]:
         "resume": model.resume.value,
         "defragment": model.defragments,
         "servedNames": ", ".join(sorted(model.served_names)),
+        "contextLength": model.context_length,
         "bareName": not model.shadowed,
         "wakes": model.wakes,
         "unknownFields": policy.unknown_fields.value,

@@ -18,6 +18,7 @@ avoids that for most chats.
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any, Final
 
@@ -94,6 +95,12 @@ _BATCHES = {
     **dict.fromkeys(("queries", "data", "text_1", "text_2", "data_1", "data_2"), ("inputs", b'"[{')),
 }
 """Lists of which each item is a request of its own to the engine, and how such items begin."""
+_PATHS_OF_PROMPTS = {
+    "prompt": "/v1/completions",
+    "input": "/v1/responses or /v1/embeddings",
+    "messages": "/v1/chat/completions or /v1/messages",
+}
+"""The fields that hold prompts, and the paths that have them."""
 _STREAM_OPTIONS = "stream_options"
 _OPTION_FIELDS = dict.fromkeys(StreamOptions.__struct_fields__, bool)
 _NULL = Raw(b"null")
@@ -134,7 +141,7 @@ def decode_body(kind: type[CommonFields], body: bytes, limits: Limits) -> Common
     except RecursionError:
         raise _too_deep_error(limits) from None
     except msgspec.ValidationError as error:
-        raise _validation_error(str(error)) from None
+        raise _with_path(_validation_error(str(error)), body) from None
     except msgspec.DecodeError as error:
         raise _not_json(body, str(error)) from None
     check_depth(body, limits)
@@ -281,6 +288,16 @@ def _validation_error(text: str, field: str = "") -> BadRequest:
         return BadRequest(f"{path}: this field is required", param=path, code="missing_field")
     sentence = f"{path or 'body'}: {what[:1].lower()}{what[1:]}"
     return BadRequest(sentence, param=path or None, code="invalid_type" if "xpected" in what else "invalid_value")
+
+
+def _with_path(error: BadRequest, body: bytes) -> BadRequest:
+    """Returns the error; it names the paths of a body that has the prompt of another API."""
+    if error.code == "missing_field" and error.param in _PATHS_OF_PROMPTS:
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            for name in MEMBERS_DECODER.decode(body):
+                if name in _PATHS_OF_PROMPTS:
+                    error.hint = f"send a body with {name} to {_PATHS_OF_PROMPTS[name]}"
+    return error
 
 
 def _too_deep_error(limits: Limits) -> BadRequest:
@@ -445,7 +462,8 @@ def _check_tools(raw: Raw | UnsetType, limits: Limits) -> None:
     for number, tool in enumerate(tools):
         if tool.function is None and tool.type in (None, "function"):
             path = f"tools[{number}].function"
-            raise BadRequest(f"{path}: this field is required", param=path, code="missing_field")
+            hint = "send tools that name themselves to /v1/messages or /v1/responses"
+            raise BadRequest(f"{path}: this field is required", param=path, code="missing_field", hint=hint)
 
 
 def _check_named_tools(raw: Raw | UnsetType, limits: Limits) -> None:

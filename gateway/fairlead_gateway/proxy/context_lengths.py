@@ -1,8 +1,8 @@
 """The context lengths of models, as their engines state them in `/v1/models`.
 
 An engine is asked when a client asks for the list, and again after some minutes: a rollout may
-change the length. Clients wait for the answer for a second at most. A length that no engine states
-is not shown.
+change the length. Clients wait for the answer for a second at most. Where the operator states a
+length, no engine is asked. A length that nothing states is not shown.
 """
 
 import asyncio
@@ -78,6 +78,9 @@ class ContextLengths:
             call.cancel()
 
     def _is_due(self, fleet: Fleet, key: str, now: float) -> bool:
+        model = fleet.models.get(key)
+        if model is None or model.context_length is not None:
+            return False
         instance_id, until = self._stated.get(key, ("", now))
         if now < until and any(instance.id == instance_id for instance in fleet.instances.get(key, ())):
             return False

@@ -290,7 +290,7 @@ class Gateway(RequestLifecycle):
         self.keyed_requests = KeyedRequests(
             runtime, self._start_request, self._on_replayed, self.telemetry.non_model_counters
         )
-        self.keyed_requests.count_replay = self.stack.limit_gate.count_replay
+        self.keyed_requests.count_replay = self.stack.limit_gate.count_unreserved
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
         self._defragmenter = StreamDefragmenter(self.stack.admission, self._relayed_streams, self._now)
         self.stack.admission.on_waiting = self._defragmenter.defragment
@@ -718,6 +718,8 @@ class Gateway(RequestLifecycle):
         self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
     ) -> None:
         if context is None or context.choice is None:
+            if context is None or context.reservation is None:
+                error = self.stack.limit_gate.count_refused(http_request.caller, error)
             self._recorder.record_unserved(http_request, context, error)
             self.on_rejected(error, response, http_request, context)
             return

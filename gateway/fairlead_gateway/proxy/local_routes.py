@@ -112,7 +112,8 @@ class LocalRoutes:
 
         Raises UnknownModel and ExternalRefused.
         """
-        lengths = self._lengths.by_model
+        stated = {key: model.context_length for key, model in visible.fleet.models.items()}
+        lengths = self._lengths.by_model | {key: length for key, length in stated.items() if length is not None}
         if path in (_MODELS_PATH, _MODELS_PATH + "/"):
             fleet = visible.fleet
             models = [

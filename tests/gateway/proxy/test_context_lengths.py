@@ -91,3 +91,19 @@ async def test_an_engine_whose_answer_cannot_be_read_is_not_asked_each_time(
         for _ in range(3):
             assert "max_model_len" not in await _entry(running)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["", "tiny", "chat"])
+async def test_a_stated_length_is_shown_and_no_engine_is_asked(name: str) -> None:
+    async with scripted_engine() as engine:
+        fleet = fleet_of([engine.url])
+        stated = replace(fleet.models[MODEL_KEY], context_length=32_768)
+        route = Route("default", "chat", (RouteTarget(MODEL_KEY),), names=("chat",))
+        fleet = replace(fleet, models={MODEL_KEY: stated}, routes={route.key: route})
+        async with running_gateway(fleet) as running:
+            engine.max_model_len = 4_096
+            assert (await _entry(running, name))["max_model_len"] == 32_768
+            assert not running.gateway.stack.context_lengths.by_model
+            measured = replace(fleet, version=2, models={MODEL_KEY: replace(stated, context_length=None)})
+            running.gateway.update_fleet(measured)
+            assert (await _entry(running, name))["max_model_len"] == 4_096

@@ -20,6 +20,7 @@ from fairlead_gateway.dialects.completions import COMPLETIONS
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.limits.worker.limit_plan import Amounts, LimitPlan
 from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.telemetry.decision_log import is_client_fault
 from fairlead_gateway.worker.request_context import RequestContext
 
 SHARE: Final = 0.9
@@ -264,7 +265,8 @@ def expected_amounts(context: RequestContext, plan: LimitPlan, prompt_tokens: in
 def used_amounts(context: RequestContext, plan: LimitPlan, estimate: Amounts) -> Amounts:
     """Returns what a request has used, after its end.
 
-    - Nothing if it was never sent, or is refunded (`RequestOutcome.is_refunded`).
+    - Nothing if it was never sent, or is refunded (`RequestOutcome.is_refunded`). A request that
+      its engine refused as wrong (4xx, but not 429) counts as one.
     - The prompt and the tokens until then if its client disconnected, or if it took too long.
     - What the engine reported, else what was expected: a missing count is not zero.
 
@@ -272,7 +274,7 @@ def used_amounts(context: RequestContext, plan: LimitPlan, estimate: Amounts) ->
     """
     result = context.result
     if result.dispatched_at is None or result.is_refunded:
-        return Amounts(0, 0, 0, 0, 0)
+        return Amounts(int(is_client_fault(result) and result.status != 429), 0, 0, 0, 0)
     prompt, output = result.prompt_tokens, result.output_tokens
     is_counted = context.request.dialect.is_counted
     if prompt is None:

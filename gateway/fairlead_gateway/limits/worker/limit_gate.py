@@ -14,6 +14,7 @@ from fairlead_gateway.admission.admission_policy import ALL_LEARNED_ANSWERS, LEA
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.errors import (
     NO_RETRY,
+    BadRequest,
     BudgetSpent,
     ConcurrencyReached,
     GatewayError,
@@ -201,16 +202,15 @@ class LimitGate:
                 break
         return True
 
-    def count_replay(self, caller: Caller | None) -> None:
-        """Counts an answer that is returned once more as a request. Raises GatewayError if a limit
-        of requests is used up.
+    def count_unreserved(self, caller: Caller | None) -> None:
+        """Counts a request that reserves nothing.
 
-        It waits for no slice: the answer may exceed that of the worker.
+        It waits for no slice: it may exceed that of the worker. Raises GatewayError if a limit of
+        requests is used up.
         """
-        limits = None if caller is None else self.tenants.get(caller.name)
-        if caller is None or limits is None:
+        if caller is None or not caller.tenant.limits:
             return
-        now = self._now()
+        limits, now = self.limits_of(caller.tenant), self._now()
         for leased in limits.plan(caller.key, "").limits:
             if leased.unit != REQUESTS:
                 continue
@@ -218,6 +218,20 @@ class LimitGate:
             if is_current and leased.available + leased.current.free < 1:
                 raise limit_reached(leased, 1, limits.tenant, now)
             leased.settle(leased.take(1, now), 1, 1)
+            if leased.is_low(now):
+                self._request_slices(limits)
+
+    def count_refused(self, caller: Caller | None, error: GatewayError) -> GatewayError:
+        """Counts a request that the gateway refuses because it is wrong.
+
+        Returns the error for the client: that of a limit of requests, if one is used up.
+        """
+        if isinstance(error, BadRequest):
+            try:
+                self.count_unreserved(caller)
+            except GatewayError as reached:
+                return reached
+        return error
 
     async def ensure_reserved(self, context: RequestContext) -> None:
         """Reserves for a request unless that is done already; waits for a slice if necessary.

@@ -304,6 +304,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
             draw(st.sampled_from(["session", "dual-hash"])),
             wakes=draw(st.booleans()),
             max_attempts=draw(st.none() | st.integers(1, 10)),
+            context_length=draw(st.none() | st.integers(1, 1 << 30)),
         )
         policy = RequestPolicy(
             unknown_fields=draw(st.sampled_from(UnknownFields)),

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import pytest
+
+from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.fleet.kubernetes.builder import ClusterObjects, FleetResult, build_fleet
 from fairlead.fleet.kubernetes.spec_cache import SpecCache
 from fairlead.fleet.model import EngineAuth
 from fairlead.limits import Limits
+from fairlead.manifests.loader import read_object, to_fleet_model
 
 
 def hosted(name: str, namespace: str, *, type: str = "OpenAI", **endpoint: Any) -> dict[str, Any]:
@@ -53,3 +57,14 @@ def test_engines_of_your_own_take_tokens_too_and_stay_inside() -> None:
     assert (mine.engine, mine.access.token_file) == ("vllm", "/secrets/a/engines/key")
     assert not mine.leaves_cluster
     assert not built.fleet.models["a/mine"].leaves_cluster
+
+
+@pytest.mark.parametrize("length", [None, 1, 131_072])
+@pytest.mark.parametrize("type", ["OpenAI", "External"])
+def test_a_model_has_the_context_length_that_its_operator_states(type: str, length: int | None) -> None:
+    document = hosted("one", "a", type=type)
+    document["spec"]["model"] |= {} if length is None else {"contextLength": length}
+    assert build(document).fleet.models["a/one"].context_length == length
+    deployment = read_object(document)
+    assert isinstance(deployment, ModelDeployment)
+    assert to_fleet_model(deployment).context_length == length

@@ -171,12 +171,12 @@ async def test_a_soft_budget_refuses_nothing_and_is_counted() -> None:
         )
 
 
-async def test_a_failed_request_costs_nothing() -> None:
+async def test_a_refused_request_counts_as_one_and_has_no_tokens() -> None:
     async with limited_gateway(
         responds({"error": {"message": "no"}}, "400 Bad Request"), [Tenant("acme", limits=(_REQUESTS, _TOKENS))]
     ) as gateway:
         assert (await gateway.chat("acme")).status_code == 400
-        assert gateway.used("acme", _REQUESTS.id) == 0
+        assert gateway.used("acme", _REQUESTS.id) == 1
         assert gateway.used("acme", _TOKENS.id) == 0
         assert gateway.busy("acme", _TOKENS.id) == 0
 
