@@ -144,4 +144,3 @@ async def test_watch_goes_through_the_proxy(tmp_path: Path) -> None:
         await transport.close()
         await wait_until(proxy.all_ended)
     assert len(proxy.heads) == 1
-
