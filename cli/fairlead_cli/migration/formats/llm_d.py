@@ -127,7 +127,7 @@ def _read_role(values: FieldReader, section: FieldReader, pool: PoolDraft, *, mu
         section.note("", "accelerators come from the device plugin, not from DRA resource claims", Outcome.DROPPED)
     if claims := pool.pod.get("resourceClaims"):
         names = ", ".join(str(claim.get("name")) for claim in claims)
-        section.note("resourceClaims", f"{names}: kept, for devices beside the accelerators, which the class requests")
+        section.note("resourceClaims", f"{names}: kept, for devices other than the accelerators of the class")
     for name, reason in _DROPPED.items():
         section.drop(name, reason)
 
