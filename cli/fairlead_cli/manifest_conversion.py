@@ -47,6 +47,18 @@ _OTHER_GROUPS: Final = (
     "inference.networking.k8s.io",
     "inference.networking.x-k8s.io",
 )
+_OTHER_SERVERS: Final = frozenset(
+    (
+        ("ray.io", "RayService"),
+        ("kaito.sh", "Workspace"),
+        ("kaito.sh", "InferenceSet"),
+        ("nvidia.com", "DynamoGraphDeployment"),
+        ("apps.nvidia.com", "NIMService"),
+        ("airunway.ai", "ModelDeployment"),
+        ("inference.llmkube.dev", "InferenceService"),
+    )
+)
+"""(API group, kind) of objects that serve models in systems that no conversion reads."""
 _NO_FIELD: Final = "convert does not read this field: see the reference of the API for one that says it"
 
 
@@ -141,11 +153,12 @@ def system_of(document: object) -> System | None:
 
 
 def is_unsupported(document: object) -> bool:
-    """Returns True for an object of a known system that no conversion reads."""
+    """Returns True for an object of a serving system that no conversion reads."""
     if not isinstance(document, dict) or system_of(document) is not None:
         return False
     group = str(document.get("apiVersion", "")).partition("/")[0]
-    return any(group == known for system in SYSTEMS for known, _ in system.kinds) or group.endswith(_OTHER_GROUPS)
+    is_known = any(group == known for system in SYSTEMS for known, _ in system.kinds)
+    return is_known or group.endswith(_OTHER_GROUPS) or (group, document.get("kind")) in _OTHER_SERVERS
 
 
 def migrate(documents: Iterable[tuple[str, dict[str, Any]]], options: MigrationOptions) -> Migration:

@@ -107,6 +107,7 @@ class KubeApi:
         seconds = self.limits.kube_connect_seconds
         self._transport = HttpTransport(config.server, self._credentials.tls_context, config.server_name, seconds)
         self._watch_transport = WatchTransport(config.server, self._credentials, config.server_name, seconds)
+        self._transport.proxy = self._watch_transport.proxy = config.proxy_url
 
     async def __aenter__(self) -> Self:
         return self

@@ -68,6 +68,11 @@ def _lint_mounts(container: Mapping[str, Any], path: tuple[str, str], spec: Mapp
             if mount.get("name") not in volumes:
                 message = f"{mount.get(place)} is of the volume {mount.get('name')}, which the pod does not have"
                 yield LintNote((*path, kind), message, "add it to volumes, or remove the mount", is_problem=True)
+    claims = {claim["name"] for claim in spec.get("resourceClaims") or ()}
+    for claim in (container.get("resources") or {}).get("claims") or ():
+        if claim.get("name") not in claims:
+            message = f"the pod has no resource claim {claim.get('name')}"
+            yield LintNote((*path, "resources"), message, "add it to resourceClaims, or remove it", is_problem=True)
 
 
 def _lint_privileges(

@@ -142,6 +142,25 @@ def test_ingress_routes_lead_to_the_gateway_service(program: Path, port: int) ->
     assert not of(render_chart(program), "Ingress", "HTTPRoute")
 
 
+@pytest.mark.parametrize(
+    "parent",
+    [
+        {"name": "one"},
+        {"name": "one", "namespace": "edge", "sectionName": "https", "port": 443},
+        {"name": "mesh", "group": "", "kind": "Service"},
+    ],
+)
+def test_route_writes_out_what_the_gateway_api_adds_in_lists(program: Path, parent: dict[str, str]) -> None:
+    """Argo CD compares lists as a whole, so a default that is left out shows as drift for ever."""
+    settings = [f"--set=httpRoute.parentRefs[0].{field}={value}" for field, value in parent.items()]
+    (route,) = of(render_chart(program, "--set=httpRoute.enabled=true", *settings), "HTTPRoute")
+    assert route["spec"]["parentRefs"] == [{"group": "gateway.networking.k8s.io", "kind": "Gateway", **parent}]
+    (rule,) = route["spec"]["rules"]
+    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/"}}]
+    (backend,) = rule["backendRefs"]
+    assert backend.items() >= {"group": "", "kind": "Service", "weight": 1}.items()
+
+
 def test_mirror_lists_every_image_and_every_pod_can_pull(program: Path) -> None:
     manifests = render_chart(
         program, "--set=global.imageRegistry=mirror.example.com/llm", "--set=global.imagePullSecrets={one,two}"

@@ -350,9 +350,14 @@ def _note_given_class(pool: PoolDraft, accelerator: str) -> None:
     if not wanted and devices.signs and not devices.count:
         wanted = ", ".join(dict.fromkeys(devices.signs))
     if not wanted or (known is not None and wanted == known.spec.resource):
+        found, hint = _class_of_hints(devices)
+        if known is not None and found not in ("", accelerator):
+            reason = f"the pods were for {hint}, which is {found}: see that this pool belongs on {accelerator}"
+            pool.reader.note("", reason, Outcome.REQUIRED)
         return
     gives = "" if known is None else f", and pods of {accelerator} request {known.spec.resource or 'no device'}"
-    reason = f"the pods had {wanted}{gives}: see that the class {accelerator} has the resource that its nodes offer"
+    advice = f"see that the class {accelerator} has the resource that its nodes offer, or give this pool another class"
+    reason = f"the pods had {wanted}{gives}: {advice}"
     pool.reader.note("", reason, Outcome.REQUIRED if known is not None else Outcome.CHANGED)
 
 

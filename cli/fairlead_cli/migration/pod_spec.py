@@ -43,6 +43,7 @@ _ENGINE_IMAGE: Final = re.compile(
 )
 _SIDECARS: Final = {
     "aibrix/runtime": "AIBrix's sidecar serves AIBrix alone",
+    "kthena/runtime": "kthena's sidecar serves kthena alone",
     "routing-sidecar": "Fairlead's gateway sends prompts to prefill and answers to decode itself",
 }
 """Part of an image to the reason that its container is not carried over."""
@@ -75,9 +76,10 @@ _HOST_PATH: Final = "hostPath: user 65532 must be able to read it, and the names
 def find_engine(pod: FieldReader, *, mentioned: bool = False) -> FieldReader | None:
     """Returns the container that runs vLLM or SGLang, by its command or its image.
 
-    mentioned: True takes a container that only mentions one of them, too.
+    mentioned: True takes a container that only mentions one of them, if no other runs one.
     """
     containers = [one for one in pod.entries("containers") if not _sidecar_reason(one.peek("image"))]
+    mentions = []
     for container in containers:
         words = [list(map(str, container.peek(name) or ())) for name in ("command", "args")]
         try:
@@ -86,9 +88,9 @@ def find_engine(pod: FieldReader, *, mentioned: bool = False) -> FieldReader | N
             program = "a script" if "shell computes" in error.message else None
         if program or (not words[0] and _ENGINE_IMAGE.search(str(container.peek("image") or ""))):
             return container
-        if mentioned and re.search("vllm|sglang", " ".join([*words[0], *words[1], str(container.peek("image"))])):
-            return container
-    return None
+        if re.search("vllm|sglang", " ".join([*words[0], *words[1], str(container.peek("image"))])):
+            mentions.append(container)
+    return mentions[0] if mentioned and mentions else None
 
 
 def read_pod(pod: FieldReader, container: FieldReader, pool: PoolDraft, arguments: Sequence[str] | None = None) -> None:

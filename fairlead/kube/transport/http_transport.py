@@ -18,10 +18,11 @@ Guarantees for the caller, who decides about retries:
 import asyncio
 import re
 import ssl
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import httptools
 
@@ -94,6 +95,7 @@ class HttpTransport:
 
     tls: returns the current TLS context; True without TLS.
     server_name: expected name in the certificate, if it is not the host.
+    proxy: URL of an HTTP proxy, which is asked for a tunnel.
     before_write: called right before a request that may change something is sent. What it raises
         ends the request.
     """
@@ -109,6 +111,7 @@ class HttpTransport:
         self._tls = tls
         self._server_name = server_name
         self._connect_seconds = connect_seconds
+        self.proxy: str | None = None
         self.before_write: Callable[[], None] = lambda: None
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
@@ -191,17 +194,16 @@ class HttpTransport:
         loop = asyncio.get_running_loop()
         secure = context if isinstance(context, ssl.SSLContext) else None
         name = (self._server_name or self._host) if secure is not None else None
+        connection = _Connection(context, self._all.discard)
         try:
             async with asyncio.timeout(min(seconds, self._connect_seconds)):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(context, self._all.discard),
-                    self._host,
-                    self._port,
-                    ssl=secure,
-                    server_hostname=name,
-                )
-        except OSError as error:
-            reason = str(error) or type(error).__name__
+                if self.proxy is not None:
+                    await connection.open_tunnel(self.proxy, self._host, self._port, name)
+                else:
+                    address = (self._host, self._port)
+                    await loop.create_connection(lambda: connection, *address, ssl=secure, server_hostname=name)
+        except (OSError, EOFError, asyncio.LimitOverrunError) as error:
+            reason = f"{'' if self.proxy is None else 'through its proxy-url: '}{error or type(error).__name__}"
             raise NotSent(f"cannot connect to {self._authority}: {reason}") from error
         self._all.add(connection)
         if self._closed:
@@ -266,6 +268,29 @@ class _Connection(asyncio.Protocol):
         self._max_bytes = self._max_error_bytes = self._size = self._head_size = self._status = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
+
+    async def open_tunnel(self, proxy: str, host: str, port: int, name: str | None) -> None:
+        """Opens the connection through an HTTP proxy. `name` is expected in the certificate."""
+        parts, target = urlsplit(proxy), f"{f'[{host}]' if ':' in host else host}:{port}"
+        proxy_port = parts.port or _DEFAULT_PORTS[parts.scheme]
+        reader, writer = await asyncio.open_connection(parts.hostname, proxy_port, ssl=parts.scheme == "https" or None)
+        self._tunnel = writer  # without a reference, it would close the transport
+        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
+        login = f"Proxy-Authorization: Basic {b64encode(user).decode()}\r\n" if parts.username else ""
+        try:
+            writer.write(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{login}\r\n".encode())
+            line = (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0].decode("latin-1")
+            if line.split(" ")[1:2] != ["200"]:
+                raise ConnectionRefusedError(f"the proxy answered {line}")
+            writer.transport.set_protocol(self)
+            self._transport = cast(asyncio.Transport, writer.transport)
+            if isinstance(self.context, ssl.SSLContext):
+                start_tls = asyncio.get_running_loop().start_tls
+                secure = await start_tls(self._transport, self, self.context, server_hostname=name)
+                self._transport = cast(asyncio.Transport, secure)
+        except BaseException:
+            writer.transport.abort()
+            raise
 
     def start_request(self, loop: asyncio.AbstractEventLoop, wanted: tuple[int, int]) -> asyncio.Future[HttpResponse]:
         """Returns a future for the response to the next request.

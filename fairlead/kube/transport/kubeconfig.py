@@ -2,7 +2,7 @@
 
 Search order: `KUBECONFIG`, the pod's service account, `~/.kube/config`. Kubeconfig entries that are
 not supported are errors that name the entry, so that Fairlead never connects with another identity.
-Proxies are not supported, and neither are credential plugins unless the caller runs them.
+Credential plugins are not supported unless the caller runs them.
 """
 
 import base64
@@ -20,7 +20,7 @@ from fairlead.errors import BadInput
 SERVICE_ACCOUNT_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _CLUSTER_KEYS = {
     *("server", "certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify", "tls-server-name"),
-    *("extensions", "disable-compression"),
+    *("extensions", "disable-compression", "proxy-url"),
 }
 _USER_KEYS = {
     *("client-certificate", "client-certificate-data", "client-key", "client-key-data", "token", "tokenFile"),
@@ -30,7 +30,6 @@ _HINTS = {
     "exec": "run the plugin yourself and give its token, or use a service account's token",
     "auth-provider": "give a token",
     "username": "API servers take no passwords any more; give a token or a client certificate",
-    "proxy-url": "give an address that is reached without a proxy",
 }
 
 
@@ -44,6 +43,7 @@ class ClusterConfig:
 
     source: where this configuration was found, as text for people.
     ca_data, certificate, key: PEM.
+    proxy_url: of the HTTP(S) proxy in between; it may hold a password.
     """
 
     server: str
@@ -61,6 +61,7 @@ class ClusterConfig:
     verify_tls: bool = True
     impersonate_user: str | None = None
     impersonate_groups: tuple[str, ...] = ()
+    proxy_url: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,10 @@ def _to_config(
         raise ClusterConfigError(
             f"{cluster[1]}: the cluster's server {server!r} is not an http(s) address", field="server"
         )
+    proxy = str(cluster[0].get("proxy-url") or "")
+    if proxy and not proxy.startswith(("https://", "http://")):
+        message = f"{cluster[1]}: the cluster's proxy-url is not an http(s) address"
+        raise ClusterConfigError(message, field="proxy-url", hint="SOCKS is not supported")
     authority, authority_file = _data_or_file(*cluster, "certificate-authority")
     certificate, certificate_file = _data_or_file(*user, "client-certificate")
     key, key_file = _data_or_file(*user, "client-key")
@@ -200,6 +205,7 @@ def _to_config(
         verify_tls=not cluster[0].get("insecure-skip-tls-verify", False),
         impersonate_user=user[0].get("as"),
         impersonate_groups=tuple(map(str, user[0].get("as-groups") or ())),
+        proxy_url=proxy or None,
     )
 
 

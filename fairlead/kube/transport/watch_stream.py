@@ -74,6 +74,7 @@ class WatchTransport:
     """A transport that opens watches at `server`.
 
     server_name: expected name in the certificate, if it is not the host.
+    proxy: URL of an HTTP proxy in between.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class WatchTransport:
         self._credentials = credentials
         self._server_name = server_name
         self._connect_seconds = connect_seconds
+        self.proxy: str | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self, target: str, headers: Headers) -> WatchStream:
@@ -117,5 +119,6 @@ class WatchTransport:
             # Each watch (one per kind and namespace) has a connection: the default of 100 may be
             # too low.
             connector = aiohttp.TCPConnector(limit=0)
-            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+            jar = aiohttp.DummyCookieJar()
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=jar, proxy=self.proxy)
         return self._session

@@ -105,6 +105,7 @@ def open_session(access: ClusterConfig, wall: float) -> kopf.AiohttpSession:
         connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
         headers=info.as_http_headers(),
         response_class=TrimmedResponse,
+        proxy=access.proxy_url,
     )
     return kopf.AiohttpSession(
         server=info.server,

@@ -486,6 +486,28 @@ def test_only_known_documents_have_a_system() -> None:
     assert system_of({"model_list": []}) is not None
 
 
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("ray.io/v1", "RayService"),
+        ("kaito.sh/v1beta1", "Workspace"),
+        ("kaito.sh/v1alpha1", "InferenceSet"),
+        ("nvidia.com/v1alpha1", "DynamoGraphDeployment"),
+        ("apps.nvidia.com/v1alpha1", "NIMService"),
+        ("airunway.ai/v1alpha1", "ModelDeployment"),
+        ("inference.llmkube.dev/v1alpha1", "InferenceService"),
+    ],
+)
+@pytest.mark.parametrize("beside", [MODEL, ""])
+def test_model_of_a_system_that_is_not_read_is_an_error(version: str, kind: str, beside: str, file: Path) -> None:
+    file.write_text(f"{beside}\n---\napiVersion: {version}\nkind: {kind}\nmetadata: {{name: served}}\n")
+    done = run_command_line("convert", str(file))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{kind} served: not converted: Fairlead does not convert this kind" in done.stderr
+    assert "nothing is written" in done.stderr
+    assert "no object is of another system" not in done.stderr
+
+
 def convert_route_file(documents: list[dict[str, Any]], *, external: bool = False) -> Migration:
     return migrate([("f.yaml", document) for document in documents], MigrationOptions("nvidia-h100", external))
 

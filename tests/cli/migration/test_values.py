@@ -122,6 +122,59 @@ def test_llm_d_names_where_pod_fields_belong() -> None:
     assert notes_of(migration, "modelArtifacts.authSecretName")
 
 
+def llm_d(accelerator: dict[str, Any], **roles: dict[str, Any]) -> dict[str, Any]:
+    container = {"name": "vllm", "image": "vllm/vllm-openai:v0.32.0", "modelCommand": "vllmServe"}
+    filled = {role: {"replicas": 1, "containers": [container], **fields} for role, fields in roles.items()}
+    return {"modelArtifacts": {"name": "a/b"}, "accelerator": accelerator, **filled}
+
+
+TYPES = {
+    "nvidia": "nvidia.com/gpu",
+    "amd": "amd.com/gpu",
+    "google": "google.com/tpu",
+    "intel-gaudi": "habana.ai/gaudi",
+    "intel-i915": "gpu.intel.com/i915",
+    "intel-xe": "gpu.intel.com/xe",
+    "own": "example.com/device",
+}
+
+
+@pytest.mark.parametrize("prefill", TYPES)
+@pytest.mark.parametrize("decode", TYPES)
+def test_pool_whose_devices_are_not_those_of_the_given_class_is_noted(decode: str, prefill: str) -> None:
+    types = {"decode": decode, "prefill": prefill}
+    roles = {role: {"accelerator": {"type": type}} for role, type in types.items()}
+    migration = convert(llm_d({"type": "nvidia", "resources": {"own": "example.com/device"}}, **roles))
+    noted = {note.place.rpartition(": ")[2] + note.field for note in migration.notes if "the pods had" in note.reason}
+    assert len(noted) == len({role for role, type in types.items() if TYPES[type] != "nvidia.com/gpu"})
+    for note in migration.notes:
+        if "the pods had" in note.reason:
+            assert note.outcome is Outcome.REQUIRED
+            assert any(TYPES[type] in note.reason for type in types.values())
+
+
+@pytest.mark.parametrize(("label", "noted"), [("NVIDIA-L4", True), ("NVIDIA-A100-SXM4-80GB", False), ("rack-7", False)])
+def test_label_of_another_device_than_the_given_class_is_noted(label: str, noted: bool) -> None:
+    types = {"labelKey": "nvidia.com/gpu.product", "labelValues": [label]}
+    migration = convert(llm_d({"type": "nvidia"}, decode={"acceleratorTypes": types}))
+    assert any("which is nvidia-l4" in note.reason for note in migration.notes) == noted
+
+
+@pytest.mark.parametrize("dra", [False, True])
+@pytest.mark.parametrize("names", [[], ["imex"], ["imex", "rdma"]])
+def test_claims_of_devices_beside_the_accelerators_are_kept_whole(names: list[str], dra: bool) -> None:
+    claims = [{"name": name, "resourceClaimTemplateName": f"{name}-template"} for name in names]
+    document = llm_d({"type": "nvidia", "dra": dra}, decode={"resourceClaims": claims} if names else {})
+    if names:
+        document["decode"]["containers"][0]["resources"] = {"claims": [{"name": name} for name in names]}
+    migration = convert(document)
+    spec = migration.manifests[0]["spec"]["pools"][0].get("template", {}).get("spec", {})
+    (engine,) = spec.get("containers", [{}])
+    assert spec.get("resourceClaims", []) == claims
+    assert [claim["name"] for claim in engine.get("resources", {}).get("claims", [])] == names
+    assert any("the device plugin" in note.reason for note in notes_of(migration, "decode")) == dra
+
+
 RAY = {"headNode": {"requestCPU": 1, "requestMemory": "20Gi", "requestGPU": 4}}
 
 

@@ -585,3 +585,24 @@ def test_weights_that_an_init_container_of_the_user_fills_are_read_there(writer:
     assert model["uri"] == ("file:///mnt/models" if writer else "hf://a/b")
     assert ("revision" in model) != writer
     assert ("which the init container fetch fills: nothing is downloaded twice" in said(migration)) == writer
+
+
+SIDECARS = (
+    ("kthena/runtime:latest", ["--port", "8100", "--engine", "vllm", "--model", "house"], False),
+    ("aibrix/runtime:v0.5.0", ["--engine", "vllm"], False),
+    ("registry.example.com/metrics:1", ["--scrape", "vllm"], True),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("image", "arguments", "kept"), SIDECARS)
+def test_container_that_mentions_an_engine_does_not_stand_for_the_one_that_runs_it(
+    image: str, arguments: list[str], kept: bool, first: bool, kind: str
+) -> None:
+    spec = pod(command=["vllm", "serve", "a/b", "-tp", "2"])
+    spec["containers"].insert(0 if first else 1, {"name": "beside", "image": image, "args": arguments})
+    found = spec_of(convert(workload(spec, kind)))
+    assert (found["engine"]["image"], found["model"]["uri"]) == ("vllm/vllm-openai:v0.32.0", "hf://a/b")
+    template = found["pools"][0].get("template", {}).get("spec", {})
+    assert ("beside" in [container["name"] for container in template.get("containers", [])]) == kept

@@ -28,6 +28,7 @@ def said(template: dict[str, Any]) -> list[tuple[bool, str]]:
     [
         ({"volumeMounts": [{"name": "gone", "mountPath": "/x"}]}, {}, "/x is of the volume gone"),
         ({"volumeDevices": [{"name": "gone", "devicePath": "/dev/x"}]}, {}, "/dev/x is of the volume gone"),
+        ({"resources": {"claims": [{"name": "no"}]}}, {"resourceClaims": [{"name": "nic"}]}, "no resource claim no"),
         ({}, {"initContainers": [{"name": "engine", "securityContext": RESTRICTED}]}, "2 containers are called engine"),
         ({"securityContext": {**RESTRICTED, "privileged": True}}, {}, "cannot have allowPrivilegeEscalation: false"),
         (

@@ -126,7 +126,8 @@ class PortForwarder:
         path = f"{PODS.path(target.namespace, target.pod, 'portforward')}?ports={target.port}"
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0)
-            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+            jar, proxy = aiohttp.DummyCookieJar(), self._access.proxy_url
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=jar, proxy=proxy)
         try:
             async with asyncio.timeout(CLI_LIMITS.kube_response_seconds):
                 return await self._session.ws_connect(

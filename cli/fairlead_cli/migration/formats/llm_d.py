@@ -11,6 +11,15 @@ from fairlead_cli.migration.pod_spec import node_affinity, read_pod
 
 _MODEL_NAME: Final = re.compile(r'"?\{\{\s*\.Values\.modelArtifacts\.name\s*\}\}"?')
 _ROLES: Final = (("decode", 1), ("prefill", 0))
+_RESOURCES: Final = {
+    "nvidia": "nvidia.com/gpu",
+    "amd": "amd.com/gpu",
+    "google": "google.com/tpu",
+    "intel-gaudi": "habana.ai/gaudi",
+    "intel-i915": "gpu.intel.com/i915",
+    "intel-xe": "gpu.intel.com/xe",
+}
+"""Type of accelerator to the resource that its pods request, as in the chart's own values."""
 _DROPPED: Final = {
     "autoscaling": "set pools[].maxReplicas and spec.autoscaling",
     "monitoring": "the chart's ServiceMonitor covers the gateway, which relays the engines' metrics",
@@ -104,20 +113,21 @@ def _read_role(values: FieldReader, section: FieldReader, pool: PoolDraft, *, mu
     workers = sizes.integer("workers") or 1
     pool.nodes = workers if multinode else 1
     local = sizes.integer("dataLocal") or 1
-    accelerator = values.section("accelerator").peek("type") or "nvidia"
-    own = section.section("accelerator")
-    accelerator = own.text("type") or accelerator
-    values.section("accelerator").skip("type")
+    common, own = values.section("accelerator"), section.section("accelerator")
+    accelerator = own.text("type") or str(common.peek("type") or "nvidia")
+    common.skip("type")
     pool.devices.is_cpu = accelerator == "cpu"
     if accelerator != "cpu":
-        pool.devices.resource = str(accelerator)
+        resources = _RESOURCES | (common.peek("resources") or {})
+        pool.devices.resource = str(resources.get(accelerator, accelerator))
         pool.devices.count = pool.devices.count or (sizes.integer("tensor") or 1) * local
     _read_node_labels(section.section("acceleratorTypes"), pool)
-    if "resourceClaims" in section or own.peek("dra") or values.section("accelerator").peek("dra"):
+    if own.peek("dra") or common.peek("dra"):
         own.skip("dra")
-        section.skip("resourceClaims")
-        section.note("", "devices come from the device plugin, not from DRA resource claims", Outcome.DROPPED)
-        pool.pod.pop("resourceClaims", None)
+        section.note("", "accelerators come from the device plugin, not from DRA resource claims", Outcome.DROPPED)
+    if claims := pool.pod.get("resourceClaims"):
+        names = ", ".join(str(claim.get("name")) for claim in claims)
+        section.note("resourceClaims", f"{names}: kept, for devices other than the accelerators of the class")
     for name, reason in _DROPPED.items():
         section.drop(name, reason)
 

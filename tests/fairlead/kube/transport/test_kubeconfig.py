@@ -87,6 +87,13 @@ def test_files_are_relative_to_the_kubeconfig_and_data_wins(tmp_path: Path) -> N
     assert config_from_kubeconfig([kubeconfig(tmp_path / "a", cluster, {})]).ca_file == tmp_path / "ca.pem"
 
 
+def test_proxy_is_that_of_the_cluster_and_is_not_shown(tmp_path: Path) -> None:
+    cluster = {"server": "https://a", "proxy-url": "http://me:secret@p:3128"}
+    access = config_from_kubeconfig([kubeconfig(tmp_path / "a", cluster, {})])
+    assert access.proxy_url == "http://me:secret@p:3128"
+    assert "secret" not in repr(access)
+
+
 @pytest.mark.parametrize(
     ("cluster", "user", "field", "words"),
     [
@@ -94,7 +101,7 @@ def test_files_are_relative_to_the_kubeconfig_and_data_wins(tmp_path: Path) -> N
         ({}, {"auth-provider": {"name": "gcp"}}, "auth-provider", "give a token"),
         ({}, {"username": "u"}, "username", "no passwords"),
         ({}, {"as-uid": "1"}, "as-uid", "not honoured"),
-        ({"proxy-url": "http://p"}, {}, "proxy-url", "without a proxy"),
+        ({"proxy-url": "socks5://p"}, {}, "proxy-url", "not an http"),
         ({"server": "ftp://a"}, {}, "server", "not an http"),
         ({"certificate-authority-data": "%"}, {}, "certificate-authority-data", "not base64"),
         ({}, {"client-certificate": "c"}, "client-key", "has no key"),
