@@ -286,8 +286,7 @@ class EngineResponse(ResponseSink):
         else:
             events = self._filter_events(chunks)
             self._buffer += events
-            for event in events:
-                self._size += len(event)
+            self._size += sum([len(event) for event in events])
             self._buffer = compact(self._buffer, self._size)
             if self._is_out_of_memory:
                 self.on_error(UpstreamError(_OUT_OF_MEMORY))

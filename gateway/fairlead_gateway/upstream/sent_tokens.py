@@ -61,9 +61,8 @@ _IDS_DECODER: Final = msgspec.json.Decoder(list[int])
 _ID_BYTES: Final = 4
 _MAX_PROMPT_IDS_BYTES: Final = 16_777_216
 _MAX_IDS_BYTES: Final = 65_536
-"""Limits: the ids of a prompt, and of one event, as JSON text."""
 _MAX_STRIPPED: Final = 4_096
-"""Limit: lists of ids that are taken out of events at once, twice; more of them pass."""
+"""Limits: ids of a prompt and of an event, as JSON text; what is taken out of events at once."""
 _NAMES: Final = ("id", "object", "created", "model")
 
 
