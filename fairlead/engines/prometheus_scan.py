@@ -8,6 +8,7 @@ takes microseconds. Callers put a line break in front of the page.
 from collections.abc import Callable
 from typing import Final
 
+_MAX_LINE_BYTES: Final = 4_096
 _MAX_VALUE: Final = float(1 << 53)
 """No number of requests or tokens, and no share, is larger."""
 Sample = tuple[bytes, float]
@@ -17,7 +18,7 @@ SampleLookup = Callable[[bytes], list[Sample]]
 
 
 def parse_samples(page: bytes, name: bytes, max_lines: int) -> list[Sample]:
-    """Returns each sample of the series `name`. Skips negative and impossible values.
+    """Returns each sample of the series `name`. Skips negative and impossible values, and long lines.
 
     max_lines: with more lines that begin with `name`, nothing is returned.
 
@@ -33,10 +34,10 @@ def parse_samples(page: bytes, name: bytes, max_lines: int) -> list[Sample]:
         end = page.find(b"\n", start + 1)
         if end < 0:
             break  # a line without its end may contain half a number
-        line = page[start + 1 : end]
+        line = page[start + 1 : min(end, start + _MAX_LINE_BYTES + 2)]
         start = page.find(b"\n" + name, end)
-        if line[len(name) : len(name) + 1] not in (b"{", b" "):
-            continue  # a series with a longer name, such as …_waiting_by_reason
+        if len(line) > _MAX_LINE_BYTES or line[len(name) : len(name) + 1] not in (b"{", b" "):
+            continue  # or a series with a longer name, such as …_waiting_by_reason
         labels, _, number = line[len(name) :].rstrip().rpartition(b" ")
         try:
             value = float(number)

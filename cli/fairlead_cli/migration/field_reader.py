@@ -129,7 +129,7 @@ class FieldReader:
             return None
         try:
             return int(found)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise self.error(name, f"{found!r} is not a whole number") from error
 
     def number(self, name: str, default: int = 1) -> int:

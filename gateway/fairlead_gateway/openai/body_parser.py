@@ -347,8 +347,8 @@ def parse_body(
         if parsed is not None:
             return parsed
     if kind is _CHAT:
-        parsed = None if special_parts(body) else _parse_chat_fast(body, limits)
-        if parsed is not None:
+        parsed = _parse_chat_fast(body, limits)
+        if parsed is not None and not special_parts(body):
             return parsed
         fields = decode_body(kind, body, limits)
         parsed = _parsed_chat(fields, body, None if fields.is_listed else _DECODE_MEMBERS(body), None)

@@ -441,7 +441,7 @@ def check_background(allowed: frozenset[str]) -> None:
 
 
 def special_parts(body: bytes) -> dict[str, msgspec.Raw]:
-    """Returns the fields in `PART_FIELDS` that some part of a body has, wherever it is."""
+    """Returns the fields in `PART_FIELDS` that some part of a checked body has, wherever it is."""
     found: dict[str, msgspec.Raw] = {}
     for part, is_content in _find_parts(body, _PART_SIGNS):
         for name in _PART_NAMES:
@@ -477,13 +477,17 @@ def _find_parts(body: bytes, signs: tuple[bytes, ...]) -> Iterator[tuple[dict[st
     while rest:
         value, is_content, is_body = rest.pop()
         if isinstance(value, list):
-            rest += [(item, is_content, False) for item in value]
+            rest += [(item, is_content, False) for item in value if isinstance(item, (dict, list))]
         elif isinstance(value, dict):
             kind = value.get("type")
             if is_content or isinstance(kind, str):
                 yield value, is_content
             arguments = "input" if kind == "tool_use" and not is_body else None
-            rest += [(item, name == "content", False) for name, item in value.items() if name != arguments]
+            rest += [
+                (item, name == "content", False)
+                for name, item in value.items()
+                if name != arguments and isinstance(item, (dict, list))
+            ]
 
 
 def _check_media_urls(body: bytes, allowed: frozenset[str]) -> None:

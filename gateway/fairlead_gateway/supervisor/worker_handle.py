@@ -53,7 +53,8 @@ _WORKER_VARIABLES = frozenset(
         variable_name,
         (
             *("access_log", "access_log_clients", "changing_text", "client_idle_timeout", "compiled"),
-            *("drain_timeout", "log_level", "memory_limit", "trace_endpoint", "trace_headers", "trace_sample"),
+            *("drain_timeout", "log_level", "memory_limit", "stream_comment_interval", "stream_head_timeout"),
+            *("stream_silence_timeout", "trace_endpoint", "trace_headers", "trace_sample"),
         ),
     )
 )

@@ -29,6 +29,7 @@ _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to bl
 CLIENT_SILENT: Final = "client-silent"
 """The client has not read for so long that its engine was paused until its time was over."""
 _ERROR_EVENT: Final = "error-event"
+_LONG_OPENING_BYTES: Final = 16_384
 _NO_HEADERS: Final[dict[bytes, bytes]] = {}
 
 
@@ -210,6 +211,9 @@ class EngineResponse(ResponseSink):
         self._response = response
         self._observer = observer
         if self.is_stream:
+            self._size = 0
+            if self._buffered is not None:
+                self._count_buffered(self.scanner.waiting_bytes)
             self._send_events(buffer)
         else:
             self._send_plain(buffer)
@@ -280,13 +284,19 @@ class EngineResponse(ResponseSink):
                 self.last_at = now
             self._send_events(events)
         else:
-            self._buffer += self._filter_events(chunks)
+            events = self._filter_events(chunks)
+            self._buffer += events
+            self._size += sum([len(event) for event in events])
+            self._buffer = compact(self._buffer, self._size)
             if self._is_out_of_memory:
                 self.on_error(UpstreamError(_OUT_OF_MEMORY))
             elif self.scanner.event_count or self.scanner.is_finished or complete:
                 self._on_first_chunk(now)
             elif not self.scanner.has_opening:
                 self._buffer.clear()  # comments, which say that the engine waits
+                self._size = 0
+            elif self._size > self.limits.response_buffer_bytes:
+                self._on_first_chunk(now)
 
     def on_error(self, error: UpstreamError) -> None:
         """Receives an error of the connection: the verdict if there is none yet, else the end."""
@@ -353,8 +363,8 @@ class EngineResponse(ResponseSink):
         events = filter_first_chunks(scanner, chunks) if is_first else scanner.filter_chunks(chunks)
         if self.is_complete:
             events += scanner.end()
-        if scanner.has_long_event or self._buffered is not None:
-            is_too_long = self._count_buffered(scanner.waiting_bytes)
+        if scanner.has_long_event or self._size > _LONG_OPENING_BYTES or self._buffered is not None:
+            is_too_long = self._count_buffered(self._size + scanner.waiting_bytes)
             if is_too_long and not scanner.is_finished:
                 self._is_out_of_memory = True
         return events

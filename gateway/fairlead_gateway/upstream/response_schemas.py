@@ -109,7 +109,7 @@ class StreamEvent(Struct):
     usage: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     object: Raw | UnsetType = UNSET
-    choices: list[Raw] | None = None
+    choices: Raw | UnsetType = UNSET
 
 
 class PlainResponse(Struct, gc=False):

@@ -59,6 +59,10 @@ _TEXT_ENDS: Final = (b'"}', b'",')
 _NO_FRAME: Final = (b"", b"", b"")
 _IDS_DECODER: Final = msgspec.json.Decoder(list[int])
 _ID_BYTES: Final = 4
+_MAX_PROMPT_IDS_BYTES: Final = 16_777_216
+_MAX_IDS_BYTES: Final = 65_536
+_MAX_STRIPPED: Final = 4_096
+"""Limits: ids of a prompt and of an event, as JSON text; what is taken out of events at once."""
 _NAMES: Final = ("id", "object", "created", "model")
 
 
@@ -227,7 +231,7 @@ class SentTokens:
         if at < 0:
             return event if event.find(_HIDDEN) < 0 else self._give_up(NO_TOKEN_IDS, event)
         end, before = event.find(b"]", at), len(self.ids)
-        if end < 0:
+        if end < 0 or end - at > _MAX_IDS_BYTES:
             return self._give_up(NO_TOKEN_IDS, event)
         try:
             for text in event[at + _AT + 1 : end].split(b","):
@@ -282,6 +286,8 @@ class SentTokens:
         if at < 0:
             return events if events.find(b"data:") < 0 else self._give_up(NO_TOKEN_IDS, events)
         start, end = at + _PROMPT_AT, events.find(b"]", at)
+        if end - at > _MAX_PROMPT_IDS_BYTES:
+            return self._give_up(NO_TOKEN_IDS, events)
         found = None if READ_IDS is None else READ_IDS(events, start, end + 1)
         if found is None:
             try:
@@ -322,11 +328,13 @@ class SentTokens:
         if not self._strips or events.find(_ANY_KEY) < 0:
             return events
         for key in (_PROMPT_KEY, _KEY):
-            at = events.find(key)
-            while at >= 0 and (end := events.find(b"]", at)) >= 0:
-                start = at + len(key) - 1
-                events = events[:start] + _NULL + events[end + 1 :]
+            parts: list[bytes] = []
+            start, at = 0, events.find(key)
+            while at >= 0 and len(parts) < _MAX_STRIPPED and (end := events.find(b"]", at)) >= 0:
+                parts += (events[start : at + len(key) - 1], _NULL)
+                start = end + 1
                 at = events.find(key, start)
+            events = b"".join([*parts, events[start:]])
         return events
 
 

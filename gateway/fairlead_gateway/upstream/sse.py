@@ -11,6 +11,7 @@ Why substring searches: a stream has thousands of events.
 """
 
 import re
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -32,6 +33,8 @@ _LONGEST_END: Final = 4
 _ANY_EVENT: Final = re.compile(rb".*?(?:\n\n|\n\r\n|\r\r)[\r\n]*", re.DOTALL)
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _LONG_EVENT_BYTES: Final = 16_384
+_MAX_LINES: Final = 4_096
+"""Limit: ends of lines in one event; an event in JSON has one or two lines."""
 _MAX_TINY_EVENTS: Final = 64
 _MIN_MEAN_EVENT_BYTES: Final = 16  # of more events than that at once; the comments of a paused stream are few
 _TEXT_STARTS: Final = (b'"content":"', b'"text":"', b'"reasoning":"', b'"reasoning_content":"')
@@ -55,6 +58,7 @@ _NAME: Final = b"\nevent:"
 PINGS: Final = frozenset((b"ping", b"keepalive", b"keep-alive", b"heartbeat"))
 """Names of events that say that the stream lives. Clients of chats take each event for a chunk."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
+_MANY_LINES: Final = InBandError(502, "an event of the engine's stream has too many lines", GARBAGE)
 
 
 class SseScanner:
@@ -78,6 +82,7 @@ class SseScanner:
         "_inspected_count",
         "_max_event_bytes",
         "_partial",
+        "_partial_lines",
         "_tail",
         "_tail_bytes",
         "error",
@@ -93,6 +98,7 @@ class SseScanner:
 
     def __init__(self, *, strip_usage: bool, max_event_bytes: int, choices: int = 1) -> None:
         self._partial = bytearray()
+        self._partial_lines = 0
         self._inspected_count = self._inspected_bytes = 0  # of one read, in however many chunks
         self._max_event_bytes = max_event_bytes
         self._choices = choices
@@ -262,15 +268,20 @@ class SseScanner:
             0, len(partial) - _LONGEST_END + 1
         )  # no boundary is before it: the part would have been cut there
         partial += chunk
-        complete = b""
-        if _LINE_FEED in chunk or _CARRIAGE_RETURN in chunk:
+        complete, lines = b"", _count_lines(chunk)
+        self._partial_lines += lines
+        if lines:
             complete_size = max(
                 at + len(end) if (at := partial.rfind(end, search_start)) >= 0 else 0 for end in _EVENT_ENDS
             )
             complete = bytes(partial[:complete_size])
             del partial[:complete_size]
+            if complete:
+                self._partial_lines = _count_lines(partial)
         if len(partial) > _LONG_EVENT_BYTES:
             self.has_long_event = True
+        if self._partial_lines > _MAX_LINES:
+            self.error = _MANY_LINES
         if len(partial) > self._max_event_bytes:
             # The client chooses the size of an event, by log probabilities and token ids.
             self.error = InBandError(502, "an event of the engine's stream is too long", GARBAGE, is_charged=True)
@@ -290,6 +301,8 @@ class SseScanner:
             self.error = InBandError(502, "the engine's stream is a flood of empty events", GARBAGE)
             return b""
         for event in parts:
+            if len(event) > _MAX_LINES and _count_lines(event) > _MAX_LINES:
+                self.error = _MANY_LINES
             if self.is_finished:
                 break
             self._read_event(event, passed)
@@ -352,14 +365,14 @@ class SseScanner:
         usage = read_usage(fields.usage)
         if usage is not None:
             self.usage = usage
-            if self.strip_usage and not fields.choices:
+            if self.strip_usage and _start_of(fields.choices)[:2] in (b"[]", b"nu"):
                 if self._held:
                     self._held = _with_members(self._held, data)
                 return False
         if has_failed_finish(data):
             self.is_aborted = True
             return False
-        self._finished_choices += len(_FINISH.findall(data))
+        self._finished_choices += sum([1 for _ in islice(_FINISH.finditer(data), self._choices)])
         self.event_count += 1
         return True
 
@@ -392,9 +405,20 @@ def _split_events(events: bytes) -> list[bytes]:
 def _decode_event(data: bytes) -> StreamEvent | None:
     """Returns the fields of an event that are read; None if its data is no JSON object."""
     try:
-        return EVENT_DECODER.decode(data)
+        fields = EVENT_DECODER.decode(data)
     except _DECODE_ERRORS:
         return None
+    return fields if _start_of(fields.choices)[:1] in (b"[", b"n") else None
+
+
+def _start_of(choices: msgspec.Raw | msgspec.UnsetType) -> bytes:
+    """Returns the start of a list, as JSON text without spaces."""
+    start = b"null" if choices is msgspec.UNSET else bytes(memoryview(choices)[:64])
+    return start.translate(None, b" \t\r\n")
+
+
+def _count_lines(text: bytes | bytearray) -> int:
+    return text.count(b"\n") + text.count(b"\r")
 
 
 def _with_members(event: bytes, usage_data: bytes) -> bytes:

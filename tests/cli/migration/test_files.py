@@ -165,6 +165,15 @@ def test_document_whose_fields_have_another_form_is_a_problem(tmp_path: Path, te
     assert done.stderr.startswith(str(tmp_path / "odd.yaml"))
 
 
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "9" * 400 + ".0", "1.0e+999"])
+@pytest.mark.parametrize("field", ["minReplicas", "maxReplicas"])
+def test_count_that_no_number_can_be_is_a_problem(tmp_path: Path, field: str, number: str) -> None:
+    (tmp_path / "odd.yaml").write_text(re.sub(f"{field}: 1", f"{field}: {number}", MODEL))
+    done = run_command_line("convert", str(tmp_path / "odd.yaml"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is not a whole number" in done.stderr
+
+
 def test_list_of_kubectl_is_converted(file: Path) -> None:
     items = [load_document(text) for text in (MODEL, SECRET)]
     items[0]["status"] = {"replicas": {"all": 1}}

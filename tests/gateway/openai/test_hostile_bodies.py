@@ -1,10 +1,17 @@
 """Hostile JSON crashes no parser, stalls no loop and brings no fatal value to an engine."""
 
 import json
+import tracemalloc
 
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_gateway.dialects.chat import ChatRequest
+from fairlead_gateway.dialects.passed_on import GenericRequest
+from fairlead_gateway.dialects.responses import ResponsesRequest
+from fairlead_gateway.dialects.schemas import CommonFields
+from fairlead_gateway.errors import BadRequest
+from fairlead_gateway.openai.body_parser import parse_body
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request
@@ -291,3 +298,20 @@ async def test_the_body_limit_counts_decoded_bytes() -> None:
         assert (await request(running.url, chat(user="x" * 800))).status == 200
         answer = await request(running.url, chat(user="x" * 1_000))
         assert (answer.status, answer.error["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("kind", [ChatRequest, ResponsesRequest, GenericRequest])
+@pytest.mark.parametrize("sign", ["uuid", "image_embeds", "audio_embeds", "video_embeds", "u\\u0075id"])
+@pytest.mark.parametrize("item", [b"{}", b"[]", b'{"a":{}}', b"[[],{}]", b'""'])
+def test_body_of_too_many_values_is_refused_before_it_is_decoded(
+    kind: type[CommonFields], sign: str, item: bytes
+) -> None:
+    items = b",".join([item] * 400_000)
+    body = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}],"%b":[%b]}' % (sign.encode(), items)
+    limits = Limits(json_values=300_000)
+    tracemalloc.start()
+    with pytest.raises(BadRequest, match="the body holds more than"):
+        parse_body(kind, body, limits)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * len(body) + 1_000_000

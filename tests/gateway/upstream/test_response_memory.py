@@ -11,6 +11,7 @@ import pytest
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
+from fairlead_gateway.dialects.table import DIALECTS
 from fairlead_gateway.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, call_engine
 from fairlead_gateway.upstream.response import EngineResponse
@@ -135,6 +136,32 @@ async def test_engine_of_a_plain_error_is_not_blamed_when_the_gateway_lacks_memo
     response.on_head(500, {})
     response.on_body([b"x" * 20_000], False)
     assert [error and error.cause for error in verdicts] == ["gateway-full"]
+
+
+@pytest.mark.parametrize("size", [13, 1_000, 100_000, 3_000_000])
+async def test_opening_that_goes_on_for_ever_is_passed_on_and_its_bytes_count(size: int) -> None:
+    runtime = WorkerRuntime(running_clock(), Limits(), asyncio.get_running_loop())
+    verdicts: list[UpstreamError | None] = []
+    response = EngineResponse(
+        runtime,
+        stream_requested=True,
+        strip_usage=False,
+        is_passthrough=False,
+        on_silence=lambda _: 0.0,
+        on_verdict=verdicts.append,
+    )
+    response.grammar = DIALECTS["/v1/messages"].grammar
+    response.on_head(200, {b"content-type": b"text/event-stream"})
+    opening = b'event: message_start\ndata: {"type":"message_start","x":"%b"}\n\n'
+    response.on_body([opening % b""], False)
+    most = 0
+    while not verdicts:
+        response.on_body([opening % (b"x" * size)], False)
+        waiting = sum(len(event) for event in response._buffer)
+        most = max(most, waiting)
+        assert waiting <= runtime.response_memory.used_bytes + 16_500 + size
+    assert verdicts == [None]
+    assert most <= Limits().response_buffer_bytes + size + 100
 
 
 def test_engines_of_one_namespace_leave_memory_for_events_of_others() -> None:

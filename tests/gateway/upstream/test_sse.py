@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead_gateway.dialects.event_grammar import EventGrammar
+from fairlead_gateway.dialects.table import DIALECTS
+from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.sent_tokens import NO_TOKEN_IDS, SentTokens, TokenMemory
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
 from fairlead_testing.engines.scripted import event, token, usage
@@ -179,3 +183,87 @@ def test_token_ids_without_an_end_do_not_stop_the_worker(key: str, has_begun: bo
     broken = b'data: {"%b":[7\n\n' % key.encode()
     assert scanner.filter_chunks([opening, broken] if has_begun else [broken])[-1:] == [broken]
     assert tokens.problem == ("" if has_begun and key[0] == "p" else NO_TOKEN_IDS)
+
+
+_PIECES = (b"a\n", b"a\r", b"data:\n", b"data: 1\r\n", b"event: x\n", b": c\n", b"id:\n", b"retry: 1\n", b"data\r")
+
+
+@pytest.mark.parametrize("read_bytes", [1_000, 65_536, 10_000_000])
+@pytest.mark.parametrize("grammar", [None, *{id(one.grammar): one.grammar for one in DIALECTS.values() if one.grammar}.values()])
+@pytest.mark.parametrize("line", _PIECES)
+def test_event_of_very_many_lines_is_refused_before_they_are_read(
+    line: bytes, grammar: EventGrammar | None, read_bytes: int
+) -> None:
+    scanner = (
+        SseScanner(strip_usage=True, max_event_bytes=LIMIT)
+        if grammar is None
+        else NamedEventScanner(grammar, max_event_bytes=LIMIT)
+    )
+    stream = b": x\n" + line * 10_000 + b"\n\n"
+    out: list[bytes] = []
+    for start in range(0, len(stream), read_bytes):
+        out += scanner.filter_chunks([stream[start : start + read_bytes]])
+        if scanner.error is not None:
+            break
+    assert scanner.error is not None
+    assert "too many lines" in scanner.error.message
+    assert out == []
+
+
+def _calls_of(work: Callable[[], object]) -> int:
+    """Returns how many calls some work makes, of Python and of C functions."""
+    calls = 0
+
+    def count(_frame: object, kind: str, _argument: object) -> None:
+        nonlocal calls
+        calls += kind in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+_REPEATED = (b'"token_ids":[],', b'"prompt_token_ids":[],', b'"finish_reason":"a",', b'"choices":[],', b'"usage":null,')
+
+
+@pytest.mark.parametrize("tokens", [None, "", NO_TOKEN_IDS])
+@pytest.mark.parametrize("member", _REPEATED)
+def test_members_that_an_event_repeats_cost_no_calls_beyond_a_limit(member: bytes, tokens: str | None) -> None:
+    def read(count: int) -> int:
+        scanner = SseScanner(strip_usage=True, max_event_bytes=8 * LIMIT)
+        if tokens is not None:
+            scanner.tokens = SentTokens(TokenMemory(1_000), strips=True)
+            scanner.tokens.problem = tokens
+        data = b'data: {"choices":[],%b"x":1}\n\n' % (member * count)
+        return _calls_of(lambda: scanner.filter_chunks([data]))
+
+    assert read(100_000) <= read(20_000)
+
+
+@pytest.mark.parametrize(("choices", "passes"), [(b"[]", False), (b"[ ]", False), (b"null", False), (b"[{}]", True)])
+def test_usage_event_is_one_without_choices(choices: bytes, passes: bool) -> None:
+    body = b'data: {"choices":%b,"usage":{"prompt_tokens":3}}\n\n' % choices
+    out, events = through([body])
+    assert out == (body if passes else b"")
+    assert events.usage is not None
+    assert events.usage.prompt_tokens == 3
+
+
+@pytest.mark.parametrize("choices", [b"{}", b"7", b'"a"', b"true"])
+def test_choices_that_are_no_list_are_a_fault(choices: bytes) -> None:
+    _, events = through([b'data: {"choices":%b,"usage":null}\n\n' % choices])
+    assert events.error is not None
+
+
+@pytest.mark.parametrize("key", [b"prompt_token_ids", b"token_ids"])
+def test_ids_of_many_bytes_are_not_decoded(key: bytes) -> None:
+    scanner = SseScanner(strip_usage=True, max_event_bytes=32 * LIMIT)
+    tokens = scanner.tokens = SentTokens(TokenMemory(1_000_000_000), strips=True)
+    opening = b'data: {"prompt_token_ids":[5],"token_ids":[6]}\n\n'
+    long = b'data: {"%b":[%b1]}\n\n' % (key, b"1," * 9_000_000)
+    scanner.filter_chunks([long] if key.startswith(b"prompt") else [opening, long])
+    assert tokens.problem == NO_TOKEN_IDS
+    assert len(tokens.ids) <= 2

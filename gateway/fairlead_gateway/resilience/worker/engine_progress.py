@@ -19,6 +19,7 @@ from fairlead_gateway.upstream.request_encoder import request_prefix
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _MAX_WATCHED: Final = 256
+"""Limit: engines that are watched at once; half for one namespace."""
 _NO_ANSWER: Final = ("timeout", "connect-timeout")
 _POLL_SECONDS: Final = 1.0
 _LATER_SECONDS: Final = 5.0
@@ -91,7 +92,8 @@ class EngineProgress:
         """
         now, watch = self._now(), self._watches.get(instance.id)
         if watch is None:
-            if instance.leaves_cluster or len(self._watches) >= _MAX_WATCHED:
+            own = sum([other.instance.namespace == instance.namespace for other in self._watches.values()])
+            if instance.leaves_cluster or len(self._watches) >= _MAX_WATCHED or own >= _MAX_WATCHED // 2:
                 return None
             watch = self._watches[instance.id] = _Watch(instance, now)
             watch.task = self._loop.create_task(self._run(watch))
