@@ -98,8 +98,9 @@ TIMEOUT_SECONDS = 300.0
 @dataclass(slots=True)
 class EngineAnswer:
     """One answer. ``tokens`` are token ids where they were requested; ``ended``: it is complete;
-    ``error``: the error in its place; ``reported``: the output tokens of its usage; ``pauses``: the
-    seconds between two events of a stream."""
+    ``error``: the error in its place; ``reported``: the output tokens of its usage.
+
+    pauses: the seconds between two events of a stream."""
 
     status: int
     tokens: list[int]

@@ -1,8 +1,8 @@
 """Forms with files, as SDKs send audio to `/v1/audio/transcriptions`.
 
 The fields of a form become a JSON object, so that all rules for fields and model names apply to
-it. The engine gets a form that is made anew. Why: no two parsers of forms agree on odd ones, so
-that an engine could read another model or field than the gateway has checked.
+it. The engine gets a new form. Why: no two parsers of forms agree on odd ones, so that an engine
+could read another model or field than the gateway has checked.
 
 Source: RFC 7578.
 """

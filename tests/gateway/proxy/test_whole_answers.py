@@ -59,7 +59,7 @@ ANSWERS: dict[str, tuple[str, dict[str, Any], bytes]] = {
         + named_event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 3}),
     ),
 }
-"""The answers of engines by name: path, request, and all of the answer but the end of its stream."""
+"""Answers of engines by name: path, request, and all of it but the end of its stream."""
 ENDS: dict[bool, bytes] = {False: b"[DONE]", True: b'"message_stop"'}
 
 

@@ -230,9 +230,7 @@ class FailureAttribution:
         return limit - silent_seconds
 
     def _opened_seconds(self, timeout: StallTimeout, silent_seconds: float) -> float:
-        """Returns how many more seconds an engine may be silent that has opened a stream: as long as
-        it lives.
-        """
+        """Returns how many more seconds an engine may be silent that has opened a stream."""
         if self.progress is None or timeout.instance is None:
             return 0.0
         predicted_seconds = timeout.soft_seconds / self._factor
