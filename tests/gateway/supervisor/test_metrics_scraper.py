@@ -285,7 +285,7 @@ async def test_large_metrics_pages_of_one_namespace_fill_no_memory() -> None:
 
 
 @pytest.mark.parametrize("filler", [b"a", b" ", b'\\"', b"{", b"9", b"\x00"])
-@pytest.mark.parametrize("form", [b"n{%b} 1\n", b"n%b1\n", b"n %b\n", b"n%b{a=\"b\"} 1\n"])
+@pytest.mark.parametrize("form", [b"n{%b} 1\n", b"n%b1\n", b"n %b\n", b'n%b{a="b"} 1\n'])
 def test_long_line_of_a_page_is_skipped_and_the_others_are_read(form: bytes, filler: bytes) -> None:
     page = b"\n" + form % (filler * 4_096) + b'n{a="b"} 7\n'
     assert parse_samples(page, b"n", 10) == [(b'{a="b"}', 7.0)]

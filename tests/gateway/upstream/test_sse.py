@@ -189,7 +189,9 @@ _PIECES = (b"a\n", b"a\r", b"data:\n", b"data: 1\r\n", b"event: x\n", b": c\n", 
 
 
 @pytest.mark.parametrize("read_bytes", [1_000, 65_536, 10_000_000])
-@pytest.mark.parametrize("grammar", [None, *{id(one.grammar): one.grammar for one in DIALECTS.values() if one.grammar}.values()])
+@pytest.mark.parametrize(
+    "grammar", [None, *{id(one.grammar): one.grammar for one in DIALECTS.values() if one.grammar}.values()]
+)
 @pytest.mark.parametrize("line", _PIECES)
 def test_event_of_very_many_lines_is_refused_before_they_are_read(
     line: bytes, grammar: EventGrammar | None, read_bytes: int
