@@ -18,7 +18,7 @@ SampleLookup = Callable[[bytes], list[Sample]]
 
 
 def parse_samples(page: bytes, name: bytes, max_lines: int) -> list[Sample]:
-    """Returns each sample of the series `name`. Skips negative and impossible values, and long lines.
+    """Returns each sample of the series `name`. Skips impossible values and long lines.
 
     max_lines: with more lines that begin with `name`, nothing is returned.
 
