@@ -112,13 +112,11 @@ class ForwardingStack:
         secret = secrets.hash_secret
         limits, telemetry, sharing = runtime.limits, recorder.telemetry, reporters.sharing_journal
         draw = random.Random(f"{runtime.clock.wall()}").random
-        outlier_detector, retry_budget = OutlierDetector(limits, draw), RetryBudget(limits)
+        detector, retry_budget = OutlierDetector(limits, draw), RetryBudget(limits)
         self._now = runtime.now
         self.credentials = secrets.credentials
         pool = self.pool = ConnectionPool(limits, runtime.loop, secrets.credentials, runtime.response_memory)
-        self.routers = RouterRegistry(
-            secret=secret, limits=limits, outlier_detector=outlier_detector, reporters=reporters
-        )
+        self.routers = RouterRegistry(secret=secret, limits=limits, outlier_detector=detector, reporters=reporters)
         serving = self.routers.serving
         self.poison_guard = PoisonRequestGuard(
             secret,
@@ -128,7 +126,7 @@ class ForwardingStack:
         )
         self.failures = FailureAttribution(
             runtime,
-            outlier_detector,
+            detector,
             ready_instances=serving.ready_instances,
             telemetry=telemetry,
             retry_budget=retry_budget,

@@ -38,10 +38,8 @@ from fairlead_gateway.proxy.continued_blocks import keeps_text, stream_blocks
 from fairlead_gateway.proxy.relayed_stream import (
     GapRecorder,
     RelayedStream,
-    SseKeepAlive,
     StreamEnding,
     StreamLifecycle,
-    StreamTimes,
     record_relayed,
 )
 from fairlead_gateway.proxy.stream_moves import MAX_MOVES, StreamProgress, decide_move
@@ -68,6 +66,7 @@ from fairlead_gateway.upstream.request_encoder import (
 )
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
 from fairlead_gateway.upstream.sent_blocks import SentBlocks
+from fairlead_gateway.upstream.stream_comments import SseKeepAlive, StreamTimes
 from fairlead_gateway.worker.request_context import RequestContext
 
 RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
@@ -115,7 +114,7 @@ class ResponseRelay(StreamEnding):
         runtime = dispatcher.runtime
         self._now = runtime.now
         self._limits = runtime.limits
-        self._stream_times = StreamTimes(runtime, self._start_waiting)
+        self._stream_times = StreamTimes(runtime)
         super().__init__(lifecycle, dispatcher.recorder.telemetry, StreamSilence(dispatcher, retry_budget))
         self._limit_gate = limit_gate
         self._routers = dispatcher.routers
@@ -131,10 +130,15 @@ class ResponseRelay(StreamEnding):
 
     def watch_silence(self, context: RequestContext) -> None:
         """Gives a streamed request that waits a head in time, and comments, until it ends."""
-        if context.keep_alive is None:  # else that of the model before
-            context.keep_alive = SseKeepAlive(context, self._stream_times)
+        send_head, response = partial(self._send_head, context), context.response
+        if context.keep_alive is None:
+            context.keep_alive = SseKeepAlive(response, self._stream_times, send_head)
+            return
+        context.keep_alive.send_head = send_head  # that of the model before
+        if response.is_waiting:
+            response.last_comment = partial(self._last_comment, context)
 
-    def _start_waiting(self, context: RequestContext) -> None:
+    def _send_head(self, context: RequestContext) -> None:
         """Sends the head of a stream whose answer has not begun.
 
         What serves it comes in the last comment.

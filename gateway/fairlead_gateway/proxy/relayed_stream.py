@@ -1,9 +1,4 @@
-"""Streams while nothing comes, and from their first event to their end: head, comments, times, and
-relays without a task.
-
-A streamed request that waits gets its head after a while, then comments: load balancers close a
-connection without bytes, mostly after 60 s. Until then the status of a refusal is that of the
-response. After it, a refusal is an event.
+"""Streams from their first event to their end: times, and relays without a task.
 
 A stream waits for its engine for minutes. Its task has nothing to do until then, unless the request
 has a timeout of its own, or its text is kept for another engine. Else `ResponseRelay` hands the
@@ -14,14 +9,12 @@ Why: a waiting task, with its coroutines and futures, takes 2.5 KB of memory for
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine
-from typing import Final
+from collections.abc import Coroutine
 
 from fairlead_gateway.admission.defragmentation import MemoryMove, MovableStream
 from fairlead_gateway.errors import (
     GatewayError,
 )
-from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.proxy.attempt import (
     Attempt,
 )
@@ -30,82 +23,6 @@ from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
 from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.runtime import WorkerRuntime
-
-COMMENT: Final = b": keep-alive\n\n"
-
-
-class StreamTimes:
-    """The times after which silent streams of a worker get a head, and comments.
-
-    start_waiting: sends the head of a stream whose answer has not begun.
-    """
-
-    def __init__(self, runtime: WorkerRuntime, start_waiting: Callable[[RequestContext], None]) -> None:
-        loop, limits, now = runtime.loop, runtime.limits, runtime.now
-        self.heads = TimeoutQueue(loop, limits.stream_head_seconds, now)
-        self.comments = TimeoutQueue(loop, limits.keep_alive_seconds, now)
-        self.start_waiting = start_waiting
-
-
-class SseKeepAlive(TimeoutEntry):
-    """The sender of the head and of comments into one silent stream.
-
-    Then no proxy or client in between closes the stream. A comment goes out only after the head and
-    between two whole events. A client that does not read gets none.
-
-    context: of the request; of its fallback, once another model has it.
-    """
-
-    __slots__ = ("_added_at", "_engine_response", "_queue", "_times", "context")
-
-    def __init__(self, context: RequestContext, times: StreamTimes) -> None:
-        super().__init__()
-        self.context: RequestContext | None = context
-        self._times = times
-        self._engine_response: EngineResponse | None = None
-        self._added_at: float | None = None
-        self._queue: TimeoutQueue | None = None
-        self._enter(times.heads)
-
-    def start(self, engine_response: EngineResponse) -> None:
-        """Starts the comments between events, or continues them with another engine's response."""
-        self._engine_response = engine_response
-        self._added_at = engine_response.last_at
-        if self._queue is not self._times.comments:
-            self._leave()
-            self._enter(self._times.comments)
-
-    def stop(self) -> None:
-        """Ends the comments. May be called twice."""
-        self._leave()
-        self._engine_response = self.context = None
-
-    def on_timeout(self) -> None:
-        """Sends what is due if the stream was silent, and waits again."""
-        self._queue = None
-        context, engine_response = self.context, self._engine_response
-        if context is None or context.response.finished:
-            return
-        response = context.response
-        if not response.started:
-            self._times.start_waiting(context)
-        if engine_response is None:
-            response.write_chunks([COMMENT])
-        else:
-            if engine_response.last_at == self._added_at and not engine_response.is_paused:
-                response.write_chunks([COMMENT])
-            self._added_at = engine_response.last_at
-        self._enter(self._times.comments)
-
-    def _enter(self, queue: TimeoutQueue) -> None:
-        self._queue = queue
-        queue.add(self, queue.now())
-
-    def _leave(self) -> None:
-        if self._queue is not None:
-            self._queue.remove(self)
-            self._queue = None
 
 
 class StreamLifecycle:

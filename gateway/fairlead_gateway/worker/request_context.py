@@ -13,7 +13,7 @@ instructions, and a request reads seven.
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.engines.lora_api import adapter_prefix
@@ -36,10 +36,8 @@ from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutco
 from fairlead_gateway.telemetry.worker.trace_record import TraceRecord
 from fairlead_gateway.tenants.worker.tenant_policy import NO_TENANT, TenantPolicy
 from fairlead_gateway.upstream.response import EngineResponse
+from fairlead_gateway.upstream.stream_comments import SseKeepAlive
 from fairlead_gateway.upstream.usage import Usage
-
-if TYPE_CHECKING:
-    from fairlead_gateway.proxy.relayed_stream import SseKeepAlive
 
 _MAX_ADDRESSES: Final = 4_096
 
@@ -245,8 +243,6 @@ class RequestContext:
     def follow(self, previous: "RequestContext") -> None:
         """Continues the records of the request at the model before, which has not answered it."""
         self.keep_alive, previous.keep_alive = previous.keep_alive, None
-        if self.keep_alive is not None:
-            self.keep_alive.context = self
         self.earlier_attempts = previous.earlier_attempts if previous.choice is None else previous.choice.attempt
         self.earlier_failures = [*previous.earlier_failures, *previous.failures]
         self.trace = previous.trace

@@ -111,7 +111,7 @@ def test_cluster_fields_of_an_object_are_ignored() -> None:
          "did you mean ModelDeployment?"),
         ("kind: ModelDeployment\n", "", 1, "kind", "is missing", "write `kind: ModelDeployment`"),
         ("{name: qwen3-8b}", "{name: Qwen}", 3, "metadata.name", '"Qwen" is not a Kubernetes name',
-         "use lower-case letters, digits, - and ., at most 253, beginning and ending with neither"),
+         "use lower-case letters, digits, - and ., at most 63, beginning and ending with neither"),
         ("{name: qwen3-8b}", "{name: qwen3-8b, lables: {}}", 3, "metadata.lables", "unknown field", "did you mean labels?"),
         ("metadata: {name: qwen3-8b}\n", "", 1, "metadata", "is missing", "add it, for example `metadata: {name: qwen3-8b}`"),
         ("  pools: [{acceleratorClassName: nvidia-l4}]\n", "", 4, "spec.pools", "is missing",

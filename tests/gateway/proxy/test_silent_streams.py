@@ -129,7 +129,7 @@ async def gateway_before(kind: str, *engines: Engine) -> AsyncIterator[RunningGa
         yield await stack.enter_async_context(running_gateway(replace(fleet, instances={MODEL_KEY: instances})))
 
 
-async def ask(running: RunningGateway) -> tuple[RawResponse, float]:
+async def send_stream(running: RunningGateway) -> tuple[RawResponse, float]:
     loop = asyncio.get_running_loop()
     started = loop.time()
     connection = await RawConnection.connect(running.url)
@@ -154,7 +154,7 @@ async def test_stream_of_an_engine_that_lives_waits(name: str, silent_seconds: f
     page, health, kind = ALIVE[name]
     first, second = (Engine(silent_seconds, 0.0, page, health) for _ in range(2))
     async with gateway_before(kind, first, second) as running:
-        answer, seconds = await ask(running)
+        answer, seconds = await send_stream(running)
         assert (answer.status, answer.complete, text_of(answer)) == (200, True, "abcd")
         assert silent_seconds <= seconds < silent_seconds + 5.0
         assert first.streams + second.streams == 1
@@ -165,7 +165,7 @@ async def test_silence_of_an_engine_that_lives_has_an_end(name: str) -> None:
     page, health, kind = ALIVE[name]
     engine = Engine(2_000.0, 0.0, page, health)
     async with gateway_before(kind, engine) as running:
-        answer, seconds = await ask(running)
+        answer, seconds = await send_stream(running)
         assert seconds == pytest.approx(Limits().stream_silence_seconds, abs=6.0)
         assert "stream_timeout" in answer.events[-1]
 
@@ -176,7 +176,7 @@ async def test_stream_of_an_engine_that_hangs_goes_on_elsewhere(name: str, gap_s
     page, health, kind = HUNG[name]
     engines = [Engine(2_000.0, gap_seconds, page, health) for _ in range(2)]
     async with gateway_before(kind, *engines) as running:
-        answer, seconds = await ask(running)
+        answer, seconds = await send_stream(running)
         assert (answer.status, answer.complete, text_of(answer)) == (200, True, "abcd")
         assert b'"error"' not in answer.body
         assert seconds - 4 * gap_seconds <= hang_seconds(gap_seconds, 0.0, 5.0)
@@ -189,7 +189,7 @@ async def test_stream_of_an_engine_that_hangs_waits_if_no_other_can_go_on(name: 
     for silent_seconds in (60.0, 2_000.0):
         engine = Engine(silent_seconds, 0.0, page, health)
         async with gateway_before(kind, engine) as running:
-            answer, seconds = await ask(running)
+            answer, seconds = await send_stream(running)
             if silent_seconds == 60.0:
                 assert text_of(answer) == "abcd"
             else:

@@ -83,7 +83,7 @@ def late(wait: Script, seconds: float) -> Script:
     return script
 
 
-async def ask(url: str, path: str, more: str = "", **fields: Any) -> tuple[RawResponse, list[float]]:
+async def send_stream(url: str, path: str, more: str = "", **fields: Any) -> tuple[RawResponse, list[float]]:
     """Returns the answer to a stream, and when each of its chunks came, in seconds."""
     loop = asyncio.get_running_loop()
     connection = await RawConnection.connect(url)
@@ -125,7 +125,7 @@ def last_comment(answer: RawResponse) -> dict[str, str]:
 @pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.__name__)
 async def test_stream_that_waits_for_its_engine_hears_something_in_time(wait: Script, path: str) -> None:
     async with gateway_of(late(wait, 70.0)) as (running, _):
-        answer, times = await ask(running.url, path)
+        answer, times = await send_stream(running.url, path)
         assert (answer.status, answer.complete) == (200, True)
         assert answer.fields["content-type"].startswith("text/event-stream")
         assert longest_gap(times) <= COMMENT_SECONDS + 1.0
@@ -142,7 +142,7 @@ async def test_stream_that_waits_for_its_engine_hears_something_in_time(wait: Sc
 @pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.__name__)
 async def test_stream_that_is_answered_in_time_has_its_head_from_the_engine(wait: Script, path: str) -> None:
     async with gateway_of(late(wait, 2.0)) as (running, _):
-        answer, _ = await ask(running.url, path)
+        answer, _ = await send_stream(running.url, path)
         assert (answer.status, answer.complete) == (200, True)
         assert "x-fairlead-instance" in answer.fields
         assert COMMENT not in answer.body
@@ -154,7 +154,7 @@ async def test_stream_that_waits_for_a_first_instance_hears_something(path: str)
     async with scripted_engine(well_behaved) as engine:
         fleet = fleet_of([engine.url], states=[InstanceState.STARTING])
         async with running_gateway(fleet) as running:
-            answering = asyncio.ensure_future(ask(running.url, path))
+            answering = asyncio.ensure_future(send_stream(running.url, path))
             await asyncio.sleep(20.0)
             running.gateway.update_fleet(fleet_of([engine.url], version=2))
             answer, times = await answering
@@ -177,7 +177,7 @@ async def test_other_engine_answers_a_stream_that_has_its_head(path: str) -> Non
         await well_behaved(call)
 
     async with gateway_of(script, script) as (running, *_):
-        answer, _ = await ask(running.url, path)
+        answer, _ = await send_stream(running.url, path)
         assert (answer.status, answer.complete, len(calls)) == (200, True, 2)
         assert b'"error"' not in answer.body
         assert last_comment(answer)["x-fairlead-reason"].startswith("retry")
@@ -212,7 +212,7 @@ async def _first_event(call: EngineCall) -> None:
 async def test_failure_behind_the_head_is_an_event_in_the_form_of_the_dialect(name: str, path: str) -> None:
     script, status = FAILURES[name]
     async with gateway_of(failing(script), failing(script)) as (running, *_):
-        answer, times = await ask(running.url, path)
+        answer, times = await send_stream(running.url, path)
         assert (answer.status, answer.complete) == (200, True)
         assert times[0] == pytest.approx(HEAD_SECONDS, abs=0.5)
         assert b"[DONE]" not in answer.body
@@ -250,7 +250,7 @@ async def test_client_that_leaves_while_it_waits_ends_the_attempt(path: str) -> 
 @EVERY
 async def test_deadline_of_the_client_behind_the_head_is_an_event(path: str) -> None:
     async with gateway_of(silent) as (running, _):
-        answer, times = await ask(running.url, path, "x-request-timeout: 13\r\n")
+        answer, times = await send_stream(running.url, path, "x-request-timeout: 13\r\n")
         assert (answer.status, answer.complete) == (200, True)
         assert times[-1] == pytest.approx(13.0, abs=0.5)
         assert b"error" in answer.body
@@ -259,7 +259,7 @@ async def test_deadline_of_the_client_behind_the_head_is_an_event(path: str) -> 
 @EVERY
 async def test_end_of_a_drain_behind_the_head_is_an_event(path: str) -> None:
     async with gateway_of(silent) as (running, _):
-        answering = asyncio.ensure_future(ask(running.url, path))
+        answering = asyncio.ensure_future(send_stream(running.url, path))
         await asyncio.sleep(12.0)
         running.gateway.end_drain()
         answer, _ = await answering
@@ -285,6 +285,6 @@ async def test_other_engine_is_not_asked_while_one_that_has_opened_a_stream_live
         fleet = fleet_of([first.url, second.url])
         instances = tuple(replace(found, engine=kind) for found in fleet.instances[MODEL_KEY])
         async with running_gateway(replace(fleet, instances={MODEL_KEY: instances})) as running:
-            answer, _ = await ask(running.url, "/v1/responses")
+            answer, _ = await send_stream(running.url, "/v1/responses")
             assert (answer.status, answer.complete, len(calls)) == (200, True, 1)
             assert b'"error"' not in answer.body
