@@ -167,10 +167,10 @@ async def events_until_deadline(gate: asyncio.Event, *parts: Part) -> list[Event
 
 @pytest.mark.sockets
 async def test_error_at_the_deadline_has_the_next_number() -> None:
-    gate = asyncio.Event()
+    gate, other = asyncio.Event(), asyncio.Event()  # each opens behind its own answer
     call = numbered("output_item.added", 4, item=CALL)
     held = events_until_deadline(gate, [*FIRST, call, gate])
-    continued = events_until_deadline(gate, FIRST, [*opened(1), delta(3, "upon "), gate], [])
+    continued = events_until_deadline(other, FIRST, [*opened(1), delta(3, "upon "), other], [])
     for events in await asyncio.gather(held, continued):
         assert [event["sequence_number"] for event in events] == list(range(len(events)))
         assert events[-1]["code"] == "deadline_exceeded"
