@@ -91,8 +91,8 @@ def test_who_sets_the_number_of_a_pools_instances_is_left_alone(here: Kubectl, i
     assert found.get()["spec"]["pools"][0]["minReplicas"] == 1
 
 
-@pytest.mark.lane("installation", position=31)
 @pytest.mark.load
+@pytest.mark.skipif(not client_pods.FULL, reason="`make e2e LOAD=1` runs it")
 def test_an_hpa_begins_on_a_model_whose_manifest_names_no_number(here: Kubectl, installed: HelmRelease) -> None:
     """The page says to leave `spec.replicas` out. Its placeholder is what the HPA reads."""
     here.apply(paced_engine())
