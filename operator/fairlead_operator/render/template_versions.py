@@ -14,6 +14,7 @@ from fairlead.engines.containers.additions import (
     with_request_limits,
 )
 from fairlead.kube.resources import Manifest
+from fairlead_operator.render.contradicted_defaults import drop_contradicted_defaults
 from fairlead_operator.render.pod_template import pod_template
 from fairlead_operator.render.revision import RenderPin
 
@@ -22,7 +23,9 @@ TemplateRenderer = Callable[[InstancePod, EngineContainer, RenderPin, str], Mani
 
 
 def _version_1(pod: InstancePod, container: EngineContainer, pin: RenderPin, service_account: str) -> Manifest:
-    return pod_template(pod, with_request_limits(pod, container), pin, service_account)
+    template = pod_template(pod, with_request_limits(pod, container), pin, service_account)
+    drop_contradicted_defaults(template["spec"], pod.pool.template.spec if pod.pool.template else {})
+    return template
 
 
 def _leave_user_open(template: Manifest, pod: InstancePod) -> None:
