@@ -256,10 +256,7 @@ class ResponseRelay(StreamEnding):
             body = context.request.dialect.errors.body(status, body)
         rewriter = _body_rewriter(context, engine_response, self._response_ids)
         body = body if rewriter is None else rewriter.rewrite(body)
-        if context.response.is_waiting:
-            context.response.end_with_error(context.request.dialect.errors.only_event(status, body))
-        else:
-            context.response.send(status, headers, body, content_type=content_type)
+        _send_whole(context, status, headers, body, content_type)
 
     def response_headers(self, context: RequestContext, now: float) -> str:
         """Returns the headers that say where a request went, why, and how long that took.
@@ -302,11 +299,8 @@ class ResponseRelay(StreamEnding):
         body = error_body(error.message, "invalid_request_error", None, "engine_refused", context.http_request.id)
         if is_external(context):
             body = external_refusal(error.status, body, context.http_request.id)
-        if context.response.is_waiting:
-            context.response.end_with_error(context.request.dialect.errors.only_event(error.status, body))
-        else:
-            body = context.request.dialect.errors.body(error.status, body)
-            context.response.send(error.status, self.response_headers(context, self._now()), body)
+        body = context.request.dialect.errors.body(error.status, body)
+        _send_whole(context, error.status, self.response_headers(context, self._now()), body)
 
     def _record_first_token(self, attempt: Attempt, engine_response: EngineResponse) -> None:
         context, first_at = attempt.context, engine_response.first_at
@@ -553,6 +547,15 @@ class ResponseRelay(StreamEnding):
             return True
         self._failures.on_stream_failed(attempt.context, attempt.instance_id, cause)
         return cause == "cut" and attempt.on_crash()
+
+
+def _send_whole(context: RequestContext, status: int, headers: str, body: bytes, content_type: str = JSON_TYPE) -> None:
+    """Sends a whole response; of a stream that has its head, an error in `body` as its only event."""
+    response = context.response
+    if response.is_waiting:
+        response.end_with_error(context.request.dialect.errors.only_event(status, body))
+    else:
+        response.send(status, headers, body, content_type=content_type)
 
 
 def end_incomplete(context: RequestContext, error: GatewayError) -> None:
