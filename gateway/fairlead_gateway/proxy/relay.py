@@ -550,7 +550,7 @@ class ResponseRelay(StreamEnding):
 
 
 def _send_whole(context: RequestContext, status: int, headers: str, body: bytes, content_type: str = JSON_TYPE) -> None:
-    """Sends a whole response; of a stream that has its head, an error in `body` as its only event."""
+    """Sends a whole response, or its error as the only event of a stream that has its head."""
     response = context.response
     if response.is_waiting:
         response.end_with_error(context.request.dialect.errors.only_event(status, body))
