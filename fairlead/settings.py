@@ -9,7 +9,7 @@ and files, are command-line flags instead.
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from fairlead.errors import BadInput, SettingsError
 from fairlead.names import closest_matches
@@ -59,8 +59,36 @@ def _duration_in(name: str, text: str | None, shortest: str) -> float:
     return seconds
 
 
+class _ProcessSettings:
+    """The settings of a process. For logs, secrets show only whether they are set."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        parts = []
+        for item in fields(cast(Any, self)):
+            value = getattr(self, item.name)
+            parts.append(f"{item.name}={'***' if value and item.metadata['secret'] else repr(value)}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+_AUDIT_LOG: Final = (
+    "the stream that gets an audit record of every change and every privileged request, one line of JSON each: `-` (standard "
+    "output) or `1` (standard error)"
+)
+_AUDIT_DIR: Final = "a folder for audit files, which are synced to the disk, rotated, and never written again"
+_CLIENT_NAMES: Final = (
+    "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
+    "the same for gateways, indexers and the operator"
+)
+_ENDPOINT_NAMESPACES: Final = (
+    "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
+    "endpoint makes gateways and indexers connect to any address that they reach"
+)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
-class GatewaySettings:
+class GatewaySettings(_ProcessSettings):
     """Settings of `fairlead-gateway`."""
 
     hash_secret: str | None = _setting(
@@ -120,13 +148,8 @@ class GatewaySettings:
         "where every request is written down as one line of JSON: a path, `-` (standard output) or `1` (standard error). Without it "
         "there is no access log",
     )
-    audit_log: str | None = _setting(
-        "the stream that gets an audit record of every change and every privileged request, one line of JSON each: `-` (standard "
-        "output) or `1` (standard error)"
-    )
-    audit_dir: str | None = _setting(
-        "a folder for audit files, which are synced to the disk, rotated, and never written again"
-    )
+    audit_log: str | None = _setting(_AUDIT_LOG)
+    audit_dir: str | None = _setting(_AUDIT_DIR)
     access_log_clients: str | None = _setting("`0` leaves the addresses of clients out of the access log", default="1")
     usage_dir: str | None = _setting(
         "the folder of the usage ledger: what each request used, by tenant, and when replicas existed. Gateways may share it. "
@@ -146,14 +169,8 @@ class GatewaySettings:
     compiled: str | None = _setting(
         "`0` runs workers from the sources even where a compiled copy of the data plane lies in the cache (`make compile`)"
     )
-    client_names: str | None = _setting(
-        "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
-        "the same for gateways, indexers and the operator"
-    )
-    endpoint_namespaces: str | None = _setting(
-        "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
-        "endpoint makes gateways and indexers connect to any address that they reach"
-    )
+    client_names: str | None = _setting(_CLIENT_NAMES)
+    endpoint_namespaces: str | None = _setting(_ENDPOINT_NAMESPACES)
     endpoint_secrets: str | None = _setting(
         "a folder with the Secrets that `endpoints` of models name, as `NAMESPACE/SECRET/KEY`: the first part is the namespace "
         "of the models that may use it. Only in a cluster",
@@ -198,25 +215,16 @@ class GatewaySettings:
             "stream_silence_seconds": _duration_in("stream_silence_timeout", self.stream_silence_timeout, "1s"),
         }
 
-    def __repr__(self) -> str:
-        return masked_repr(self)
-
 
 @dataclass(frozen=True, slots=True, repr=False)
-class OperatorSettings:
+class OperatorSettings(_ProcessSettings):
     """Settings of `fairlead-operator`."""
 
     watch_namespaces: str | None = _setting(
         "the namespaces whose models are served, with commas between them. Without it, all of them"
     )
-    client_names: str | None = _setting(
-        "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
-        "the same for gateways, indexers and the operator"
-    )
-    endpoint_namespaces: str | None = _setting(
-        "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
-        "endpoint makes gateways and indexers connect to any address that they reach"
-    )
+    client_names: str | None = _setting(_CLIENT_NAMES)
+    endpoint_namespaces: str | None = _setting(_ENDPOINT_NAMESPACES)
     installation: str | None = _setting(
         "the id that this installation writes to all children of models. An operator leaves models alone whose children have "
         "another id. Without it, no id is written; the chart writes `NAMESPACE.RELEASE`"
@@ -258,23 +266,15 @@ class OperatorSettings:
     hung_restart: str | None = _setting(
         "how long a pod has that condition before it is deleted. Without it no pod is deleted"
     )
-    audit_log: str | None = _setting(
-        "the stream that gets an audit record of every change and every privileged request, one line of JSON each: `-` (standard "
-        "output) or `1` (standard error)"
-    )
-    audit_dir: str | None = _setting(
-        "a folder for audit files, which are synced to the disk, rotated, and never written again"
-    )
+    audit_log: str | None = _setting(_AUDIT_LOG)
+    audit_dir: str | None = _setting(_AUDIT_DIR)
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream", default="info"
     )
 
-    def __repr__(self) -> str:
-        return masked_repr(self)
-
 
 @dataclass(frozen=True, slots=True, repr=False)
-class AutoscalerSettings:
+class AutoscalerSettings(_ProcessSettings):
     """Settings of `fairlead-autoscaler`."""
 
     manage_token: str | None = _setting(
@@ -285,23 +285,15 @@ class AutoscalerSettings:
     scaling_freeze: str | None = _setting(
         "`1` stops every change of replica counts; decisions are still reported", default="0"
     )
-    audit_log: str | None = _setting(
-        "the stream that gets an audit record of every change and every privileged request, one line of JSON each: `-` (standard "
-        "output) or `1` (standard error)"
-    )
-    audit_dir: str | None = _setting(
-        "a folder for audit files, which are synced to the disk, rotated, and never written again"
-    )
+    audit_log: str | None = _setting(_AUDIT_LOG)
+    audit_dir: str | None = _setting(_AUDIT_DIR)
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream", default="info"
     )
 
-    def __repr__(self) -> str:
-        return masked_repr(self)
-
 
 @dataclass(frozen=True, slots=True, repr=False)
-class IndexerSettings:
+class IndexerSettings(_ProcessSettings):
     """Settings of `fairlead-indexer`."""
 
     hash_secret: str | None = _setting(
@@ -310,14 +302,8 @@ class IndexerSettings:
         secret=True,
     )
     redis_url: str | None = _setting("the Redis of the gateways, where the index is written; as theirs", secret=True)
-    client_names: str | None = _setting(
-        "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
-        "the same for gateways, indexers and the operator"
-    )
-    endpoint_namespaces: str | None = _setting(
-        "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
-        "endpoint makes gateways and indexers connect to any address that they reach"
-    )
+    client_names: str | None = _setting(_CLIENT_NAMES)
+    endpoint_namespaces: str | None = _setting(_ENDPOINT_NAMESPACES)
     log_level: str | None = _setting(
         "`debug`, `info`, `warning` or `error`; lines go to the standard error stream and never hold a token",
         default="info",
@@ -326,12 +312,9 @@ class IndexerSettings:
         "`0` runs the sources even where a compiled copy of the data plane lies in the cache (`make compile`)"
     )
 
-    def __repr__(self) -> str:
-        return masked_repr(self)
-
 
 @dataclass(frozen=True, slots=True, repr=False)
-class CliSettings:
+class CliSettings(_ProcessSettings):
     """Settings of `fairlead`."""
 
     hash_secret: str | None = _setting(
@@ -348,9 +331,6 @@ class CliSettings:
         "the secret under which `fairlead keys` makes digests, as gateways have it; in a cluster it is read from them",
         secret=True,
     )
-
-    def __repr__(self) -> str:
-        return masked_repr(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,12 +402,3 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
             close = closest_matches(name, known, count=1)
             lines.append(f"{name} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
     return lines
-
-
-def masked_repr(settings: Any) -> str:
-    """Returns a representation for logs. Secrets show only whether they are set."""
-    parts = []
-    for item in fields(settings):
-        value = getattr(settings, item.name)
-        parts.append(f"{item.name}={'***' if value and item.metadata['secret'] else repr(value)}")
-    return f"{type(settings).__name__}({', '.join(parts)})"

@@ -31,9 +31,7 @@ Classes = dict[str, tuple[list[str], list[str]]]
 _VLLM: Mapping[str, Sequence[str]] = {
     "/v1/chat/completions": ["ChatCompletionRequest"],
     "/v1/chat/completions/batch": ["BatchChatCompletionRequest"],
-    "/v1/chat/completions/render": ["ChatCompletionRequest"],
     "/v1/completions": ["CompletionRequest"],
-    "/v1/completions/render": ["CompletionRequest"],
     "/v1/embeddings": [
         *("EmbeddingCompletionRequest", "EmbeddingChatRequest", "EmbeddingBatchChatRequest"),
         *("EmbeddingChatInputRequest", "EmbeddingBatchChatInputRequest"),

@@ -165,36 +165,12 @@ FIELDS: Final[dict[str, dict[str, str]]] = {
             " return_tokens_as_token_ids seed stop structured_outputs temperature tool_choice top_k"
             " top_logprobs top_p use_beam_search user watermarking"
         ),
-        "/v1/chat/completions/render": (
-            "add_generation_prompt add_special_tokens allowed_token_ids bad_words cache_salt chat_template"
-            " chat_template_kwargs continue_final_message documents ec_transfer_params echo frequency_penalty"
-            " ignore_eos include_reasoning include_stop_str_in_output kv_transfer_params length_penalty"
-            " logit_bias logprob_token_ids logprobs max_completion_tokens max_tokens media_io_kwargs messages"
-            " min_p min_tokens mm_payload mm_processor_kwargs model n parallel_tool_calls presence_penalty"
-            " priority prompt_logprobs reasoning_effort repetition_detection repetition_penalty request_id"
-            " response_format return_mm_kwargs return_prompt_text return_token_ids return_token_offsets"
-            " return_tokens_as_token_ids routed_experts_prompt_start seed session_id skip_special_tokens"
-            " spaces_between_special_tokens stop stop_token_ids stream stream_interval stream_options"
-            " structured_outputs temperature thinking_token_budget tool_choice tools top_k top_logprobs top_p"
-            " truncate_prompt_tokens truncation_side use_beam_search user vllm_xargs watermarking"
-        ),
         "/v1/classify": (
             "add_generation_prompt add_special_tokens cache_salt chat_template chat_template_kwargs"
             " continue_final_message input media_io_kwargs messages mm_processor_kwargs model padding priority"
             " request_id truncate_prompt_tokens truncation_side use_activation user"
         ),
         "/v1/completions": (
-            "add_special_tokens allowed_token_ids bad_words cache_salt ec_transfer_params echo"
-            " frequency_penalty ignore_eos include_stop_str_in_output kv_transfer_params length_penalty"
-            " logit_bias logprob_token_ids logprobs max_tokens min_p min_tokens mm_payload model n"
-            " presence_penalty priority prompt prompt_embeds prompt_logprobs repetition_detection"
-            " repetition_penalty request_id response_format return_mm_kwargs return_token_ids"
-            " return_token_offsets return_tokens_as_token_ids routed_experts_prompt_start seed session_id"
-            " skip_special_tokens spaces_between_special_tokens stop stop_token_ids stream stream_interval"
-            " stream_options structured_outputs suffix temperature thinking_token_budget top_k top_p"
-            " truncate_prompt_tokens truncation_side use_beam_search user vllm_xargs watermarking"
-        ),
-        "/v1/completions/render": (
             "add_special_tokens allowed_token_ids bad_words cache_salt ec_transfer_params echo"
             " frequency_penalty ignore_eos include_stop_str_in_output kv_transfer_params length_penalty"
             " logit_bias logprob_token_ids logprobs max_tokens min_p min_tokens mm_payload model n"
@@ -373,6 +349,8 @@ _ALL_TABLES: Final = ("openai", "sglang", "vllm")
 _ALIASES: Final[Mapping[str, str]] = {
     "/v1/tokenize": "/tokenize",
     "/v1/detokenize": "/detokenize",
+    "/v1/chat/completions/render": "/v1/chat/completions",
+    "/v1/completions/render": "/v1/completions",
     "/rerank": "/v1/rerank",
     "/v2/rerank": "/v1/rerank",
     "/score": "/v1/score",
