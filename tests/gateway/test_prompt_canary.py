@@ -44,6 +44,7 @@ LIMITS = replace(
     Limits(),
     span_batch_seconds=0.0,
     stream_idle_seconds=0.3,
+    stream_silence_seconds=0.3,
     first_token_seconds=0.3,
     handoff_min_tokens=16,
     handoff_prefill_seconds=0.3,

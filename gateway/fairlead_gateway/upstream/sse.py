@@ -31,6 +31,7 @@ from fairlead_gateway.upstream.usage import (
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")
 _LONGEST_END: Final = 4
 _ANY_EVENT: Final = re.compile(rb".*?(?:\n\n|\n\r\n|\r\r)[\r\n]*", re.DOTALL)
+_LINE_ENDS: Final = b"\r\n"
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _LONG_EVENT_BYTES: Final = 16_384
 _MAX_LINES: Final = 4_096
@@ -301,7 +302,7 @@ class SseScanner:
             self.error = InBandError(502, "the engine's stream is a flood of empty events", GARBAGE)
             return b""
         for event in parts:
-            if len(event) > _MAX_LINES and _count_lines(event) > _MAX_LINES:
+            if len(event) > _MAX_LINES and _count_lines(event.strip(_LINE_ENDS)) > _MAX_LINES:
                 self.error = _MANY_LINES
             if self.is_finished:
                 break

@@ -65,7 +65,8 @@ def streamed(chunks: list[bytes], *, strips: bool, max_bytes: int = 1_000_000) -
             break
     passed += scanner.end()
     state = (tokens.problem, tokens.is_finished, tokens.prompt_tokens, tokens.head)
-    return b"".join(passed), known, state, scanner.event_count, scanner.usage, scanner.error, scanner.is_aborted
+    counts = None if scanner.usage is None else (scanner.usage.prompt_tokens, scanner.usage.completion_tokens)
+    return b"".join(passed), known, state, scanner.event_count, counts, scanner.error, scanner.is_aborted
 
 
 def check_equal(modules: dict[str, ModuleType], chunks: list[bytes], *, strips: bool = True) -> int:

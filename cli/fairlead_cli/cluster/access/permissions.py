@@ -125,7 +125,7 @@ def component_permissions(
 
 
 def _operator_permissions(namespace: str | None) -> Iterator[Permission]:
-    yield from _permissions([kube.MODEL_DEPLOYMENTS], _READ, namespace)
+    yield from _permissions([kube.MODEL_DEPLOYMENTS], (*_READ, "patch"), namespace)
     yield from _permissions(_CLAIMANTS, _WATCHED, namespace)
     yield from _permissions((kube.MODEL_DEPLOYMENTS, *_CLAIMANTS), ["patch"], namespace, "/status")
     yield from _permissions([kube.MODEL_DEPLOYMENTS], ["update"], namespace, "/finalizers")
