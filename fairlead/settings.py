@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast
 
 from fairlead.errors import BadInput, SettingsError
 from fairlead.names import closest_matches
-from fairlead.units import parse_duration
+from fairlead.units import parse_duration, parse_size
 
 VARIABLE_PREFIX = "FAIRLEAD_"
 TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
@@ -44,6 +44,18 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
 
 def _setting(description: str, *, default: str | None = None, secret: bool = False, reloadable: bool = False) -> Any:
     return field(default=default, metadata={"says": description, "secret": secret, "reloadable": reloadable})
+
+
+def _size_in(name: str, text: str | None) -> int:
+    """Returns a size in bytes. Raises SettingsError if it is not one from 1 MiB to 256 MiB."""
+    try:
+        size = parse_size(text or "")
+    except BadInput:
+        size = 0
+    if not 2**20 <= size <= 256 * 2**20:
+        name = variable_name(name)
+        raise SettingsError(f"{name} is not a size from 1Mi to 256Mi", field=name, hint="write it like 64Mi")
+    return size
 
 
 def _duration_in(name: str, text: str | None, shortest: str) -> float:
@@ -186,6 +198,11 @@ class GatewaySettings(_ProcessSettings):
         "requests with 503. Give the process 20 s more before it is killed",
         default="10m",
     )
+    body_size: str | None = _setting(
+        "the most bytes of a request, `1Mi` to `256Mi`, such as pictures need; more is answered 413. One caller may have twice as "
+        "much waiting, and at least 64 MiB",
+        default="32Mi",
+    )
     client_idle_timeout: str | None = _setting(
         "how long a client connection may be idle until it is closed, `1s` to `24h`. It must be longer than the load balancer in "
         "front keeps idle connections: Google's 10 minutes, AWS and nginx 1, Cloudflare 15",
@@ -206,8 +223,11 @@ class GatewaySettings(_ProcessSettings):
     )
 
     def limits(self) -> dict[str, Any]:
-        """Returns the limits that settings replace, in seconds. Raises SettingsError."""
+        """Returns the limits that settings replace, in seconds and bytes. Raises SettingsError."""
+        body_bytes = _size_in("body_size", self.body_size)
         return {
+            "body_bytes": body_bytes,
+            "caller_large_bodies_bytes": max(64 * 2**20, 2 * body_bytes),
             "drain_seconds": _duration_in("drain_timeout", self.drain_timeout, "0s"),
             "keepalive_idle_seconds": _duration_in("client_idle_timeout", self.client_idle_timeout, "1s"),
             "stream_head_seconds": _duration_in("stream_head_timeout", self.stream_head_timeout, "1s"),

@@ -12,7 +12,10 @@ class HttpLimits:
     request_line_bytes: int = limit(8_192, "a longer URL is an attack or a mistake; 414")
     header_bytes: int = limit(32_768, "all request headers together; engines had CVEs for unlimited ones; 431")
     headers_count: int = limit(100, "header fields of one request; 431")
-    body_bytes: int = limit(32 * 1024 * 1024, "a prompt of about 8 million tokens or a handful of images; 413")
+    body_bytes: int = limit(
+        32 * 1024 * 1024,
+        "a prompt of about 8 million tokens or a handful of images, unless FAIRLEAD_BODY_SIZE says otherwise; 413",
+    )
     body_wire_factor: int = limit(8, "bytes on the wire per body byte when chunked: 1-byte chunks are an attack")
     chunk_extension_bytes: int = limit(256, "the extension of one chunk, which is read and dropped; 413")
     trailer_bytes: int = limit(8_192, "trailers are read and dropped; more are refused")
@@ -58,7 +61,7 @@ class HttpLimits:
         64 * 1024 * 1024, "incomplete heads and bytes read ahead of one worker, all together; then they get 503"
     )
     caller_large_bodies_bytes: int = limit(
-        64 * 1024 * 1024, "bodies over 256 KiB of one caller that wait to be checked in a worker; the next gets 429"
+        64 * 1024 * 1024, "bodies over 256 KiB of one caller that wait to be checked in a worker, more with FAIRLEAD_BODY_SIZE; the next gets 429"
     )
     body_check_seconds: float = limit(
         30.0, "the checking process takes this long for a body over 256 KiB: 503, and it is replaced"

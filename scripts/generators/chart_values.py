@@ -270,6 +270,9 @@ class Gateway(Placement):
         "`terminationGracePeriodSeconds` follows from both",
         600,
     )
+    body_size: Annotated[str, Field(pattern="^([1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-6])Mi$")] = _value(
+        "the most bytes of a request, such as pictures need, `1Mi` to `256Mi`; more is answered 413", "32Mi"
+    )
     client_idle_seconds: Annotated[int, Field(ge=1, le=86_400)] = _value(
         "seconds until an idle connection of a client is closed; more than the load balancer in front keeps its own",
         620,

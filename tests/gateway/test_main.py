@@ -116,6 +116,42 @@ def test_a_timeout_that_is_no_duration_ends_the_start(
     assert f"FAIRLEAD_{name} is not a duration from {shortest} to 24h" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("BODY_SIZE", "32MB", "FAIRLEAD_BODY_SIZE is not a size from 1Mi to 256Mi"),
+        ("BODY_SIZE", "257Mi", "FAIRLEAD_BODY_SIZE is not a size from 1Mi to 256Mi"),
+        ("CORS_ORIGINS", "ui.example.com", "FAIRLEAD_CORS_ORIGINS: 'ui.example.com' is not an origin"),
+    ],
+)
+def test_a_wrong_value_of_a_setting_of_workers_ends_the_start(
+    name: str,
+    text: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(f"FAIRLEAD_{name}", text)
+    assert gateway_main(["--fleet", str(tmp_path), "--listen", "127.0.0.1:0"]) == 2
+    assert message in capsys.readouterr().err
+
+
+async def test_browsers_and_bodies_have_the_rules_that_are_set(tmp_path: Path) -> None:
+    environ = os.environ | {
+        "FAIRLEAD_CORS_ORIGINS": "https://ui.example",
+        "FAIRLEAD_CLIENT_HOSTS": "llm.example",
+        "FAIRLEAD_BODY_SIZE": "1Mi",
+    }
+    large = post_request(GOOD | {"user": "x" * 2**20})
+    async with process_before(tmp_path, well_behaved, environ=environ) as (gateway, *_):
+        for name, status in (("ui", 200), ("other", 403)):
+            page = f"host: llm.example\r\norigin: https://{name}.example".encode()
+            assert (await send(gateway.url, post_request(GOOD).replace(b"host: x", page)))[0].status == status
+        refused = (await send(gateway.url, large))[0]
+        assert (refused.status, "FAIRLEAD_BODY_SIZE" in refused.body.decode()) == (413, True)
+
+
 async def test_an_idle_connection_is_closed_after_the_time_that_is_set(tmp_path: Path) -> None:
     environ = os.environ | {"FAIRLEAD_CLIENT_IDLE_TIMEOUT": "1s"}
     async with process_before(tmp_path, well_behaved, environ=environ) as (gateway, *_):

@@ -96,7 +96,7 @@ class ChunkedBody:
             end = self._read_trailers(data, position) if self._trailer_bytes >= 0 else None
         limits = self._limits
         if len(self._data) > limits.body_bytes:
-            raise BodyTooLarge(f"the body is longer than {limits.body_bytes} bytes")
+            raise _too_long(limits)
         if self._received_bytes > limits.body_wire_factor * len(self._data) + 2 * limits.trailer_bytes and end is None:
             raise BodyTooLarge("the chunked body spends far more bytes on framing than on data")
         return None if end is None else data[end:]
@@ -532,8 +532,13 @@ def _parse_length(value: bytes | None, limits: Limits) -> int:
         raise BadRequest("Content-Length is not a plain number", code="malformed_http", param="content-length")
     length = int(value)
     if length > limits.body_bytes:
-        raise BodyTooLarge(f"the body is longer than {limits.body_bytes} bytes", param="content-length")
+        raise _too_long(limits)
     return length
+
+
+def _too_long(limits: Limits) -> BodyTooLarge:
+    hint = "send a shorter one, or ask the operator of the gateway for a larger FAIRLEAD_BODY_SIZE"
+    return BodyTooLarge(f"the body is longer than {limits.body_bytes} bytes", hint=hint)
 
 
 def _parse_path(method: str, target: bytes) -> str:

@@ -58,6 +58,7 @@ from fairlead_gateway.upstream.usage import (
     engine_words,
     error_in,
     has_failed_finish,
+    hide_accounts,
     parse_in_band_error,
     read_usage,
     scanned_usage,
@@ -310,6 +311,7 @@ class Attempt:
         engine_response.namespace = self.address.namespace
         engine_response.choices = request.sequences
         engine_response.grammar = request.dialect.grammar
+        engine_response.is_external = self.address.leaves_cluster
         engine_response.tokens = self.tokens
         self.has_verdict, self.error = False, None
         now = self.dispatched_at = dispatcher.now()
@@ -477,11 +479,6 @@ _MAX_PARSED_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
 _ACCOUNT_STATUSES: Final = frozenset({401, 402, 403})
 _ACCOUNT_WORDS: Final = re.compile(rb"\b(?:organi[sz]ation|account|billing|payment|credits?)\b", re.IGNORECASE)
-_ACCOUNT_NAMES: Final = re.compile(
-    rb'\b(?:org|proj|acct|user|team|sk|pk|key)[-_][A-Za-z0-9_-]{6,}|https?:(?:\\?/){2}(?:[^\s"\\<>]|\\/)+',
-    re.IGNORECASE,
-)
-"""Names of accounts and keys, and addresses."""
 _UNKNOWN_PATH_WORDS: Final = ("", "Not Found", "Method Not Allowed", "File Not Found")
 """The words of FastAPI, and of llama.cpp."""
 _OVERLOAD_STATUSES: Final = frozenset({429, 503, 529})
@@ -641,7 +638,7 @@ def external_refusal(status: int, body: bytes, request_id: str) -> bytes:
     elif _ACCOUNT_WORDS.search(body) is not None:
         text = "the provider of this model refuses the request"
     else:
-        return _ACCOUNT_NAMES.sub(b"(hidden)", body)
+        return hide_accounts(body)
     return error_body(text, "invalid_request_error", None, "engine_refused", request_id)
 
 

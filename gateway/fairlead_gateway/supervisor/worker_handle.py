@@ -24,7 +24,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final, TypeAlias, TypeVar
 
 import msgspec
@@ -33,7 +33,7 @@ from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.compiled_build import worker_environment
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead.settings import VARIABLE_PREFIX, variable_name
+from fairlead.settings import VARIABLE_PREFIX, GatewaySettings, variable_name
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
@@ -49,16 +49,13 @@ _EXIT_SECONDS = 10.0
 ROWS_PER_WORKER = 2
 """Rows of the shared load table per worker: its own, and its replacement's while it drains."""
 _WORKER_VARIABLES = frozenset(
-    map(
-        variable_name,
-        (
-            *("access_log", "access_log_clients", "changing_text", "client_idle_timeout", "compiled"),
-            *("drain_timeout", "log_level", "memory_limit", "stream_comment_interval", "stream_head_timeout"),
-            *("stream_silence_timeout", "trace_endpoint", "trace_headers", "trace_sample"),
-        ),
-    )
+    [
+        variable_name(item.name)
+        for item in fields(GatewaySettings)
+        if not item.metadata["secret"] or item.name == "trace_headers"
+    ]
 )
-"""The settings that workers read. Others come over the channel, or are the supervisor's alone."""
+"""All settings but the supervisor's secrets. Workers send spans, so they get the headers of those."""
 _CLUSTER_PREFIXES = ("KUBERNETES_", "KUBECONFIG")
 
 

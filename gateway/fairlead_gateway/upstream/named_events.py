@@ -16,7 +16,7 @@ from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.upstream.response_schemas import NAMED_EVENT_DECODER, NamedEvent, StopDelta
 from fairlead_gateway.upstream.sent_tokens import COMMENT
 from fairlead_gateway.upstream.sse import PINGS, SseScanner, decode_members, event_data, event_name
-from fairlead_gateway.upstream.usage import GARBAGE, InBandError, TokenCounts, parse_in_band_error
+from fairlead_gateway.upstream.usage import GARBAGE, InBandError, TokenCounts, hide_accounts, parse_in_band_error
 
 _NAME: Final = b"event: "
 _NEXT_NAME: Final = b"\nevent:"
@@ -30,11 +30,12 @@ _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError
 class NamedEventScanner(SseScanner):
     """The scanner of one stream, whose events have names."""
 
-    __slots__ = ("_counts", "_grammar", "_has_ended", "_last_chunk")
+    __slots__ = ("_counts", "_grammar", "_has_ended", "_is_external", "_last_chunk")
 
-    def __init__(self, grammar: EventGrammar, *, max_event_bytes: int) -> None:
+    def __init__(self, grammar: EventGrammar, *, max_event_bytes: int, is_external: bool = False) -> None:
         super().__init__(strip_usage=False, max_event_bytes=max_event_bytes)
         self._grammar = grammar
+        self._is_external = is_external
         self._counts = TokenCounts()
         self._last_chunk = b""
         self._has_ended = False
@@ -101,7 +102,7 @@ class NamedEventScanner(SseScanner):
             response = None if fields is None else fields.response
             within = msgspec.UNSET if response is None else response.error
             self.error = parse_in_band_error(data if within is msgspec.UNSET else bytes(within), 500)
-            passed.append(event)  # clients know it
+            passed.append(hide_accounts(event) if self._is_external else event)  # clients know it
             self._last_chunk = event
             return
         if name.endswith(grammar.delta):

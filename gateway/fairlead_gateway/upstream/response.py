@@ -73,6 +73,7 @@ class EngineResponse(ResponseSink):
     choices: answers that the request has; set by the creator.
     grammar: of the stream; None: unnamed chunks. Set by the creator.
     tokens: those of the stream; None if the gateway has asked for none. Set by the creator.
+    is_external: the engine is an API that others run; set by the creator.
 
     Why lazy parts: most responses are plain and go to `on_verdict`; scanner and futures would cost
     each of them.
@@ -105,6 +106,7 @@ class EngineResponse(ResponseSink):
         self.choices = 1
         self.grammar: EventGrammar | None = None
         self.tokens: SentTokens | None = None
+        self.is_external = False
         self._long_counts: LongAnswerCounts | None = None
         self._buffered: BufferedBytes | None = None
         self._response: ResponseWriter | None = None
@@ -139,7 +141,9 @@ class EngineResponse(ResponseSink):
                 )
                 scanner.tokens = self.tokens
             else:
-                scanner = NamedEventScanner(self.grammar, max_event_bytes=max_event_bytes)
+                scanner = NamedEventScanner(
+                    self.grammar, max_event_bytes=max_event_bytes, is_external=self.is_external
+                )
             self._scanner = scanner
         return scanner
 

@@ -57,6 +57,11 @@ _STATUSES: Final = {
 }
 """The statuses of types that OpenAI and Anthropic define, for errors without one."""
 _USAGE_KEY: Final = b'"usage"'
+_ACCOUNT_NAMES: Final = re.compile(
+    rb'\b(?:org|proj|acct|user|team|sk|pk|key)[-_][A-Za-z0-9_-]{6,}|https?:(?:\\?/){2}(?:[^\s"\\<>]|\\/)+',
+    re.IGNORECASE,
+)
+"""Names of accounts and keys, and addresses."""
 _MAX_LINE_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
 """The end of a long part that is kept; no object of token counts is longer."""
@@ -377,3 +382,8 @@ _FAILED_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort|error|canc
 def has_failed_finish(data: bytes) -> bool:
     """Whether a choice of an event or a body was ended by the engine, not by the model."""
     return _FAILED_FINISH.search(data) is not None
+
+
+def hide_accounts(text: bytes) -> bytes:
+    """Returns an error of an API that others run, without names of accounts and addresses."""
+    return _ACCOUNT_NAMES.sub(b"(hidden)", text)

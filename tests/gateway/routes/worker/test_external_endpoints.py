@@ -1,5 +1,7 @@
 """Endpoints outside the cluster as fallbacks: what leaves, what comes back, and who may not."""
 
+import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -166,6 +168,36 @@ async def test_refusal_of_a_provider_names_no_account(
                 assert name not in answer.body
             assert kept is None or answer.json["error"]["message"] == kept
             assert status != 429 or answer.json["error"]["code"] == "provider_limit"
+
+
+DELTAS = {
+    "/v1/messages": ("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": "hi"}}),
+    "/v1/responses": ("response.output_text.delta", {"delta": "hi"}),
+}
+FAILURES = [
+    ("/v1/messages", "error", {"error": {"type": "rate_limit_error", "message": "WORDS"}}),
+    ("/v1/responses", "error", {"code": "rate_limit_exceeded", "message": "WORDS", "param": None}),
+    ("/v1/responses", "response.failed", {"response": {"error": {"code": "server_error", "message": "WORDS"}}}),
+]
+
+
+@pytest.mark.parametrize(("path", "name", "fields"), FAILURES)
+async def test_error_within_a_stream_of_a_provider_names_no_account(path: str, name: str, fields: Any) -> None:
+    words = "limit of org-AbCdEf12 and proj_abcdef123, see https://api.example.com/docs"
+
+    async def fail(call: EngineCall) -> None:
+        await call.start_stream()
+        for kind, more in (DELTAS[path], (name, fields)):
+            data = json.dumps({"type": kind} | more).replace("WORDS", words)
+            await call.chunk(f"event: {kind}\ndata: {data}\n\n".encode())
+            await asyncio.sleep(1.0)  # the first part has passed
+
+    async with scripted_engine(fail) as api:
+        models = {"a": instance("a", api.url, engine=EXTERNAL_API)}
+        async with running_gateway(fleet(own={}, external=models)) as running:
+            body = chat("a", stream=True, max_tokens=9) if path == "/v1/messages" else {"model": "a", "input": "Why?"}
+            answer = await request(running.url, body | {"stream": True}, path=path)
+            assert b"limit of (hidden) and (hidden), see (hidden)" in answer.body
 
 
 async def test_two_models_at_one_address_have_their_own_tokens() -> None:
