@@ -91,6 +91,7 @@ _EVENT_STREAM_HEADERS: Final = "content-type: text/event-stream; charset=utf-8\r
 _NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
 """The header of answers whose type is the engine's, or missing."""
 _NOT_STORED: Final = "x-fairlead-stored: false\r\n"
+_DECISION: Final = "x-fairlead-decision: "
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
@@ -144,7 +145,8 @@ class ResponseRelay(StreamEnding):
         What serves it comes in the last comment.
         """
         response = context.response
-        response.start_stream(200, _EVENT_STREAM_HEADERS + self._request_headers(context, self._now()))
+        own = self._own_headers(context, self._now())
+        response.start_stream(200, f"{_EVENT_STREAM_HEADERS}{_DECISION}{context.id}\r\n{own}")
         response.is_waiting = True
         response.last_comment = partial(self._last_comment, context)
 
@@ -264,9 +266,9 @@ class ResponseRelay(StreamEnding):
         A tenant that is not shown them gets the id of the decision only.
         """
         choice, address = context.choice, context.address
-        own = self._request_headers(context, now)
+        own = self._own_headers(context, now)
         if not context.policy.shows_placement:
-            return own
+            return f"{_DECISION}{context.id}\r\n{own}"
         if choice is None or address is None:
             route, rule = route_header("gateway"), "none"
         else:
@@ -280,16 +282,16 @@ class ResponseRelay(StreamEnding):
         if context.request.route is not None:
             own += f"x-fairlead-model: {sanitize_header_value(context.request.model_key)}\r\n"
             own += fallback_header(context.request.route)
-        return f"{route}{rule}\r\nserver-timing: {timing}\r\n{own}"
+        return f"{route}{rule}\r\n{_DECISION}{context.id}\r\nserver-timing: {timing}\r\n{own}"
 
-    def _request_headers(self, context: RequestContext, now: float) -> str:
+    def _own_headers(self, context: RequestContext, now: float) -> str:
         """Returns the headers that do not depend on what serves the request."""
         trace = context.trace.response_header if context.trace is not None else ""
         if context.reservation is not None:
             trace += self._limit_gate.headers(context, now)
         if context.request.is_unstored:
             trace += _NOT_STORED
-        return f"x-fairlead-decision: {context.id}\r\n{trace}"
+        return trace
 
     def _refuse_stream(self, context: RequestContext, engine_response: EngineResponse) -> None:
         """Answers with the error that the stream began with, instead of a stream."""

@@ -265,8 +265,10 @@ def retry_after_of(fields: dict[bytes, bytes], max_seconds: int, now: float) -> 
 
 def _date_in(value: bytes) -> float | None:
     """Returns the Unix seconds of a date in one of HTTP's three forms; None for another text."""
+    if not value or len(value) > _MAX_DATE_CHARACTERS:
+        return None
     text = value.decode("latin-1")
-    for form in _DATE_FORMS if len(text) <= _MAX_DATE_CHARACTERS else ():
+    for form in _DATE_FORMS:
         try:
             return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
         except ValueError:

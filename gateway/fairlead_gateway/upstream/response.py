@@ -92,7 +92,7 @@ class EngineResponse(ResponseSink):
         self._stream_requested = stream_requested
         self._strip_usage = strip_usage
         self._now = runtime.now
-        self._wall = runtime.clock.wall
+        self._clock = runtime.clock
         self.limits = runtime.limits
         self._loop = runtime.loop
         self._seconds_left = on_silence
@@ -200,7 +200,7 @@ class EngineResponse(ResponseSink):
 
     def retry_after(self, max_seconds: int) -> int | None:
         """Returns the seconds for which the engine asks to wait, as `retry_after_of` does."""
-        return retry_after_of(self.headers, max_seconds, self._wall())
+        return retry_after_of(self.headers, max_seconds, self._clock.wall())
 
     @property
     def error(self) -> str | None:

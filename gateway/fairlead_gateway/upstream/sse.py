@@ -56,6 +56,7 @@ _END: Final = b"[DONE]"
 _DONE: Final = b"data: [DONE]\n\n"
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NAME: Final = b"\nevent:"
+_EVENT_FIELD: Final = b"event:"
 PINGS: Final = frozenset((b"ping", b"keepalive", b"keep-alive", b"heartbeat"))
 """Names of events that say that the stream lives. Clients of chats take each event for a chunk."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -366,14 +367,17 @@ class SseScanner:
         usage = read_usage(fields.usage)
         if usage is not None:
             self.usage = usage
-            if self.strip_usage and _start_of(fields.choices)[:2] in (b"[]", b"nu"):
+            if self.strip_usage and _has_no_choice(fields):
                 if self._held:
                     self._held = _with_members(self._held, data)
                 return False
         if has_failed_finish(data):
             self.is_aborted = True
             return False
-        self._finished_choices += sum([1 for _ in islice(_FINISH.finditer(data), self._choices)])
+        if _FINISH.search(data) is not None:
+            self._finished_choices += (
+                1 if self._choices == 1 else sum([1 for _ in islice(_FINISH.finditer(data), self._choices)])
+            )
         self.event_count += 1
         return True
 
@@ -409,13 +413,16 @@ def _decode_event(data: bytes) -> StreamEvent | None:
         fields = EVENT_DECODER.decode(data)
     except _DECODE_ERRORS:
         return None
-    return fields if _start_of(fields.choices)[:1] in (b"[", b"n") else None
+    choices = fields.choices
+    return fields if choices is msgspec.UNSET or memoryview(choices)[0] in b"[n" else None
 
 
-def _start_of(choices: msgspec.Raw | msgspec.UnsetType) -> bytes:
-    """Returns the start of a list, as JSON text without spaces."""
-    start = b"null" if choices is msgspec.UNSET else bytes(memoryview(choices)[:64])
-    return start.translate(None, b" \t\r\n")
+def _has_no_choice(fields: StreamEvent) -> bool:
+    """Whether an event has no choices, or an empty list of them."""
+    choices = fields.choices
+    if choices is msgspec.UNSET:
+        return True
+    return bytes(memoryview(choices)[:64]).translate(None, b" \t\r\n")[:2] in (b"[]", b"nu")
 
 
 def _count_lines(text: bytes | bytearray) -> int:
@@ -457,11 +464,15 @@ def decode_members(data: bytes) -> dict[str, msgspec.Raw] | None:
 
 def event_name(event: bytes) -> bytes:
     """Returns the name of an event, which its last such line gives; empty if it has none."""
-    names = [line[6:].strip() for line in event.strip().splitlines() if line.startswith(b"event:")]
+    if event.find(_EVENT_FIELD) < 0:
+        return b""
+    names = [line[6:].strip() for line in event.strip().splitlines() if line.startswith(_EVENT_FIELD)]
     return names[-1] if names else b""
 
 
 def event_data(event: bytes) -> bytes | None:
     """Returns the data of an event; None if it has none, like a comment."""
+    if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and event.find(b"\r") < 0:
+        return event[5:].strip()  # one line, as nearly all have
     lines = [line[5:].strip() for line in event.strip().splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
