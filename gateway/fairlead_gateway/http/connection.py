@@ -199,7 +199,7 @@ class ClientConnection(ResponseTransport):
         if self._is_tls:
             return False  # TLS has no half-closed connections
         if self._state == _RESPONDING:
-            self._probe_client()
+            self._listener.ends.run(self._probe_half_closed)
             return True
         if self._state == _READING:
             self._process_requests()
@@ -208,6 +208,9 @@ class ClientConnection(ResponseTransport):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _CLOSED
+        self._listener.ends.run(self._on_lost)
+
+    def _on_lost(self) -> None:
         self._idle_timer.cancel()
         self._listener.connections.discard(self)
         self._stop_detector()
@@ -217,7 +220,7 @@ class ClientConnection(ResponseTransport):
         self._set_caller(ANONYMOUS)
         response, self._response = self._response, None
         if response is not None:
-            self._listener.ends.run(response.on_connection_lost)
+            response.on_connection_lost()
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -495,6 +498,10 @@ class ClientConnection(ResponseTransport):
         if not self._is_tls:
             self._transport.write_eof()
         self._idle_timer.restart(_LINGER_SECONDS)
+
+    def _probe_half_closed(self) -> None:
+        if self._state == _RESPONDING and self._disconnect_detector is None:
+            self._probe_client()
 
     def _probe_client(self) -> None:
         """Finds out whether a half-closed client still listens; aborts if it does not.

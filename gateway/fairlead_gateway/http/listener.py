@@ -390,7 +390,7 @@ class OpenConnection(Protocol):
 class Listener:
     """The state that the connections of one port share.
 
-    ends: paces the ends of requests whose connections are lost.
+    ends: paces the ends of connections, and of their requests.
     """
 
     def __init__(

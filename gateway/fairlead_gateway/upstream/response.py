@@ -141,9 +141,7 @@ class EngineResponse(ResponseSink):
                 )
                 scanner.tokens = self.tokens
             else:
-                scanner = NamedEventScanner(
-                    self.grammar, max_event_bytes=max_event_bytes, is_external=self.is_external
-                )
+                scanner = NamedEventScanner(self.grammar, max_event_bytes=max_event_bytes, is_external=self.is_external)
             self._scanner = scanner
         return scanner
 

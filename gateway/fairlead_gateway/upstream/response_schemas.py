@@ -109,6 +109,15 @@ class StreamEvent(Struct):
     usage: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     object: Raw | UnsetType = UNSET
+    choices: list[Raw] | None = None
+
+
+class LongStreamEvent(Struct):
+    """The fields of a long event that are read."""
+
+    usage: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+    object: Raw | UnsetType = UNSET
     choices: Raw | UnsetType = UNSET
 
 
@@ -125,6 +134,7 @@ NAMED_USAGE_DECODER = Decoder(NamedUsageFields, strict=False)
 NAMED_EVENT_DECODER = Decoder(NamedEvent)
 BLOCK_EVENT_DECODER = Decoder(BlockEvent)
 EVENT_DECODER = Decoder(StreamEvent)
+LONG_EVENT_DECODER = Decoder(LongStreamEvent)
 MEMBERS_DECODER = Decoder(dict[str, Raw])
 PLAIN_RESPONSE_DECODER = Decoder(PlainResponse)
 _STORED_ANSWER_DECODER = Decoder(StoredAnswer)

@@ -16,7 +16,12 @@ from typing import Final
 
 import msgspec
 
-from fairlead_gateway.upstream.response_schemas import EVENT_DECODER, MEMBERS_DECODER, StreamEvent
+from fairlead_gateway.upstream.response_schemas import (
+    EVENT_DECODER,
+    LONG_EVENT_DECODER,
+    MEMBERS_DECODER,
+    StreamEvent,
+)
 from fairlead_gateway.upstream.sent_tokens import COMMENT, SentTokens
 from fairlead_gateway.upstream.usage import (
     GARBAGE,
@@ -56,7 +61,6 @@ _END: Final = b"[DONE]"
 _DONE: Final = b"data: [DONE]\n\n"
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NAME: Final = b"\nevent:"
-_EVENT_FIELD: Final = b"event:"
 PINGS: Final = frozenset((b"ping", b"keepalive", b"keep-alive", b"heartbeat"))
 """Names of events that say that the stream lives. Clients of chats take each event for a chunk."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -312,9 +316,12 @@ class SseScanner:
 
     def _read_event(self, event: bytes, passed: list[bytes]) -> None:
         """Reads an event, and adds to `passed` what may pass now."""
-        data = event_data(event)
-        if event_name(event) in PINGS:
-            event, data = COMMENT, None
+        if _is_one_line(event):
+            data: bytes | None = event[5:].strip()
+        else:
+            data = event_data(event)
+            if event_name(event) in PINGS:
+                event, data = COMMENT, None
         self._take_event(event, data, None if not data or data == _END else _decode_event(data), passed)
 
     def release_held(self) -> list[bytes]:
@@ -367,7 +374,7 @@ class SseScanner:
         usage = read_usage(fields.usage)
         if usage is not None:
             self.usage = usage
-            if self.strip_usage and _has_no_choice(fields):
+            if self.strip_usage and not fields.choices:
                 if self._held:
                     self._held = _with_members(self._held, data)
                 return False
@@ -408,21 +415,21 @@ def _split_events(events: bytes) -> list[bytes]:
 
 
 def _decode_event(data: bytes) -> StreamEvent | None:
-    """Returns the fields of an event that are read; None if its data is no JSON object."""
+    """Returns the fields of an event that are read; None if its data is no JSON object.
+
+    Of a long event, the choices are not told apart: they may be millions.
+    """
     try:
-        fields = EVENT_DECODER.decode(data)
+        if len(data) <= _LONG_EVENT_BYTES:
+            return EVENT_DECODER.decode(data)
+        fields = LONG_EVENT_DECODER.decode(data)
     except _DECODE_ERRORS:
         return None
-    choices = fields.choices
-    return fields if choices is msgspec.UNSET or memoryview(choices)[0] in b"[n" else None
-
-
-def _has_no_choice(fields: StreamEvent) -> bool:
-    """Whether an event has no choices, or an empty list of them."""
-    choices = fields.choices
-    if choices is msgspec.UNSET:
-        return True
-    return bytes(memoryview(choices)[:64]).translate(None, b" \t\r\n")[:2] in (b"[]", b"nu")
+    choices = msgspec.Raw(b"null") if fields.choices is msgspec.UNSET else fields.choices
+    start = bytes(memoryview(choices)[:64]).translate(None, b" \t\r\n")
+    if start[:1] not in (b"[", b"n"):
+        return None
+    return StreamEvent(fields.usage, fields.error, fields.object, [] if start[:2] in (b"[]", b"nu") else [choices])
 
 
 def _count_lines(text: bytes | bytearray) -> int:
@@ -462,17 +469,18 @@ def decode_members(data: bytes) -> dict[str, msgspec.Raw] | None:
         return None
 
 
+def _is_one_line(event: bytes) -> bool:
+    """Whether an event is a line of data, as nearly all are."""
+    return event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and _CARRIAGE_RETURN not in event
+
+
 def event_name(event: bytes) -> bytes:
     """Returns the name of an event, which its last such line gives; empty if it has none."""
-    if event.find(_EVENT_FIELD) < 0:
-        return b""
-    names = [line[6:].strip() for line in event.strip().splitlines() if line.startswith(_EVENT_FIELD)]
+    names = [line[6:].strip() for line in event.strip().splitlines() if line.startswith(b"event:")]
     return names[-1] if names else b""
 
 
 def event_data(event: bytes) -> bytes | None:
     """Returns the data of an event; None if it has none, like a comment."""
-    if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and event.find(b"\r") < 0:
-        return event[5:].strip()  # one line, as nearly all have
     lines = [line[5:].strip() for line in event.strip().splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
