@@ -19,11 +19,15 @@ MAX_PARTS: Final = 64
 """Limit: parts of a form; 400."""
 _BOUNDARY: Final = re.compile(rb';\s*boundary=(?:"([^"\r\n]{1,70})"|([^\s;",]{1,70}))', re.IGNORECASE)
 _NAME: Final = re.compile(
-    rb'\r\ncontent-disposition:[ \t]*form-data;[ \t]*name="([^"\r\n]{1,256})"'
-    rb'(?:;[ \t]*filename="([^"\r\n]{0,256})")?[ \t]*(?:;[^\r\n]*)?(?=\r\n|$)',
+    rb'\r\ncontent-disposition:[ \t]*form-data;[ \t]*name="([^"\x00-\x1f]{1,256})"'
+    rb'(?:;[ \t]*filename="([^"\x00-\x1f]{0,256})")?[ \t]*(?:;[^\r\n]*)?(?=\r\n|$)',
     re.IGNORECASE,
 )
 _TYPE: Final = re.compile(rb"\r\ncontent-type:[ \t]*([\w.+/-]{1,128})", re.IGNORECASE)
+_MAX_HEAD_BYTES: Final = 4_096
+"""Limit: the head of a part; 400."""
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+"""What no text of a field has. Each takes six bytes in JSON."""
 _FLAGS: Final = {"true": True, "false": False}
 
 
@@ -56,22 +60,26 @@ def read_form(content_type: bytes, body: bytes) -> tuple[bytes, FormFiles]:
     found = _BOUNDARY.search(content_type)
     if found is None:
         raise BadRequest("the type of a form needs a boundary", param="content-type")
-    parts = (b"\r\n" + body).split(b"\r\n--" + (found[1] or found[2]))
+    parts = (b"\r\n" + body).split(b"\r\n--" + (found[1] or found[2]), MAX_PARTS)
     if len(parts) < 2 or parts[0] or not parts[-1].startswith(b"--") or len(parts) > MAX_PARTS:
         raise BadRequest(f"the body is no form of at most {MAX_PARTS} parts with this boundary", param="body")
     fields: dict[str, list[object]] = {}
     files: list[tuple[bytes, bytes, bytes]] = []
     for part in parts[1:-1]:
         head, end, content = part.partition(b"\r\n\r\n")
-        names = _NAME.findall(head)
+        names = _NAME.findall(head) if len(head) <= _MAX_HEAD_BYTES else []
         if not end or len(names) != 1:
-            raise BadRequest("each part of a form needs one name", param="body")
+            raise BadRequest(
+                f"each part of a form needs one name, in a head of at most {_MAX_HEAD_BYTES} bytes", param="body"
+            )
         name, file_name = names[0]
         if b"filename=" in head.lower():
             kind = _TYPE.search(head)
             line = b'name="%b"; filename="%b"' % (name, file_name)
             files.append((line, b"application/octet-stream" if kind is None else kind[1], content))
             continue
+        if _CONTROL.search(content) is not None:
+            raise BadRequest("a field of a form holds a control character", param="body")
         try:
             text = content.decode()
             fields.setdefault(name.decode(), []).append(_FLAGS.get(text, text))

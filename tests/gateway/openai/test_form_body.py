@@ -86,6 +86,16 @@ BAD = {
     ),
     "no name": ("multipart/form-data; boundary=b", b"--b\r\ncontent-disposition: form-data\r\n\r\n1\r\n--b--"),
     "no UTF-8": ("multipart/form-data; boundary=b", PART % (b"model", b"\xff") + b"--b--"),
+    **{
+        f"byte {code} in a text": ("multipart/form-data; boundary=b", PART % (b"model", b"tiny%c" % code) + b"--b--")
+        for code in range(32)
+        if code not in b"\t\n\r"
+    },
+    **{
+        f"byte {code} in a name": ("multipart/form-data; boundary=b", PART % (b"a%c" % code, b"tiny") + b"--b--")
+        for code in range(32)
+    },
+    "a long head": ("multipart/form-data; boundary=b", PART % (b'a"' + b" " * 5_000 + b"x", b"tiny") + b"--b--"),
     "many parts": ("multipart/form-data; boundary=b", PART % (b"a", b"1") * 65 + b"--b--"),
 }
 
