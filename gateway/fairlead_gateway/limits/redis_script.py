@@ -56,11 +56,23 @@ local function span(window, at)
   return 0, 0
 end
 
+-- Others may have written what is read: what is no number of ours counts as absent.
+local function number(value, default)
+  local n = tonumber(value)
+  return n and n > -2^53 and n < 2^53 and n or default
+end
+local function numbers(value, count)
+  local is_read, found = pcall(cmsgpack.unpack, string.sub(value, 2))
+  if string.sub(value, 1, 1) ~= '\\1' or not is_read or type(found) ~= 'table' or #found ~= count then return nil end
+  for i = 1, count do if type(found[i]) ~= 'number' or not number(found[i]) then return nil end end
+  return found
+end
+
 local meta = KEYS[1]
 local kind = redis.call('TYPE', meta).ok
 if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', meta) end
 local found = redis.call('HMGET', meta, 'run', 'epoch', 'since', 'lost', 'merged')
-local epoch, since, lost, is_merged = found[2], tonumber(found[3] or ''), found[4] == '1', found[5] == '1'
+local epoch, since, lost, is_merged = found[2], number(found[3], nil), found[4] == '1', found[5] == '1'
 if not found[1] or not epoch or not since or found[1] ~= run then
   lost = found[1] and true or known ~= ''
   since, is_merged = now, false
@@ -79,22 +91,26 @@ local function load_account(limit, start, window, amount)
   local key = meta .. '|' .. limit .. '|' .. text(start)
   local account = {key = key, start = start, rows = {}, changed = {}, removed = {}, until_ = 0, base = 0,
     debt = 0, amount = amount, wanted = 0, window = window, exists = false}
-  local values = redis.call('HGETALL', key)
+  local values = redis.pcall('HGETALL', key)
+  if values.err then
+    redis.call('DEL', key)
+    values = {}
+  end
   for i = 1, #values, 2 do
     local name, value = values[i], values[i + 1]
     account.exists = true
     local first = string.sub(name, 1, 1)
     if first == 'h' then
-      if string.sub(value, 1, 1) == '\\1' then
-        local r = cmsgpack.unpack(string.sub(value, 2))
+      local r = numbers(value, 5)
+      if r then
         account.rows[string.sub(name, 2)] = {granted = r[1], returned = r[2], spent = r[3], busy = r[4], expires = r[5]}
       end
     elseif first == 'b' then
-      local b = cmsgpack.unpack(string.sub(value, 2))
-      account.until_, account.base = b[1], b[2]
-    elseif first == 'd' then account.debt = tonumber(value) or 0
-    elseif first == 'a' then account.amount = tonumber(value) or amount
-    elseif first == 'w' then account.wanted = tonumber(value) or 0
+      local b = numbers(value, 2)
+      if b then account.until_, account.base = b[1], b[2] end
+    elseif first == 'd' then account.debt = number(value, 0)
+    elseif first == 'a' then account.amount = number(value, amount)
+    elseif first == 'w' then account.wanted = number(value, 0)
     end
   end
   return account

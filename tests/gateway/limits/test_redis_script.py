@@ -103,3 +103,37 @@ def test_keys_expire_after_the_next_window(redis: Redis) -> None:
     start = reply.limits[0].start
     assert redis.pexpiretime(f"fl1:{{acme}}:lim|requests|{start}") == start + 180_000
     assert redis.ttl("fl1:{acme}:lim") > 0
+
+
+_FOREIGN = [
+    b"",
+    b"x",
+    b"nan",
+    b"inf",
+    b"-1e300",
+    b"1e16", b"-9e15",
+    b"\x01",
+    b"\x01\xc1",
+    b"\x01\x91\x01",
+    b"\x01\x80",
+    b"\xff" * 300,
+]
+_FOREIGN += [b"\x01" + msgspec.msgpack.encode(row) for row in ([1, 2, 3, 4, "x"], [float("nan")] * 5, [1e300] * 2)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_others_have_written_counts_as_absent(redis: Redis, seed: int) -> None:
+    draw = random.Random(seed)
+    reports = [LimitReport(name, window, amount, [], [Need("gw/0", 1, 2)]) for name, window, amount in _LIMITS]
+    packed = msgspec.msgpack.encode(Exchange(True, 0, 30_000, "", False, True, reports))
+    redis.flushall()
+    redis.eval(SCRIPT, 1, "fl1:{acme}:lim", packed, "", "")
+    for key in redis.keys("fl1:*"):
+        if draw.random() < 0.3:
+            redis.set(key, draw.choice(_FOREIGN))
+        else:
+            names = [b"run", b"epoch", b"since", b"lost", b"hgw/0", b"hx", b"b", b"d", b"a", b"w", b"?"]
+            redis.hset(key, mapping={name: draw.choice(_FOREIGN) for name in draw.sample(names, 5)})
+    for _ in range(2):
+        reply = msgspec.msgpack.decode(redis.eval(SCRIPT, 1, "fl1:{acme}:lim", packed, "", ""), type=ExchangeReply)
+    assert [one.grants[0].holder for one in reply.limits] == ["gw/0"] * 3
