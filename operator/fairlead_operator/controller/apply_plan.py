@@ -58,7 +58,7 @@ class ApplyStep:
 
 @dataclass(frozen=True, slots=True)
 class RetainedObject:
-    """An object that is no longer desired but stays for now.
+    """An object that is no longer desired, or not in this form, but stays as it is for now.
 
     blocks_name: a desired object waits for its name.
     """
@@ -108,15 +108,16 @@ def make_plan(
     dropped_fields: fields, by object uid, that the API server does not keep.
     installation: the id that children get; empty for none.
     """
-    ordered = sorted(wanted, key=_apply_order)
-    applies = [
-        step
-        for step in (_apply_step(model, manifest, live, dropped_fields, installation) for manifest in ordered)
-        if step is not None
-    ]
     keys = {child_key(manifest) for manifest in wanted}
+    applies: list[ApplyStep] = []
     prunes: list[Manifest] = []
     retained: list[RetainedObject] = []
+    counted = [_with_counts(model, manifest, live) for manifest in wanted]
+    for manifest in sorted(wanted, key=_apply_order):
+        if reason := _reason_not_to_empty(model, manifest, counted, live):
+            retained.append(RetainedObject(live[child_key(manifest)], reason))
+        elif step := _apply_step(model, manifest, live, dropped_fields, installation):
+            applies.append(step)
     for key, child in sorted(live.items()):
         if is_deleting(child):
             continue
@@ -130,7 +131,7 @@ def make_plan(
             continue
         if key in keys:
             continue
-        reason = _reason_to_keep(child, wanted, live, guard)
+        reason = _reason_to_keep(child, counted, live, guard)
         if reason:
             retained.append(RetainedObject(child, reason))
         else:
@@ -178,6 +179,30 @@ def _apply_step(
     return None
 
 
+def _reason_not_to_empty(
+    model: Manifest, manifest: Manifest, wanted: Sequence[Manifest], live: Mapping[ChildKey, Manifest]
+) -> str:
+    """Returns why a pool that is set to 0 instances stays as it is for now; empty if it may end."""
+    existing = live.get(child_key(manifest))
+    if manifest["kind"] not in WORKLOAD_KINDS or existing is None or controller_uid(existing) not in ("", uid_of(model)):
+        return ""
+    if is_deleting(existing) or _count_of(manifest) or not _count_of(existing) or _has_foreign_replicas(model, existing):
+        return ""
+    return _serving_until(existing, wanted, live)
+
+
+def _with_counts(model: Manifest, manifest: Manifest, live: Mapping[ChildKey, Manifest]) -> Manifest:
+    """Returns a child with the number of instances that it will have: another writer may own it."""
+    existing = live.get(child_key(manifest))
+    if manifest["kind"] not in WORKLOAD_KINDS or existing is None or not _has_foreign_replicas(model, existing):
+        return manifest
+    return {**manifest, "spec": {**manifest["spec"], "replicas": _count_of(existing)}}
+
+
+def _count_of(workload: Manifest) -> int:
+    return int((workload.get("spec") or {}).get("replicas", 1))
+
+
 def _mutable(manifest: Manifest) -> Manifest:
     """Returns a manifest without the data of a ControllerRevision, which no writer can change."""
     if manifest.get("kind") != CONTROLLER_REVISIONS.kind:
@@ -215,7 +240,7 @@ def _reason_to_keep(
 
 
 def _serving_until(child: Manifest, wanted: Sequence[Manifest], live: Mapping[ChildKey, Manifest]) -> str:
-    """Returns why a pool must stay until a replacement (a renamed pool) is ready; empty if not."""
+    """Returns why a pool must stay until another one of its role is ready; empty if not."""
     if not ready_replicas(child):
         return ""
     successors = [
@@ -223,7 +248,7 @@ def _serving_until(child: Manifest, wanted: Sequence[Manifest], live: Mapping[Ch
         for workload in wanted
         if workload["kind"] in WORKLOAD_KINDS and label(workload, ROLE_LABEL) == label(child, ROLE_LABEL)
     ]
-    active = [workload for workload in successors if (workload.get("spec") or {}).get("replicas", 1)]
+    active = [workload for workload in successors if _count_of(workload)]
     if not active or any(ready_replicas(live.get(child_key(workload)) or {}) for workload in active):
         return ""
     return f"it serves until an instance of {', '.join(name_of(workload) for workload in active)} is ready"
