@@ -8,8 +8,8 @@ deleted, and `retained` says why.
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER, FIELD_MANAGER, ROLE_LABEL
-from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, is_deleting, name_of, uid_of
+from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER, FIELD_MANAGER, ROLE_LABEL, SURGE_ANNOTATION
+from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, is_deleting, name_of, namespace_of, uid_of
 from fairlead_operator.controller.field_ownership import (
     REPLICAS_PATH,
     FieldPath,
@@ -18,9 +18,11 @@ from fairlead_operator.controller.field_ownership import (
     replica_field_owner,
     without_field,
 )
+from fairlead_operator.controller.group_rollout import surplus_groups
 from fairlead_operator.kube.object_trimming import is_too_large
 from fairlead_operator.object_metadata import (
     APPLIED_ANNOTATION,
+    MODEL_REVISION_ANNOTATION,
     WORKLOAD_KINDS,
     ChildKey,
     annotation,
@@ -108,13 +110,13 @@ def make_plan(
     dropped_fields: fields, by object uid, that the API server does not keep.
     installation: the id that children get; empty for none.
     """
+    wanted = [_as_scaled(model, manifest, live.get(child_key(manifest))) for manifest in wanted]
     keys = {child_key(manifest) for manifest in wanted}
     applies: list[ApplyStep] = []
     prunes: list[Manifest] = []
     retained: list[RetainedObject] = []
-    counted = [_with_counts(model, manifest, live) for manifest in wanted]
     for manifest in sorted(wanted, key=_apply_order):
-        if reason := _reason_not_to_empty(model, manifest, counted, live):
+        if reason := _reason_not_to_empty(model, manifest, wanted, live):
             retained.append(RetainedObject(live[child_key(manifest)], reason))
         elif step := _apply_step(model, manifest, live, dropped_fields, installation):
             applies.append(step)
@@ -131,12 +133,30 @@ def make_plan(
             continue
         if key in keys:
             continue
-        reason = _reason_to_keep(child, counted, live, guard)
+        reason = _reason_to_keep(child, wanted, live, guard)
         if reason:
             retained.append(RetainedObject(child, reason))
         else:
             prunes.append(child)
     return ApplyPlan(tuple(applies), tuple(prunes), tuple(retained))
+
+
+def count_only(live: Manifest, replicas: int) -> Manifest:
+    """Returns what is merged into a workload that cannot be rendered: its number of instances.
+
+    Without the hash of what was applied, it is applied again as soon as it can be rendered.
+    """
+    notes = {MODEL_REVISION_ANNOTATION: annotation(live, MODEL_REVISION_ANNOTATION), APPLIED_ANNOTATION: None}
+    notes |= {} if replicas else {SURGE_ANNOTATION: None}
+    metadata = {"name": name_of(live), "namespace": namespace_of(live), "annotations": notes}
+    metadata["labels"] = {ROLE_LABEL: label(live, ROLE_LABEL)}
+    spec = {"replicas": replicas + surplus_groups(live) if replicas else 0}
+    return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
+
+
+def is_count_only(manifest: Manifest) -> bool:
+    """Returns True for a manifest of `count_only`."""
+    return manifest["kind"] in WORKLOAD_KINDS and manifest["spec"].keys() == {"replicas"}
 
 
 def _apply_order(manifest: Manifest) -> tuple[int, str, str]:
@@ -159,6 +179,9 @@ def _apply_step(
         return ApplyStep(complete, None, "it is not there")
     if is_deleting(existing) or controller_uid(existing) not in ("", uid_of(model)):
         return None  # it is created again after the deletion event
+    if is_count_only(manifest):
+        is_right = _count_of(manifest) == _count_of(existing)
+        return None if is_right else ApplyStep(manifest, existing, "its number is different")
     if _has_foreign_replicas(model, existing):
         complete = with_ownership(without_field(manifest, REPLICAS_PATH), model, installation)
     if annotation(existing, APPLIED_ANNOTATION) != annotation(complete, APPLIED_ANNOTATION):
@@ -184,19 +207,16 @@ def _reason_not_to_empty(
 ) -> str:
     """Returns why a pool that is set to 0 instances stays as it is for now; empty if it may end."""
     existing = live.get(child_key(manifest))
-    if manifest["kind"] not in WORKLOAD_KINDS or existing is None or controller_uid(existing) not in ("", uid_of(model)):
+    if existing is None or controller_uid(existing) != uid_of(model) or manifest["kind"] not in WORKLOAD_KINDS:
         return ""
-    if is_deleting(existing) or _count_of(manifest) or not _count_of(existing) or _has_foreign_replicas(model, existing):
-        return ""
-    return _serving_until(existing, wanted, live)
+    return "" if _count_of(manifest) else _serving_until(existing, wanted, live)
 
 
-def _with_counts(model: Manifest, manifest: Manifest, live: Mapping[ChildKey, Manifest]) -> Manifest:
-    """Returns a child with the number of instances that it will have: another writer may own it."""
-    existing = live.get(child_key(manifest))
-    if manifest["kind"] not in WORKLOAD_KINDS or existing is None or not _has_foreign_replicas(model, existing):
-        return manifest
-    return {**manifest, "spec": {**manifest["spec"], "replicas": _count_of(existing)}}
+def _as_scaled(model: Manifest, wanted: Manifest, existing: Manifest | None) -> Manifest:
+    """Returns a child with the number of instances of another writer, if one owns it."""
+    if existing is None or not _has_foreign_replicas(model, existing):
+        return wanted
+    return {**wanted, "spec": {**wanted["spec"], "replicas": _count_of(existing)}}
 
 
 def _count_of(workload: Manifest) -> int:

@@ -1,9 +1,9 @@
 """Plans of edits that move instances between the pools of a model."""
 
+import itertools
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest
 
 from fairlead.kube.resources import Manifest, name_of
 from fairlead_operator.controller.apply_plan import ApplyPlan, PruneGuard, make_plan
@@ -11,18 +11,14 @@ from fairlead_operator.object_metadata import child_key, owner_reference
 from fairlead_testing.kube.operator_harness import OperatorHarness, model_manifest
 
 MODEL: Manifest = {"metadata": {"name": "qwen", "namespace": "chat", "uid": "u-1"}, "spec": {}}
-POOLS = ("a", "b", "c")
-_COUNTS = st.integers(0, 3)
-_POOL = st.fixed_dictionaries(
-    {
-        "role": st.sampled_from(["Prefill", "Decode"]),
-        "before": st.none() | _COUNTS,  # None: no workload yet
-        "after": st.none() | _COUNTS,  # None: no pool any more
-        "ready": _COUNTS,
-        "owner": st.sampled_from(["fairlead", "fairlead", "keda"]),
-        "args": st.booleans(),
-    }
-)
+POOLS = ("a", "b")
+
+
+def states(role: str) -> list[dict[str, Any]]:
+    """Returns the states of a pool. before, after: None without a workload, or without a pool."""
+    counts, owners = (None, 0, 2), ("fairlead", "keda")
+    found = itertools.product(counts, counts, (0, 2), owners)
+    return [dict(zip(("role", "before", "after", "ready", "owner"), (role, *one), strict=True)) for one in found]
 
 
 def deployment(pool: str, role: str, replicas: int, *arguments: str) -> Manifest:
@@ -50,7 +46,7 @@ def running(pool: str, state: dict[str, Any]) -> Manifest:
 
 def plan_of(pools: dict[str, dict[str, Any]]) -> ApplyPlan:
     wanted = [
-        deployment(pool, state["role"], state["after"], *(["--more"] if state["args"] else []))
+        deployment(pool, state["role"], state["after"], "--more")
         for pool, state in pools.items()
         if state["after"] is not None
     ]
@@ -66,22 +62,23 @@ def count_after(state: dict[str, Any]) -> int:
     return int(state["before"] if is_foreign else state["after"])
 
 
-@given(st.tuples(_POOL, _POOL, _POOL))
-def test_no_edit_takes_the_last_ready_instance_of_a_role_that_goes_on(states: tuple[dict[str, Any], ...]) -> None:
-    pools = dict(zip(POOLS, states, strict=True))
-    plan = plan_of(pools)
-    gone = {name_of(child) for child in plan.prunes}
-    gone |= {name_of(step.manifest) for step in plan.steps if step.manifest["spec"].get("replicas") == 0}
-    retained = {name_of(kept.manifest) for kept in plan.retained}
-    for role in ("Prefill", "Decode"):
-        members = {f"qwen-{pool}": state for pool, state in pools.items() if state["role"] == role}
-        ready = {name for name, state in members.items() if min(state["ready"], state["before"] or 0)}
-        if any(map(count_after, members.values())):
-            assert not ready or ready - gone, "nothing of this role would serve"
-        else:
-            assert not retained & members.keys(), "the whole role is set to 0, which is no succession"
-        if any(count_after(members[name]) for name in ready):
-            assert not retained & members.keys(), "another pool of the role serves already"
+@pytest.mark.parametrize("roles", [("Decode", "Decode"), ("Prefill", "Decode")])
+def test_no_edit_takes_the_last_ready_instance_of_a_role_that_goes_on(roles: tuple[str, str]) -> None:
+    for pair in itertools.product(*map(states, roles)):
+        pools = dict(zip(POOLS, pair, strict=True))
+        plan = plan_of(pools)
+        gone = {name_of(child) for child in plan.prunes}
+        gone |= {name_of(step.manifest) for step in plan.steps if step.manifest["spec"].get("replicas") == 0}
+        retained = {name_of(kept.manifest) for kept in plan.retained}
+        for role in set(roles):
+            members = {f"qwen-{pool}": state for pool, state in pools.items() if state["role"] == role}
+            ready = {name for name, state in members.items() if min(state["ready"], state["before"] or 0)}
+            if any(map(count_after, members.values())):
+                assert not ready or ready - gone, f"nothing of this role would serve: {pools}"
+            else:
+                assert not retained & members.keys(), f"the whole role is set to 0: {pools}"
+            if any(count_after(members[name]) for name in ready):
+                assert not retained & members.keys(), f"another pool of the role serves already: {pools}"
 
 
 def test_pool_serves_until_the_one_that_takes_over_is_ready(harness: OperatorHarness) -> None:
