@@ -112,14 +112,9 @@ def make_plan(
     """
     wanted = [_as_scaled(model, manifest, live.get(child_key(manifest))) for manifest in wanted]
     keys = {child_key(manifest) for manifest in wanted}
-    applies: list[ApplyStep] = []
+    emptied = {child_key(one) for one in wanted if one["kind"] in WORKLOAD_KINDS and not _count_of(one)}
     prunes: list[Manifest] = []
     retained: list[RetainedObject] = []
-    for manifest in sorted(wanted, key=_apply_order):
-        if reason := _reason_not_to_empty(model, manifest, wanted, live):
-            retained.append(RetainedObject(live[child_key(manifest)], reason))
-        elif step := _apply_step(model, manifest, live, dropped_fields, installation):
-            applies.append(step)
     for key, child in sorted(live.items()):
         if is_deleting(child):
             continue
@@ -131,14 +126,17 @@ def make_plan(
                     )
                 )
             continue
-        if key in keys:
+        if key in keys - emptied:
             continue
-        reason = _reason_to_keep(child, wanted, live, guard)
+        reason = _reason_to_keep(child, wanted, live, PruneGuard() if key in emptied else guard)
         if reason:
             retained.append(RetainedObject(child, reason))
-        else:
+        elif key not in keys:
             prunes.append(child)
-    return ApplyPlan(tuple(applies), tuple(prunes), tuple(retained))
+    kept = {child_key(one.manifest) for one in retained}
+    ordered = sorted((one for one in wanted if child_key(one) not in kept), key=_apply_order)
+    steps = (_apply_step(model, manifest, live, dropped_fields, installation) for manifest in ordered)
+    return ApplyPlan(tuple(filter(None, steps)), tuple(prunes), tuple(retained))
 
 
 def count_only(live: Manifest, replicas: int) -> Manifest:
@@ -146,10 +144,10 @@ def count_only(live: Manifest, replicas: int) -> Manifest:
 
     Without the hash of what was applied, it is applied again as soon as it can be rendered.
     """
-    notes = {MODEL_REVISION_ANNOTATION: annotation(live, MODEL_REVISION_ANNOTATION), APPLIED_ANNOTATION: None}
-    notes |= {} if replicas else {SURGE_ANNOTATION: None}
-    metadata = {"name": name_of(live), "namespace": namespace_of(live), "annotations": notes}
-    metadata["labels"] = {ROLE_LABEL: label(live, ROLE_LABEL)}
+    notes = dict.fromkeys((APPLIED_ANNOTATION, *(() if replicas else (SURGE_ANNOTATION,))))
+    notes |= {MODEL_REVISION_ANNOTATION: annotation(live, MODEL_REVISION_ANNOTATION)}
+    labels = {ROLE_LABEL: label(live, ROLE_LABEL)}
+    metadata = {"name": name_of(live), "namespace": namespace_of(live), "labels": labels, "annotations": notes}
     spec = {"replicas": replicas + surplus_groups(live) if replicas else 0}
     return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
 
@@ -200,16 +198,6 @@ def _apply_step(
             complete, existing, f"another writer {' and '.join(changes)}", corrects=True, restores=bool(missing)
         )
     return None
-
-
-def _reason_not_to_empty(
-    model: Manifest, manifest: Manifest, wanted: Sequence[Manifest], live: Mapping[ChildKey, Manifest]
-) -> str:
-    """Returns why a pool that is set to 0 instances stays as it is for now; empty if it may end."""
-    existing = live.get(child_key(manifest))
-    if existing is None or controller_uid(existing) != uid_of(model) or manifest["kind"] not in WORKLOAD_KINDS:
-        return ""
-    return "" if _count_of(manifest) else _serving_until(existing, wanted, live)
 
 
 def _as_scaled(model: Manifest, wanted: Manifest, existing: Manifest | None) -> Manifest:
