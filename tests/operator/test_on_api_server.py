@@ -297,6 +297,7 @@ async def test_count_follows_after_the_accelerator_class_is_deleted(
         applied = await api.apply(with_least(2), "kubectl")
         await api.apply(kind, "kubectl")
         await wait_until(lambda: has(2))
+        await run_deployments(api, namespace)  # the number may have changed after the last round
         await wait_ready(api, namespace, applied["metadata"]["generation"])
 
 
