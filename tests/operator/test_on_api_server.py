@@ -8,6 +8,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,10 @@ async def test_count_follows_after_the_accelerator_class_is_deleted(
             live = await child(api, namespace, "qwen-main")
             return live is not None and live["spec"]["replicas"] == number
 
+        async def recovers() -> bool:
+            status = (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["status"]
+            return await has(2) and [one["reason"] for one in status["conditions"]] == ["AllReady"]
+
         await api.apply(kind, "kubectl")
         await api.apply(with_least(2), "kubectl")
         some = operators(namespace)
@@ -287,18 +292,16 @@ async def test_count_follows_after_the_accelerator_class_is_deleted(
         await api.delete(ACCELERATOR_CLASSES, None, "mine")
         for number in (0, 3, 1):
             await api.apply(with_least(number), "kubectl")
-            await wait_until(lambda number=number: has(number))
+            await wait_until(partial(has, number))
         now = await child(api, namespace, "qwen-main")
         assert before is not None
         assert now is not None
         assert now["spec"]["template"] == before["spec"]["template"]
         assert now["metadata"]["labels"] == before["metadata"]["labels"]
         assert replica_field_owner(now, FIELD_MANAGER) == ""
-        applied = await api.apply(with_least(2), "kubectl")
+        await api.apply(with_least(2), "kubectl")
         await api.apply(kind, "kubectl")
-        await wait_until(lambda: has(2))
-        await run_deployments(api, namespace)  # the number may have changed after the last round
-        await wait_ready(api, namespace, applied["metadata"]["generation"])
+        await wait_until(recovers)
 
 
 async def _revisions(api: KubeApi, namespace: str, count: int) -> bool:
