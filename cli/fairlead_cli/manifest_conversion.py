@@ -231,10 +231,22 @@ def _unread_notes(reader: FieldReader, reasons: Mapping[str, str]) -> list[Note]
         grouped.setdefault(field, []).append(plain[len(field) + 1 :])
     for field, names in grouped.items():
         prefix = f"{', '.join(names)}: " if any(names) else ""
-        notes.append(Note(reader.place, field, Outcome.DROPPED, prefix + reasons[field]))
+        advice = _RECREATE if field.endswith("trategy") and _recreates_with_claim(reader) else ""
+        notes.append(Note(reader.place, field, Outcome.DROPPED, prefix + reasons[field] + advice))
     return notes
 
 
+def _recreates_with_claim(reader: FieldReader) -> bool:
+    """Returns True for a workload that ends its pods before new ones mount their claim."""
+    spec = str(reader.peek("spec"))
+    return "'type': 'Recreate'" in spec and ("'persistentVolumeClaim'" in spec or "pvc://" in spec)
+
+
+_CHART_VALUES: Final = "; of a Helm chart, convert what `helm template` renders"
+_RECREATE: Final = (
+    "; a new pod starts before the old one ends, and cannot mount a ReadWriteOnce claim on another node: use a claim "
+    "for several nodes, keep the pods on one node, or set minReplicas to 0 and back for each change"
+)
 _FOR_OLD_ENGINES: Final = (
     *("HTTPRoute", "GRPCRoute", "Ingress", "VirtualService", "DestinationRule", "NetworkPolicy"),
     *("ServiceMonitor", "PodMonitor", "PodDisruptionBudget"),
@@ -368,6 +380,7 @@ def _sort_documents(file: str, text: str, result: _Converted, *, is_named: bool)
             result.problems += [f"{file}: {problem}" for problem in _object_problems(document)]
         elif not (isinstance(document, dict) and document.get("kind")):
             reason = "it is no Kubernetes object, and no file of a system that Fairlead converts"
+            reason += _CHART_VALUES if isinstance(document, dict) else ""
             if is_named:
                 result.problems.append(f"{file}: {reason} (leave it out)")
             else:

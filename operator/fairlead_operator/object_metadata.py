@@ -56,7 +56,7 @@ def json_digest(value: Any) -> str:
 
 def annotation(manifest: Manifest, name: str) -> str:
     """Returns an annotation; empty if there is none."""
-    return str(annotations_of(manifest).get(name, ""))
+    return str(annotations_of(manifest).get(name) or "")
 
 
 def label(manifest: Manifest, name: str) -> str:

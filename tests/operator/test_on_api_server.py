@@ -8,14 +8,17 @@ import json
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fairlead.fleet.labels import FIELD_MANAGER
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound, Unreachable
 from fairlead.kube.resources import (
+    ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     EVENTS,
@@ -30,8 +33,9 @@ from fairlead.kube.resources import (
 from fairlead.kube.transport.http_transport import HttpRequest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
+from fairlead_operator.controller.field_ownership import replica_field_owner
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.manifests import simulated_model
+from fairlead_testing.kube.manifests import manifest, simulated_model
 from fairlead_testing.kube.operator_process import OperatorProcesses, apply_crds_and_namespaces, run_deployments
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until
@@ -256,6 +260,48 @@ async def test_kill_and_unreachable_api_server_create_everything_once(
             assert await api.delete(MODEL_DEPLOYMENTS, namespace, name), "no finalizer holds it"
         assert some.running[-1].stop() == 0
         assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
+
+
+async def test_count_follows_after_the_accelerator_class_is_deleted(
+    api_server: ApiServer, operators: Callable[..., OperatorProcesses]
+) -> None:
+    """The number is merged: all other fields stay, and it is the operator's afterwards, too."""
+    namespace = "classless"
+    async with namespace_api(api_server, namespace) as api:
+        kind = manifest(ACCELERATOR_CLASSES, "mine", None, spec={"profile": {"preset": "h100-llama8b"}})
+
+        def with_least(number: int) -> Manifest:
+            pool = {"name": "main", "acceleratorClassName": "mine", "minReplicas": number}
+            return simulated_model("qwen", namespace, pools=[pool])
+
+        async def has(number: int) -> bool:
+            await run_deployments(api, namespace)
+            live = await child(api, namespace, "qwen-main")
+            return live is not None and live["spec"]["replicas"] == number
+
+        async def recovers() -> bool:
+            status = (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["status"]
+            return await has(2) and [one["reason"] for one in status["conditions"]] == ["AllReady"]
+
+        await api.apply(kind, "kubectl")
+        await api.apply(with_least(2), "kubectl")
+        some = operators(namespace)
+        some.start()
+        await wait_until(lambda: has(2))
+        before = await child(api, namespace, "qwen-main")
+        await api.delete(ACCELERATOR_CLASSES, None, "mine")
+        for number in (0, 3, 1):
+            await api.apply(with_least(number), "kubectl")
+            await wait_until(partial(has, number))
+        now = await child(api, namespace, "qwen-main")
+        assert before is not None
+        assert now is not None
+        assert now["spec"]["template"] == before["spec"]["template"]
+        assert now["metadata"]["labels"] == before["metadata"]["labels"]
+        assert replica_field_owner(now, FIELD_MANAGER) == ""
+        await api.apply(with_least(2), "kubectl")
+        await api.apply(kind, "kubectl")
+        await wait_until(recovers)
 
 
 async def _revisions(api: KubeApi, namespace: str, count: int) -> bool:

@@ -125,14 +125,21 @@ def waiting_reason(pod: Manifest) -> str:
         waiting, terminated = state.get("waiting"), state.get("terminated")
         if waiting and waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
             last_terminated = (container.get("lastState") or {}).get("terminated") or {}
-            exit_code = f" (exit code {last_terminated['exitCode']})" if "exitCode" in last_terminated else ""
-            return f"{waiting['reason']}{exit_code}: {shorten(str(waiting.get('message', '')))}".rstrip(": ")
+            return f"{waiting['reason']}{_exit_code(last_terminated, ' ({})')}: {shorten(str(waiting.get('message', '')))}".rstrip(
+                ": "
+            )
         if terminated and terminated.get("exitCode"):
-            return f"{container.get('name')} ended with exit code {terminated['exitCode']}"
+            return f"{container.get('name')} ended with {_exit_code(terminated)}"
     not_ready = condition_of(pod, "Ready")
     if not_ready is not None and not_ready.get("message"):
         return shorten(str(not_ready["message"]))
     return str(status_of(pod).get("reason") or status_of(pod).get("phase") or "nothing is known of it")
+
+
+def _exit_code(terminated: Mapping[str, Any], form: str = "{}") -> str:
+    """Returns the exit code of a container in `form`, and whether memory ran out; or nothing."""
+    killed = ", OOMKilled" if terminated.get("reason") == "OOMKilled" else ""
+    return form.format(f"exit code {terminated['exitCode']}{killed}") if "exitCode" in terminated else ""
 
 
 def _statuses(pod: Manifest) -> Iterable[Mapping[str, Any]]:

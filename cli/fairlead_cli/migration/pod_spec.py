@@ -306,7 +306,9 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
             volume.note("", _HOST_PATH)
         if fields.get("name") not in shared:
             volumes.append(fields)
-        elif kept := shared_memory((fields.get("emptyDir") or {}).get("sizeLimit"), volume):
+        elif not (size := (fields.get("emptyDir") or {}).get("sizeLimit")):
+            volume.note("", f"shared memory without a size becomes {SHARED_MEMORY_SIZE}: set sizeLimit for more")
+        elif kept := shared_memory(size, volume):
             memory.append(kept)
     pool.container |= {"volumeMounts": mounts} if mounts else {}
     pool.pod |= {"volumes": volumes} if volumes else {}

@@ -8,8 +8,8 @@ deleted, and `retained` says why.
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER, FIELD_MANAGER, ROLE_LABEL
-from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, is_deleting, name_of, uid_of
+from fairlead.fleet.labels import AUTOSCALER_FIELD_MANAGER, FIELD_MANAGER, ROLE_LABEL, SURGE_ANNOTATION
+from fairlead.kube.resources import CONTROLLER_REVISIONS, Manifest, is_deleting, name_of, namespace_of, uid_of
 from fairlead_operator.controller.field_ownership import (
     REPLICAS_PATH,
     FieldPath,
@@ -18,9 +18,11 @@ from fairlead_operator.controller.field_ownership import (
     replica_field_owner,
     without_field,
 )
+from fairlead_operator.controller.group_rollout import surplus_groups
 from fairlead_operator.kube.object_trimming import is_too_large
 from fairlead_operator.object_metadata import (
     APPLIED_ANNOTATION,
+    MODEL_REVISION_ANNOTATION,
     WORKLOAD_KINDS,
     ChildKey,
     annotation,
@@ -58,7 +60,7 @@ class ApplyStep:
 
 @dataclass(frozen=True, slots=True)
 class RetainedObject:
-    """An object that is no longer desired but stays for now.
+    """An object that is no longer desired, or not in this form, but stays as it is for now.
 
     blocks_name: a desired object waits for its name.
     """
@@ -108,13 +110,9 @@ def make_plan(
     dropped_fields: fields, by object uid, that the API server does not keep.
     installation: the id that children get; empty for none.
     """
-    ordered = sorted(wanted, key=_apply_order)
-    applies = [
-        step
-        for step in (_apply_step(model, manifest, live, dropped_fields, installation) for manifest in ordered)
-        if step is not None
-    ]
+    wanted = [_as_scaled(model, manifest, live.get(child_key(manifest))) for manifest in wanted]
     keys = {child_key(manifest) for manifest in wanted}
+    emptied = {child_key(one) for one in wanted if one["kind"] in WORKLOAD_KINDS and not _count_of(one)}
     prunes: list[Manifest] = []
     retained: list[RetainedObject] = []
     for key, child in sorted(live.items()):
@@ -128,14 +126,35 @@ def make_plan(
                     )
                 )
             continue
-        if key in keys:
+        if key in keys - emptied:
             continue
-        reason = _reason_to_keep(child, wanted, live, guard)
+        reason = _reason_to_keep(child, wanted, live, PruneGuard() if key in emptied else guard)
         if reason:
             retained.append(RetainedObject(child, reason))
-        else:
+        elif key not in keys:
             prunes.append(child)
-    return ApplyPlan(tuple(applies), tuple(prunes), tuple(retained))
+    kept = {child_key(one.manifest) for one in retained}
+    ordered = sorted((one for one in wanted if child_key(one) not in kept), key=_apply_order)
+    steps = (_apply_step(model, manifest, live, dropped_fields, installation) for manifest in ordered)
+    return ApplyPlan(tuple(filter(None, steps)), tuple(prunes), tuple(retained))
+
+
+def count_only(live: Manifest, replicas: int) -> Manifest:
+    """Returns what is merged into a workload that cannot be rendered: its number of instances.
+
+    Without the hash of what was applied, it is applied again as soon as it can be rendered.
+    """
+    notes = dict.fromkeys((APPLIED_ANNOTATION, *(() if replicas else (SURGE_ANNOTATION,))))
+    notes |= {MODEL_REVISION_ANNOTATION: annotation(live, MODEL_REVISION_ANNOTATION)}
+    labels = {ROLE_LABEL: label(live, ROLE_LABEL)}
+    metadata = {"name": name_of(live), "namespace": namespace_of(live), "labels": labels, "annotations": notes}
+    spec = {"replicas": replicas + surplus_groups(live) if replicas else 0}
+    return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata, "spec": spec}
+
+
+def is_count_only(manifest: Manifest) -> bool:
+    """Returns True for a manifest of `count_only`."""
+    return manifest["kind"] in WORKLOAD_KINDS and manifest["spec"].keys() == {"replicas"}
 
 
 def _apply_order(manifest: Manifest) -> tuple[int, str, str]:
@@ -158,6 +177,9 @@ def _apply_step(
         return ApplyStep(complete, None, "it is not there")
     if is_deleting(existing) or controller_uid(existing) not in ("", uid_of(model)):
         return None  # it is created again after the deletion event
+    if is_count_only(manifest):
+        is_right = _count_of(manifest) == _count_of(existing)
+        return None if is_right else ApplyStep(manifest, existing, "its number is different")
     if _has_foreign_replicas(model, existing):
         complete = with_ownership(without_field(manifest, REPLICAS_PATH), model, installation)
     if annotation(existing, APPLIED_ANNOTATION) != annotation(complete, APPLIED_ANNOTATION):
@@ -176,6 +198,17 @@ def _apply_step(
             complete, existing, f"another writer {' and '.join(changes)}", corrects=True, restores=bool(missing)
         )
     return None
+
+
+def _as_scaled(model: Manifest, wanted: Manifest, existing: Manifest | None) -> Manifest:
+    """Returns a child with the number of instances of another writer, if one owns it."""
+    if existing is None or not _has_foreign_replicas(model, existing):
+        return wanted
+    return {**wanted, "spec": {**wanted["spec"], "replicas": _count_of(existing)}}
+
+
+def _count_of(workload: Manifest) -> int:
+    return int((workload.get("spec") or {}).get("replicas", 1))
 
 
 def _mutable(manifest: Manifest) -> Manifest:
@@ -215,7 +248,7 @@ def _reason_to_keep(
 
 
 def _serving_until(child: Manifest, wanted: Sequence[Manifest], live: Mapping[ChildKey, Manifest]) -> str:
-    """Returns why a pool must stay until a replacement (a renamed pool) is ready; empty if not."""
+    """Returns why a pool must stay until another one of its role is ready; empty if not."""
     if not ready_replicas(child):
         return ""
     successors = [
@@ -223,7 +256,7 @@ def _serving_until(child: Manifest, wanted: Sequence[Manifest], live: Mapping[Ch
         for workload in wanted
         if workload["kind"] in WORKLOAD_KINDS and label(workload, ROLE_LABEL) == label(child, ROLE_LABEL)
     ]
-    active = [workload for workload in successors if (workload.get("spec") or {}).get("replicas", 1)]
+    active = [workload for workload in successors if _count_of(workload)]
     if not active or any(ready_replicas(live.get(child_key(workload)) or {}) for workload in active):
         return ""
     return f"it serves until an instance of {', '.join(name_of(workload) for workload in active)} is ready"

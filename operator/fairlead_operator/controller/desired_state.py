@@ -1,6 +1,6 @@
 """Computes the children that a model should have: its revision, parsed and rendered. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +9,12 @@ from pydantic import ValidationError
 from fairlead.api.conditions import Reason
 from fairlead.api.v1alpha1 import API_VERSION, AcceleratorClass, ModelDeployment
 from fairlead.errors import FairleadError
+from fairlead.fleet.labels import POOL_LABEL
 from fairlead.kube.resources import MODEL_DEPLOYMENTS, Manifest, metadata_of
 from fairlead.manifests.validation_messages import describe_problems
 from fairlead_operator.canary.instances import canary_model, is_replaced
 from fairlead_operator.canary.progress import parse_state
+from fairlead_operator.controller.apply_plan import count_only
 from fairlead_operator.controller.group_rollout import apply_surge
 from fairlead_operator.controller.revisions import (
     RevisionChoice,
@@ -23,7 +25,7 @@ from fairlead_operator.controller.revisions import (
     stored_revisions,
 )
 from fairlead_operator.kube.object_cache import ModelSnapshot
-from fairlead_operator.object_metadata import WORKLOAD_KINDS, with_revision
+from fairlead_operator.object_metadata import WORKLOAD_KINDS, label, with_revision
 from fairlead_operator.render.context import RenderContext
 from fairlead_operator.render.model import RenderedModel
 from fairlead_operator.status.diagnosis import Failure
@@ -106,10 +108,19 @@ def desired_state(snapshot: ModelSnapshot, chosen: ChosenSpec, context: RenderCo
     marked += _with_revision(tried.manifests, choice.current.hash)
     if problems := (*rendered.problems, *tried.problems):
         text = "; ".join(problem.message_with_fix for problem in problems[:_MAX_REPORTED_PROBLEMS])
-        return DesiredState(tuple(marked), messages, Failure(problems[0].reason, text))
+        counts = _counts_only(snapshot, model, {problem.pool for problem in rendered.problems})
+        return DesiredState((*marked, *counts), messages, Failure(problems[0].reason, text))
     kept = revisions_to_keep(stored_revisions(snapshot.children.values()), choice)
     records = [controller_revision(snapshot.model, revision) for revision in kept]
     return DesiredState((*records, *marked), messages, is_complete=True)
+
+
+def _counts_only(snapshot: ModelSnapshot, model: ModelDeployment, pools: Set[str | None]) -> Iterator[Manifest]:
+    """Yields the numbers of instances of `pools`, which cannot be rendered and run."""
+    desired = {pool.name: model.spec.desired_instances(pool) for pool in model.spec.pools if pool.name in pools}
+    for child in snapshot.children.values():
+        if child["kind"] in WORKLOAD_KINDS and (pool := label(child, POOL_LABEL)) in desired:
+            yield count_only(child, desired[pool])
 
 
 def _with_revision(children: Iterable[Manifest], hash: str) -> list[Manifest]:

@@ -24,7 +24,7 @@ from fairlead.kube.resources import (
     resource_of,
     uid_of,
 )
-from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep
+from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep, is_count_only
 from fairlead_operator.controller.field_ownership import FieldPath, missing_fields
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.object_metadata import ChildKey, child_key, controller_uid, generation_of, label, owner_model_key
@@ -148,7 +148,7 @@ class ObjectWriter:
         if owner_model_key(existing) == key and (is_ours or not controller_uid(existing)):
             self._cache.record_write(existing)
             result.must_stop |= label(existing, INSTALLATION_LABEL) not in ("", label(manifest, INSTALLATION_LABEL))
-        elif is_ours:  # our labels were removed
+        elif is_ours and not is_count_only(manifest):  # our labels were removed
             self._on_applied(key, step, await self._api.apply(manifest, FIELD_MANAGER), result)
         elif owner_model_key(existing) == key:
             raise NameBlocked(f"{existing['kind']} {name_of(existing)} of an earlier model of this name is still there")
@@ -157,8 +157,13 @@ class ObjectWriter:
 
     async def _apply(self, key: str, snapshot: ModelSnapshot, step: ApplyStep, result: ApplyResult) -> None:
         assert step.live is not None
+        manifest = _with_known_version(step.manifest, step.live)
         try:
-            applied = await self._api.apply(_with_known_version(step.manifest, step.live), FIELD_MANAGER)
+            if is_count_only(manifest):  # an apply would remove the other fields
+                kind, space, name = resource_of(manifest), namespace_of(manifest), name_of(manifest)
+                applied = await self._api.patch_merge(kind, space, name, manifest, FIELD_MANAGER)
+            else:
+                applied = await self._api.apply(manifest, FIELD_MANAGER)
         except Conflict:
             result.must_replan = True
             await self._resolve_existing(key, snapshot, step, result)

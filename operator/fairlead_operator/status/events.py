@@ -107,10 +107,9 @@ def _progress_events(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
     )
     if now.get("reason") == Reason.PAUSED != was.get("reason"):
         events.append(_normal("Paused", "Rollout", _capitalize(str(now["message"]))))
-    if (
-        was.get("reason") == Reason.ROLLING_OUT != now.get("reason")
-        and find_condition(after, ConditionType.STALLED) is None
-    ):
+    goes_on = now.get("reason") in (Reason.ROLLING_OUT, Reason.PAUSED) or find_condition(after, ConditionType.STALLED)
+    has_instances = any(pool["desired"] for pool in after.get("pools") or ())
+    if was.get("reason") == Reason.ROLLING_OUT and not goes_on and has_instances:
         events.append(_normal("RolloutDone", "Rollout", f"All instances are replaced: {after.get('ready')} ready"))
     name_taken = find_condition(after, ConditionType.NAME_TAKEN)
     if name_taken is not None and find_condition(before, ConditionType.NAME_TAKEN) is None:

@@ -92,14 +92,15 @@ def _workload_state(
     is_group = is_group_workload(workload)
     surge = surplus_groups(workload) if is_group else 0
     desired = desired_by_spec if desired is None else int(desired) - surge
-    updated = _updated_groups(workload, pods, desired) if is_group else int(status.get("updatedReplicas") or 0)
+    existing = int(status.get("replicas") or 0)
+    counted = _group_counts(workload, pods) if is_group else (int(status.get("updatedReplicas") or 0), existing)
     return PoolState(
         name=pool.name,
         role=str(pool.role),
         desired=desired,
         ready=int(status.get("readyReplicas") or 0),
-        updated=updated if is_current else 0,
-        existing=int(status.get("replicas") or 0),
+        updated=_replaced_count(*counted, desired) if is_current else 0,
+        existing=existing,
         is_settled=not surge if is_group else _is_settled(workload, pods),
         asleep=sum(
             label(pod, POOL_LABEL) == pool.name and is_ready(pod) and parse_sleep_mark(annotations_of(pod)) is not None
@@ -125,10 +126,18 @@ def _is_settled(workload: Manifest, pods: Sequence[Manifest]) -> bool:
     return len(pool_pods) >= counted and all(label(pod, POD_REVISION) == revision for pod in pool_pods)
 
 
-def _updated_groups(workload: Manifest, pods: Sequence[Manifest], desired: int) -> int:
-    """Returns the number of groups with the current template, up to `desired`.
+def _replaced_count(updated: int, existing: int, desired: int) -> int:
+    """Returns how many of the desired instances have the current template.
 
-    Surge groups replace nothing yet. The LeaderWorkerSet's own counts do not say which template
+    An instance that starts in addition to an old one replaces nothing yet.
+    """
+    return max(0, min(updated, desired - (existing - updated)))
+
+
+def _group_counts(workload: Manifest, pods: Sequence[Manifest]) -> tuple[int, int]:
+    """Returns the number of groups with the current template, and of all groups.
+
+    The LeaderWorkerSet's own counts do not say which template
     they are about: it has no `observedGeneration`. The groups are therefore counted by their leader
     pods.
     """
@@ -138,8 +147,7 @@ def _updated_groups(workload: Manifest, pods: Sequence[Manifest], desired: int) 
         for pod in pods
         if label(pod, POOL_LABEL) == pool and label(pod, ENDPOINT_LABEL) == "true" and not is_deleting(pod)
     ]
-    updated = sum(label(pod, POD_REVISION) == revision for pod in leaders)
-    return max(0, min(updated, desired - (len(leaders) - updated)))
+    return sum(label(pod, POD_REVISION) == revision for pod in leaders), len(leaders)
 
 
 def count_ready_pods(pods: Sequence[Manifest]) -> int:

@@ -98,17 +98,25 @@ class InMemoryKube:
     async def patch_merge(
         self, resource: Resource, namespace: str | None, name: str, patch: Manifest, manager: str
     ) -> Manifest:
-        """Changes the annotations in `patch`; null removes one. Raises NotFound."""
+        """Changes the annotations and the spec in `patch`; null removes an annotation.
+
+        Raises NotFound, and Conflict for another version.
+        """
         key = resource.kind, namespace, name
         if key not in self._objects:
             raise NotFound(f"no {resource.kind} {name}", status=404)
         what = f"patch {resource.kind} {name}"
         self.before_write(what)
-        self.writes.append(what)
         found = _copy(self._objects[key])
+        version = found["metadata"]["resourceVersion"]
+        if patch["metadata"].get("resourceVersion", version) != version:
+            raise Conflict(f"{what}: it is another now", status=409)
+        self.writes.append(what)
         notes = {**(found["metadata"].get("annotations") or {}), **patch["metadata"]["annotations"]}
         found["metadata"]["annotations"] = {name: value for name, value in notes.items() if value is not None}
         self._store(key, found)
+        if "spec" in patch:
+            return self._set(found, manager, {"spec": patch["spec"]}, kept=True)
         return _copy(found)
 
     async def delete(

@@ -86,6 +86,15 @@ def test_waiting_reason_of_a_pod() -> None:
     assert waiting_reason(pod(conditions=unready)) == "containers not ready"
     crashed = pod(conditions=unready, containerStatuses=[{"name": "e", "state": crash, "lastState": last}])
     assert waiting_reason(crashed) == "CrashLoopBackOff (exit code 1): back-off"
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    for state, before, expected in (
+        (crash, killed, "CrashLoopBackOff (exit code 137, OOMKilled): back-off"),
+        (killed, {}, "e ended with exit code 137, OOMKilled"),
+        ({"terminated": {"exitCode": 137, "reason": "Error"}}, {}, "e ended with exit code 137"),
+        (crash, {}, "CrashLoopBackOff: back-off"),
+    ):
+        status = {"name": "e", "state": state, "lastState": before}
+        assert waiting_reason(pod(conditions=unready, containerStatuses=[status])) == expected
     creating = {"waiting": {"reason": "ContainerCreating"}}
     assert waiting_reason(pod(conditions=unready, containerStatuses=[{"state": creating}])) == "containers not ready"
     assert waiting_reason(pod(phase="Pending")) == "Pending"

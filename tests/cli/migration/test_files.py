@@ -193,6 +193,7 @@ def test_file_that_nothing_reads_is_a_problem_if_it_is_named(text: str, tmp_path
     named = run_command_line("convert", str(tmp_path / "model.yaml"), str(tmp_path / "other.yaml"))
     assert (named.returncode, named.stdout) == (1, "")
     assert reason in named.stderr
+    assert ("helm template" in named.stderr) is (":" in text), "a mapping may be values of a chart"
     folder = run_command_line("convert", str(tmp_path))
     assert folder.returncode == 0, folder.stderr
     assert "other.yaml: not carried over: it is no Kubernetes object" in folder.stderr

@@ -606,3 +606,23 @@ def test_container_that_mentions_an_engine_does_not_stand_for_the_one_that_runs_
     assert (found["engine"]["image"], found["model"]["uri"]) == ("vllm/vllm-openai:v0.32.0", "hf://a/b")
     template = found["pools"][0].get("template", {}).get("spec", {})
     assert ("beside" in [container["name"] for container in template.get("containers", [])]) == kept
+
+
+@pytest.mark.parametrize("has_claim", [False, True])
+@pytest.mark.parametrize("strategy", ["Recreate", "RollingUpdate", None])
+def test_recreate_with_a_claim_says_what_the_new_pod_cannot_mount(strategy: str | None, *, has_claim: bool) -> None:
+    volume = {"persistentVolumeClaim": {"claimName": "c"}} if has_claim else {"emptyDir": {}}
+    spec = pod(volumes=[{"name": "data", **volume}], mounts=[{"name": "data", "mountPath": "/data"}])
+    document = workload(spec)
+    document["spec"]["strategy"] = None if strategy is None else {"type": strategy}
+    reasons = [note.reason for note in convert(document).notes if note.field == "spec.strategy"]
+    assert bool(reasons) is (strategy is not None)
+    assert any("ReadWriteOnce" in reason for reason in reasons) is (has_claim and strategy == "Recreate")
+
+
+@pytest.mark.parametrize("memory", [{"medium": "Memory"}, {}, {"medium": "Memory", "sizeLimit": "8Gi"}])
+def test_shared_memory_without_a_size_is_noted(memory: dict[str, str]) -> None:
+    volumes = [{"name": "shm", "emptyDir": memory}]
+    migration = convert(workload(pod(volumes=volumes, mounts=[{"name": "shm", "mountPath": "/dev/shm"}])))
+    noted = [note.reason for note in migration.notes if "without a size becomes 16Gi" in note.reason]
+    assert bool(noted) is ("sizeLimit" not in memory)

@@ -396,6 +396,56 @@ def test_unknown_accelerator_is_named_and_other_pools_run(harness: OperatorHarne
     assert harness.conditions() == {"Ready": ("False", "UnknownAccelerator"), "Stalled": ("True", "UnknownAccelerator")}
 
 
+@pytest.mark.parametrize("owner", ["", "keda"])
+@pytest.mark.parametrize("restarts", [False, True], ids=["same", "restarted"])
+@pytest.mark.parametrize(("numbers", "spec"), [((0, 3, 2), "minReplicas"), ((1, 0, 5), "replicas")])
+def test_count_follows_while_a_pool_cannot_be_rendered(
+    harness: OperatorHarness, numbers: tuple[int, ...], spec: str, owner: str, *, restarts: bool
+) -> None:
+    def edit(accelerator: str, number: int, **engine: Any) -> None:
+        least = number if spec == "minReplicas" else 0
+        pool = {"name": "main", "acceleratorClassName": accelerator, "minReplicas": least}
+        model = {} if spec == "minReplicas" else {"replicas": number}
+        harness.edit(pools=[pool], engine={"type": "Sim", **engine}, **model)
+        harness.run_until_idle()
+
+    edit("cpu", 2)
+    if owner:
+        harness.kube.put(with_replicas("qwen-main", 4), owner)
+        harness.run_until_idle()
+    before = harness.workload()
+    for number in numbers:
+        edit("unknown", number, args=["--more"])
+        live = harness.workload()
+        assert live["spec"]["replicas"] == (4 if owner else number)
+        assert live["spec"]["template"] == before["spec"]["template"]
+        assert harness.conditions()["Stalled"] == ("True", "UnknownAccelerator")
+        if restarts:
+            harness.restart()
+    assert harness.events[-1].reason != "RolloutStarted"
+    harness.kube.writes.clear()
+    harness.run_until_idle()
+    assert harness.kube.writes == [], "written once"
+    edit("cpu", 2)
+    assert harness.workload()["spec"]["replicas"] == (4 if owner else 2), "the number of the first apply, again"
+    assert harness.conditions() == {"Ready": ("True", "AllReady")}
+
+
+def test_count_of_another_writer_is_not_overwritten_while_a_pool_cannot_be_rendered(harness: OperatorHarness) -> None:
+    serve_model(harness)
+
+    def meanwhile(write: str) -> None:
+        if write.startswith("patch Deployment"):
+            harness.kube.before_write = lambda _: None
+            harness.kube.put(with_replicas("qwen-main", 6), "hpa")
+
+    harness.edit(pools=[{"name": "main", "acceleratorClassName": "unknown", "minReplicas": 1}])
+    harness.drops_events = True
+    harness.kube.before_write = meanwhile
+    harness.run_until_idle(with_controllers=False)
+    assert harness.workload()["spec"]["replicas"] == 6
+
+
 def test_older_model_has_the_bare_name(harness: OperatorHarness) -> None:
     serve_model(harness)
     harness.kube.put(model_manifest(namespace="later"))

@@ -1,5 +1,7 @@
 """Pool states while instances are replaced, for workloads with and without revision counts."""
 
+from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from fairlead.api.conditions import Reason
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.kube.conditions import find_condition
 from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest
+from fairlead_operator.status.events import events_of_status
 from fairlead_operator.status.model_status import PoolState, StatusInputs, model_status
 from fairlead_operator.status.pool_status import ObservedPools, pool_states
 from fairlead_testing.kube.manifests import manifest
@@ -20,6 +23,7 @@ SPEC = ModelDeploymentSpec.model_validate(
     }
 )
 NEW, OLD = "bbbb", "aaaa"
+SERVED = {"conditions": [{"type": "Ready", "status": "True", "reason": "AllReady"}]}
 
 
 def group(**status: Any) -> Manifest:
@@ -124,3 +128,54 @@ def test_pause_during_a_rollout_is_reported() -> None:
         "the rollout is paused in the midst; pool main: 1 of 2 replaced",
     )
     assert progress(state(group(), leader(NEW), leader(NEW)), paused=True) is None
+
+
+def rollout_states(desired: int, surge: int, seed: int) -> Iterator[tuple[int, int, int]]:
+    """Yields numbers of old, new and ready new pods in the phases of one rollout of a Deployment.
+
+    In any order, new pods start, become ready or wait, and old ones end as soon as the rest serves.
+    Nodes fail meanwhile.
+    """
+    random = Random(seed)
+    old, new, ready = desired, 0, 0
+    yield old, new, ready
+    while old or new < desired:
+        steps = [("ready", ready < new), ("start", new < desired and old + new < desired + surge)]
+        steps += [("end", old > 0 and old + ready > desired), ("fail", old > 0 and random.random() < 0.1)]
+        step = random.choice([name for name, is_possible in steps if is_possible])
+        new += step == "start"
+        ready += step == "ready"
+        old -= step in ("end", "fail")
+        yield old, new, ready
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_only_pods_that_replaced_an_old_one_are_counted(seed: int) -> None:
+    desired, surge = Random(seed).randint(1, 6), Random(-seed).randint(1, 6)
+    before: Manifest = {}
+    done = []
+    for old, new, ready in rollout_states(desired, surge, seed):
+        counts = {"replicas": old + new, "updatedReplicas": new, "readyReplicas": old + ready, "observedGeneration": 7}
+        workload = {**group(**counts), "kind": "Deployment", "spec": {"replicas": desired}}
+        pool = state(workload)
+        assert 0 <= pool.updated <= min(new, desired)
+        assert pool.updated + old <= max(desired, old), "a surge pod replaces nothing yet"
+        reason, message = progress(pool) or ("", "")
+        assert (reason == Reason.ROLLING_OUT) is (old > 0), "until no old pod is left"
+        assert not old or message == f"pool main: {max(0, min(new, desired - old))} of {desired} replaced"
+        model = {"metadata": {"name": "m", "namespace": "x"}, "status": before or SERVED}
+        after = model_status(model, StatusInputs((pool,)), 1, "2026-01-01T00:00:00Z")  # type: ignore[arg-type]
+        done += [(old, event.reason) for event in events_of_status(before, after) if event.reason == "RolloutDone"]
+        before = after
+    assert done == [(0, "RolloutDone")], "once, when none is left"
+
+
+@pytest.mark.parametrize(("desired", "is_paused"), [(0, False), (3, True)])
+def test_rollout_that_is_cut_short_is_not_done(desired: int, *, is_paused: bool) -> None:
+    counts = {"replicas": 4, "updatedReplicas": 1, "readyReplicas": 3, "observedGeneration": 7}
+    statuses: list[Manifest] = [SERVED]
+    for number, paused in ((3, False), (desired, is_paused)):
+        pool = state({**group(**counts), "kind": "Deployment", "spec": {"replicas": number}})
+        model = {"metadata": {"name": "m", "namespace": "x"}, "status": statuses[-1]}
+        statuses.append(model_status(model, StatusInputs((pool,), paused=paused), 1, "2026-01-01T00:00:00Z"))  # type: ignore[arg-type]
+    assert "RolloutDone" not in [event.reason for event in events_of_status(statuses[1], statuses[2])]
