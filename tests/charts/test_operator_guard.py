@@ -133,7 +133,7 @@ OURS: dict[str, Any] = {
     "labels": MANAGED | INSTALLATION,
     "ownerReferences": [{**OWNER, "uid": "00000000-0000-4000-8000-000000000001"}],
 }
-LABELS = {"fairlead.io/model": "m"}
+LABELS = {"app.kubernetes.io/component": "engine", "fairlead.io/model": "m"}
 
 
 def child(
@@ -215,6 +215,11 @@ async def test_guard_keeps_the_operator_from_the_pods_and_accounts_of_others(
 
         await wait_until(is_guarded)
         assert await apply(operator, _with_account("cloud")) == ""
+        gateway = {"app.kubernetes.io/name": "fairlead", "app.kubernetes.io/component": "gateway"}
+        for wrong in (gateway, gateway | {"fairlead.io/model": "m"}, LABELS | {"fairlead.io/model": ""}):
+            pods = child("Deployment")["spec"]["template"] | {"metadata": {"labels": wrong}}
+            made = {"selector": {"matchLabels": wrong}, "template": pods}
+            assert "engines of a model" in await apply(operator, child("Deployment", "g", made))
         select = "that select pods of models"
         assert select in await apply(operator, child("Service", "s", {"selector": {"app": "web"}}))
         assert select in await apply(

@@ -24,6 +24,7 @@ OWN_VOLUMES: Final = frozenset(
 _OWN_CONTAINERS: Final = ("engine", DOWNLOADER_NAME)
 _HOME: Final = "/root"
 """The home of the user that engines run as by themselves; no other user may enter it."""
+_MAX_FOLDER_CHARACTERS: Final = 4_096
 _HUB_VARIABLES: Final = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
 _CACHE_VARIABLES: Final = ("HF_HOME", "XDG_CACHE_HOME", *_HUB_VARIABLES)
 CACHE_HUB: Final = f"{CACHE_FOLDER}/huggingface/hub"
@@ -52,7 +53,9 @@ def move_cache(pool: PoolDraft) -> dict[str, str]:
     variables: dict[str, str] = {}
     for one in pool.engine.env:
         value = str(one.get("value") or "")
-        variables[one["name"]] = re.sub(r"\$\((\w+)\)", lambda found: variables.get(found[1], found[0]), value)
+        if len(value) <= _MAX_FOLDER_CHARACTERS:
+            value = re.sub(r"\$\((\w+)\)", lambda found: variables.get(found[1], found[0]), value)
+        variables[one["name"]] = value[:_MAX_FOLDER_CHARACTERS]
     hub = hub_folder(variables)
     mounts = pool.container.get("volumeMounts") or []
     holding = [one for one in mounts if f"{hub}/".startswith(f"{str(one.get('mountPath')).rstrip('/')}/")]
@@ -90,10 +93,14 @@ def rename_taken(pool: PoolDraft, reader: FieldReader) -> None:
     volumes = [*(pool.pod.get("volumes") or ()), *all_mounts(pool)]
     containers = [one for kind in ("containers", "initContainers") for one in pool.pod.get(kind, ())]
     for noun, named, taken in (("volume", volumes, OWN_VOLUMES), ("container", containers, _OWN_CONTAINERS)):
+        used = {one.get("name") for one in named}
         for one in named:
             if (name := one.get("name")) in taken:
-                reader.note("", f"the {noun} {name} is called old-{name}: Fairlead's pods have one of that name")
-                one["name"] = f"old-{name}"
+                new_name = f"old-{name}"
+                while new_name in used:
+                    new_name = f"old-{new_name}"
+                reader.note("", f"the {noun} {name} is called {new_name}: Fairlead's pods have one of that name")
+                one["name"] = new_name
 
 
 def all_mounts(pool: PoolDraft) -> Iterator[dict[str, Any]]:

@@ -40,6 +40,11 @@ from fairlead_gateway.upstream.stream_comments import SseKeepAlive
 from fairlead_gateway.upstream.usage import Usage
 
 _MAX_ADDRESSES: Final = 4_096
+_MAX_CONTEXT: Final = 1 << 21
+"""Tokens that a request may have besides those that are seen, such as a conversation by its id."""
+_MAX_PER_ESTIMATE: Final = 16
+_MIN_OUTPUT: Final = 1_024
+"""An engine may pass a limit of output by a little, but not by 16 times as much and more."""
 
 
 class EngineAddress:
@@ -269,16 +274,20 @@ class RequestContext:
         return None if self.handoff is None else self.handoff.record
 
     def record_usage(self, usage: Usage | None) -> None:
-        """Stores the engine's token counts.
+        """Stores the engine's token counts. Those that the request cannot have count as missing.
 
         usage: None if the engine reported none.
         """
-        result = self.result
+        result, route = self.result, self.route_request
+        result.prompt_tokens = result.output_tokens = result.cached_tokens = None
         if usage is None:
-            result.prompt_tokens = result.output_tokens = result.cached_tokens = None
-        else:
-            result.prompt_tokens, result.output_tokens = usage.prompt_tokens, usage.completion_tokens
-            result.cached_tokens = usage.cached_tokens
+            return
+        prompt, output = usage.prompt_tokens, usage.completion_tokens
+        if prompt is not None and prompt <= _MAX_CONTEXT + _MAX_PER_ESTIMATE * route.prompt_tokens:
+            result.prompt_tokens, result.cached_tokens = prompt, usage.cached_tokens
+        most = _MAX_CONTEXT if route.max_tokens is None else _MAX_PER_ESTIMATE * (route.max_tokens + _MIN_OUTPUT)
+        if output is not None and output <= most * route.sequences:
+            result.output_tokens = output
 
     def body_fingerprint(self, fingerprint: Callable[[bytes], bytes]) -> bytes:
         """Returns the body's fingerprint, also after the body was released."""

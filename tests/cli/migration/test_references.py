@@ -16,8 +16,9 @@ from fairlead.manifests.loader import read_object
 from fairlead.manifests.pod_rules import selects
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.manifest_conversion import Migration, migrate
-from fairlead_cli.migration.drafts import MigrationOptions
-from fairlead_cli.migration.references import OWN_VOLUMES, hub_folder
+from fairlead_cli.migration.drafts import MigrationOptions, PoolDraft
+from fairlead_cli.migration.field_reader import FieldReader
+from fairlead_cli.migration.references import OWN_VOLUMES, hub_folder, move_cache, rename_taken
 from fairlead_cli.rendered_pods import lint_pods, pod_templates, render
 from fairlead_testing.cli.foreign_manifests import LABELS, SYSTEMS
 from fairlead_testing.kube.api_server import ApiServer
@@ -189,3 +190,27 @@ def test_claim_at_the_usual_place_of_the_cache_stays_the_cache(
         (template,) = pod_templates(workloads(model)[0])
         (mount,) = [one for one in template["spec"]["containers"][0]["volumeMounts"] if one["name"] == "v"]
         assert mount["mountPath"] == "/var/cache/fairlead"
+
+
+@pytest.mark.parametrize("references", [2, 1_000])
+def test_variables_that_grow_by_each_other_are_read_in_a_moment(references: int) -> None:
+    chain = [{"name": f"V{number + 1}", "value": f"$(V{number})" * references} for number in range(60)]
+    env = [{"name": "V0", "value": "/data/"}, *chain, {"name": "HF_HOME", "value": "$(V60)"}]
+    pool = PoolDraft(FieldReader.of_document({}, "f.yaml"))
+    pool.engine.env = env
+    pool.container = {"volumeMounts": [{"name": "cache", "mountPath": "/root/.cache"}]}
+    assert move_cache(pool) == {}
+
+
+def test_renamed_volumes_and_containers_keep_names_of_their_own() -> None:
+    pool = PoolDraft(FieldReader.of_document({}, "f.yaml"))
+    pool.pod = {
+        "volumes": [{"name": name} for name in ("model", "old-model", "mine")],
+        "initContainers": [{"name": name} for name in ("engine", "old-engine", "old-old-engine")],
+    }
+    pool.container = {"volumeMounts": [{"name": "model"}, {"name": "old-model"}]}
+    rename_taken(pool, pool.reader)
+    assert [one["name"] for one in pool.pod["volumes"]] == ["old-old-model", "old-model", "mine"]
+    assert [one["name"] for one in pool.container["volumeMounts"]] == ["old-old-model", "old-model"]
+    names = [one["name"] for one in pool.pod["initContainers"]]
+    assert names == ["old-old-old-engine", "old-engine", "old-old-engine"]

@@ -107,7 +107,7 @@ async def test_another_answer_that_outlasts_its_own_timeout_pays_for_its_time() 
 
 async def test_impossible_counts_of_an_engine_stop_no_limits_of_others() -> None:
     """Many requests end at once, each with the largest counts at the largest price."""
-    most, everyone = 1 << 31, asyncio.Barrier(30)
+    most, everyone = 1 << 21, asyncio.Barrier(30)
 
     async def script(call: EngineCall) -> None:
         is_acme = call.json["user"] == "acme"
@@ -126,6 +126,21 @@ async def test_impossible_counts_of_an_engine_stop_no_limits_of_others() -> None
             chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "user": "zeta"}
             assert (await gateway.client.post(url, json=chat, headers=headers)).status_code == 200
             await asyncio.sleep(QUICK_LIMITS.quota_report_seconds)
+
+
+@pytest.mark.parametrize("count", [1 << 22, 10**9, 1 << 31])
+async def test_counts_that_a_request_cannot_have_are_booked_as_estimates(count: int) -> None:
+    tenant = Tenant("acme", limits=(_INPUT, _OUTPUT))
+
+    async def script(call: EngineCall) -> None:
+        await call.respond(answer(prompt=count, output=count))
+
+    async with limited_gateway(script, [tenant]) as gateway:
+        gateway.service.start()
+        assert (await _post(gateway, max_tokens=3)).status_code == 200
+        used = await _used(gateway)
+        assert used[0] < 1_000
+        assert used[1] <= 3
 
 
 async def test_strict_limits_charge_no_more_than_was_reserved() -> None:
