@@ -27,7 +27,7 @@ _TYPE: Final = re.compile(rb"\r\ncontent-type:[ \t]*([\w.+/-]{1,128})", re.IGNOR
 _MAX_HEAD_BYTES: Final = 4_096
 """Limit: the head of a part; 400."""
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-"""What no text of a field has. Each takes six bytes in JSON."""
+"""Bytes that no text of a field has, since each takes six in JSON."""
 _FLAGS: Final = {"true": True, "false": False}
 
 

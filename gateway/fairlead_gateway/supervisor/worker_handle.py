@@ -55,7 +55,7 @@ _WORKER_VARIABLES = frozenset(
         if not item.metadata["secret"] or item.name == "trace_headers"
     ]
 )
-"""All settings but the supervisor's secrets. Workers send spans, so they get the headers of those."""
+"""All settings but the supervisor's secrets. Workers send spans, so they get their headers."""
 _CLUSTER_PREFIXES = ("KUBERNETES_", "KUBECONFIG")
 
 

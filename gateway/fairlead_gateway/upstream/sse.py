@@ -417,7 +417,7 @@ def _split_events(events: bytes) -> list[bytes]:
 def _decode_event(data: bytes) -> StreamEvent | None:
     """Returns the fields of an event that are read; None if its data is no JSON object.
 
-    Of a long event, the choices are not told apart: they may be millions.
+    The choices of a long event stay one value: they may be millions.
     """
     try:
         if len(data) <= _LONG_EVENT_BYTES:
