@@ -51,6 +51,7 @@ from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER, s
 from fairlead_gateway.upstream.sent_blocks import SentBlocks
 from fairlead_gateway.upstream.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.upstream.usage import (
+    EMPTY,
     GARBAGE,
     InBandError,
     Usage,
@@ -491,8 +492,10 @@ _MAX_RELOADS: Final = 3
 """Loads of an adapter for one request, since engines had lost it."""
 _USAGE_FIELD: Final = b"stream_options"
 _TOKENS_FIELD: Final = b"return_token_ids"
+_NO_TRANSLATION: Final = "; no API is translated into another"
 _LIMITED: Final = 429
 _NO_SUCH_FUNCTION: Final = 501
+_CHOICES: Final = b'"choices"'
 _ACCEPTED: Final = 202
 _ANSWERED: Final = (200, _ACCEPTED)
 """For whatever request, so the client's business like every 4xx. vLLM, llama.cpp, TensorRT-LLM."""
@@ -563,11 +566,13 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
             return scanner.error
         if scanner.is_aborted:
             return InBandError(500, "aborted", "aborted")
-        is_empty = engine_response.is_complete and not scanner.is_done
-        return InBandError(502, "an empty stream", "cut") if is_empty else None
+        if engine_response.is_complete and not scanner.is_done:
+            return InBandError(502, "an empty stream", "cut")
+        is_empty = scanner.is_done and not scanner.event_count and engine_response.grammar is None
+        return InBandError(502, "a stream without an answer", EMPTY) if is_empty else None
     status, request, address = engine_response.status, context.request, context.address
     if status in _ACCOUNT_STATUSES and address is not None and _is_about_account(address, status):
-        return InBandError(502, "the engine refuses the gateway's own token")
+        return InBandError(502, "the engine refuses the gateway's own token", "token-refused")
     if status >= 400:
         return InBandError(status, "")
     if request.stream or not (status in _ANSWERED or (request.is_passthrough and 200 < status < 300)):
@@ -588,7 +593,18 @@ def _read_answer(context: RequestContext, body: bytes) -> tuple[Usage | None, In
     usage, is_readable = parse_usage(body, is_named=request.dialect.grammar is not None)
     if request.is_passthrough:
         return usage, None
-    return usage, _plain_error(body) if is_readable else InBandError(502, "not JSON", GARBAGE)
+    if not is_readable:
+        return usage, InBandError(502, "not JSON", GARBAGE)
+    if request.dialect.grammar is None and request.dialect.generates and _has_no_choice(body):
+        return usage, InBandError(502, "an answer without choices", EMPTY)
+    return usage, _plain_error(body)
+
+
+def _has_no_choice(body: bytes) -> bool:
+    """Whether the choices of an answer are null or an empty list."""
+    at = body.find(_CHOICES)
+    start = at + len(_CHOICES)
+    return at >= 0 and body[start : start + 16].translate(None, b": \t\r\n")[:2] in (b"[]", b"nu")
 
 
 def _limit_error(engine_response: EngineResponse, error: InBandError, request_id: str) -> EngineLimited:
@@ -634,7 +650,7 @@ def external_refusal(status: int, body: bytes, request_id: str) -> bytes:
         text = "the provider of this model limits the gateway's requests"
         return error_body(text, "rate_limit_error", None, "provider_limit", request_id)
     if status == 404:
-        text = "the provider of this model does not serve this request"
+        text = f"the provider of this model does not serve this request{_NO_TRANSLATION}"
     elif _ACCOUNT_WORDS.search(body) is not None:
         text = "the provider of this model refuses the request"
     else:
@@ -668,7 +684,7 @@ def refusal_body(status: int, body: bytes, request_id: str) -> bytes:
     """
     words = engine_words(body)
     if is_unknown_path(status, body):
-        text, code = "the model's engine does not serve this path", "unknown_url"
+        text, code = f"the model's engine does not serve this path{_NO_TRANSLATION}", "unknown_url"
     else:
         text, code = words.message or "the engine does not serve this request", words.code or "engine_refused"
     kind = words.type or ("rate_limit_error" if status == 429 else "invalid_request_error")

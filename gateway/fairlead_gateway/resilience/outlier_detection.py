@@ -269,6 +269,8 @@ _CAUSE_TEXTS = {
     "cut": "broken answer",
     "gone": "silence and refusal",
     "garbage": "unreadable answer",
+    "empty": "empty answer",
+    "token-refused": "refusal of the gateway's token",
     "error-event": "error event",
     "aborted": "abort",
 }

@@ -381,6 +381,9 @@ class SseScanner:
         if has_failed_finish(data):
             self.is_aborted = True
             return False
+        if not fields.choices:
+            self.has_opening = True
+            return True
         if _FINISH.search(data) is not None:
             self._finished_choices += (
                 1 if self._choices == 1 else sum([1 for _ in islice(_FINISH.finditer(data), self._choices)])

@@ -134,6 +134,15 @@ async def test_client_learns_nothing_of_the_account(name: str) -> None:
         assert b"Example" not in reply.body
 
 
+@pytest.mark.parametrize("name", ["key-api", "paid-api"])
+async def test_refusal_of_the_gateways_own_token_has_a_word_of_its_own(name: str) -> None:
+    async with scripted_engine(script) as api:
+        models = {name: instance(name, api.url, engine=EXTERNAL_API)}
+        async with running_gateway(fleet(own={}, external=models)) as running:
+            answer = await request(running.url, chat(name))
+            assert (answer.status, "last: token-refused" in answer.error["message"]) == (502, True)
+
+
 REFUSALS = [
     (429, "You exceeded your quota for org-AbCdEf12 on key sk-abcdefgh", "insufficient_quota", None),
     (404, "The model gpt-x does not exist or org-AbCdEf12 has no access", "model_not_found", None),
