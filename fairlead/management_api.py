@@ -56,14 +56,11 @@ class ScaleDownOut(Struct, frozen=True):
     - blocks: Distinct blocks that it has cached, in any storage tier.
     - unique_blocks: Those that no other instance has cached.
     - unique_used_blocks: Unique blocks that were stored or used in the last minutes.
-    - rank, reason: Not given any more.
     """
 
-    rank: int | None = None
     blocks: int = 0
     unique_blocks: int = 0
     unique_used_blocks: int | None = None
-    reason: str = ""
 
 
 class IndexOut(Struct, frozen=True):

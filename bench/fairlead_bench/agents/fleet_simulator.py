@@ -18,7 +18,7 @@ The seeds are the first for judging, on which nothing was tuned.
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
 from statistics import fmean
 from typing import Final
@@ -138,7 +138,7 @@ def _simulation(cell: CodingCell, block_tokens: int) -> FleetSimulation:
     pins = cell.preset == NAMED
     sharing = SharingOptions(index=True, pins=pins)
     if cell.gateways == 1:
-        sharing = SharingOptions(NO_SHARING.sent, NO_SHARING.loads, NO_SHARING.hot, pins, index=True)
+        sharing = replace(NO_SHARING, index=True, pins=pins)
     fleet = FleetOptions(names, profile, block_tokens, publishes_kv_events=True)
     return FleetSimulation(GatewayCluster(fleet, routing, ClusterOptions(cell.gateways, sharing)), fleet)
 

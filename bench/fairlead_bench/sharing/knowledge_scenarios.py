@@ -36,7 +36,7 @@ class Disturbance:
     stated_memory: the KV memory that the fleet states ÷ the real one.
     bypassing_share: of the requests, which go to a random engine past the gateways.
     gateways: each request goes to a random one.
-    is_shared: gateways have a Redis: prompts, loads and hot prefixes of the others.
+    is_shared: gateways have a Redis: prompts and loads of the others.
     restart_every: requests between two gateways that are restarted, in turn; 0: none is.
     agent_pause_seconds: the traffic is sessions of agents, with this mean pause before each turn;
         0: conversations in an open loop.

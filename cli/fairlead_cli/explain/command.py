@@ -289,7 +289,7 @@ _COLUMN_HEADINGS: Final[Mapping[str, str]] = {
 names.
 """
 _WIDE_INPUTS: Final = frozenset(
-    {"indexed_tokens", "inflight_tokens", "recompute_seconds", "non_home_price", "unforeseen_share", "table_epoch"}
+    {"indexed_tokens", "inflight_tokens", "recompute_seconds", "non_home_price", "unforeseen_share"}
 )
 """Inputs that only the wide output shows."""
 

@@ -20,7 +20,7 @@ from fairlead_gateway.kv_index.messages import (
     SampleRequest,
 )
 from fairlead_gateway.limits.messages import QuotaReport, QuotaUpdates
-from fairlead_gateway.peers.messages import Dispatch, HotPrefixUpdate, PeerUpdates
+from fairlead_gateway.peers.messages import Dispatch, PeerUpdates
 from fairlead_gateway.profiles.messages import ProfileUpdate, TimingEvent
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 from fairlead_gateway.tenants.messages import AccessReport, KeyUpdate, RevocationUpdate, TenantUpdate
@@ -198,7 +198,6 @@ ToWorker: TypeAlias = (
     | ActiveRows
     | WarningsUpdate
     | PeerUpdates
-    | HotPrefixUpdate
     | IndexCorrections
     | SampleRequest
     | ProfileUpdate

@@ -32,17 +32,3 @@ class PeerUpdates(msgspec.Struct, tag=True, omit_defaults=True):
     crashes: list[tuple[bytes, str, float, float]] = []
     cleared: list[tuple[bytes, float]] = []
     service: dict[str, dict[str, float]] = {}
-
-
-class HotPrefixUpdate(msgspec.Struct, tag=True):
-    """Supervisor → worker: the hot prefixes of a model that all gateways share.
-
-    - serving, prefilling: 64-bit hashes in native order, for instances that answer and for those
-      that only prefill.
-    - epoch: 0 if the table is no longer updated.
-    """
-
-    model: str
-    epoch: int
-    serving: bytes
-    prefilling: bytes

@@ -102,17 +102,7 @@ def split_loads(
     return {name: load[:4] for name, load in loads.items()}, {name: load[4] for name, load in loads.items() if load[4]}
 
 
-class HotPrefixTable(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The sorted hashes of hot prefixes, for instances that answer and for those that
-    only prefill.
-    """
-
-    serving: bytes = b""
-    prefilling: bytes = b""
-
-
 _batches = msgspec.msgpack.Decoder(PeerBatch)
-_tables = msgspec.msgpack.Decoder(HotPrefixTable)
 
 
 def secret_fingerprint(secret: bytes) -> bytes:
@@ -134,17 +124,6 @@ def decode_batch(data: bytes) -> PeerBatch | None:
     ):
         return None
     return batch
-
-
-def decode_table(data: bytes, max_prefixes: int) -> HotPrefixTable | None:
-    """Returns a table; None if it is damaged, too large or of another schema."""
-    if data[:1] != SCHEMA or len(data) > 2 * HASH_BYTES * max_prefixes + 64:
-        return None
-    try:
-        table = _tables.decode(data[1:])
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return None
-    return None if len(table.serving) % HASH_BYTES or len(table.prefilling) % HASH_BYTES else table
 
 
 class PeerLoadRow:

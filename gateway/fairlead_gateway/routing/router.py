@@ -315,10 +315,6 @@ class ModelRouter:
             self._hot_prefixes.observe(chain, len(self._endpoints))
             self._mark_cached(endpoint, chain)
 
-    def set_hot_prefixes(self, epoch: int, table: frozenset[Hashable]) -> None:
-        """Sets the hot prefixes that all gateways share. Epoch 0: they are no longer updated."""
-        self._hot_prefixes.set_shared_table(epoch, table)
-
     def apply_correction(
         self,
         instance_id: str,
@@ -729,7 +725,6 @@ class ModelRouter:
             candidates,
             mean_backlog_seconds=mean,
             objective_seconds=self.ttft_objective(prompt),
-            hot_epoch=dual_hash.LOST_TABLE if self._hot_prefixes.has_lost_table else self._hot_prefixes.epoch,
             unforeseen_share=self._calibration.unforeseen_share,
         )
         if decision.source is not None:

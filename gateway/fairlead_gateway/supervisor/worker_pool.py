@@ -35,7 +35,7 @@ from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, encode_message
 from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, SHARED_SLOTS, WORKER_QUERY_SECONDS
 from fairlead_gateway.kv_index.messages import IndexedModels
-from fairlead_gateway.peers.messages import HotPrefixUpdate, PeerUpdates
+from fairlead_gateway.peers.messages import PeerUpdates
 from fairlead_gateway.peers.peer_messages import PeerLoadRow
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.supervisor.worker_handle import (
@@ -165,7 +165,6 @@ class WorkerPool:
             if self._load_cells is not None and preforked.has_peers
             else None
         )
-        self._hot_tables: dict[str, HotPrefixUpdate] = {}
         self._slot_allocator = SlotAllocator(SHARED_SLOTS if self._load_cells is not None else 0, self._is_slot_idle)
         self._slot_of: dict[str, int] = {}
         self._fleet = Fleet()
@@ -270,9 +269,6 @@ class WorkerPool:
                 other.send(say.StartDrain())
         if worker.needs_resync or worker.fleet_version != self._fleet.version:
             self._resync(worker)
-        else:
-            for table in self._hot_tables.values():
-                worker.needs_resync |= not worker.send(table)
         self._hooks.on_worker_ready()
 
     def _on_leaving(self, worker: WorkerHandle) -> None:
@@ -349,8 +345,6 @@ class WorkerPool:
     def update_fleet(self, fleet: Fleet) -> None:
         """Sends all workers a new fleet."""
         self._fleet = fleet
-        for model_key in self._hot_tables.keys() - fleet.models.keys():
-            del self._hot_tables[model_key]
         self._pending_fleets.append(fleet)
         self._assign_slots(fleet)
         message = encode_message(say.FleetUpdate(fleet, self._slot_of))
@@ -376,7 +370,6 @@ class WorkerPool:
             messages.append(say.ReloadCertificate())
         if now.gateways is not None:
             messages.append(now.gateways)
-        messages += self._hot_tables.values()
         worker.needs_resync = not all(worker.send(message) for message in messages)
 
     def _on_fleet_applied(self, worker: WorkerHandle) -> None:
@@ -431,11 +424,6 @@ class WorkerPool:
         """
         if self._peer_load_row is not None:
             self._peer_load_row.set_loads(loads)
-
-    def set_hot_prefixes(self, table: HotPrefixUpdate) -> None:
-        """Sends a model's hot prefixes to all workers."""
-        self._hot_tables[table.model] = table
-        self.broadcast(table)
 
     def _broadcast_active_rows(self) -> None:
         if self._load_cells is not None:

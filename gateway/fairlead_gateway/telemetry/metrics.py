@@ -417,8 +417,6 @@ _OWN: Final = (
     of.process("peer_dropped_total", "Dispatched prompts that were not published: Redis was away or refused."),
     of.process("peer_missed_total", "Batches of other gateways that were lost before they were read."),
     of.process("peer_poisoned_total", "Values in Redis that could not be read; they are passed over."),
-    of.process("hot_tables_kept", "Models whose table of hot prefixes this gateway maintains for all."),
-    of.process("hot_table_stale_seconds", "Age of the oldest table that was not renewed; absent without."),
 )
 
 

@@ -51,14 +51,13 @@ from fairlead_gateway.kv_index.worker import apply_corrections
 from fairlead_gateway.limits.messages import QuotaUpdates
 from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
 from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.peers.messages import HotPrefixUpdate, PeerUpdates
+from fairlead_gateway.peers.messages import PeerUpdates
 from fairlead_gateway.peers.worker import PeerUpdateApplier
 from fairlead_gateway.profiles.messages import ProfileUpdate
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
-from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
 from fairlead_gateway.telemetry.snapshot import snapshot_of
@@ -397,11 +396,6 @@ class WorkerServices:
                     stack.poison_guard.on_peer_crash(*crash)
                 for clearing in cleared:
                     stack.poison_guard.on_peer_cleared(*clearing)
-            case HotPrefixUpdate(model, epoch, serving, prefilling):
-                for role, table in ((stack.routers.serving, serving), (stack.routers.prefilling, prefilling)):
-                    router = role.router(model)
-                    if router is not None:
-                        router.set_hot_prefixes(epoch, unpack_hashes(table))
             case IndexedModels(models):
                 stack.routers.set_indexed_models(models)
             case IndexCorrections():

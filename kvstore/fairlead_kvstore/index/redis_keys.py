@@ -2,7 +2,6 @@
 
     fl1:{<namespace>/<model>}:dec          stream: routing decisions of the last minutes
     fl1:{<namespace>/<model>}:sent         stream: dispatches of gateways, and their heartbeats
-    fl1:{<namespace>/<model>}:hot          hash: hot-prefix table and its writer; expires, a lease
     fl1:{<namespace>/<model>}:lnk          stream: links of text blocks and token blocks, as hashes
     fl1:{<tenant>}:lim                     hash: epoch of a tenant's limits
     fl1:{<tenant>}:lim|<limit>|<start>     hash: use of a limit in one window; expires
@@ -34,11 +33,6 @@ def decisions(model_key: str) -> str:
 def sent_prompts(model_key: str) -> str:
     """Returns the key of the stream of the prompts that gateways have just dispatched."""
     return f"{_tag(model_key)}:sent"
-
-
-def hot_prefixes(model_key: str) -> str:
-    """Returns the key of the table of a model's hot prefixes."""
-    return f"{_tag(model_key)}:hot"
 
 
 def prompt_links(model_key: str) -> str:

@@ -36,8 +36,6 @@ from fairlead_kvstore.redis.backends import Command, create_backend
 
 REDIS_SCAN_SECONDS: Final = 10.0
 """Limit: until a listing of a Redis' keys finds the next one."""
-REDIS_STALE_SECONDS: Final = 60.0
-"""Limit: data from Redis is stale this long after Redis went away, then dropped."""
 
 T = TypeVar("T")
 FIRST_PAUSE_SECONDS: Final = 0.1

@@ -2,19 +2,16 @@
 
 Like a live gateway, each queues a request only behind its own requests and never moves one to
 another engine. The cluster decides when each message reaches it. A gateway is the production router
-with the pure cores around it: outbox, peers' state, shared load row, counter of hot prefixes,
+with the pure cores around it: outbox, peers' state, shared load row,
 KV-event translation and the queue of assigned requests. Delays replace Redis and sockets:
 
 - every ``round_seconds`` a gateway publishes its routed prompts and in-flight load; its peers
   receive them ``publish_seconds`` later
-- every ``hot_prefix_poll_seconds`` the leader of the hot-prefix table publishes it if it changed,
-  with the same delay
 - ``index_seconds`` after a step gateways receive the engine's KV events
 
 A restarted gateway finishes its requests in flight. Its successor takes new requests and starts
-with the stream (the last ``dispatch_retention_seconds``), the hot-prefix table and the index. A
-gateway reroutes requests that it loses before their first token. The requests of a killed gateway
-return to any gateway.
+with the stream (the last ``dispatch_retention_seconds``) and the index. A gateway reroutes requests
+that it loses before their first token. The requests of a killed gateway return to any gateway.
 """
 
 from array import array
@@ -36,17 +33,11 @@ from fairlead_gateway.kv_index.translator import PrefixTranslator
 from fairlead_gateway.peers.peer_messages import PeerBatch, PeerLoad, PeerLoadRow, SentPrompt
 from fairlead_gateway.peers.peer_outbox import HEARTBEAT_SECONDS, PeerOutbox
 from fairlead_gateway.peers.peer_state import PeerState
-from fairlead_gateway.peers.supervisor.hot_prefix_lease import (
-    HOT_PREFIX_LEASE_SECONDS,
-    HOT_PREFIX_POLL_SECONDS,
-    HOT_PREFIXES,
-)
 from fairlead_gateway.peers.supervisor.peer_exchange import DISPATCH_RETENTION_SECONDS
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable, table_bytes
 from fairlead_gateway.routing.prefix.cache_view import SHARED_STORE
-from fairlead_gateway.routing.prefix.hot_prefixes import HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends, shared_bytes
 from fairlead_gateway.routing.router import DispatchHooks
 from fairlead_kvstore.blockstore import changes as index_changes
@@ -158,7 +149,6 @@ class SharingOptions:
 
     - sent: prompts that other gateways routed.
     - loads: in-flight load of other gateways, as expected by now. ``raw_loads``: as last published.
-    - hot: one table of hot prefixes for all gateways.
     - pins: the engine that served a session last, for clients that name their session.
     - index: KV events of the engines.
     - perfect: before each choice, what every engine has cached, or is about to compute for requests
@@ -168,7 +158,6 @@ class SharingOptions:
 
     sent: bool = True
     loads: bool = True
-    hot: bool = True
     pins: bool = False
     index: bool = False
     raw_loads: bool = False
@@ -178,8 +167,8 @@ class SharingOptions:
     index_seconds: float = 0.05
 
 
-NO_SHARING = SharingOptions(sent=False, loads=False, hot=False)
-PERFECT_KNOWLEDGE = SharingOptions(sent=False, loads=True, hot=True, perfect=True)
+NO_SHARING = SharingOptions(sent=False, loads=False)
+PERFECT_KNOWLEDGE = SharingOptions(sent=False, loads=True, perfect=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +212,6 @@ class SimulatedGateway:
         rows.set_active_rows([1])
         self.outbox = PeerOutbox(_SECRET_FINGERPRINT)
         self.peers = PeerState(_SECRET_FINGERPRINT)
-        self.hot_prefixes = HotPrefixes()
         self.translator = PrefixTranslator(cluster.routing.model.key, cluster.index, secret=cluster.routing.secret)
         self._inflight: dict[str, tuple[str, int]] = {}
         self.is_leaving = False
@@ -245,19 +233,16 @@ class SimulatedGateway:
     def start(self, at: float, *, shares: bool) -> None:
         """Starts the rounds of publication and correction."""
         sharing = self._cluster.sharing
-        if shares and (sharing.sent or sharing.loads or sharing.hot):
+        if shares and (sharing.sent or sharing.loads):
             self._cluster.schedule(at, self._publish)
         if sharing.index:
             self._cluster.schedule(at, self._apply_corrections)
 
     def read_history(self, now: float) -> None:
-        """Reads the stream, the hot-prefix table and the index, as a new gateway reads Redis."""
+        """Reads the stream and the index, as a new gateway reads Redis."""
         for at, name, batch in self._cluster.stream:
             if now - at <= DISPATCH_RETENTION_SECONDS:
                 self.receive(name, batch, now, live=False)
-        epoch, table = self._cluster.hot_prefixes()
-        if self._cluster.sharing.hot and epoch:
-            self.router.set_hot_prefixes(epoch, table)
         self.translator.resend_all()
 
     # --- requests -------------------------------------------------------------------------------------------------------
@@ -351,10 +336,8 @@ class SimulatedGateway:
     # --- exchange with peers --------------------------------------------------------------------------------------------
 
     def _on_routed(self, model: str, request: RouteRequest, instance: str, is_indexed: bool) -> None:
-        sharing, chain, pin = self._cluster.sharing, request.chain, request.session_hash
-        if sharing.hot:
-            self.hot_prefixes.observe(chain, len(self._slots))
-        if sharing.sent or sharing.hot:
+        chain, pin = request.chain, request.session_hash
+        if self._cluster.sharing.sent:
             self.outbox.add(
                 MODEL, instance, array("Q", chain.hashes).tobytes(), chain.tail, pin if isinstance(pin, int) else 0
             )
@@ -403,8 +386,6 @@ class SimulatedGateway:
         instance, packed, tail, pin = item
         hashes = tuple(array("Q", packed))
         chain = PrefixChain(hashes, block_ends(len(hashes)), tail)
-        if sharing.hot:
-            self.hot_prefixes.observe(chain, len(self._slots))
         if sharing.sent:
             self.router.on_peer_dispatch(instance, chain, now, pin or None)
             if sharing.index:
@@ -448,7 +429,6 @@ class GatewayCluster:
         self.stated_profile = options.stated_profile or fleet.profile
         self.live = fleet.engine_names
         self.index = ReportedIndex(fleet.engine_names)
-        self._hot_table = _HotPrefixTable()
         self.stream: list[tuple[float, str, PeerBatch]] = []
         self.simulation: SimulationContext | None = None
         self._started = 0
@@ -474,8 +454,6 @@ class GatewayCluster:
         has_peers = len(self._gateways) > 1
         for index, gateway in enumerate(self._gateways):
             gateway.start(self.sharing.round_seconds * (1 + index / len(self._gateways)), shares=has_peers)
-        if self.sharing.hot and has_peers:
-            simulation.schedule(HOT_PREFIX_POLL_SECONDS, self._publish_hot_prefixes)
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
         """Routes the request through one of the gateways."""
@@ -622,16 +600,6 @@ class GatewayCluster:
         for gateway in self._all:
             gateway.translator.on_changes(changes)
 
-    def _publish_hot_prefixes(self, now: float) -> None:
-        if self._hot_table.refresh(self._gateways, now):
-            for at in self._network.delivery_times(now, self.sharing.publish_seconds):
-                self.schedule(at, partial(self._deliver_hot_prefixes, self._hot_table.epoch, self._hot_table.table))
-        self.schedule(now + HOT_PREFIX_POLL_SECONDS, self._publish_hot_prefixes)
-
-    def _deliver_hot_prefixes(self, epoch: int, table: frozenset[int], now: float) -> None:
-        for gateway in self._all:
-            gateway.router.set_hot_prefixes(epoch, table)
-
     def _pick_gateway(self, request: TraceRequest) -> int:
         if self.options.by_session and request.session is not None:
             return xxhash.xxh3_64_intdigest(request.session.encode(), self.routing.seed) % len(self._gateways)
@@ -649,37 +617,5 @@ class GatewayCluster:
         self._started += 1
         return SimulatedGateway(self, f"gateway {self._started}")
 
-    def hot_prefixes(self) -> tuple[int, frozenset[int]]:
-        return self._hot_table.epoch, self._hot_table.table
-
     def engine_cores(self) -> Mapping[str, EngineCore]:
         return self._simulation().engine_cores
-
-
-class _HotPrefixTable:
-    """The table of hot prefixes and its leader; without a leader, the first gateway becomes it."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-        self.table: frozenset[int] = frozenset()
-        self._owner: SimulatedGateway | None = None
-        self._lease_until = 0.0
-
-    def refresh(self, gateways: Sequence[SimulatedGateway], now: float) -> bool:
-        """Updates the table by its leader's counts. Returns whether the table has changed.
-
-        While the lease of a leader that left has not expired, nothing changes.
-        """
-        if self._owner is None or self._owner.is_leaving:
-            if self._owner is not None and now < self._lease_until:
-                return False
-            self._owner = gateways[0]
-            if self.epoch:
-                self._owner.hot_prefixes.start_from_table(self.table)
-        self._lease_until = now + HOT_PREFIX_LEASE_SECONDS
-        table = frozenset(self._owner.hot_prefixes.top_prefixes(HOT_PREFIXES))
-        if self.epoch and table == self.table:
-            return False
-        self.table = table  # type: ignore[assignment]
-        self.epoch += 1
-        return True

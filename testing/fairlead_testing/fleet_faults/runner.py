@@ -577,9 +577,7 @@ def _fleet(scenario: FaultScenario, names: Sequence[str]) -> FleetOptions:
 
 def _gateways(scenario: FaultScenario) -> GatewayCluster:
     shared, late = scenario.shared, max(0.01, scenario.delay_seconds)
-    sharing = SharingOptions(
-        sent=shared, loads=shared, hot=shared, index=shared, publish_seconds=late, index_seconds=late
-    )
+    sharing = SharingOptions(sent=shared, loads=shared, index=shared, publish_seconds=late, index_seconds=late)
     cluster = GatewayCluster(
         _fleet(scenario, scenario.all_engine_names),
         RoutingOptions(Trial().objectives, f"secret {scenario.seed}".encode(), scenario.seed),

@@ -73,20 +73,6 @@ def test_without_an_index_unforeseen_cache_hits_keep_prompts_at_home() -> None:
     assert send(seeing, make_request(901)).chosen not in homes
 
 
-def test_without_redis_keys_follow_the_last_table_then_the_own_count() -> None:
-    router = make_router()
-    router.set_hot_prefixes(7, frozenset())
-    assert "last shared table" not in send(router, make_request(0)).reason
-    router.set_hot_prefixes(0, frozenset())
-    from_table = [
-        "hot prefixes of the last shared table" in send(router, make_request(number)).reason for number in range(1, 400)
-    ]
-    assert from_table[0]
-    assert not from_table[-1]
-    assert from_table == sorted(from_table, reverse=True)
-    assert router.choose_instance(make_request(999), 0.0).inputs["hot/table_epoch"].value is None
-
-
 def test_one_instance_is_taken_whatever_its_load_and_the_rule_says_so() -> None:
     router = make_router(1)
     for number in range(200):

@@ -101,9 +101,6 @@ class InProcessWorkers:
     def set_peer_loads(self, loads: object) -> None:
         """Does nothing."""
 
-    def set_hot_prefixes(self, table: object) -> None:
-        """Does nothing."""
-
 
 @dataclass(slots=True)
 class Whole:

@@ -15,13 +15,13 @@ PART = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters
 def test_keys_have_the_documented_names() -> None:
     assert redis_keys.decisions("chat/llama-70b") == "fl1:{chat/llama-70b}:dec"
     assert redis_keys.sent_prompts("chat/llama-70b") == "fl1:{chat/llama-70b}:sent"
-    assert redis_keys.hot_prefixes("chat/llama-70b") == "fl1:{chat/llama-70b}:hot"
+    assert redis_keys.prompt_links("chat/llama-70b") == "fl1:{chat/llama-70b}:lnk"
 
 
 @given(PART, PART)
 def test_hash_tag_is_the_model_for_any_name(namespace: str, name: str) -> None:
     key = f"{namespace}/{name}"
-    names = (redis_keys.decisions(key), redis_keys.sent_prompts(key), redis_keys.hot_prefixes(key))
+    names = (redis_keys.decisions(key), redis_keys.sent_prompts(key), redis_keys.prompt_links(key))
     assert len({key[key.index("{") + 1 : key.index("}")] for key in names}) == 1
     assert all(key.count("{") == key.count("}") == 1 for key in names)
 

@@ -2,5 +2,4 @@
 
 - `peer_sync`: the whole exchange.
 - `peer_exchange`: dispatches and loads, over one stream per model.
-- `hot_prefix_lease`: the shared table of hot prefixes.
 """

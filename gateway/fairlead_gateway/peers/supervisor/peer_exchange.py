@@ -388,11 +388,6 @@ class PeerExchange:
         """True if everything in the streams was read."""
         return bool(self._cursors) and all(cursor.is_caught_up for cursor in self._cursors.values())
 
-    def is_model_caught_up(self, model: str) -> bool:
-        """Returns True if everything in the model's stream was read."""
-        cursor = self._cursors.get(model)
-        return cursor is not None and cursor.is_caught_up
-
     def known_peers(self) -> list[KnownPeer]:
         """Returns the other gateways."""
         return self.peer_state.known_peers(self._clock.now())

@@ -1,11 +1,10 @@
 """The exchange between this gateway's workers and other gateways, in the supervisor.
 
-Four things are exchanged in both directions:
+Three things are exchanged in both directions:
 
 - dispatches, which workers apply to their approximate prefix indexes like those of siblings,
 - loads, in a row of the shared memory that workers read for a decision,
-- the service of each tenant, which counts in the queues of all gateways,
-- the table of hot prefixes.
+- the service of each tenant, which counts in the queues of all gateways.
 
 No request waits for it: workers read memory and messages, and only the supervisor talks to Redis.
 """
@@ -18,13 +17,11 @@ from typing import Protocol
 from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.ipc import messages as say
-from fairlead_gateway.peers.messages import Dispatch, HotPrefixUpdate, PeerUpdates
-from fairlead_gateway.peers.peer_messages import HotPrefixTable, SentPrompt, secret_fingerprint
+from fairlead_gateway.peers.messages import Dispatch, PeerUpdates
 from fairlead_gateway.peers.peer_messages import PeerLoad as Shared
+from fairlead_gateway.peers.peer_messages import SentPrompt, secret_fingerprint
 from fairlead_gateway.peers.peer_state import InstanceGroups
-from fairlead_gateway.peers.supervisor.hot_prefix_lease import HotPrefixCounter, HotPrefixLeases, LeaseHooks
 from fairlead_gateway.peers.supervisor.peer_exchange import ExchangeHooks, PeerExchange
-from fairlead_gateway.routing.prefix.prefix_hash import PrefixChain, block_ends
 from fairlead_gateway.telemetry import LoadView
 from fairlead_kvstore.redis.link import RedisLink
 
@@ -44,12 +41,9 @@ class GatewayWorkers(Protocol):
     def set_peer_loads(self, loads: Mapping[str, Shared]) -> None:
         """Sets the total load of other gateways, by instance."""
 
-    def set_hot_prefixes(self, table: HotPrefixUpdate) -> None:
-        """Replaces a model's table of hot prefixes."""
-
 
 class PeerSync:
-    """The exchange of dispatches, loads and hot prefixes with other gateways.
+    """The exchange of dispatches, loads and service with other gateways.
 
     link: started and stopped by the caller.
     """
@@ -72,25 +66,18 @@ class PeerSync:
         self._applied_fleet: Fleet | None = None
         self._model_of: dict[str, str] = {}
         self._ready_groups: dict[str, InstanceGroups] = {}
-        self._hot_prefix_counter = HotPrefixCounter()
         name = f"{gateway_id}/{secrets.token_hex(4)}"  # another run of the same gateway is another peer
         hooks = ExchangeHooks(
             self._models, self._own_loads, self._on_peer_dispatches, workers.set_peer_loads, self._on_peer_service
         )
         self.exchange = PeerExchange(link, name, clock, hooks, secret_fingerprint=secret_fingerprint(secret))
-        lease_hooks = LeaseHooks(
-            self._active_models, self._hot_table, self._hot_prefix_counter.start_from_table, self._on_hot_table
-        )
-        self.tables = HotPrefixLeases(link, name, clock, lease_hooks)
 
     def start(self) -> None:
         """Starts on the running loop."""
         self.exchange.start()
-        self.tables.start()
 
     async def stop(self) -> None:
         """Stops, and publishes that this gateway leaves."""
-        await self.tables.stop()
         await self.exchange.stop()
 
     # --- reports of local workers
@@ -99,14 +86,8 @@ class PeerSync:
         """Called with a report of a worker; publishes its dispatches, loads and service."""
         for model, service in message.service.items():
             self.exchange.outbox.add_service(model, service)
-        if message.dispatches:
-            now = self._clock.now()
-            self._update_fleet()
-            for item in message.dispatches:
-                hashes = array("Q", item.hashes)
-                chain = PrefixChain(tuple(hashes), block_ends(len(hashes)), item.tail)
-                self._hot_prefix_counter.on_dispatch(item.model, item.instance, chain, now)
-                self.exchange.add_dispatch(item.model, item.instance, item.hashes, item.tail, item.session_hash)
+        for item in message.dispatches:
+            self.exchange.add_dispatch(item.model, item.instance, item.hashes, item.tail, item.session_hash)
         if message.loads is not None:
             self.exchange.on_loads_changed()
 
@@ -132,47 +113,23 @@ class PeerSync:
         self._applied_fleet = fleet
         self._model_of = {instance.id: key for key, instances in fleet.instances.items() for instance in instances}
         self._ready_groups = {key: _ready_by_role(fleet.instances.get(key, ())) for key in fleet.models}
-        self._hot_prefix_counter.update_fleet(fleet)
-        self.tables.retain(fleet.models)
 
     # --- messages of peers
 
     def _on_peer_dispatches(self, model: str, items: Sequence[SentPrompt]) -> None:
-        now = self._clock.now()
-        self._update_fleet()
-        for instance, packed, tail, _ in items:
-            hashes = array("Q", packed)
-            self._hot_prefix_counter.on_dispatch(
-                model, instance, PrefixChain(tuple(hashes), block_ends(len(hashes)), tail), now
-            )
-            if self.on_peer_dispatch is not None:
-                self.on_peer_dispatch(model, instance, tail, hashes)
+        if self.on_peer_dispatch is not None:
+            for instance, packed, tail, _ in items:
+                self.on_peer_dispatch(model, instance, tail, array("Q", packed))
         self._workers.broadcast_peer_updates(PeerUpdates([Dispatch(model, *item) for item in items]))
 
     def _on_peer_service(self, model: str, service: Mapping[str, float]) -> None:
         self._workers.broadcast_peer_updates(PeerUpdates(service={model: dict(service)}))
 
-    # --- hot prefixes
-
-    def _active_models(self) -> list[str]:
-        return self._hot_prefix_counter.active_models(self._clock.now())
-
-    def _hot_table(self, model: str) -> HotPrefixTable | None:
-        """Returns the table that this gateway counted.
-
-        None until the stream's past has been read, since a peer's count is better until then.
-        """
-        return self._hot_prefix_counter.table(model) if self.exchange.is_model_caught_up(model) else None
-
-    def _on_hot_table(self, model: str, epoch: int, table: HotPrefixTable | None) -> None:
-        found = table or HotPrefixTable()
-        self._workers.set_hot_prefixes(HotPrefixUpdate(model, epoch, found.serving, found.prefilling))
-
     # --- status
 
     def warnings(self) -> list[str]:
         """Returns texts that say what is missing or late."""
-        return [*self.exchange.warnings(), *self.tables.warnings()]
+        return self.exchange.warnings()
 
     def present_peers(self) -> list[tuple[str, float]]:
         """Returns the known peers, and the seconds since the last message of each."""
@@ -190,14 +147,10 @@ class PeerSync:
             "peer_limited_total": exchange.budget.dropped,
             "peer_dropped_total": exchange.outbox.dropped,
             "peer_missed_total": exchange.peer_state.missed_batches,
-            "peer_poisoned_total": exchange.stats.undecodable + self.tables.undecodable,
-            "hot_tables_kept": self.tables.owned_tables,
+            "peer_poisoned_total": exchange.stats.undecodable,
         }
         if peers:
             found["peer_age_seconds"] = round(max(peer.age_seconds for peer in peers), 3)
-        age = self.tables.stale_seconds()
-        if age is not None:
-            found["hot_table_stale_seconds"] = round(age, 3)
         return found
 
 

@@ -72,8 +72,6 @@ DECODE_SHARE: Final = 0.4
 WAIT_PER_PREFILL_SECOND: Final = 16.0
 MAX_WAIT_OBJECTIVES: Final = 2.0
 """A long prompt is passed over by at most so many objectives of waiting."""
-LOST_TABLE: Final = -1
-"""In place of an epoch: homes follow the last shared table, which is no longer updated."""
 MAX_LATE_OBJECTIVES: Final = 3.0
 """Prices still hold for a first token up to so many objectives late."""
 
@@ -83,7 +81,6 @@ def choose(
     *,
     mean_backlog_seconds: float,
     objective_seconds: float | None,
-    hot_epoch: int = 0,
     unforeseen_share: float = 0.0,
 ) -> Decision:
     """Returns the decision for the best candidate, with the numbers that led to it.
@@ -92,9 +89,7 @@ def choose(
     Other ties go to the first of: the endpoint that served the session last, home 1, home 2, holder
     of the longest prefix, least busy.
 
-    - hot_epoch: epoch of the shared table of hot prefixes; 0: this gateway counts them itself;
-      `LOST_TABLE`: the last shared table.
-    - unforeseen_share: share of a prompt that engines lately had cached beyond what was known.
+    unforeseen_share: share of a prompt that engines lately had cached beyond what was known.
     """
     objective = DEFAULT_TTFT_SECONDS if objective_seconds is None else objective_seconds
     busy = _busy_share(mean_backlog_seconds, objective)
@@ -139,7 +134,6 @@ def choose(
             mean_backlog_seconds,
             any_feasible,
             objective,
-            hot_epoch,
             unforeseen_share,
         ),
         source=best.pull_source,
@@ -188,7 +182,6 @@ class _DualHashExplanation:
         "_best",
         "_candidates",
         "_feasible",
-        "_hot_epoch",
         "_mean",
         "_objective",
         "_rule",
@@ -203,7 +196,6 @@ class _DualHashExplanation:
         mean_backlog_seconds: float,
         feasible: bool,
         objective: float,
-        hot_epoch: int,
         unforeseen_share: float,
     ) -> None:
         self._rule = rule
@@ -212,19 +204,16 @@ class _DualHashExplanation:
         self._mean = mean_backlog_seconds
         self._feasible = feasible
         self._objective = objective
-        self._hot_epoch = hot_epoch
         self._unforeseen = unforeseen_share
 
     def reason(self) -> str:
-        """Returns why the candidate was chosen, its pull, and whether hot prefixes are old."""
+        """Returns why the candidate was chosen, and its pull."""
         best, why = self._best, self._choice_reason()
         if best.pull_source is not None:
             took, instead = format_duration(best.prefill_seconds), format_duration(best.recompute_seconds)
             why += (
                 f"; {best.pull_tokens:.0f} tokens from {best.pull_source}: {took} instead of {instead} to compute them"
             )
-        if self._hot_epoch == LOST_TABLE:
-            why += "; hot prefixes of the last shared table"
         return why
 
     def _choice_reason(self) -> str:
@@ -264,8 +253,6 @@ class _DualHashExplanation:
                 non_home_price(self._unforeseen, _busy_share(self._mean, self._objective))
             ),
         }
-        # None: no table is shared, and this gateway counts hot prefixes itself.
-        table["hot/table_epoch"] = DecisionInput(float(self._hot_epoch) if self._hot_epoch > 0 else None)
         for candidate in self._candidates:
             table[f"{candidate.id}/backlog_seconds"] = DecisionInput(candidate.backlog_seconds)
             table[f"{candidate.id}/matched_tokens"] = DecisionInput(candidate.matched_tokens)

@@ -5,13 +5,10 @@ prompt. A long key hides that two prompts share anything. So the last requests f
 prefix that more than 2/n of them share (n instances) is *hot*, and the key reaches one level
 deeper. It cools when its share falls below 1/n.
 
-If several gateways share a Redis, one of them counts for all (`peers.supervisor.hot_prefix_lease`).
-Its table, with an epoch, then replaces the local count; equal epochs give equal keys. If the table
-is lost, the last one is used until the local window is full, so that keys do not all change at
-once.
+Each router counts the prompts that it sends, and those that other workers and gateways report.
 
-Invariant: the length of a key depends only on the prompts seen and n, or on the table. It never
-depends on a clock or on load.
+Invariant: the length of a key depends only on the prompts seen and n. It never depends on a clock
+or on load.
 
 Source: DualMap (arXiv 2602.06502). Changed: keys start at 4 KiB of text, two of the paper's
 512-token blocks, since one block would be the same for a whole trace. Levels are byte positions
@@ -94,22 +91,12 @@ class HotPrefixes:
         self._first_counted = 0  # older entries are no longer counted
         self._levels: dict[Hashable, _PrefixLevel] = {}
         self._cuts: dict[int, _LevelCuts] = {}  # by number of blocks
-        self._table: frozenset[Hashable] | None = None
-        self.epoch = 0
-        """Epoch of the shared table; 0 while keys follow the own count or a lost table."""
-
-    @property
-    def has_lost_table(self) -> bool:
-        """True if keys follow the last shared table, which is no longer updated."""
-        return self._table is not None and not self.epoch
 
     def __len__(self) -> int:
         return sum([level.hot for level in self._levels.values()])
 
     def routing_key(self, chain: PrefixChain) -> Hashable:
         """Returns the hash of the prompt's first level that is not hot, else of the deepest."""
-        if self._table is not None:
-            return self._key_by_table(chain, self._table)
         hashes = self._hashes(chain)
         blocks = self._level_blocks(chain)
         for block in blocks:
@@ -119,55 +106,7 @@ class HotPrefixes:
         return hashes[blocks[-1]]
 
     def observe(self, chain: PrefixChain, instances: int) -> Hashable:
-        """Counts one request and returns its routing key. Counts nothing while a table
-        is shared.
-        """
-        table = self._table
-        if table is not None:
-            if self.epoch:
-                return self._key_by_table(chain, table)
-            self._count(chain, instances)
-            if len(self._window) - self._first_counted >= window_size(instances):
-                self._table = None
-            return self._key_by_table(chain, table)
-        return self._count(chain, instances)
-
-    def set_shared_table(self, epoch: int, table: frozenset[Hashable]) -> None:
-        """Replaces the local counts by a shared table, or records that the table is lost.
-
-        epoch: 0: the table is lost. The last one stays until enough requests were counted here.
-        """
-        if epoch:
-            self._table = table
-            self._window.clear()
-            self._first_counted = 0
-            self._levels.clear()
-        self.epoch = epoch
-
-    def top_prefixes(self, max_prefixes: int) -> list[Hashable]:
-        """Returns at most `max_prefixes` hot prefixes as counted here, in any order.
-
-        If there are more, those that most prompts share are returned.
-        """
-        hot = [level for level in self._levels.values() if level.hot]
-        if len(hot) > max_prefixes:
-            hot.sort(key=_prompt_count, reverse=True)
-        return [level.digest for level in hot[:max_prefixes]]
-
-    def start_from_table(self, table: frozenset[Hashable]) -> None:
-        """Marks those counted prefixes as hot that are in `table`, and no others."""
-        for level in self._levels.values():
-            level.hot = level.digest in table
-
-    def _key_by_table(self, chain: PrefixChain, table: frozenset[Hashable]) -> Hashable:
-        hashes = self._hashes(chain)
-        blocks = self._level_blocks(chain)
-        for block in blocks:
-            if hashes[block] not in table:
-                return hashes[block]
-        return hashes[blocks[-1]]
-
-    def _count(self, chain: PrefixChain, instances: int) -> Hashable:
+        """Counts one request and returns its routing key."""
         window = self._window
         deepest = self._deepest_level(chain)
         window.append(deepest)
@@ -240,10 +179,6 @@ class HotPrefixes:
 def window_size(instances: int) -> int:
     """Returns how many prompts the window has for a model with `instances` instances."""
     return max(WINDOW, WINDOW_PER_INSTANCE * instances)
-
-
-def _prompt_count(level: _PrefixLevel) -> int:
-    return level.count
 
 
 def _update_hot_levels(deepest: _PrefixLevel, prompts: int, instances: int) -> None:

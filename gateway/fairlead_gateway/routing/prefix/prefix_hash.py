@@ -26,8 +26,7 @@ The module is pure.
 """
 
 import re
-from array import array
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -215,11 +214,6 @@ def shared_bytes(chain: PrefixChain, other: PrefixChain) -> int:
             break
         count += 1
     return chain.ends[count - 1] if count else 0
-
-
-def unpack_hashes(packed: bytes) -> frozenset[Hashable]:
-    """Returns 64-bit hashes from their packed bytes, in native order."""
-    return frozenset(array("Q", packed))
 
 
 _DATA_URL: Final = b";base64,"

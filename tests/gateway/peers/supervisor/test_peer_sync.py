@@ -1,29 +1,28 @@
-"""Peers' data that the supervisor passes to its workers: loads, dispatches, hot prefixes."""
+"""Peers' data that the supervisor passes to its workers: loads and dispatches."""
 
-from array import array
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, Role, SloTargets
-from fairlead_gateway.peers.peer_messages import HotPrefixTable, PeerLoadRow
-from fairlead_gateway.peers.supervisor.hot_prefix_lease import ACTIVE_SECONDS, HotPrefixCounter
-from fairlead_gateway.routing import PrefixChain, prefix_chain
+import pytest
+from redis.asyncio import Redis
+
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead.limits import Limits
+from fairlead.runtime.clock import ManualClock, SystemClock
+from fairlead_gateway.ipc.messages import WorkerReport
+from fairlead_gateway.peers.messages import Dispatch, PeerUpdates
+from fairlead_gateway.peers.peer_messages import PeerLoad, PeerLoadRow
+from fairlead_gateway.peers.supervisor.peer_sync import PeerSync
 from fairlead_gateway.routing.load import shared_memory
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
-from fairlead_gateway.routing.prefix.prefix_hash import unpack_hashes
+from fairlead_gateway.telemetry import LoadView
+from fairlead_kvstore.redis.link import RedisLink
+from fairlead_testing.redis.valkey import Valkey
 
 KEY = "ns/a"
 SLOTS = 4
-
-
-def fleet(*roles: Role) -> Fleet:
-    instances = tuple(
-        Instance(f"e-{number}", "ns", "a", "main", f"http://{number}", role=role, state=InstanceState.READY)
-        for number, role in enumerate(roles)
-    )
-    return Fleet(1, 1, {KEY: Model("ns", "a", SloTargets(), "dual-hash")}, {KEY: instances})
-
-
-def chain(text: str) -> PrefixChain:
-    return prefix_chain(text.encode() * 2_000, secret=b"s", seed=b"m")
+LIMITS = replace(Limits(), redis_pause_seconds=0.05, redis_ping_seconds=0.05, redis_timeout_seconds=20.0)
 
 
 def test_other_gateways_are_one_more_row_that_is_written_and_emptied() -> None:
@@ -54,38 +53,71 @@ def test_an_instance_that_comes_later_finds_its_load_in_its_slot() -> None:
     assert shared_memory.is_slot_idle(cells, SLOTS, 1, 1)
 
 
-def test_prompts_for_prefill_engines_are_counted_apart() -> None:
-    counts = HotPrefixCounter()
-    counts.update_fleet(fleet(Role.SERVE, Role.SERVE, Role.SERVE, Role.PREFILL, Role.PREFILL, Role.PREFILL))
-    for number in range(30):
-        counts.on_dispatch(KEY, f"e-{number % 3}", chain("serve"), 0.0)
-        counts.on_dispatch(KEY, f"e-{3 + number % 3}", chain("prefill"), 0.0)
-        counts.on_dispatch(KEY, "nobody", chain("lost"), 0.0)
-        counts.on_dispatch("ns/other", "e-0", chain("lost"), 0.0)
-    table = counts.table(KEY)
-    assert unpack_hashes(table.serving) <= set(chain("serve").hashes)
-    assert unpack_hashes(table.prefilling) <= set(chain("prefill").hashes)
-    assert table.serving
-    assert table.prefilling
-    assert list(array("Q", table.serving)) == sorted(array("Q", table.serving))
+@dataclass(slots=True)
+class FakeWorkers:
+    """Workers that keep what they are sent; their fleet has one model with two instances."""
+
+    received: list[PeerUpdates] = field(default_factory=list)
+
+    def applied_fleet(self) -> Fleet:
+        instances = tuple(
+            Instance(f"e-{number}", "ns", "a", "main", f"http://{number}", state=InstanceState.READY)
+            for number in range(2)
+        )
+        return Fleet(1, 1, {KEY: Model("ns", "a", SloTargets(), "dual-hash")}, {KEY: instances})
+
+    def loads(self) -> Mapping[str, LoadView]:
+        return {}
+
+    def broadcast_peer_updates(self, updates: PeerUpdates) -> None:
+        self.received.append(updates)
+
+    def set_peer_loads(self, loads: Mapping[str, PeerLoad]) -> None:
+        """Does nothing."""
 
 
-def test_model_is_active_for_a_minute_and_a_departed_one_has_no_table() -> None:
-    counts = HotPrefixCounter()
-    assert counts.table(KEY) is None
-    counts.update_fleet(fleet(Role.SERVE))
-    assert counts.active_models(0.0) == []
-    counts.on_dispatch(KEY, "e-0", chain("x"), 5.0)
-    assert counts.active_models(5.0 + ACTIVE_SECONDS) == [KEY]
-    assert counts.active_models(6.0 + ACTIVE_SECONDS) == []
-    counts.update_fleet(Fleet())
-    assert counts.table(KEY) is None
+FORMER_TABLES: dict[str, tuple[str | int, ...]] = {
+    "the table of a gateway": ("HSET", "holder", "older/1", "epoch", "1764500000000", "table", "\x01\x80"),
+    "a table of another schema": ("HSET", "holder", "older/1", "epoch", "1764500000000", "table", "\x7fxyz"),
+    "a table without epoch": ("HSET", "holder", "older/1"),
+    "a text": ("SET", "older"),
+    "a list": ("RPUSH", "older"),
+}
+"""Values that a gateway of the release before, or a fault, may leave under the key `hot`."""
 
 
-def test_the_count_goes_on_from_a_table_that_is_adopted() -> None:
-    counts = HotPrefixCounter()
-    counts.update_fleet(fleet(Role.SERVE, Role.SERVE, Role.SERVE))
-    for _ in range(30):
-        counts.on_dispatch(KEY, "e-0", chain("x"), 0.0)
-    counts.start_from_table(KEY, HotPrefixTable())
-    assert counts.table(KEY) == HotPrefixTable()
+@pytest.mark.sockets
+@pytest.mark.parametrize("command", FORMER_TABLES.values(), ids=FORMER_TABLES)
+async def test_table_of_an_older_gateway_is_neither_read_nor_changed(
+    server: Valkey, command: tuple[str | int, ...]
+) -> None:
+    key, workers = "fl1:{ns/a}:hot", (FakeWorkers(), FakeWorkers())
+    links = [RedisLink(server.url, SystemClock(), limits=LIMITS) for _ in workers]
+    first, second = (
+        PeerSync(link, side, gateway_id=f"g{number}", secret=b"s", clock=ManualClock())
+        for number, (link, side) in enumerate(zip(links, workers, strict=True))
+    )
+    redis = Redis.from_url(server.url)
+    await redis.execute_command(command[0], key, *command[1:])
+    before = await redis.dump(key)
+    for link in links:
+        link.start()
+    try:
+        async with asyncio.timeout(60):
+            for link in links:
+                await link.wait_connected()
+            for sync in (first, second):
+                while not sync.exchange.is_caught_up:
+                    await sync.exchange.read_once()
+            first.on_worker_report(WorkerReport(dispatches=[Dispatch(KEY, "e-1", bytes(16), 7)]))
+            await first.exchange.flush()
+            await second.exchange.read_once()
+            assert [update.dispatches for update in workers[1].received] == [[Dispatch(KEY, "e-1", bytes(16), 7)]]
+            for sync in (first, second):
+                assert sync.counters()["peer_poisoned_total"] == 0
+                await sync.stop()
+        assert await redis.dump(key) == before
+    finally:
+        await redis.aclose()
+        for link in links:
+            await link.stop()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead_gateway.routing import PrefixChain, prefix_chain
-from fairlead_gateway.routing.prefix.hot_prefixes import MIN_SAMPLES, WINDOW, HotPrefixes, window_size
+from fairlead_gateway.routing.prefix.hot_prefixes import MIN_SAMPLES, WINDOW, HotPrefixes
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
 
 
@@ -124,64 +124,6 @@ def test_keys_are_those_of_the_rule_by_the_letter(seed: int, instances: int, kin
         assert names[hot.routing_key(texts[prompt])] == expected  # type: ignore[index]
 
 
-def crowded(seen: int, *, session: int = 1) -> HotPrefixes:
-    """Many prompts that begin alike, so that what they share is hot."""
-    hot = HotPrefixes()
-    for request in range(seen):
-        hot.observe(chain_of_blocks(0, session, 1_000 + request), instances=8)
-    return hot
-
-
-def test_keys_by_a_shared_table_equal_those_of_its_owner() -> None:
-    counted, follower = crowded(100), HotPrefixes()
-    follower.set_shared_table(7, frozenset(counted.top_prefixes(10)))
-    assert follower.epoch == 7
-    for request in range(50):
-        prompt = chain_of_blocks(0, 1, request)
-        assert follower.observe(prompt, instances=8) == counted.routing_key(prompt) == follower.routing_key(prompt)
-    assert follower._levels == {}
-    follower.set_shared_table(8, frozenset())
-    first, second = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
-    assert follower.observe(first, instances=8) == follower.observe(second, instances=8)
-
-
-def test_a_lost_table_is_used_until_the_own_count_is_full() -> None:
-    hot = HotPrefixes()
-    hot.set_shared_table(7, frozenset(crowded(100).top_prefixes(10)))
-    hot.set_shared_table(0, frozenset())
-    assert hot.epoch == 0
-    first, second = chain_of_blocks(0, 1, 7), chain_of_blocks(0, 1, 8)
-    for request in range(window_size(8) - 1):
-        hot.observe(chain_of_blocks(0, 2_000 + request), instances=8)
-        assert hot.routing_key(first) != hot.routing_key(second)
-    hot.observe(chain_of_blocks(0, 9_999), instances=8)
-    assert hot.routing_key(first) == hot.routing_key(second)
-
-
-def test_without_a_table_losing_it_changes_nothing() -> None:
-    hot, other = crowded(100), crowded(100)
-    hot.set_shared_table(0, frozenset())
-    prompts = [chain_of_blocks(0, 1, number) for number in range(30)]
-    assert [hot.observe(prompt, 8) for prompt in prompts] == [other.observe(prompt, 8) for prompt in prompts]
-
-
-def test_a_table_is_bounded_and_keeps_what_most_prompts_share() -> None:
-    hot = HotPrefixes()
-    for request in range(200):
-        hot.observe(chain_of_blocks(0, request % 2, request % 4, 1_000 + request), instances=16)
-    whole = hot.top_prefixes(100)
-    assert len(whole) == len(hot) == 6
-    assert set(hot.top_prefixes(2)) == {chain_of_blocks(0, session).hashes[-1] for session in (0, 1)}
-
-
-def test_a_new_owner_continues_from_the_last_table() -> None:
-    hot = crowded(100)
-    hot.start_from_table(frozenset())
-    assert hot.top_prefixes(10) == []
-    hot.start_from_table(frozenset(crowded(100).top_prefixes(10)))
-    assert len(hot.top_prefixes(10)) == 1
-
-
 @pytest.mark.parametrize("kinds", [1, 2, 5])
 def test_forged_blocks_with_equal_hashes_cause_no_error(kinds: int) -> None:
     hot = HotPrefixes()
@@ -192,4 +134,4 @@ def test_forged_blocks_with_equal_hashes_cause_no_error(kinds: int) -> None:
         hot.observe(PrefixChain(tuple(chain), block_ends(24), number), 2)
     for number in range(WINDOW):
         hot.observe(PrefixChain(tuple(range(-24 * number - 24, -24 * number)), block_ends(24), number), 2)
-    assert not hot.top_prefixes(100)
+    assert len(hot) == 0

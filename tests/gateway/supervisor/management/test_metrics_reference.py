@@ -43,7 +43,6 @@ def test_a_scrape_shows_exactly_the_documented_metrics_with_their_labels(made_up
         "peer_age_seconds": 0.1,
         "peer_in_flight": 4,
     }
-    made_up.telemetry.peer_values |= {"hot_tables_kept": 1, "hot_table_stale_seconds": 3.5}
     status = InstanceIndexStatus(
         IndexState.INDEX,
         "",
