@@ -61,7 +61,8 @@ class HttpLimits:
         64 * 1024 * 1024, "incomplete heads and bytes read ahead of one worker, all together; then they get 503"
     )
     caller_large_bodies_bytes: int = limit(
-        64 * 1024 * 1024, "bodies over 256 KiB of one caller that wait to be checked in a worker, more with FAIRLEAD_BODY_SIZE; the next gets 429"
+        64 * 1024 * 1024,
+        "bodies over 256 KiB of one caller that wait to be checked in a worker, more with FAIRLEAD_BODY_SIZE; the next gets 429",
     )
     body_check_seconds: float = limit(
         30.0, "the checking process takes this long for a body over 256 KiB: 503, and it is replaced"

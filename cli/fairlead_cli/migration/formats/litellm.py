@@ -159,6 +159,9 @@ REASONS: Final = {
 }
 _LIBRARY: Final = {
     **dict.fromkeys(("max_budget", "budget_duration", "max_user_budget", "max_internal_user_budget"), _NO_BUDGETS),
+    **dict.fromkeys(
+        ("max_end_user_budget", "max_end_user_budget_id"), "give each user a key, whose limits count alone"
+    ),
     "num_retries": _RETRIES,
     "request_timeout": _NO_DEADLINES,
 }
