@@ -1,4 +1,4 @@
-"""A 200 without an answer is a fault of the engine: another one is asked, and no client takes it for success."""
+"""A 200 without an answer is a fault of the engine: another one is asked."""
 
 from typing import Any
 
