@@ -209,12 +209,12 @@ class ClientConnection(ResponseTransport):
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _CLOSED
         self._write_bytes = _discard
+        self._stop_detector()
         self._listener.ends.run(self._on_lost)
 
     def _on_lost(self) -> None:
         self._idle_timer.cancel()
         self._listener.connections.discard(self)
-        self._stop_detector()
         self._discard_unread()
         self._request_bytes = 0
         self._account_buffered_bytes()

@@ -74,6 +74,7 @@ class Engines:
         named = {"id": f"chatcmpl-{len(self.met)}", "created": len(self.met)}
         for event in [opening(PROMPT), *events[:cut]]:
             await call.event(event | named)
+            await asyncio.sleep(0.01)  # simulated; each is a read of its own
         if cut is not None:
             raise HangUp
         await call.event(USAGE | named)
@@ -323,8 +324,8 @@ async def test_next_engine_that_sends_fields_of_other_types_breaks_no_more_than_
         for event in second[1:]:
             choice: dict[str, Any] = event["choices"][0]
             holder = event if field in ("choices", "usage") else choice["delta"] if field == "content" else choice
+            event["other"] = {"token_ids": choice["token_ids"]}
             holder[field] = value
-            event["ids"] = {"token_ids": [11]}  # of another object of the event
         engines = Engines((first, 4), (second, None), *[(grouped(1), 0)] * 8)
         async with gateway_of(*[engines.script] * 2) as (running, *_):
             answer = await request(running.url, CHAT | change)
@@ -338,7 +339,7 @@ async def test_last_event_of_any_type_is_no_defect(value: Any) -> None:
     for field in ("delta", "choices"):
         event = chunk({"content": "one "}, [21, 22])
         (event if field == "choices" else event["choices"][0])[field] = value
-        event["ids"] = {"token_ids": [21, 22]}
+        event["other"] = {"token_ids": [21, 22]}
         engines = Engines((([*grouped(1)[:2], event]), 3), *[(grouped(1), 0)] * 8)
         async with gateway_of(*[engines.script] * 2) as (running, *_):
             answer = await request(running.url, CHAT)
