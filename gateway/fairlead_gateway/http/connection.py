@@ -151,7 +151,7 @@ class ClientConnection(ResponseTransport):
         self._parser = RequestParser(listener.limits, listener.templates)
         self._idle_timer = _ConnectionTimer(listener.timers, self)
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._write_bytes: Callable[[bytes], None] = _write_before_connect
+        self._write_bytes: Callable[[bytes], None] = _discard
         self._state = _READING
         self._awaited = AWAITING_REQUEST
         self._body_deadline = 0.0
@@ -208,12 +208,13 @@ class ClientConnection(ResponseTransport):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _CLOSED
+        self._write_bytes = _discard
+        self._stop_detector()
         self._listener.ends.run(self._on_lost)
 
     def _on_lost(self) -> None:
         self._idle_timer.cancel()
         self._listener.connections.discard(self)
-        self._stop_detector()
         self._discard_unread()
         self._request_bytes = 0
         self._account_buffered_bytes()
@@ -511,11 +512,11 @@ class ClientConnection(ResponseTransport):
         self._stop_detector()
         if not self._response_started:
             self._status_line_started = True
-            self._transport.write(_STATUS_LINE_START)
+            self._write_bytes(_STATUS_LINE_START)
         elif self._response is not None and self._response.accepts_comments:
-            self._transport.write(_SSE_COMMENT_CHUNK)
+            self._write_bytes(_SSE_COMMENT_CHUNK)
         elif self._response is not None and self._response.is_between_chunks:
-            self._transport.write(_CHUNK_SIZE_ZERO)
+            self._write_bytes(_CHUNK_SIZE_ZERO)
         self._disconnect_detector = DisconnectDetector(self._listener.loop, self._transport, self._transport.abort)
 
     def _watch_for_disconnect(self) -> None:
@@ -556,5 +557,5 @@ def _unfinished_error() -> Overloaded:
     return Overloaded("too many unfinished requests at once", hint=hint, headers=(("retry-after", "1"),))
 
 
-def _write_before_connect(data: bytes) -> None:
-    """Discards bytes written before the connection is made."""
+def _discard(data: bytes) -> None:
+    """Discards bytes that are written before the connection is made, or after it is lost."""

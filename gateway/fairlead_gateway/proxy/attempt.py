@@ -71,8 +71,8 @@ from fairlead_gateway.worker.router_registry import RoleRouters
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
 STREAM_TOKENS_BYTES: Final = 128 * 1024 * 1024
-"""Limit: token ids and held events of all streams of a worker, and texts and requests of messages
-and responses. A stream that does not fit cannot be continued.
+"""Limit: token ids, requests and held or long events of all streams of a worker, and texts of
+messages and responses. A stream that does not fit cannot be continued.
 """
 
 

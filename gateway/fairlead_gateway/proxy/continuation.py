@@ -44,7 +44,7 @@ from fairlead_gateway.dialects.schemas import CommonFields, GenerationFields, ha
 from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.json_edit import contains_any, is_any_enabled, prepend_text, set_members
-from fairlead_gateway.upstream.sent_tokens import SentTokens
+from fairlead_gateway.upstream.sent_tokens import MEMORY, SentTokens
 from fairlead_gateway.upstream.usage import Usage
 
 _EVENTS_PER_SLICE = 64
@@ -480,10 +480,11 @@ class StreamTokens(DetachedStream):
         if end:
             text = memoryview(request.client_body)[start - 1 : end + 1]
             at = body.find(text)
-            self._body = body[:at] + stub + body[at + len(text) :]
+            body = body[:at] + stub + body[at + len(text) :]
         else:
-            self._body = set_members(body, {name: stub})
-        self._has_tools = self._body.find(b'"tools"') >= 0
+            body = set_members(body, {name: stub})
+        self._has_tools = body.find(b'"tools"') >= 0
+        tokens.keep_body(body)
 
     @property
     def generated(self) -> int:
@@ -510,11 +511,11 @@ class StreamTokens(DetachedStream):
 
     def refusal(self) -> str:
         tokens = self.tokens
-        if tokens.problem:
-            return tokens.problem
+        if tokens.problem or not tokens.body:
+            return tokens.problem or MEMORY
         if self._has_media:
             return "media"
-        reasons = refused_fields(self._fields(), self._body) if tokens.generated else []
+        reasons = refused_fields(self._fields(), tokens.body) if tokens.generated else []
         return next((reason for reason in reasons if reason not in REPLAYED), reasons[0] if reasons else "")
 
     def next_body(self) -> bytes:
@@ -532,9 +533,9 @@ class StreamTokens(DetachedStream):
             changes["kv_transfer_params"] = b'{"prompt_token_ids":' + ids + b"}"
         else:
             changes["prompt"] = ids
-        if self._body.find(_ASKED_FIELD) < 0:
+        if tokens.body.find(_ASKED_FIELD) < 0:
             changes["return_token_ids"] = b"true"
-        return set_members(self._body, changes)
+        return set_members(tokens.body, changes)
 
     @property
     def is_unclear(self) -> bool:
@@ -545,9 +546,10 @@ class StreamTokens(DetachedStream):
     def last_text(self) -> str:
         """Returns the text of the last event that has some; of reasoning only if none follows."""
         tokens = self.tokens
-        choices = (decode_object(tokens.last[tokens.last.find(b"{") :]) or {}).get("choices") or [{}]
-        delta = choices[0].get("delta") or choices[0]
-        parts = [delta.get(name) for name in ("content", "text", "reasoning", "reasoning_content")]
+        choice = only_choice(decode_object(tokens.last[tokens.last.find(b"{") :]) or {}) or {}
+        delta = choice.get("delta")
+        holder = delta if isinstance(delta, dict) else choice
+        parts = [holder.get(name) for name in ("content", "text", "reasoning", "reasoning_content")]
         return next((part for part in parts if part and isinstance(part, str)), "")
 
     def tokens_before(self, end: int) -> bytes:
@@ -603,7 +605,7 @@ class StreamTokens(DetachedStream):
             details = usage.get("prompt_tokens_details")
             if isinstance(details, dict) and is_count(details.get("cached_tokens")):
                 details["cached_tokens"] = min(details["cached_tokens"], tokens.prompt_tokens)
-        for choice in fields.get("choices") or ():
+        for choice in choices if isinstance(choices := fields.get("choices"), list) else ():
             if isinstance(choice, dict) and choice.get("prompt_token_ids"):
                 choice["prompt_token_ids"] = None  # the client has those of the prompt
         if not self._is_marked:
@@ -612,7 +614,7 @@ class StreamTokens(DetachedStream):
         return _encode_event(fields)
 
     def _fields(self) -> GenerationFields:
-        fields: GenerationFields = BODY_DECODERS[self._kind].decode(self._body)
+        fields: GenerationFields = BODY_DECODERS[self._kind].decode(self.tokens.body)
         return fields
 
 
@@ -655,6 +657,12 @@ def _is_text(response_format: msgspec.Raw | msgspec.UnsetType) -> bool:
     if response_format is msgspec.UNSET or bytes(response_format) == b"null":
         return True
     return _TEXT_FORMAT.fullmatch(bytes(response_format)) is not None
+
+
+def only_choice(fields: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the first choice in an event; None if there is none."""
+    choices = fields.get("choices")
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
 
 
 def is_opening(fields: dict[str, Any]) -> bool:

@@ -42,7 +42,8 @@ from fairlead_gateway.proxy.continuation import (
     next_seed,
     refused_fields,
 )
-from fairlead_gateway.upstream.sent_blocks import PARTS_ADDED, SentBlocks
+from fairlead_gateway.upstream.sent_blocks import PARTS_ADDED, SentBlocks, has_name
+from fairlead_gateway.upstream.sent_tokens import SHORT_BYTES
 from fairlead_gateway.upstream.sse import event_data
 from fairlead_gateway.upstream.usage import Usage
 
@@ -86,8 +87,8 @@ class StreamBlocks(DetachedStream):
         self._body_type = request.dialect.body_type
         self._kind = request.dialect.name
         self._limit = request.dialect.output_limit
-        self._prompt: list[int] = []
-        self._answer: list[int] = []
+        self._ids: list[int] = []  # of both, until the next engine gets them
+        self._prompt = self._answer = 0  # tokens
         self._covered = 0  # deltas whose tokens are in the answer
         self._text = self._thoughts = ""  # at the break
         self._thought_deltas = 0
@@ -99,11 +100,11 @@ class StreamBlocks(DetachedStream):
 
     @property
     def prompt_tokens(self) -> int:
-        return len(self._prompt) or self.counted_prompt
+        return self._prompt or self.counted_prompt
 
     @property
     def generated(self) -> int:
-        return len(self._answer) + self.blocks.deltas - self._covered
+        return self._answer + self.blocks.deltas - self._covered
 
     @property
     def computed(self) -> int:
@@ -142,7 +143,7 @@ class StreamBlocks(DetachedStream):
 
     def queries(self) -> Queries:
         """Asks an engine for the tokens of the prompt and of what the client has."""
-        self._prompt, self._answer, self._covered = [], [], self.blocks.deltas
+        self._prompt, self._answer, self._covered = 0, 0, self.blocks.deltas
         self._text, self._thoughts, self._thought_deltas = "", "", 0
         for part in self.blocks.parts:
             if part.is_thoughts:
@@ -171,10 +172,10 @@ class StreamBlocks(DetachedStream):
             if not shows_thoughts or not text.endswith((self._text or self._thoughts).lstrip("\n")):
                 return REASONING
         body = b'{"prompt":' + msgspec.json.encode(text) + b',"add_special_tokens":false}'
-        self._answer = _tokens_in((yield TOKENIZE, body))
-        if not self._answer:
+        answer = _tokens_in((yield TOKENIZE, body))
+        if not answer:
             return NO_TOKENIZE
-        self._prompt = prompt
+        self._ids, self._prompt, self._answer = [*prompt, *answer], len(prompt), len(answer)
         return ""
 
     def next_body(self) -> bytes:
@@ -183,11 +184,11 @@ class StreamBlocks(DetachedStream):
         self._parts = len(blocks.parts)
         self._ends_with_thoughts = bool(blocks.parts) and blocks.parts[-1].is_thoughts
         self._closes, self._shift, self._is_marked = bool(blocks.parts), 0, False
-        self.continued_at = len(self._answer)
+        self.continued_at = self._answer
         if not self._answer:
             return blocks.body
         fields = self._fields()
-        ids = msgspec.json.encode([*self._prompt, *self._answer])
+        ids, self._ids = msgspec.json.encode(self._ids), []
         changes = {"kv_transfer_params": b'{"prompt_token_ids":' + ids + b"}"}
         limit: int | None = getattr(fields, self._limit)
         if limit is not None:
@@ -200,7 +201,7 @@ class StreamBlocks(DetachedStream):
         spliced: list[bytes] = []
         for part in b"".join(events).replace(b"\r\n", b"\n").split(b"\n\n"):
             fields = decode_object(event_data(part) or b"")
-            if fields is not None:
+            if fields is not None and has_name(part, str(fields.get("type", ""))):
                 spliced += [self._encode(own) for own in self._own_events(fields)]
             elif part:
                 spliced.append(part + b"\n\n")
@@ -260,7 +261,7 @@ class StreamMessage(StreamBlocks):
     def has_read(self, reported: Usage | None) -> bool:
         if not self._answer:
             return True
-        return reported is not None and reported.prompt_tokens == len(self._prompt) + self.continued_at
+        return reported is not None and reported.prompt_tokens == self._prompt + self.continued_at
 
     def usage(self, reported: Usage | None) -> Usage | None:
         usage = super().usage(reported)
@@ -338,9 +339,9 @@ class StreamResponse(StreamBlocks):
     def __init__(self, request: ModelRequest, blocks: SentBlocks) -> None:
         super().__init__(request, blocks)
         self._number = 0
-        self._response: dict[str, Any] = {}
+        self._names: dict[str, Any] = {}
         self._items: list[dict[str, Any]] = []
-        self._done: list[dict[str, Any]] = []  # items that the next engine has ended
+        self._done: list[msgspec.Raw] = []  # items that the next engine has ended; held with their events
         self._was_open = False
         self._taken = ""  # the next engine's name of the client's open item
 
@@ -356,7 +357,7 @@ class StreamResponse(StreamBlocks):
     def closing(self, *, with_usage: bool) -> list[bytes]:
         if self.blocks.is_finished:
             return []
-        self._read_names()
+        opened = self._read_names()
         prompt, generated = self.prompt_tokens, self.generated
         usage = {
             "input_tokens": prompt,
@@ -371,22 +372,27 @@ class StreamResponse(StreamBlocks):
             "output": [self._ended_item(place) for place in range(len(self._items))],
             "usage": usage,
         }
-        last = {"type": "response.incomplete", "response": self._response | end}
+        last = {"type": "response.incomplete", "response": opened | end}
         return [self._encode(self._numbered(event)) for event in [*self._part_ends(), last]]
 
     def next_body(self) -> bytes:
         self._read_names()
         return super().next_body()
 
-    def _read_names(self) -> None:
-        """Reads the names of the client's response from its opening events."""
+    def _read_names(self) -> dict[str, Any]:
+        """Reads the names of the client's response from its opening events; returns it as they have
+        it.
+        """
         blocks = self.blocks
         self._number = self.next_number(0)
-        self._response = (decode_object(event_data(blocks.head) or b"") or {}).get("response") or {}
+        response = (decode_object(event_data(blocks.head) or b"") or {}).get("response")
+        opened = response if isinstance(response, dict) else {}
+        self._names = {name: opened[name] for name in _NAMES if 0 < len(str(opened.get(name, ""))) <= SHORT_BYTES}
         openings = [decode_object(event_data(part.opening) or b"") or {} for part in blocks.parts]
         self._items = [opening.get("item") or {} for opening in openings]
         self._was_open = bool(blocks.parts) and blocks.parts[-1].is_open
         self._taken, self._done = "", []
+        return opened
 
     def _check_prompt(self, tokens: int) -> Queries:
         version = _VERSION.match(str((decode_object((yield "/version", b"")) or {}).get("version", "")))
@@ -425,7 +431,9 @@ class StreamResponse(StreamBlocks):
             if self._taken in (fields.get("item_id"), item.get("id") if isinstance(item, dict) else None):
                 self._join(fields, item, part)
         if kind == "response.output_item.done" and isinstance(item, dict):
-            self._done.append(item)
+            self._done.append(msgspec.Raw(msgspec.json.encode(item)))
+        if self.blocks.problem:
+            self._done.clear()  # the last event has them, too
         if isinstance(response, dict):
             fields["response"] = self._whole(response)
         if is_count(fields.get("output_index")):
@@ -458,19 +466,20 @@ class StreamResponse(StreamBlocks):
         Its items are those of the events. Engines parse the rest of an answer again for it, and
         may take a text behind thoughts for thoughts.
         """
-        output, items = response.get("output"), self._done
+        output: object = response.get("output")
+        items: list[Any] = self._done
         if self._items and isinstance(output, list):
             ended = len(self._items)
-            if self._taken and not items and output and isinstance(output[0], dict):
-                self._join_item(output[0])
+            if not items and output and isinstance(output[0], dict) and (self._taken or self.blocks.problem):
+                if self._taken:
+                    self._join_item(output[0])
                 items = output
             ended -= bool(self._taken and items)
             response["output"] = [*map(self._ended_item, range(ended)), *items]
         usage = response.get("usage")
         if isinstance(usage, dict) and self._answer:
             self._count(usage)
-        names = ("id", "created_at", "model", "max_output_tokens")
-        return response | {name: self._response[name] for name in names if name in self._response}
+        return response | self._names
 
     def _count(self, usage: dict[str, Any]) -> None:
         prompt = usage["input_tokens"] = self.prompt_tokens
@@ -517,6 +526,7 @@ class StreamResponse(StreamBlocks):
 
 
 _THOUGHTS: Final = "reasoning"
+_NAMES: Final = ("id", "created_at", "model", "max_output_tokens")
 _STREAMS: Final = {MESSAGES.name: StreamMessage, RESPONSES.name: StreamResponse}
 
 

@@ -34,6 +34,7 @@ from fairlead_gateway.proxy.continuation import (
     body_with_tokens,
     has_media,
     is_opening,
+    only_choice,
     refused_fields,
     split_events,
 )
@@ -112,6 +113,7 @@ class StreamReplay(StreamTokens):
 
     def __init__(self, request: ModelRequest, tokens: SentTokens, request_id: str, memory: SentTextMemory) -> None:
         super().__init__(request, tokens)
+        tokens.keep_body(b"")  # the whole one is kept
         body, self._strips = body_with_tokens(request, request.body)
         self._request_body = body_with_seed(request, body, request_id)
         self._memory = memory
@@ -228,10 +230,12 @@ class StreamReplay(StreamTokens):
 
         Nothing is left unless all that the client has has come.
         """
-        choice = _only_choice(fields)
+        choice = only_choice(fields)
         if choice is None:
             return False
         ids = choice.get("token_ids") or []
+        if not isinstance(ids, list):
+            self._fail(DIFFERS)
         self._position += len(ids)
         behind = min(len(ids), self._position - expected.shown)
         has, replayed, has_rest = self._has, self._replayed, False
@@ -264,13 +268,13 @@ class StreamReplay(StreamTokens):
             on_caught_up()
 
     def _note(self, fields: dict[str, Any]) -> None:
-        choice = _only_choice(fields)
+        choice = only_choice(fields)
         if choice is not None:
             for _, name, text in _texts_of(choice):
                 self._has.add(name, text)
 
     def _hide_tokens(self, fields: dict[str, Any]) -> None:
-        choice = _only_choice(fields)
+        choice = only_choice(fields)
         if self._strips and choice is not None and "token_ids" in choice:
             choice["token_ids"] = None
 
@@ -304,11 +308,6 @@ class SentSums:
     def is_same(self, other: "SentSums") -> bool:
         """Whether each text is the same in another answer."""
         return self._lengths == other._lengths and self._sums == other._sums
-
-
-def _only_choice(fields: dict[str, Any]) -> dict[str, Any] | None:
-    choices = fields.get("choices")
-    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
 
 
 def _has_cut(logprobs: Any, count: int, behind: int) -> bool:

@@ -14,7 +14,7 @@ import msgspec
 
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.upstream.response_schemas import NAMED_EVENT_DECODER, NamedEvent, StopDelta
-from fairlead_gateway.upstream.sent_tokens import COMMENT
+from fairlead_gateway.upstream.sent_tokens import COMMENT, SHORT_BYTES
 from fairlead_gateway.upstream.sse import PINGS, SseScanner, decode_members, event_data, event_name
 from fairlead_gateway.upstream.usage import GARBAGE, InBandError, TokenCounts, hide_accounts, parse_in_band_error
 
@@ -76,7 +76,7 @@ class NamedEventScanner(SseScanner):
         if chunk.count(_EVENT_END) > further + 1:  # some have no names
             return 0
         if grammar.is_numbered:
-            self._last_chunk = chunk
+            self._last_chunk = numbered_part(chunk)
         return further + 1
 
     def _read_event(self, event: bytes, passed: list[bytes]) -> None:
@@ -103,7 +103,7 @@ class NamedEventScanner(SseScanner):
             within = msgspec.UNSET if response is None else response.error
             self.error = parse_in_band_error(data if within is msgspec.UNSET else bytes(within), 500)
             passed.append(hide_accounts(event) if self._is_external else event)  # clients know it
-            self._last_chunk = event
+            self._last_chunk = numbered_part(event)
             return
         if name.endswith(grammar.delta):
             self.event_count += 1
@@ -112,7 +112,7 @@ class NamedEventScanner(SseScanner):
         self.has_opening = True
         if not self.is_aborted:
             passed.append(event)
-            self._last_chunk = event
+            self._last_chunk = numbered_part(event)
 
     def _read_counts(self, name: bytes, fields: NamedEvent) -> None:
         """Reads an event that reports counts, or ends the answer."""
@@ -128,6 +128,14 @@ class NamedEventScanner(SseScanner):
         self._has_ended = self._has_ended or is_last
         self.usage = counts.usage(is_final=self._has_ended)
         self.is_done = is_last and not self.is_aborted
+
+
+def numbered_part(events: bytes) -> bytes:
+    """Returns short events as they are; of long ones, an event with their last sequence number."""
+    if len(events) <= SHORT_BYTES:
+        return events
+    numbers = _SEQUENCE_NUMBER.findall(events)
+    return b'data: {"sequence_number":%b}\n\n' % numbers[-1] if numbers else b""
 
 
 def _is_whole(event: bytes) -> bool:

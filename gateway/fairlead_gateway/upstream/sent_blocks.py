@@ -10,7 +10,9 @@ the place of held events, so that the client sees that its stream lives. Agents 
 that has no events for five minutes, and comments are none to them. So nothing is held for longer
 than `MAX_HELD_SECONDS`; then the stream cannot be continued.
 
-The error event of an engine is kept back too, since another engine may continue the answer.
+The error event of an engine is kept back too, since another engine may continue the answer. An
+event that follows it, or one whose name is not its type, is not what the scanner of the stream has
+taken it for: both pass, and the stream cannot be continued.
 
 Source: vLLM 0.32, entrypoints/anthropic/serving.py and entrypoints/openai/responses.
 """
@@ -21,9 +23,10 @@ from typing import Final
 
 import msgspec
 
+from fairlead_gateway.upstream.named_events import numbered_part
 from fairlead_gateway.upstream.response_schemas import BLOCK_EVENT_DECODER, BlockEvent
 from fairlead_gateway.upstream.sent_tokens import COMMENT, LONG_TOOL_CALL, MAX_HELD_BYTES, MEMORY, TokenMemory
-from fairlead_gateway.upstream.sse import event_data
+from fairlead_gateway.upstream.sse import event_data, event_name
 
 NOT_TEXT: Final = "not-text"
 MAX_HELD_SECONDS: Final = 60.0
@@ -74,8 +77,8 @@ class SentBlocks:
     parts: in their order; the last one is open.
     deltas: events with text.
     is_finished: the answer's stop reason was sent.
-    last: the last event that the client has.
-    failure: the error events of an engine, which the client does not have.
+    last: the last event that the client has, or what has its number.
+    failure: the error event of an engine, which the client does not have.
     problem: why the stream cannot be continued, in one word; empty if it can.
     """
 
@@ -112,6 +115,9 @@ class SentBlocks:
         self.is_finished = False
         self.head = self.last = self.failure = b""
         self.problem = ""
+        self._count()
+        if self.problem:
+            self.release()
 
     def take(self, chunks: list[bytes]) -> list[bytes]:
         """Returns whole events for the client, or a comment in place of held ones."""
@@ -136,30 +142,30 @@ class SentBlocks:
         """Drops the text and the request. May be called twice."""
         self._release_held(b"")
         self.parts = []
-        self.head = self.last = self.body = b""
+        self.head = self.last = self.body = self.failure = b""
         self._text_bytes = 0
         self._count()
 
     def _take_event(self, event: bytes) -> bytes:
-        data = event_data(event)
+        data = b"" if self.problem else event_data(event)
         if not data or data[:1] != b"{":
             return event
         try:
             fields = BLOCK_EVENT_DECODER.decode(data)
         except _DECODE_ERRORS:
-            return self._give_up(NOT_TEXT, event)
-        if not fields.type:  # the name of the event alone says what it is
-            return self._give_up(NOT_TEXT, event)
+            return self._give_up(NOT_TEXT, self.failure + event)
+        if self.failure or not fields.type or not has_name(event, fields.type):
+            return self._give_up(NOT_TEXT, self.failure + event)
         if fields.type in _FAILED:
-            self.failure += _numbered_behind(self.last, event) if self._held else event
-            return b""
-        if self.problem:
-            return event
+            self.failure = _numbered_behind(self.last, event) if self._held else event
+            self._count()
+            is_kept = len(event) <= MAX_HELD_BYTES and not self.problem
+            return b"" if is_kept else self._give_up(MEMORY, self.failure)
         passes = self._passes(fields, event)
         if self.problem:
             return self._give_up(self.problem, event)
         if passes:
-            self.last = event
+            self.last = numbered_part(event)
             return self._release_held(event)
         now = self._now()
         if not self._held:
@@ -221,12 +227,14 @@ class SentBlocks:
         if self._holds_call or not follows or (kind not in _TEXTS and kind not in _THOUGHTS):
             self._holds_call = True
             return False
+        if numbered_part(event) is not event:  # it is long
+            self.problem = MEMORY
         self.parts.append(SentPart(event, is_thoughts=kind in _THOUGHTS, is_open=fields.item is None))
         return True
 
     def _count(self) -> None:
         """Counts what is kept in the memory of all streams; the stream gives up if that is full."""
-        size = self._text_bytes + len(self.body) + len(self.head)
+        size = self._text_bytes + len(self.body) + len(self.head) + len(self.failure)
         self._memory.used_bytes += size - self._counted
         self._counted = size
         if self.body and self._memory.is_full:
@@ -246,6 +254,13 @@ class SentBlocks:
         event = self._release_held(event)
         self.release()
         return event
+
+
+def has_name(event: bytes, kind: str) -> bool:
+    """Whether an event has the name of its type, or none."""
+    name = kind.encode()
+    is_usual = event.startswith(b"event: " + name + b"\n") and event.find(b"\nevent:") < 0
+    return is_usual or event_name(event) in (b"", name)
 
 
 def _numbered_behind(last: bytes, event: bytes) -> bytes:

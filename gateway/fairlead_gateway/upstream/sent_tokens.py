@@ -28,6 +28,7 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.native import READ_IDS, TAKE_TEXT
+from fairlead_gateway.upstream.response_schemas import MEMBERS_DECODER
 from fairlead_gateway.upstream.usage import has_failed_finish
 
 MEMORY: Final = "memory"
@@ -39,6 +40,8 @@ COMMENT: Final = b":\n\n"
 """In place of an event that is held."""
 MAX_HELD_BYTES: Final = 1_048_576
 """Limit: events of tool calls of one stream that are held."""
+SHORT_BYTES: Final = 4_096
+"""What a stream keeps of one event, or of its request, counts as memory if it is longer."""
 
 _PROMPT_KEY: Final = b'"prompt_token_ids":['
 _PROMPT_AT: Final = len(_PROMPT_KEY) - 1
@@ -67,7 +70,7 @@ _NAMES: Final = ("id", "object", "created", "model")
 
 
 class TokenMemory:
-    """The bytes of token ids, texts and held events that all open streams of a worker keep."""
+    """The bytes of token ids, texts, events and requests that all open streams of a worker keep."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -90,12 +93,14 @@ class SentTokens:
     earlier: how many of the answer's tokens engines before this one have generated.
     head: the first event, without ids; it names the answer.
     last, last_at: the last event with text, and how many tokens came before it.
+    body: of the request, without its prompt; empty if it is not kept.
     problem: why the stream cannot go on from its tokens, in one word; empty if it can.
     is_finished: the answer's finish reason was sent.
     """
 
     __slots__ = (
         "_counted",
+        "_counted_bytes",
         "_expected",
         "_frame",
         "_frame_tail",
@@ -104,6 +109,7 @@ class SentTokens:
         "_is_in_call",
         "_memory",
         "_strips",
+        "body",
         "earlier",
         "head",
         "ids",
@@ -118,7 +124,7 @@ class SentTokens:
     def __init__(self, memory: TokenMemory, *, strips: bool) -> None:
         self._memory = memory
         self._strips = strips
-        self._counted = 0
+        self._counted = self._counted_bytes = 0
         self._expected = False
         self._frame, self._frame_tail = _NO_FRAME, b""  # see `remember_frame`
         self._held: list[bytes] = []
@@ -126,7 +132,7 @@ class SentTokens:
         self._is_in_call = False
         self.ids = array("I")
         self.prompt_tokens = self.shown = self.earlier = self.last_at = 0
-        self.head = self.last = b""
+        self.head = self.last = self.body = b""
         self.problem = ""
         self.is_finished = False
 
@@ -135,13 +141,14 @@ class SentTokens:
         """The number of tokens that the client has of the answer."""
         return self.shown - self.prompt_tokens
 
-    def names(self) -> dict[str, object]:
+    def names(self) -> dict[str, msgspec.Raw]:
         """Returns the fields that all events of the answer share."""
         try:
-            fields = msgspec.json.decode(self.head[self.head.find(b"{") :], type=dict[str, object])
+            fields = MEMBERS_DECODER.decode(self.head[self.head.find(b"{") :])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return {}
-        return {name: fields[name] for name in _NAMES if name in fields}
+        names = ((name, bytes(fields.get(name, b""))) for name in _NAMES)
+        return {name: msgspec.Raw(text) for name, text in names if 0 < len(text) <= SHORT_BYTES}
 
     def usage_event(self, generated: int) -> bytes:
         """Returns the event with the counts of the answer, for an engine that has not sent it."""
@@ -184,9 +191,16 @@ class SentTokens:
         if taken is None:
             return None
         self.last, self.last_at, self.shown = taken, before, len(self.ids)
-        if self.shown - self._counted >= _COUNTED_AT_ONCE:
-            self._count()
+        if (self.shown - self._counted >= _COUNTED_AT_ONCE or len(taken) > SHORT_BYTES) and self._count():
+            self._give_up(MEMORY, b"")
         return taken
+
+    def keep_body(self, body: bytes) -> None:
+        """Keeps the body of the request, unless the memory of all streams is full."""
+        self.body = body
+        if self._count():
+            self.body = b""
+            self._count()
 
     def rewind(self) -> None:
         """Drops the tokens that the client has not got as text, and what is held.
@@ -219,7 +233,8 @@ class SentTokens:
         """Drops all tokens. May be called twice."""
         self.ids = array("I")
         self._release_held(b"")
-        self.last = b""
+        self.last = self.body = b""
+        self.head = self.head if len(self.head) <= SHORT_BYTES else b""
         self._count()
 
     def _take_event(self, event: bytes) -> bytes:
@@ -227,6 +242,8 @@ class SentTokens:
             return self._without_ids(event)
         if not self.prompt_tokens or self._expected:
             event = self._take_prompt(event)
+            if self.problem:
+                return event
         at = event.find(_KEY)
         if at < 0:
             return event if event.find(_HIDDEN) < 0 else self._give_up(NO_TOKEN_IDS, event)
@@ -241,7 +258,9 @@ class SentTokens:
             return self._give_up(NO_TOKEN_IDS, event)
         if self._strips:
             event = event[: at + _AT] + _NULL + event[end + 1 :]
-        return self._pass_on(event, before)
+        event = self._pass_on(event, before)
+        is_due = len(self.ids) - self._counted >= _COUNTED_AT_ONCE or len(self.last) > SHORT_BYTES
+        return self._give_up(MEMORY, event) if is_due and self._count() else event
 
     def _pass_on(self, events: bytes, before: int) -> bytes:
         """Holds an event with a tool call, and notes how much of the answer the client has.
@@ -260,10 +279,7 @@ class SentTokens:
             return self._hold(events) if shows_token else events
         self.last, self.last_at = events, before
         self.shown = len(self.ids)
-        events = self._release_held(events)  # first: without memory, nothing else is kept
-        if self.shown - self._counted >= _COUNTED_AT_ONCE:
-            self._count()
-        return events
+        return self._release_held(events)
 
     def _hold(self, events: bytes) -> bytes:
         self._held.append(events)
@@ -305,17 +321,15 @@ class SentTokens:
             events = events[:start] + _NULL + events[end + 1 :]
         if not self.head:
             self.head = events[: events.find(b"\n\n")]
-        self._count()
-        return events
+        return self._give_up(MEMORY, events) if self._count() else events
 
-    def _count(self) -> None:
-        """Counts the tokens in the memory of all streams; the stream gives up if that is full."""
-        size = len(self.ids)
-        self._memory.used_bytes += _ID_BYTES * (size - self._counted)
-        self._counted = size
-        if size and self._memory.is_full:
-            self.problem = MEMORY
-            self.release()
+    def _count(self) -> bool:
+        """Counts what is kept in the memory of all streams; returns whether that is too much."""
+        kept = (self.head, self.last, self.body)
+        size = _ID_BYTES * len(self.ids) + sum([len(text) for text in kept if len(text) > SHORT_BYTES])
+        self._memory.used_bytes += size - self._counted_bytes
+        self._counted, self._counted_bytes = len(self.ids), size
+        return size > 0 and self._memory.is_full
 
     def _give_up(self, problem: str, events: bytes) -> bytes:
         """Keeps nothing from now on; returns what was held, and the events."""

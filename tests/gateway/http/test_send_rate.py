@@ -8,6 +8,8 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -23,6 +25,9 @@ from fairlead_gateway.http.listener import HttpRequest, Listener
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.send_rate import MIN_READ_RATE, acknowledged_bytes, reset_transport
 from fairlead_gateway.http.sockets import ListenAddress
+from fairlead_gateway.http.timers import MAX_ENDS_PER_TURN
+from fairlead_gateway.upstream.stream_comments import SseKeepAlive, StreamTimes
+from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway
@@ -98,6 +103,7 @@ class Wire:
         self._loop = loop
         self.unsent = 0
         self.is_open = True
+        self.is_lost = False
         self.kernel: KernelSocket | None = None
         self._high = 0
         self._is_paused = False
@@ -114,6 +120,8 @@ class Wire:
         return self.unsent
 
     def write(self, data: bytes) -> None:
+        if self.is_lost:
+            raise RuntimeError("the handler is closed")  # as uvloop does
         self.unsent += len(data)
         if self.unsent > self._high and not self._is_paused:
             self._is_paused = True
@@ -143,7 +151,11 @@ class Wire:
         if self.is_open:
             self.is_open = False
             self.unsent = 0
-            self._loop.call_soon(self.connection.connection_lost, None)
+            self._loop.call_soon(self._on_lost)
+
+    def _on_lost(self) -> None:
+        self.connection.connection_lost(None)
+        self.is_lost = True
 
 
 class Handler:
@@ -207,6 +219,31 @@ def test_a_client_that_reads_at_the_least_rate_is_not_disconnected() -> None:
         reads.read(MIN_READ_RATE)
         crawls.read(MIN_READ_RATE // 2)
     assert (reads.is_open, crawls.is_open) == (True, False)
+
+
+def test_nothing_is_written_to_lost_connections_whose_ends_wait_for_their_turn() -> None:
+    listener, loop, handler = listener_of(Limits())
+    wires = [Wire(loop, listener) for _ in range(4 * MAX_ENDS_PER_TURN)]
+    for wire in wires:
+        wire.connection.data_received(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n")
+        loop.run_for(0)
+    times = StreamTimes(cast(WorkerRuntime, SimpleNamespace(loop=loop, limits=Limits(), now=loop.clock.now)))
+    met: list[ResponseWriter] = []
+    for response in handler.open:
+        SseKeepAlive(response, times, partial(met.append, response))
+        response.started = False  # its head is due
+    for wire in wires:
+        wire.is_open = False
+        wire._on_lost()
+    waiting = [response for response in handler.open if not response.finished]
+    assert len(waiting) == 3 * MAX_ENDS_PER_TURN
+    for response in waiting:
+        response.started = True
+        response.write_chunks([b": keep-alive\n\n"])
+    loop.run_for(600)
+    assert all(response.finished for response in handler.open)
+    assert met == []
+    assert listener.connections == set()
 
 
 def test_a_stream_whose_client_stops_reading_ends_and_frees_its_engine() -> None:

@@ -188,6 +188,26 @@ def test_error_of_one_idle_timer_leaves_the_others_their_time() -> None:
     assert sound.expired == 1
 
 
+def test_error_of_one_entry_leaves_the_others_their_time() -> None:
+    class Broken(One):
+        def on_timeout(self) -> None:
+            raise RuntimeError("broken")
+
+    queue, clock, timer = timeout_queue(2.0)
+    entries = [Broken() if number % 3 == 0 else One() for number in range(10)]
+    for entry in entries:
+        queue.add(entry, clock.now())
+    clock.advance(2.0)
+    errors = 0
+    while timer.due is not None:
+        try:
+            timer.fire_due()
+        except RuntimeError:
+            errors += 1
+    assert errors == 4
+    assert [entry.lates for entry in entries if not isinstance(entry, Broken)] == [1] * 6
+
+
 class Again(TimeoutEntry):
     """It joins its queue again whenever its time is over."""
 

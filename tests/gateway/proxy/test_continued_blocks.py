@@ -477,6 +477,22 @@ def test_events_without_a_type_are_not_held() -> None:
 
 
 @pytest.mark.sockets
+@pytest.mark.parametrize("number", [1, 2])
+async def test_event_with_the_name_of_another_ends_no_stream(number: int) -> None:
+    odd = b'event: content_block_delta\ndata: {"type":"error","error":{"type":"api_error","message":"no"}}\n\n'
+    first, rest = (
+        [start("text", text=""), delta("Once ")],
+        [start("text", text=""), delta("a "), delta("time."), stop()],
+    )
+    rest = [*rest[:2], *[odd] * 3, *rest[2:], *last_events(3)]
+    parts = [first, rest] if number == 2 else [[*first, *rest[1:]]]
+    answer = await answer_of(*parts, met=[])
+    assert text_of([event for event in events_of(answer) if event["type"] != "error"]) == "Once a time."
+    assert answer.body.count(odd) == 3
+    assert events_of(answer)[-1]["type"] == "message_stop"
+
+
+@pytest.mark.sockets
 async def test_message_does_not_go_on_if_the_template_leaves_its_thoughts_out() -> None:
     first = [start("thinking", thinking=""), delta(HIDDEN, kind="thinking"), stop(), start("text", 1, text="")]
     answer = await answer_of([*first, delta("It is", 1)], [], met=[])

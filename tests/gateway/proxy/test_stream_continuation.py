@@ -391,7 +391,7 @@ async def test_streams_beyond_the_memory_of_all_are_not_continued() -> None:
 
 
 async def test_events_of_a_held_call_leave_comments_and_too_many_end_the_holding() -> None:
-    tokens = SentTokens(TokenMemory(1 << 20), strips=True)
+    tokens = SentTokens(TokenMemory(2 << 20), strips=True)
     tokens.take(b"data: %b\n\n" % json.dumps(opening(PROMPT), separators=(",", ":")).encode())
     call = b"data: %b\n\n" % json.dumps(chunk({"tool_calls": [CALL]}, [9]), separators=(",", ":")).encode()
     assert tokens.take(call) == COMMENT
@@ -406,12 +406,12 @@ async def test_held_events_count_as_memory_and_are_sent_when_it_is_full() -> Non
 
     call = line(chunk({"tool_calls": [CALL]}, list(range(1_100))))
     shown = line(chunk({"tool_calls": [CALL]}, []))
-    memory = TokenMemory(2 * (len(shown) + 2) + 4 * len(PROMPT))  # ids become null
+    memory = TokenMemory(2 * (len(shown) + 2) + 4 * (2 * 1_100 + len(PROMPT)))  # ids become null
     tokens = SentTokens(memory, strips=True)
     tokens.take(line(opening(PROMPT)))
     assert [tokens.take(call), tokens.take(call)] == [COMMENT, COMMENT]
     assert memory.used_bytes == memory.max_bytes
-    ended = tokens.take(line(chunk({}, [12], "tool_calls")))
+    ended = tokens.take(line(chunk({}, list(range(300)), "tool_calls")))
     assert ended.count(b'"tool_calls":[') == 2, "they are sent before the ids are found to be too many"
     assert (tokens.problem, memory.used_bytes) == ("memory", 0)
     tokens = SentTokens(memory, strips=True)

@@ -74,6 +74,7 @@ class Engines:
         named = {"id": f"chatcmpl-{len(self.met)}", "created": len(self.met)}
         for event in [opening(PROMPT), *events[:cut]]:
             await call.event(event | named)
+            await asyncio.sleep(0.01)  # simulated; each is a read of its own
         if cut is not None:
             raise HangUp
         await call.event(USAGE | named)
@@ -308,6 +309,41 @@ async def test_a_stream_with_a_deadline_is_replayed_too() -> None:
     async with gateway_of(engines.script, engines.script) as (running, *_):
         answer = await request(running.url, CHAT | SCHEMA, more="x-request-timeout: 60\r\n")
         assert "no engine could continue it (replay-differs)" in answer.events[-1]
+
+
+ODD: list[Any] = [7, 1.5, True, "x", {}, {"a": [1]}, [], [7], ["x"], [[]], None]
+
+
+@pytest.mark.parametrize("change", [SCHEMA, {}], ids=["replay", "tokens"])
+@pytest.mark.parametrize("field", ["token_ids", "delta", "logprobs", "finish_reason", "choices", "usage", "content"])
+async def test_next_engine_that_sends_fields_of_other_types_breaks_no_more_than_its_stream(
+    field: str, change: dict[str, Any]
+) -> None:
+    for value in ODD:
+        first, second = grouped(1), grouped(1)
+        for event in second[1:]:
+            choice: dict[str, Any] = event["choices"][0]
+            holder = event if field in ("choices", "usage") else choice["delta"] if field == "content" else choice
+            event["other"] = {"token_ids": choice["token_ids"]}
+            holder[field] = value
+        engines = Engines((first, 4), (second, None), *[(grouped(1), 0)] * 8)
+        async with gateway_of(*[engines.script] * 2) as (running, *_):
+            answer = await request(running.url, CHAT | change)
+            assert answer.events[-1] == "[DONE]" or "error" in json.loads(answer.events[-1]), value
+            assert "internal" not in answer.events[-1], value
+            assert running.gateway.stack.relay._token_memory.used_bytes == 0
+
+
+@pytest.mark.parametrize("value", ODD, ids=str)
+async def test_last_event_of_any_type_is_no_defect(value: Any) -> None:
+    for field in ("delta", "choices"):
+        event = chunk({"content": "one "}, [21, 22])
+        (event if field == "choices" else event["choices"][0])[field] = value
+        event["other"] = {"token_ids": [21, 22]}
+        engines = Engines((([*grouped(1)[:2], event]), 3), *[(grouped(1), 0)] * 8)
+        async with gateway_of(*[engines.script] * 2) as (running, *_):
+            answer = await request(running.url, CHAT)
+            assert answer.events[-1] == "[DONE]" or "internal" not in answer.events[-1], value
 
 
 async def test_a_stream_that_needs_a_replay_stays_where_it_drains() -> None:
