@@ -41,7 +41,7 @@ COMMENT: Final = b":\n\n"
 MAX_HELD_BYTES: Final = 1_048_576
 """Limit: events of tool calls of one stream that are held."""
 SHORT_BYTES: Final = 4_096
-"""What a stream keeps of one event, or of its request, counts as memory if it is longer."""
+"""The part of an event or a request that a stream keeps counts as memory if it is longer."""
 
 _PROMPT_KEY: Final = b'"prompt_token_ids":['
 _PROMPT_AT: Final = len(_PROMPT_KEY) - 1

@@ -1,4 +1,4 @@
-"""What a stream keeps between its events counts, or is short, whatever its engine sends.
+"""All that a stream keeps between its events counts, or is short, whatever its engine sends.
 
 `kept_bytes` walks what the objects of a stream hold. So it finds what no counter knows.
 """
