@@ -242,6 +242,8 @@ def _common_prefix_length(left: Iterable[str], right: Iterable[str]) -> int:
 
 
 _KEYS: Final = (b'"model":', b'"model": ')
+_MAX_PLACES: Final = 16_384
+"""Limit: places in one read where a name or an id is replaced by a longer one."""
 
 
 def body_with_model(name: str, body: bytes) -> bytes:
@@ -270,7 +272,7 @@ class ServedNameRewriter:
     def rewrite(self, data: bytes) -> bytes:
         """Returns the bytes with the client's name; no name may be cut at their ends."""
         for engine_text, client_text in self._pairs:
-            data = data.replace(engine_text, client_text)
+            data = data.replace(engine_text, client_text, _MAX_PLACES)
         return data
 
     def rewrite_events(self, events: list[bytes]) -> list[bytes]:

@@ -480,6 +480,7 @@ _MAX_PARSED_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
 _ACCOUNT_STATUSES: Final = frozenset({401, 402, 403})
 _ACCOUNT_WORDS: Final = re.compile(rb"\b(?:organi[sz]ation|account|billing|payment|credits?)\b", re.IGNORECASE)
+_OWN_TOKEN_REFUSED: Final = InBandError(502, "the engine refuses the gateway's own token", "token-refused")
 _UNKNOWN_PATH_WORDS: Final = ("", "Not Found", "Method Not Allowed", "File Not Found")
 """The words of FastAPI, and of llama.cpp."""
 _OVERLOAD_STATUSES: Final = frozenset({429, 503, 529})
@@ -563,16 +564,16 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
     if engine_response.is_stream:
         scanner = engine_response.scanner
         if scanner.error is not None:
-            return scanner.error
+            return _OWN_TOKEN_REFUSED if _refuses_own_token(context, scanner.error.status) else scanner.error
         if scanner.is_aborted:
             return InBandError(500, "aborted", "aborted")
         if engine_response.is_complete and not scanner.is_done:
             return InBandError(502, "an empty stream", "cut")
         is_empty = scanner.is_done and not scanner.event_count and engine_response.grammar is None
         return InBandError(502, "a stream without an answer", EMPTY) if is_empty else None
-    status, request, address = engine_response.status, context.request, context.address
-    if status in _ACCOUNT_STATUSES and address is not None and _is_about_account(address, status):
-        return InBandError(502, "the engine refuses the gateway's own token", "token-refused")
+    status, request = engine_response.status, context.request
+    if _refuses_own_token(context, status):
+        return _OWN_TOKEN_REFUSED
     if status >= 400:
         return InBandError(status, "")
     if request.stream or not (status in _ANSWERED or (request.is_passthrough and 200 < status < 300)):
@@ -635,8 +636,11 @@ def _plain_error(body: bytes) -> InBandError | None:
     return parse_in_band_error(error, 500) if error else None
 
 
-def _is_about_account(address: EngineAddress, status: int) -> bool:
+def _refuses_own_token(context: RequestContext, status: int) -> bool:
     """Whether a status is about the gateway's account, which the client must not see."""
+    address = context.address
+    if status not in _ACCOUNT_STATUSES or address is None:
+        return False
     return address.leaves_cluster or (status == 401 and address.instance.access.has_token)
 
 

@@ -62,6 +62,8 @@ _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)")
 _BUDGET: Final = (b'"budget_tokens"',)
 _PROMPT_COUNTS: Final = frozenset(("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"))
 _CUT: Final = "~~the answer is cut here~~"
+_MAX_REPEATS: Final = 16
+"""Limit: events of a next engine that get the text before it; an answer ends with four of them."""
 
 
 def keeps_text(request: ModelRequest, engine: str) -> bool:
@@ -343,6 +345,7 @@ class StreamResponse(StreamBlocks):
         self._items: list[dict[str, Any]] = []
         self._done: list[msgspec.Raw] = []  # items that the next engine has ended; held with their events
         self._was_open = False
+        self._repeats = 0
         self._taken = ""  # the next engine's name of the client's open item
 
     def next_number(self, number: int) -> int:
@@ -428,17 +431,23 @@ class StreamResponse(StreamBlocks):
             if kind in PARTS_ADDED and self._was_open:
                 self._was_open = False
                 return
-            if self._taken in (fields.get("item_id"), item.get("id") if isinstance(item, dict) else None):
+            is_own = self._taken in (fields.get("item_id"), item.get("id") if isinstance(item, dict) else None)
+            if is_own and self._may_repeat():
                 self._join(fields, item, part)
         if kind == "response.output_item.done" and isinstance(item, dict):
             self._done.append(msgspec.Raw(msgspec.json.encode(item)))
         if self.blocks.problem:
             self._done.clear()  # the last event has them, too
-        if isinstance(response, dict):
+        if isinstance(response, dict) and self._may_repeat():
             fields["response"] = self._whole(response)
         if is_count(fields.get("output_index")):
             fields["output_index"] += self._shift
         yield self._numbered(fields)
+
+    def _may_repeat(self) -> bool:
+        """Whether one more event may get the text of the client's stream, which may be megabytes."""
+        self._repeats += 1
+        return self._repeats <= _MAX_REPEATS
 
     def _join(self, fields: dict[str, Any], item: object, part: object) -> None:
         """Makes an event about the next engine's item one about the client's."""

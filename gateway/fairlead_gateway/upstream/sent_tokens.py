@@ -66,6 +66,7 @@ _MAX_PROMPT_IDS_BYTES: Final = 16_777_216
 _MAX_IDS_BYTES: Final = 65_536
 _MAX_STRIPPED: Final = 4_096
 """Limits: ids of a prompt and of an event, as JSON text; what is taken out of events at once."""
+_MAX_NAME_BYTES: Final = 256
 _NAMES: Final = ("id", "object", "created", "model")
 
 
@@ -148,7 +149,7 @@ class SentTokens:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return {}
         names = ((name, bytes(fields.get(name, b""))) for name in _NAMES)
-        return {name: msgspec.Raw(text) for name, text in names if 0 < len(text) <= SHORT_BYTES}
+        return {name: msgspec.Raw(text) for name, text in names if 0 < len(text) <= _MAX_NAME_BYTES}
 
     def usage_event(self, generated: int) -> bytes:
         """Returns the event with the counts of the answer, for an engine that has not sent it."""

@@ -41,6 +41,8 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _LONG_EVENT_BYTES: Final = 16_384
 _MAX_LINES: Final = 4_096
 """Limit: ends of lines in one event; an event in JSON has one or two lines."""
+_MAX_VALUES: Final = 131_072
+"""Limit: members, objects and lists of a long event; of bare numbers, 16 count as one."""
 _MAX_TINY_EVENTS: Final = 64
 _MIN_MEAN_EVENT_BYTES: Final = 16  # of more events than that at once; the comments of a paused stream are few
 _TEXT_STARTS: Final = (b'"content":"', b'"text":"', b'"reasoning":"', b'"reasoning_content":"')
@@ -65,6 +67,7 @@ PINGS: Final = frozenset((b"ping", b"keepalive", b"keep-alive", b"heartbeat"))
 """Names of events that say that the stream lives. Clients of chats take each event for a chunk."""
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _MANY_LINES: Final = InBandError(502, "an event of the engine's stream has too many lines", GARBAGE)
+_MANY_VALUES: Final = InBandError(502, "an event of the engine's stream has too many values", GARBAGE)
 
 
 class SseScanner:
@@ -89,6 +92,7 @@ class SseScanner:
         "_max_event_bytes",
         "_partial",
         "_partial_lines",
+        "_partial_values",
         "_tail",
         "_tail_bytes",
         "error",
@@ -104,7 +108,7 @@ class SseScanner:
 
     def __init__(self, *, strip_usage: bool, max_event_bytes: int, choices: int = 1) -> None:
         self._partial = bytearray()
-        self._partial_lines = 0
+        self._partial_lines = self._partial_values = 0
         self._inspected_count = self._inspected_bytes = 0  # of one read, in however many chunks
         self._max_event_bytes = max_event_bytes
         self._choices = choices
@@ -274,6 +278,11 @@ class SseScanner:
             0, len(partial) - _LONGEST_END + 1
         )  # no boundary is before it: the part would have been cut there
         partial += chunk
+        if len(partial) > _LONG_EVENT_BYTES:
+            self._partial_values += _count_values(chunk if self._partial_values else bytes(partial))
+            if self._partial_values > _MAX_VALUES:
+                self.error = _MANY_VALUES
+                return b""
         complete, lines = b"", _count_lines(chunk)
         self._partial_lines += lines
         if lines:
@@ -283,7 +292,7 @@ class SseScanner:
             complete = bytes(partial[:complete_size])
             del partial[:complete_size]
             if complete:
-                self._partial_lines = _count_lines(partial)
+                self._partial_lines, self._partial_values = _count_lines(partial), 0
         if len(partial) > _LONG_EVENT_BYTES:
             self.has_long_event = True
         if self._partial_lines > _MAX_LINES:
@@ -375,7 +384,7 @@ class SseScanner:
         if usage is not None:
             self.usage = usage
             if self.strip_usage and not fields.choices:
-                if self._held:
+                if self._held and len(self._held) + len(data) <= _LONG_EVENT_BYTES:
                     self._held = _with_members(self._held, data)
                 return False
         if has_failed_finish(data):
@@ -437,6 +446,10 @@ def _decode_event(data: bytes) -> StreamEvent | None:
 
 def _count_lines(text: bytes | bytearray) -> int:
     return text.count(b"\n") + text.count(b"\r")
+
+
+def _count_values(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{") + text.count(b'":') + text.count(b",") // 16
 
 
 def _with_members(event: bytes, usage_data: bytes) -> bytes:

@@ -58,7 +58,7 @@ _STATUSES: Final = {
 """The statuses of types that OpenAI and Anthropic define, for errors without one."""
 _USAGE_KEY: Final = b'"usage"'
 _ACCOUNT_NAMES: Final = re.compile(
-    rb'\b(?:org|proj|acct|user|team|sk|pk|key)[-_][A-Za-z0-9_-]{6,}|https?:(?:\\?/){2}(?:[^\s"\\<>]|\\/)+',
+    rb'\b(?:org|proj|acct|user|team|sk|pk|key|gsk|hf|xai)[-_][A-Za-z0-9_-]{6,}|\b(?:AIza|AKIA)[\w-]{8,}|https?:(?:\\?/){2}(?:[^\s"\\<>]|\\/)+',
     re.IGNORECASE,
 )
 """Names of accounts and keys, and addresses."""
