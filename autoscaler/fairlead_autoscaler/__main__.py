@@ -97,6 +97,7 @@ def _create_process(
             limits=limits,
         )
     # Local mode does not load the client of an API server.
+    from fairlead.fleet.installation import parse_installation
     from fairlead.fleet.kubernetes.options import parse_namespaces
     from fairlead.kube.leader_election import candidate_identity
     from fairlead.kube.transport.kubeconfig import load_config
@@ -105,7 +106,11 @@ def _create_process(
     random_number = random.SystemRandom().random
     access = load_config(os.environ, Path(os.environ.get("HOME", "/")))
     cluster = KubernetesConfig(
-        access, candidate_identity(os.environ, random_number), parse_namespaces(options.kube), options.lease_namespace
+        access,
+        candidate_identity(os.environ, random_number),
+        parse_namespaces(options.kube),
+        options.lease_namespace,
+        parse_installation(settings.installation or ""),
     )
     return Manager(cluster, config, clock, random_number, announce=_print_line, limits=limits)
 

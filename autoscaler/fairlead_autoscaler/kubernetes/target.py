@@ -17,10 +17,12 @@ from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.errors import FairleadError, Unavailable
+from fairlead.fleet.installation import installation_of
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_model
 from fairlead.fleet.labels import (
     ENDPOINT_LABEL,
     FIELD_MANAGER,
+    INSTALLATION_LABEL,
     MANAGED_BY_LABEL,
     MODEL_LABEL,
     POD_REVISION_LABEL,
@@ -104,7 +106,7 @@ class ModelIndex:
 _LOG = logging.getLogger("fairlead.autoscaler")
 _MANAGED_SELECTOR: Final = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER})
 _METADATA_FIELDS: Final = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
-_LABELS: Final = (MODEL_LABEL, POOL_LABEL, ENDPOINT_LABEL, POD_REVISION_LABEL)
+_LABELS: Final = (MODEL_LABEL, POOL_LABEL, ENDPOINT_LABEL, POD_REVISION_LABEL, INSTALLATION_LABEL)
 _WORKLOAD_ANNOTATIONS: Final = (SURGE_ANNOTATION, POD_REVISION_LABEL)
 _STATUS_FIELDS: Final = ("phase", "conditions", "containerStatuses", "podIP")
 _DISCOVERY_SECONDS: Final = 60.0
@@ -115,6 +117,7 @@ class KubernetesTarget:
     """The scale target of a cluster, and the source of its workloads and pods.
 
     namespaces: of the models that are scaled; empty: all.
+    installation: the id of ours. Models of other ones are unknown here.
     random: returns a uniform random number from 0 to 1.
     sleep_status: returns the state of sleeping pods.
     """
@@ -126,6 +129,7 @@ class KubernetesTarget:
         random: Callable[[], float],
         *,
         namespaces: Sequence[str] = (),
+        installation: str = "",
         interval_seconds: float = 5.0,
         sleep_status: Callable[[], SleepStatus] = SleepStatus,
     ) -> None:
@@ -134,6 +138,8 @@ class KubernetesTarget:
         self._clock = clock
         self._random = random
         self._interval_seconds = interval_seconds
+        self._installation = installation
+        self._notes: list[str] = []
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._specs = SpecCache()
         self._informers: dict[tuple[Resource, str | None], Informer] = {}
@@ -192,6 +198,9 @@ class KubernetesTarget:
         """
         if reason := self.sync_blocked_reason():
             raise Unavailable(reason)
+        if (notes := self.notes()) != self._notes:
+            self._notes = notes
+            _LOG.warning("%s", notes[0] if notes else "no model is left to another installation")
         accelerators, _ = self._specs.accelerators(self._items(ACCELERATOR_CLASSES))
         return model_states(
             ClusterSnapshot(
@@ -217,13 +226,35 @@ class KubernetesTarget:
         return sync_blocked_reason(WatchStatus(one.resource, one.is_synced, one.problem) for one in allowed)
 
     def models(self) -> dict[str, Manifest]:
-        """Returns every ModelDeployment, by `namespace/name`."""
+        """Returns every ModelDeployment that no other installation manages, by `namespace/name`."""
         return dict(self._models())
 
     def model(self, key: str) -> Manifest | None:
-        """Returns one ModelDeployment by `namespace/name`; None if there is none."""
+        """Returns one ModelDeployment by `namespace/name`; None if there is none, or another
+        installation manages it.
+        """
         informers = (one for (resource, _), one in self._informers.items() if resource is MODEL_DEPLOYMENTS)
-        return next((informer.items[key] for informer in informers if key in informer.items), None)
+        model = next((informer.items[key] for informer in informers if key in informer.items), None)
+        return None if model is None or self._other_installation(key, model) else model
+
+    def notes(self) -> list[str]:
+        """Returns a text on the models of other installations; empty if there are none."""
+        others = self._other_installations()
+        if not others:
+            return []
+        key, installation = min(others.items())
+        count = "1 model is" if len(others) == 1 else f"{len(others)} models are"
+        return [f"{count} not scaled here: other installations manage them, such as {installation} {key}"]
+
+    def _other_installations(self) -> dict[str, str]:
+        """Returns the models of other installations, with the id of each."""
+        found = {key: self._other_installation(key, model) for key, model in self._all_models()}
+        return {key: installation for key, installation in found.items() if installation}
+
+    def _other_installation(self, key: str, model: Manifest) -> str:
+        """Returns the id of the other installation that manages a model; empty for none."""
+        found = installation_of(map(labels_of, self._owned_workloads(key, model)))
+        return "" if found == self._installation else found
 
     def foreign_writers(self) -> dict[str, dict[str, str]]:
         """Returns the other owners of numbers, by model and pool."""
@@ -247,13 +278,17 @@ class KubernetesTarget:
 
     def _workloads_by_pool(self, key: str) -> dict[str, Manifest]:
         """Returns the workloads of the current model of this name, the first one of each pool."""
-        uid = uid_of(self.model(key) or {})
         pools: dict[str, Manifest] = {}
-        for workload in self._workload_index.of_model(key):
-            owners = metadata_of(workload).get("ownerReferences") or []
-            if not is_deleting(workload) and any(owner.get("uid") == uid for owner in owners):
+        for workload in self._owned_workloads(key, self.model(key) or {}):
+            if not is_deleting(workload):
                 pools.setdefault(labels_of(workload).get(POOL_LABEL, ""), workload)
         return pools
+
+    def _owned_workloads(self, key: str, model: Manifest) -> Iterable[Manifest]:
+        for workload in self._workload_index.of_model(key):
+            owners = metadata_of(workload).get("ownerReferences") or []
+            if any(owner.get("uid") == uid_of(model) for owner in owners):
+                yield workload
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
         """Returns the pods of a pool."""
@@ -266,12 +301,15 @@ class KubernetesTarget:
         return 1 if tier is None else tier.level
 
     def marked_pods(self) -> Mapping[str, Sequence[Manifest]]:
-        """Returns all pods with a sleep mark, by the key of their model."""
+        """Returns the pods with a sleep mark, by the key of their model. Those of models of other
+        installations are left out.
+        """
         marked = {
             key: [pod for pod in pods if parse_sleep_mark(annotations_of(pod)) is not None]
             for key, pods in self._pod_index.by_model().items()
         }
-        return {key: pods for key, pods in marked.items() if pods}
+        others = self._other_installations() if any(marked.values()) else ()
+        return {key: pods for key, pods in marked.items() if pods and key not in others}
 
     def released_pools(self) -> frozenset[tuple[str, str]]:
         """Returns the pools, by model and pool, about which the autoscaler no longer decides.
@@ -287,6 +325,9 @@ class KubernetesTarget:
         )
 
     def _models(self) -> Iterable[tuple[str, Manifest]]:
+        return ((key, model) for key, model in self._all_models() if not self._other_installation(key, model))
+
+    def _all_models(self) -> Iterable[tuple[str, Manifest]]:
         for (resource, _), informer in self._informers.items():
             if resource is MODEL_DEPLOYMENTS:
                 yield from informer.items.items()
