@@ -371,6 +371,36 @@ def test_new_downloader_image_restarts_no_engine_until_the_spec_changes() -> Non
     assert f"--max-bytes={int(2**30 * 0.95)}" in sidecar["args"]
 
 
+LIMITS = {"cpu": "1", "memory": "512Mi"}
+
+
+@pytest.mark.parametrize(
+    ("own", "changed"),
+    [
+        ([], {}),
+        ([{"name": "warm-up", "image": "x"}], {}),
+        (
+            [{"name": "adapter-downloader", "resources": {"limits": LIMITS}}],
+            {"resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": LIMITS}},
+        ),
+        (
+            [{"name": "warm-up", "image": "x"}, {"name": "adapter-downloader", "imagePullPolicy": "Always"}],
+            {"imagePullPolicy": "Always"},
+        ),
+        (
+            [{"name": "adapter-downloader", "livenessProbe": None}, {"name": "warm-up", "image": "x"}],
+            {"livenessProbe": None},
+        ),
+    ],
+)
+def test_template_of_a_pool_merges_into_the_downloader(own: list[dict[str, Any]], changed: dict[str, Any]) -> None:
+    (plain,) = pod_of(workload(model_of(adapters={"download": {}})))["initContainers"]
+    pools = [{"acceleratorClassName": "nvidia-l4", "template": {"spec": {"initContainers": own}}}]
+    first, *others = pod_of(workload(model_of(adapters={"download": {}}, pools=pools)))["initContainers"]
+    assert first == {name: value for name, value in (plain | changed).items() if value is not None}
+    assert others == [item for item in own if item["name"] != "adapter-downloader"]
+
+
 def test_instances_of_several_nodes_have_no_downloader() -> None:
     pools = [{"acceleratorClassName": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
     rendered = render_model(model_of(pools=pools, adapters={"download": {}}), {}, default_context())
