@@ -4,11 +4,10 @@
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from fairlead.engines.containers import EngineContainer, InstancePod, container_builders
 from fairlead.engines.containers.additions import (
-    DOWNLOADER_NAME,
     downloader_container,
     with_adapter_claims,
     with_adapter_download,
@@ -18,7 +17,6 @@ from fairlead.kube.resources import Manifest
 from fairlead_operator.render.contradicted_defaults import drop_contradicted_defaults
 from fairlead_operator.render.pod_template import pod_template
 from fairlead_operator.render.revision import RenderPin
-from fairlead_operator.render.template_overrides import merge_template
 
 _USER_FIELDS: Final = ("runAsUser", "runAsGroup", "fsGroup")
 TemplateRenderer = Callable[[InstancePod, EngineContainer, RenderPin, str], Manifest]
@@ -42,18 +40,6 @@ def _leave_user_open(template: Manifest, pod: InstancePod) -> None:
             context.pop(name, None)
 
 
-def _add_downloader(spec: Manifest, downloader: Manifest, own: Manifest) -> None:
-    """Puts the downloader first, with the one of the pool's own template merged in."""
-    patch = [item for item in own.get("initContainers") or () if _is_downloader(item)]
-    merged = merge_template({"initContainers": [downloader]}, {"initContainers": patch}, "template.spec")
-    others = (item for item in spec.get("initContainers", []) if not _is_downloader(item))
-    spec["initContainers"] = [*merged["initContainers"], *others]
-
-
-def _is_downloader(container: Any) -> bool:
-    return isinstance(container, Mapping) and container.get("name") == DOWNLOADER_NAME
-
-
 RENDERERS: Final[Mapping[int, TemplateRenderer]] = {1: _version_1}
 
 
@@ -72,5 +58,6 @@ def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> M
         _leave_user_open(template, pod)
     downloader = downloader_container(pod, pin.downloader_image)
     if downloader is not None:
-        _add_downloader(template["spec"], downloader, pod.pool.template.spec if pod.pool.template else {})
+        spec = template["spec"]
+        spec["initContainers"] = [downloader, *spec.get("initContainers", [])]
     return template
