@@ -10,7 +10,7 @@ from fairlead.audit.log import AuditOptions, parse_audit_options
 from fairlead.errors import BadInput, SettingsError
 from fairlead.fleet.client_names import parse_client_names
 from fairlead.fleet.endpoint_address import parse_endpoint_namespaces
-from fairlead.fleet.installation import parse_installation
+from fairlead.fleet.labels import parse_installation
 from fairlead.kube.leader_election import LeaseTiming
 from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN
 from fairlead.runtime.cli_options import parse_log_level

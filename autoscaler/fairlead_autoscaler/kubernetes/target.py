@@ -17,7 +17,6 @@ from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
 from fairlead.api.v1alpha1 import ModelDeploymentSpec
 from fairlead.errors import FairleadError, Unavailable
-from fairlead.fleet.installation import installation_of
 from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_model
 from fairlead.fleet.labels import (
     ENDPOINT_LABEL,
@@ -28,6 +27,7 @@ from fairlead.fleet.labels import (
     POD_REVISION_LABEL,
     POOL_LABEL,
     SURGE_ANNOTATION,
+    installation_of,
     parse_sleep_mark,
     used_pod_annotations,
 )
@@ -230,30 +230,25 @@ class KubernetesTarget:
         return dict(self._models())
 
     def model(self, key: str) -> Manifest | None:
-        """Returns one ModelDeployment by `namespace/name`; None if there is none, or another
-        installation manages it.
-        """
+        """Returns our ModelDeployment by `namespace/name`; None if there is none."""
         informers = (one for (resource, _), one in self._informers.items() if resource is MODEL_DEPLOYMENTS)
         model = next((informer.items[key] for informer in informers if key in informer.items), None)
-        return None if model is None or self._other_installation(key, model) else model
+        return None if model is None or self._other_installation(model) else model
 
     def notes(self) -> list[str]:
         """Returns a text on the models of other installations; empty if there are none."""
-        others = self._other_installations()
-        if not others:
-            return []
-        key, installation = min(others.items())
-        count = "1 model is" if len(others) == 1 else f"{len(others)} models are"
-        return [f"{count} not scaled here: other installations manage them, such as {installation} {key}"]
+        others = sorted(self._other_installations().items())
+        text = "models that are left to another installation"
+        return [f"{text}: {len(others)}, such as {' of '.join(others[0])}"] if others else []
 
     def _other_installations(self) -> dict[str, str]:
         """Returns the models of other installations, with the id of each."""
-        found = {key: self._other_installation(key, model) for key, model in self._all_models()}
+        found = {key_of(model): self._other_installation(model) for model in self._items(MODEL_DEPLOYMENTS)}
         return {key: installation for key, installation in found.items() if installation}
 
-    def _other_installation(self, key: str, model: Manifest) -> str:
+    def _other_installation(self, model: Manifest) -> str:
         """Returns the id of the other installation that manages a model; empty for none."""
-        found = installation_of(map(labels_of, self._owned_workloads(key, model)))
+        found = installation_of(map(labels_of, self._owned_workloads(model)))
         return "" if found == self._installation else found
 
     def foreign_writers(self) -> dict[str, dict[str, str]]:
@@ -279,15 +274,15 @@ class KubernetesTarget:
     def _workloads_by_pool(self, key: str) -> dict[str, Manifest]:
         """Returns the workloads of the current model of this name, the first one of each pool."""
         pools: dict[str, Manifest] = {}
-        for workload in self._owned_workloads(key, self.model(key) or {}):
-            if not is_deleting(workload):
-                pools.setdefault(labels_of(workload).get(POOL_LABEL, ""), workload)
+        model = self.model(key)
+        for workload in () if model is None else self._owned_workloads(model):
+            pools.setdefault(labels_of(workload).get(POOL_LABEL, ""), workload)
         return pools
 
-    def _owned_workloads(self, key: str, model: Manifest) -> Iterable[Manifest]:
-        for workload in self._workload_index.of_model(key):
+    def _owned_workloads(self, model: Manifest) -> Iterable[Manifest]:
+        for workload in self._workload_index.of_model(key_of(model)):
             owners = metadata_of(workload).get("ownerReferences") or []
-            if any(owner.get("uid") == uid_of(model) for owner in owners):
+            if not is_deleting(workload) and any(owner.get("uid") == uid_of(model) for owner in owners):
                 yield workload
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
@@ -301,15 +296,14 @@ class KubernetesTarget:
         return 1 if tier is None else tier.level
 
     def marked_pods(self) -> Mapping[str, Sequence[Manifest]]:
-        """Returns the pods with a sleep mark, by the key of their model. Those of models of other
-        installations are left out.
-        """
+        """Returns all pods of this installation with a sleep mark, by the key of their model."""
+        others = self._other_installations()
         marked = {
             key: [pod for pod in pods if parse_sleep_mark(annotations_of(pod)) is not None]
             for key, pods in self._pod_index.by_model().items()
+            if key not in others
         }
-        others = self._other_installations() if any(marked.values()) else ()
-        return {key: pods for key, pods in marked.items() if pods and key not in others}
+        return {key: pods for key, pods in marked.items() if pods}
 
     def released_pools(self) -> frozenset[tuple[str, str]]:
         """Returns the pools, by model and pool, about which the autoscaler no longer decides.
@@ -325,12 +319,8 @@ class KubernetesTarget:
         )
 
     def _models(self) -> Iterable[tuple[str, Manifest]]:
-        return ((key, model) for key, model in self._all_models() if not self._other_installation(key, model))
-
-    def _all_models(self) -> Iterable[tuple[str, Manifest]]:
-        for (resource, _), informer in self._informers.items():
-            if resource is MODEL_DEPLOYMENTS:
-                yield from informer.items.items()
+        models = self._items(MODEL_DEPLOYMENTS)
+        return ((key_of(model), model) for model in models if not self._other_installation(model))
 
     def _items(self, resource: Resource) -> Iterable[Manifest]:
         for (kind, _), informer in self._informers.items():

@@ -6,7 +6,7 @@ write therefore continues where it stopped. Names are deterministic, so nothing 
 
 from fairlead.api.conditions import Reason
 from fairlead.api.v1alpha1 import ModelDeployment
-from fairlead.fleet.installation import installation_of
+from fairlead.fleet.labels import installation_of
 from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.errors import Conflict, Forbidden, Invalid
 from fairlead.kube.resources import Manifest, is_deleting, labels_of, uid_of
@@ -176,8 +176,9 @@ class Reconciler:
     def _check_installation(self, snapshot: ModelSnapshot) -> None:
         """Raises _OtherInstallation if another installation manages the model's children."""
         owners = ("", uid_of(snapshot.model))  # not the children of an earlier model of this name
-        owned = (child for child in snapshot.children.values() if controller_uid(child) in owners)
-        found = installation_of(map(labels_of, owned))
+        found = installation_of(
+            labels_of(child) for child in snapshot.children.values() if controller_uid(child) in owners
+        )
         if found not in ("", self._installation.id):
             raise _OtherInstallation(found)
 

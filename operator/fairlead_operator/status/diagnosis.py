@@ -230,8 +230,8 @@ def _diagnose_claim(pod: Manifest, message: str, needs: PodRequirements) -> Fail
     if _UNBOUND_CLAIMS not in message or not claims:
         look = f"{described} {named[1]}" if named else described
         return Failure(Reason.UNBOUND_CLAIM, f"{where}: {_truncate(message)} ({look} says why)")
-    text = f"{where}: {_list_claims(claims)} is Pending ({described} {' '.join(claims)} says why)"
-    return Failure(Reason.UNBOUND_CLAIM, text)
+    which = _list_claims(claims)
+    return Failure(Reason.UNBOUND_CLAIM, f"{where}: {which} is Pending ({described} {' '.join(claims)} says why)")
 
 
 def _diagnose_container(pod: Manifest, container: dict[str, Any], *, first: bool) -> Failure | None:

@@ -115,5 +115,5 @@ async def test_models_of_another_installation_are_left_alone(own: str, caplog: p
             (note,) = target.notes()
         finally:
             await cancel_and_wait(following)
-    assert note.startswith(f"{len(others)} model")
+    assert f": {len(others)}, such as " in note
     assert caplog.messages.count(note) == 1
