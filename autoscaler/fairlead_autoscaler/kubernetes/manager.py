@@ -73,10 +73,10 @@ class Manager:
             clock,
             random,
             namespaces=cluster.namespaces,
-            installation=cluster.installation,
             interval_seconds=limits.autoscaler_tick_seconds,
             sleep_status=lambda: self._sleep_controller.status(),
         )
+        self._target.installation = cluster.installation
         candidate = LeaseCandidate(cluster.lease_namespace or cluster.access.namespace, LEASE_NAME, cluster.identity)
         self._election = LeaderElector(self._lease_api, candidate, Pacing(clock, random))
         self._api.restrict_writes(lambda: self._election.is_leading)

@@ -117,7 +117,6 @@ class KubernetesTarget:
     """The scale target of a cluster, and the source of its workloads and pods.
 
     namespaces: of the models that are scaled; empty: all.
-    installation: the id of ours. Models of other ones are unknown here.
     random: returns a uniform random number from 0 to 1.
     sleep_status: returns the state of sleeping pods.
     """
@@ -129,7 +128,6 @@ class KubernetesTarget:
         random: Callable[[], float],
         *,
         namespaces: Sequence[str] = (),
-        installation: str = "",
         interval_seconds: float = 5.0,
         sleep_status: Callable[[], SleepStatus] = SleepStatus,
     ) -> None:
@@ -138,7 +136,8 @@ class KubernetesTarget:
         self._clock = clock
         self._random = random
         self._interval_seconds = interval_seconds
-        self._installation = installation
+        self.installation = ""
+        """The id of ours. Models of other ones are unknown here."""
         self._notes: list[str] = []
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._specs = SpecCache()
@@ -249,7 +248,7 @@ class KubernetesTarget:
     def _other_installation(self, model: Manifest) -> str:
         """Returns the id of the other installation that manages a model; empty for none."""
         found = installation_of(map(labels_of, self._owned_workloads(model)))
-        return "" if found == self._installation else found
+        return "" if found == self.installation else found
 
     def foreign_writers(self) -> dict[str, dict[str, str]]:
         """Returns the other owners of numbers, by model and pool."""

@@ -105,7 +105,8 @@ async def test_models_of_another_installation_are_left_alone(own: str, caplog: p
                 fake._store(kind.path("chat", name), body)
         ours = {f"chat/m{number}" for number, label in enumerate((*LABELS, "old")) if label in ("", own, "old")}
         others = {f"chat/m{number}" for number in range(4)} - ours
-        target = KubernetesTarget(api, SystemClock(), lambda: 0.5, installation=own)
+        target = KubernetesTarget(api, SystemClock(), lambda: 0.5)
+        target.installation = own
         following = asyncio.ensure_future(target.run())
         try:
             await wait_until(lambda: not target.sync_blocked_reason() and len(target._pod_index.by_model()) == 4)
