@@ -93,6 +93,10 @@ _CLIENT_NAMES: Final = (
     "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
     "the same for gateways, indexers and the operator"
 )
+_INSTALLATION: Final = (
+    "the id that this installation writes to all children of models. Its operator and autoscaler leave models alone whose "
+    "children have another id. Without it, no id is written; the chart writes `NAMESPACE.RELEASE`"
+)
 _ENDPOINT_NAMESPACES: Final = (
     "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
     "endpoint makes gateways and indexers connect to any address that they reach"
@@ -245,10 +249,7 @@ class OperatorSettings(_ProcessSettings):
     )
     client_names: str | None = _setting(_CLIENT_NAMES)
     endpoint_namespaces: str | None = _setting(_ENDPOINT_NAMESPACES)
-    installation: str | None = _setting(
-        "the id that this installation writes to all children of models. An operator leaves models alone whose children have "
-        "another id. Without it, no id is written; the chart writes `NAMESPACE.RELEASE`"
-    )
+    installation: str | None = _setting(_INSTALLATION)
     reconcilers: str | None = _setting("models that are worked on at once", default="8")
     engine_images: str | None = _setting(
         "images for models that name none, as `vllm=IMAGE,sglang=IMAGE,sim=IMAGE`; a kind without one needs `engine.image`"
@@ -302,6 +303,7 @@ class AutoscalerSettings(_ProcessSettings):
         "is required",
         secret=True,
     )
+    installation: str | None = _setting(_INSTALLATION)
     scaling_freeze: str | None = _setting(
         "`1` stops every change of replica counts; decisions are still reported", default="0"
     )

@@ -98,15 +98,16 @@ def _create_process(
         )
     # Local mode does not load the client of an API server.
     from fairlead.fleet.kubernetes.options import parse_namespaces
+    from fairlead.fleet.labels import parse_installation
     from fairlead.kube.leader_election import candidate_identity
     from fairlead.kube.transport.kubeconfig import load_config
     from fairlead_autoscaler.kubernetes.manager import KubernetesConfig, Manager
 
     random_number = random.SystemRandom().random
     access = load_config(os.environ, Path(os.environ.get("HOME", "/")))
-    cluster = KubernetesConfig(
-        access, candidate_identity(os.environ, random_number), parse_namespaces(options.kube), options.lease_namespace
-    )
+    namespaces, installation = parse_namespaces(options.kube), parse_installation(settings.installation or "")
+    identity = candidate_identity(os.environ, random_number)
+    cluster = KubernetesConfig(access, identity, namespaces, options.lease_namespace, installation)
     return Manager(cluster, config, clock, random_number, announce=_print_line, limits=limits)
 
 

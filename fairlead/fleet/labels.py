@@ -5,12 +5,13 @@ annotations describe how to connect to a pod's engine. The names are a contract 
 name never changes its meaning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from fairlead.names import SERVED_NAME_PATTERN
+from fairlead.errors import SettingsError
+from fairlead.names import DNS_SUBDOMAIN_PATTERN, SERVED_NAME_PATTERN, shorten_name
 
 MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
 FIELD_MANAGER: Final = "fairlead"
@@ -188,3 +189,19 @@ def _parse_number(annotations: Mapping[str, str], name: str, maximum: int) -> in
     text = annotations.get(name, "")
     value = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
     return value if 0 < value <= maximum else None
+
+
+def parse_installation(text: str) -> str:
+    """Returns the id as a label value: longer ones are cut, with a hash."""
+    if text and not DNS_SUBDOMAIN_PATTERN.fullmatch(text):
+        name, hint = "FAIRLEAD_INSTALLATION", "use lower-case letters, digits, - and ., like NAMESPACE.RELEASE"
+        raise SettingsError(f"{name}: {text[:70]!r} is not an id", field=name, hint=hint)
+    return shorten_name(text)
+
+
+def installation_of(labels_of_children: Iterable[Mapping[str, str]]) -> str:
+    """Returns the id of the installation that manages a model; empty for none.
+
+    Children of two installations belong to the one whose id comes first, so that both agree.
+    """
+    return min(filter(None, (labels.get(INSTALLATION_LABEL) for labels in labels_of_children)), default="")

@@ -22,6 +22,7 @@ from fairlead.api.spec.kv_cache import Transfer
 from fairlead.api.spec.pools import Pool, PoolRole
 from fairlead.api.v1alpha1 import AcceleratorClass, ModelDeploymentSpec, ModelTenant
 from fairlead.engine_profile import EngineProfile
+from fairlead.engines.containers.additions import DOWNLOADER_NAME
 from fairlead.manifests.known_flags import CHECKED_ENGINES, flag_problem, is_checked_image
 from fairlead.manifests.yaml_nodes import format_value
 from fairlead.names import suggest_fix
@@ -71,17 +72,19 @@ class LintNote:
 _problem = partial(LintNote, is_problem=True)
 
 
-def lint_template(spec: Mapping[str, Any]) -> Iterator[LintNote]:
+def lint_template(spec: Mapping[str, Any], *, downloads_adapters: bool = False) -> Iterator[LintNote]:
     """Yields notes on unknown fields, on values of other types, and on containers without image."""
     yield from _lint_value(spec, "PodSpec", ())
-    for kind in ("containers", "initContainers"):
+    for kind, own in (("containers", _ENGINE), ("initContainers", DOWNLOADER_NAME if downloads_adapters else None)):
         containers = spec.get(kind)
         for index, container in enumerate(containers if isinstance(containers, list) else ()):
             if not isinstance(container, Mapping) or _DIRECTIVE in container or container.get("image"):
                 continue
-            if kind == "initContainers" or container.get("name") != _ENGINE:
-                message = f"{format_value(container.get('name'))} has no image, and Fairlead's own is called {_ENGINE}"
-                yield _problem((kind, index), message, f"add image, or write `name: {_ENGINE}`")
+            if own is None or container.get("name") != own:
+                message = (
+                    f"{format_value(container.get('name'))} has no image, and Fairlead's own is called {own or _ENGINE}"
+                )
+                yield _problem((kind, index), message, f"add image, or write `name: {own or _ENGINE}`")
 
 
 @cache

@@ -380,9 +380,11 @@ def _template_problems(documents: Iterable[_Document], *, fatal: bool) -> Iterat
     fatal: False for notes on them instead.
     """
     for document in documents:
-        pools = document.value.spec.pools if isinstance(document.value, ModelDeployment) else ()
-        for index, pool in enumerate(pools):
-            for note in lint_template(pool.template.spec) if pool.template is not None else ():
+        spec = document.value.spec if isinstance(document.value, ModelDeployment) else None
+        downloads = spec is not None and spec.adapters is not None and spec.adapters.download is not None
+        for index, pool in enumerate(() if spec is None else spec.pools):
+            template = {} if pool.template is None else pool.template.spec
+            for note in lint_template(template, downloads_adapters=downloads):
                 if note.is_problem is fatal:
                     path = ("spec", "pools", index, "template", "spec", *note.path)
                     yield _problem_at(document, path, note.message if fatal else f"note: {note.message}", note.fix)

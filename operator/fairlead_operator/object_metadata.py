@@ -5,7 +5,7 @@ label **and** is owned by the model's uid.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -105,14 +105,6 @@ def owner_reference(name: str, uid: str) -> Manifest:
         "controller": True,
         "blockOwnerDeletion": True,
     }
-
-
-def installation_of(children: Iterable[Manifest]) -> str:
-    """Returns the id of the installation that manages these children of a model; empty for none.
-
-    Children of two installations belong to the one whose id comes first, so that both agree.
-    """
-    return min(filter(None, (label(child, INSTALLATION_LABEL) for child in children)), default="")
 
 
 def with_ownership(manifest: Manifest, model: Manifest, installation: str = "") -> Manifest:

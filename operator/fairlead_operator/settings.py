@@ -10,8 +10,9 @@ from fairlead.audit.log import AuditOptions, parse_audit_options
 from fairlead.errors import BadInput, SettingsError
 from fairlead.fleet.client_names import parse_client_names
 from fairlead.fleet.endpoint_address import parse_endpoint_namespaces
+from fairlead.fleet.labels import parse_installation
 from fairlead.kube.leader_election import LeaseTiming
-from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN, shorten_name
+from fairlead.names import DNS_LABEL_PATTERN, DNS_SUBDOMAIN_PATTERN
 from fairlead.runtime.cli_options import parse_log_level
 from fairlead.settings import OperatorSettings
 from fairlead_operator.render import AllowedPeer, InstallationDefaults
@@ -76,7 +77,7 @@ def parse_options(settings: OperatorSettings) -> OperatorOptions:
             secrets,
             _parse_peers("FAIRLEAD_GATEWAY_PODS", settings.gateway_pods or ""),
             parse_endpoint_namespaces(settings.endpoint_namespaces or ""),
-            _parse_installation(settings.installation or ""),
+            parse_installation(settings.installation or ""),
             settings.downloader_image,
         ),
         client_names=parse_client_names(settings.client_names or ""),
@@ -105,14 +106,6 @@ def _parse_names(variable: str, text: str | None) -> tuple[str, ...]:
         if not DNS_SUBDOMAIN_PATTERN.fullmatch(name):
             raise _settings_error(variable, f"{name!r} is not a name", "separate names with commas")
     return names
-
-
-def _parse_installation(text: str) -> str:
-    """Returns the id as a label value: longer ones are cut, with a hash."""
-    if text and not DNS_SUBDOMAIN_PATTERN.fullmatch(text):
-        hint = "use lower-case letters, digits, - and ., like NAMESPACE.RELEASE"
-        raise _settings_error("FAIRLEAD_INSTALLATION", f"{text[:70]!r} is not an id", hint)
-    return shorten_name(text)
 
 
 def _parse_images(text: str) -> dict[EngineType, str]:

@@ -456,7 +456,7 @@ class Values(ValuesPart):
     )
     installation: Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")] = _value(
         "id of this installation, which children of models carry; when empty, `NAMESPACE.NAME` of the release. "
-        "Two operators never manage one model: set the id of another installation to take over its models",
+        "Two operators or autoscalers never manage one model: set the id of another installation to take over its models",
         "",
     )
     client_names: dict[str, str] = _value(

@@ -57,7 +57,7 @@ version of the table; other releases work as far as they know the same switches.
 | `s3://`, `gs://` | streamed into the accelerator (Run:ai streamer, in the image); nothing is kept, and `model.cache` is refused |
 | `oci://` | an image volume, which the node keeps (Kubernetes 1.35); `model.credentials` is then a pull secret |
 | `pvc:` | mounted read-only |
-| `file://` | a path in the image |
+| `file://` | a path in the image, or on a volume of the pool's template |
 
 `model.credentials` becomes environment variables of the engine. Images need `python3`, which the hook below runs.
 Those of llama.cpp need a shell and curl.

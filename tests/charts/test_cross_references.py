@@ -190,6 +190,17 @@ def test_autoscaler_reads_every_gateway_and_writes_only_workloads(program: Path)
     ]
     assert "--gateway=http://fairlead-gateway-manage.fairlead.svc:8081" in container["args"]
     assert {"name": "FAIRLEAD_SCALING_FREEZE", "value": "1"} in container["env"]
+    specs = [pod_specs(render_chart(program, f"--set=installation={name}")) for name in ("", "other")]
+    ids = [
+        {
+            variable["value"]
+            for part in ("operator", "autoscaler")
+            for variable in each[f"Deployment fairlead-{part}"]["containers"][0]["env"]
+            if variable["name"] == "FAIRLEAD_INSTALLATION"
+        }
+        for each in specs
+    ]
+    assert ids == [{"fairlead.fairlead"}, {"other"}]
     for off in ("autoscaler.enabled=false", "gateway.fleet.models[0].name=tiny"):
         manifests = render_chart(program, f"--set={off}")
         assert not [manifest for manifest in manifests if "autoscaler" in manifest["metadata"]["name"]], off

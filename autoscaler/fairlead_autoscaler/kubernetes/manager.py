@@ -39,12 +39,14 @@ class KubernetesConfig:
 
     identity: unique among all processes.
     namespaces: of the models that are scaled; empty: all.
+    installation: the id of ours; empty for none.
     """
 
     access: ClusterConfig
     identity: str
     namespaces: Sequence[str] = ()
     lease_namespace: str | None = None
+    installation: str = ""
 
 
 class Manager:
@@ -74,6 +76,7 @@ class Manager:
             interval_seconds=limits.autoscaler_tick_seconds,
             sleep_status=lambda: self._sleep_controller.status(),
         )
+        self._target.installation = cluster.installation
         candidate = LeaseCandidate(cluster.lease_namespace or cluster.access.namespace, LEASE_NAME, cluster.identity)
         self._election = LeaderElector(self._lease_api, candidate, Pacing(clock, random))
         self._api.restrict_writes(lambda: self._election.is_leading)
@@ -101,7 +104,7 @@ class Manager:
                 config,
                 is_leader=lambda: self._election.is_leading,
                 on_tick=self._status_writer.on_record,
-                notes=self._sleep_problems,
+                notes=self._problems,
             ),
             clock,
             announce=announce,
@@ -139,8 +142,9 @@ class Manager:
             await self._api.close()
             await self._lease_api.close()
 
-    def _sleep_problems(self) -> list[str]:
-        return [f"{pod}: {problem}" for pod, problem in sorted(self._sleep_controller.problems.items())]
+    def _problems(self) -> list[str]:
+        sleep = [f"{pod}: {problem}" for pod, problem in sorted(self._sleep_controller.problems.items())]
+        return [*self._target.notes(), *sleep]
 
     async def _hold_leadership(self) -> None:
         while True:

@@ -21,11 +21,13 @@ from fairlead.fleet.kubernetes.spec_cache import ParsedModel, SpecCache, trim_mo
 from fairlead.fleet.labels import (
     ENDPOINT_LABEL,
     FIELD_MANAGER,
+    INSTALLATION_LABEL,
     MANAGED_BY_LABEL,
     MODEL_LABEL,
     POD_REVISION_LABEL,
     POOL_LABEL,
     SURGE_ANNOTATION,
+    installation_of,
     parse_sleep_mark,
     used_pod_annotations,
 )
@@ -104,7 +106,7 @@ class ModelIndex:
 _LOG = logging.getLogger("fairlead.autoscaler")
 _MANAGED_SELECTOR: Final = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER})
 _METADATA_FIELDS: Final = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
-_LABELS: Final = (MODEL_LABEL, POOL_LABEL, ENDPOINT_LABEL, POD_REVISION_LABEL)
+_LABELS: Final = (MODEL_LABEL, POOL_LABEL, ENDPOINT_LABEL, POD_REVISION_LABEL, INSTALLATION_LABEL)
 _WORKLOAD_ANNOTATIONS: Final = (SURGE_ANNOTATION, POD_REVISION_LABEL)
 _STATUS_FIELDS: Final = ("phase", "conditions", "containerStatuses", "podIP")
 _DISCOVERY_SECONDS: Final = 60.0
@@ -134,6 +136,9 @@ class KubernetesTarget:
         self._clock = clock
         self._random = random
         self._interval_seconds = interval_seconds
+        self.installation = ""
+        """The id of ours. Models of other ones are unknown here."""
+        self._notes: list[str] = []
         self._namespaces: tuple[str | None, ...] = tuple(dict.fromkeys(namespaces)) or (None,)
         self._specs = SpecCache()
         self._informers: dict[tuple[Resource, str | None], Informer] = {}
@@ -192,6 +197,9 @@ class KubernetesTarget:
         """
         if reason := self.sync_blocked_reason():
             raise Unavailable(reason)
+        if (notes := self.notes()) != self._notes:
+            self._notes = notes
+            _LOG.warning("%s", notes[0] if notes else "no model is left to another installation")
         accelerators, _ = self._specs.accelerators(self._items(ACCELERATOR_CLASSES))
         return model_states(
             ClusterSnapshot(
@@ -217,13 +225,30 @@ class KubernetesTarget:
         return sync_blocked_reason(WatchStatus(one.resource, one.is_synced, one.problem) for one in allowed)
 
     def models(self) -> dict[str, Manifest]:
-        """Returns every ModelDeployment, by `namespace/name`."""
+        """Returns every ModelDeployment that no other installation manages, by `namespace/name`."""
         return dict(self._models())
 
     def model(self, key: str) -> Manifest | None:
-        """Returns one ModelDeployment by `namespace/name`; None if there is none."""
+        """Returns our ModelDeployment by `namespace/name`; None if there is none."""
         informers = (one for (resource, _), one in self._informers.items() if resource is MODEL_DEPLOYMENTS)
-        return next((informer.items[key] for informer in informers if key in informer.items), None)
+        model = next((informer.items[key] for informer in informers if key in informer.items), None)
+        return None if model is None or self._other_installation(model) else model
+
+    def notes(self) -> list[str]:
+        """Returns a text on the models of other installations; empty if there are none."""
+        others = sorted(self._other_installations().items())
+        text = "models that are left to another installation"
+        return [f"{text}: {len(others)}, such as {' of '.join(others[0])}"] if others else []
+
+    def _other_installations(self) -> dict[str, str]:
+        """Returns the models of other installations, with the id of each."""
+        found = {key_of(model): self._other_installation(model) for model in self._items(MODEL_DEPLOYMENTS)}
+        return {key: installation for key, installation in found.items() if installation}
+
+    def _other_installation(self, model: Manifest) -> str:
+        """Returns the id of the other installation that manages a model; empty for none."""
+        found = installation_of(map(labels_of, self._owned_workloads(model)))
+        return "" if found == self.installation else found
 
     def foreign_writers(self) -> dict[str, dict[str, str]]:
         """Returns the other owners of numbers, by model and pool."""
@@ -247,13 +272,17 @@ class KubernetesTarget:
 
     def _workloads_by_pool(self, key: str) -> dict[str, Manifest]:
         """Returns the workloads of the current model of this name, the first one of each pool."""
-        uid = uid_of(self.model(key) or {})
         pools: dict[str, Manifest] = {}
-        for workload in self._workload_index.of_model(key):
-            owners = metadata_of(workload).get("ownerReferences") or []
-            if not is_deleting(workload) and any(owner.get("uid") == uid for owner in owners):
-                pools.setdefault(labels_of(workload).get(POOL_LABEL, ""), workload)
+        model = self.model(key)
+        for workload in () if model is None else self._owned_workloads(model):
+            pools.setdefault(labels_of(workload).get(POOL_LABEL, ""), workload)
         return pools
+
+    def _owned_workloads(self, model: Manifest) -> Iterable[Manifest]:
+        for workload in self._workload_index.of_model(key_of(model)):
+            owners = metadata_of(workload).get("ownerReferences") or []
+            if not is_deleting(workload) and any(owner.get("uid") == uid_of(model) for owner in owners):
+                yield workload
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
         """Returns the pods of a pool."""
@@ -266,10 +295,12 @@ class KubernetesTarget:
         return 1 if tier is None else tier.level
 
     def marked_pods(self) -> Mapping[str, Sequence[Manifest]]:
-        """Returns all pods with a sleep mark, by the key of their model."""
+        """Returns all pods of this installation with a sleep mark, by the key of their model."""
+        others = self._other_installations()
         marked = {
             key: [pod for pod in pods if parse_sleep_mark(annotations_of(pod)) is not None]
             for key, pods in self._pod_index.by_model().items()
+            if key not in others
         }
         return {key: pods for key, pods in marked.items() if pods}
 
@@ -287,9 +318,8 @@ class KubernetesTarget:
         )
 
     def _models(self) -> Iterable[tuple[str, Manifest]]:
-        for (resource, _), informer in self._informers.items():
-            if resource is MODEL_DEPLOYMENTS:
-                yield from informer.items.items()
+        models = self._items(MODEL_DEPLOYMENTS)
+        return ((key_of(model), model) for model in models if not self._other_installation(model))
 
     def _items(self, resource: Resource) -> Iterable[Manifest]:
         for (kind, _), informer in self._informers.items():

@@ -121,8 +121,8 @@ class ModelSource(StrictModel):
         AfterValidator(_check_uri),
         api_field(
             "location of the weights: hf://REPOSITORY, s3://, gs:// or oci:// (downloaded), pvc:CLAIM/PATH "
-            "(mounted), file://PATH (in the image); openai://NAME for engines of type OpenAI. Real engines in local mode "
-            "load hf:// and file://; simulated ones only report it",
+            "(mounted), file://PATH (in the engine's image, or on a volume of the pool's template); openai://NAME for engines of "
+            "type OpenAI. Real engines in local mode load hf:// and file://; simulated ones only report it",
             '"hf://Qwen/Qwen3-8B"',
             min_length=1,
             max_length=1024,

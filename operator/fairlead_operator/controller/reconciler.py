@@ -6,9 +6,10 @@ write therefore continues where it stopped. Names are deterministic, so nothing 
 
 from fairlead.api.conditions import Reason
 from fairlead.api.v1alpha1 import ModelDeployment
+from fairlead.fleet.labels import installation_of
 from fairlead.kube.client_protocol import KubeClient
 from fairlead.kube.errors import Conflict, Forbidden, Invalid
-from fairlead.kube.resources import Manifest, is_deleting, uid_of
+from fairlead.kube.resources import Manifest, is_deleting, labels_of, uid_of
 from fairlead.runtime.clock import Clock
 from fairlead_operator.controller.apply_plan import ApplyPlan, ApplyStep, PruneGuard, make_plan
 from fairlead_operator.controller.desired_state import ChosenSpec, DesiredState, Render, choose_spec, desired_state
@@ -16,7 +17,7 @@ from fairlead_operator.controller.status_writer import PassResult, StatusWriter
 from fairlead_operator.kube.object_cache import ModelSnapshot, ObjectCache
 from fairlead_operator.kube.writer import ModelMoved, ObjectWriter
 from fairlead_operator.manager_interface import ManagerInterface
-from fairlead_operator.object_metadata import WORKLOAD_KINDS, ChildKey, controller_uid, installation_of
+from fairlead_operator.object_metadata import WORKLOAD_KINDS, ChildKey, controller_uid
 from fairlead_operator.render.context import InstallationDefaults, render_context
 from fairlead_operator.render.model import render_model
 from fairlead_operator.scale_placeholder import (
@@ -175,7 +176,9 @@ class Reconciler:
     def _check_installation(self, snapshot: ModelSnapshot) -> None:
         """Raises _OtherInstallation if another installation manages the model's children."""
         owners = ("", uid_of(snapshot.model))  # not the children of an earlier model of this name
-        found = installation_of(child for child in snapshot.children.values() if controller_uid(child) in owners)
+        found = installation_of(
+            labels_of(child) for child in snapshot.children.values() if controller_uid(child) in owners
+        )
         if found not in ("", self._installation.id):
             raise _OtherInstallation(found)
 

@@ -17,6 +17,7 @@ from fairlead.kube.resources import Manifest
 from fairlead_operator.render.contradicted_defaults import drop_contradicted_defaults
 from fairlead_operator.render.pod_template import pod_template
 from fairlead_operator.render.revision import RenderPin
+from fairlead_operator.render.template_overrides import merge_template
 
 _USER_FIELDS: Final = ("runAsUser", "runAsGroup", "fsGroup")
 TemplateRenderer = Callable[[InstancePod, EngineContainer, RenderPin, str], Manifest]
@@ -58,6 +59,8 @@ def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> M
         _leave_user_open(template, pod)
     downloader = downloader_container(pod, pin.downloader_image)
     if downloader is not None:
-        spec = template["spec"]
-        spec["initContainers"] = [downloader, *spec.get("initContainers", [])]
+        own = {} if pod.pool.template is None else pod.pool.template.spec
+        patch = {"initContainers": own.get("initContainers") or []}
+        template["spec"] |= merge_template({"initContainers": [downloader]}, patch, "template.spec")
+        drop_contradicted_defaults(template["spec"], own)
     return template

@@ -5,7 +5,7 @@ Pure. It reads the messages of kubelet, scheduler and controllers; unknown messa
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +24,8 @@ _CLAIM = re.compile(r"persistentvolumeclaim", re.IGNORECASE)
 _ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found', re.IGNORECASE)
 _NAMED_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)"', re.IGNORECASE)
 _UNBOUND_CLAIMS = "unbound immediate PersistentVolumeClaims"
+_BOUND_ELSEWHERE = ("PersistentVolume's node affinity", "volume node affinity conflict")
+"""The scheduler's words, new and old, for nodes that cannot mount a bound claim."""
 _PREEMPTION = " preemption: "
 """The scheduler's message goes on with this: why removing other pods makes no room."""
 _PULL_ERRORS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
@@ -118,14 +120,12 @@ def diagnose(
     for failure in (*of_pods, *map(diagnose_workload, workloads)):
         if failure is not None:
             known = failures.get(failure.reason)
-            failures[failure.reason] = (
-                failure if known is None else Failure(known.reason, known.message, known.pods + 1)
-            )
+            failures[failure.reason] = failure if known is None else replace(known, pods=known.pods + 1)
     first = next((failures[reason] for reason in _BY_PRIORITY if reason in failures), None)
     if first is None:
         return None
     more = f" (and {first.pods - 1} more like it)" if first.pods > 1 else ""
-    return Failure(first.reason, f"{first.message}{more}", first.pods, advice_for(first.reason))
+    return Failure(first.reason, f"{first.message}{more}", first.pods, first.advice or advice_for(first.reason))
 
 
 def advice_for(reason: Reason) -> str:
@@ -206,10 +206,18 @@ def _diagnose_unschedulable(pod: Manifest, message: str, needs: PodRequirements)
     if _CLAIM.search(message):
         return _diagnose_claim(pod, message, needs)
     demand, message = needs.describe(), _truncate(message.partition(_PREEMPTION)[0])
-    lacking = f": no node fits {demand}" if demand else ""
-    return Failure(
-        Reason.INSUFFICIENT_CAPACITY, f"pod {name_of(pod)} waits for a node{lacking}; the scheduler says: {message}"
-    )
+    lacking, advice = f": no node fits {demand}" if demand else "", ""
+    if any(words in message for words in _BOUND_ELSEWHERE):
+        lacking = f": {_list_claims(needs.claims_of(name_of(pod)))} is bound to another node"
+        advice = "Use a claim that several nodes can mount, or model.cache.size."
+    where = f"pod {name_of(pod)} waits for a node"
+    return Failure(Reason.INSUFFICIENT_CAPACITY, f"{where}{lacking}; the scheduler says: {message}", advice=advice)
+
+
+def _list_claims(claims: tuple[str, ...]) -> str:
+    if len(claims) > 1:
+        return f"one of the claims {', '.join(claims)}"
+    return f"claim {claims[0]}" if claims else "its claim"
 
 
 def _diagnose_claim(pod: Manifest, message: str, needs: PodRequirements) -> Failure:
@@ -222,7 +230,7 @@ def _diagnose_claim(pod: Manifest, message: str, needs: PodRequirements) -> Fail
     if _UNBOUND_CLAIMS not in message or not claims:
         look = f"{described} {named[1]}" if named else described
         return Failure(Reason.UNBOUND_CLAIM, f"{where}: {_truncate(message)} ({look} says why)")
-    which = f"claim {claims[0]}" if len(claims) == 1 else f"one of the claims {', '.join(claims)}"
+    which = _list_claims(claims)
     return Failure(Reason.UNBOUND_CLAIM, f"{where}: {which} is Pending ({described} {' '.join(claims)} says why)")
 
 

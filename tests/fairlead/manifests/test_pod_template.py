@@ -92,6 +92,16 @@ def test_template_of_known_fields_has_no_findings(template: dict[str, Any]) -> N
     assert lint(model({"template": {"spec": template}})) == ([], [])
 
 
+@pytest.mark.parametrize("adapters", [None, {}, {"download": {}}])
+def test_downloader_of_adapters_needs_no_image_where_there_is_one(adapters: dict[str, Any] | None) -> None:
+    template = {"spec": {"initContainers": [{"name": "adapter-downloader", "resources": {"limits": {"cpu": 1}}}]}}
+    notes, problems = lint(model({"template": template}, adapters=adapters))
+    assert notes == []
+    assert [problem.message for problem in problems] == (
+        [] if adapters else ['"adapter-downloader" has no image, and Fairlead\'s own is called engine']
+    )
+
+
 def test_field_of_a_newer_kubernetes_is_a_note() -> None:
     (note,), problems = lint(model({"template": {"spec": {"quantumGate": {"a": [1]}}}}))
     assert problems == []

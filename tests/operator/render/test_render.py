@@ -1,11 +1,13 @@
 """Rendering with facts of the cluster: pins, stable names, and messages about failures."""
 
+import re
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fairlead.api.conditions import Reason
 from fairlead.api.spec.accelerator_class import AcceleratorClassSpec
@@ -371,11 +373,65 @@ def test_new_downloader_image_restarts_no_engine_until_the_spec_changes() -> Non
     assert f"--max-bytes={int(2**30 * 0.95)}" in sidecar["args"]
 
 
+LIMITS = {"cpu": "1", "memory": "512Mi"}
+
+
+@pytest.mark.parametrize(
+    ("own", "changed"),
+    [
+        ([], {}),
+        ([{"name": "warm-up", "image": "x"}], {}),
+        ([{"name": "warm-up", "image": "x", "securityContext": {"runAsUser": 0}, "env": []}], {}),
+        (
+            [{"name": "adapter-downloader", "resources": {"limits": LIMITS}}],
+            {"resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": LIMITS}},
+        ),
+        (
+            [{"name": "warm-up", "image": "x"}, {"name": "adapter-downloader", "imagePullPolicy": "Always"}],
+            {"imagePullPolicy": "Always"},
+        ),
+        (
+            [{"name": "adapter-downloader", "livenessProbe": None}, {"name": "warm-up", "image": "x"}],
+            {"livenessProbe": None},
+        ),
+    ],
+)
+def test_template_of_a_pool_merges_into_the_downloader(own: list[dict[str, Any]], changed: dict[str, Any]) -> None:
+    (plain,) = pod_of(workload(model_of(adapters={"download": {}})))["initContainers"]
+    pools = [{"acceleratorClassName": "nvidia-l4", "template": {"spec": {"initContainers": own}}}]
+    first, *others = pod_of(workload(model_of(adapters={"download": {}}, pools=pools)))["initContainers"]
+    assert first == {name: value for name, value in (plain | changed).items() if value is not None}
+    pools[0]["template"] = {"spec": {"initContainers": [item for item in own if item["name"] != "adapter-downloader"]}}
+    assert others == pod_of(workload(model_of(pools=pools))).get("initContainers", [])
+
+
 def test_instances_of_several_nodes_have_no_downloader() -> None:
     pools = [{"acceleratorClassName": "nvidia-l4", "parallelism": {"tensor": 2, "nodes": 2}}]
     rendered = render_model(model_of(pools=pools, adapters={"download": {}}), {}, default_context())
     assert rendered.problems == ()
     assert "adapter-downloader" not in str(rendered.manifests)
+
+
+def test_weights_of_the_pages_are_mounted_where_the_engine_reads_them() -> None:
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "weights.md"
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    manifests = [manifest for block in blocks for manifest in yaml.safe_load_all(block)]
+    namespace = {"namespace": "chat", "uid": "u1"}
+    models = [
+        ModelDeployment.model_validate(found | {"metadata": found["metadata"] | namespace})
+        for found in manifests
+        if found["kind"] == "ModelDeployment"
+    ]
+    checked = [model for model in models if model.spec.model.uri.startswith(("file://", "pvc:"))]
+    assert {model.metadata.name for model in checked} >= {"llama-3.1-8b-local", "llama-3.1-8b-nodes"}
+    for model in checked:
+        pod = pod_of(workload(model))
+        (engine,) = pod["containers"]
+        mounts = {mount["mountPath"]: mount["name"] for mount in engine["volumeMounts"]}
+        (path,) = (word for word in engine["args"] if word.endswith("/llama-3.1-8b"))
+        (volume,) = (name for folder, name in mounts.items() if Path(path).is_relative_to(folder))
+        (source,) = (found for found in pod["volumes"] if found["name"] == volume)
+        assert source.keys() & {"hostPath", "persistentVolumeClaim"}, model.metadata.name
 
 
 def test_unmergeable_template_is_named_with_its_pool() -> None:

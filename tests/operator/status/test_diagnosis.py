@@ -168,6 +168,26 @@ def test_unbound_claim_is_named_and_not_called_missing(volumes: list[dict[str, A
     assert "Create it" not in diagnosis.message_with_advice
 
 
+@pytest.mark.parametrize("claims", [(), ("models",), ("models", "adapters")])
+@pytest.mark.parametrize(
+    "words", ["didn't match PersistentVolume's node affinity", "had volume node affinity conflict"]
+)
+@pytest.mark.parametrize("others", ["", ", 2 node(s) didn't match Pod's node affinity/selector"])
+def test_claim_that_is_bound_to_another_node_is_named(claims: tuple[str, ...], words: str, others: str) -> None:
+    message = f"0/3 nodes are available: 1 node(s) {words}{others}. preemption: 0/3 nodes are available."
+    volumes = [{"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in claims]
+    requirements = requirements_by_pool([workload(volumes=volumes)], {})
+    pods = [of_pool(unschedulable(message))] * 2
+    diagnosis = diagnose(pods, [], requirements=requirements)
+    assert diagnosis is not None
+    assert diagnosis.reason is Reason.INSUFFICIENT_CAPACITY
+    text = diagnosis.message_with_advice
+    assert f"{claims[-1] if claims else 'its claim'} is bound to another node; the scheduler says:" in text
+    assert text.endswith("(and 1 more like it). Use a claim that several nodes can mount, or model.cache.size.")
+    assert "no node fits" not in text
+    assert "Add nodes" not in text
+
+
 @pytest.mark.parametrize("kind", ["Deployment", "LeaderWorkerSet"])
 def test_lack_of_capacity_names_what_the_pool_asks_for(kind: str) -> None:
     resources = {"limits": {"nvidia.com/gpu": "1"}, "requests": {"nvidia.com/gpu": "1", "cpu": "4"}}

@@ -61,7 +61,8 @@ class ModelAdapterSpec(StrictModel):
         api_field(
             "location of its weights: hf://ORGANIZATION/NAME, s3://BUCKET/PATH, gs://BUCKET/PATH, "
             "oci://REGISTRY/REPOSITORY[:TAG][@sha256:DIGEST], pvc:CLAIM/PATH (a claim that the base mounts), file:///PATH (in "
-            "the image of the engine). The base needs adapters.download for s3://, gs://, oci://, revision and digest",
+            "the engine's image, or on a volume of its pool's template). The base needs adapters.download for s3://, gs://, "
+            "oci://, revision and digest",
             '"pvc:adapters/sql-2"',
             min_length=1,
             max_length=1024,
