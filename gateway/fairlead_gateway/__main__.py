@@ -137,10 +137,13 @@ def _run(
 
 def _validate_worker_settings(settings: GatewaySettings) -> None:
     """Raises SettingsError for what the workers would reject, so that it is reported once."""
-    from fairlead_gateway.worker import browser_access, memory_pressure
+    from fairlead_gateway.worker import memory_pressure
 
     memory_pressure.memory_share_reader(settings.memory_limit)
-    browser_access.parse_browser_access(settings, has_api_keys=False)
+    if settings.client_hosts is not None or settings.cors_origins is not None:
+        from fairlead_gateway.worker.browser_access import parse_browser_access
+
+        parse_browser_access(settings, has_api_keys=False)
     if settings.changing_text is not None:
         from fairlead_gateway.tenants.worker.tenant_policy import parse_changing_text
 

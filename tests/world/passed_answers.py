@@ -26,7 +26,7 @@ PASSED_ANSWERS = (
         "fastapi: HTTPException",
         (error_answer(b'{"detail":"Not Found"}', "404 Not Found"),),
         404,
-        ('"type":"error"', '"type":"not_found_error","message":"the model\'s engine does not serve this path"'),
+        ('"type":"error"', '"type":"not_found_error","message":"the model\'s engine does not serve this path; '),
         path="/v1/messages",
     ),
     Situation(

@@ -97,7 +97,9 @@ async def test_headers_by_which_engines_read_bodies_otherwise_pass_in_no_directi
 
     async def script(call: EngineCall) -> None:
         calls.append(call)
-        await call.respond({"choices": []}, more="x-body-compressed: zstd\r\n")
+        await call.respond(
+            {"choices": [{"index": 0, "message": {"content": "a"}, "text": "a"}]}, more="x-body-compressed: zstd\r\n"
+        )
 
     async with gateway_before([script]) as running:
         answer = await request(running.url, PLAIN, more="x-body-compressed: zstd\r\n")

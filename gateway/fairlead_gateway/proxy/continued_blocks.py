@@ -431,8 +431,7 @@ class StreamResponse(StreamBlocks):
             if kind in PARTS_ADDED and self._was_open:
                 self._was_open = False
                 return
-            is_own = self._taken in (fields.get("item_id"), item.get("id") if isinstance(item, dict) else None)
-            if is_own and self._may_repeat():
+            if self._taken in (fields.get("item_id"), item.get("id") if isinstance(item, dict) else None):
                 self._join(fields, item, part)
         if kind == "response.output_item.done" and isinstance(item, dict):
             self._done.append(msgspec.Raw(msgspec.json.encode(item)))
@@ -454,6 +453,8 @@ class StreamResponse(StreamBlocks):
         kind = str(fields["type"])
         if "item_id" in fields:
             fields["item_id"] = self._items[-1].get("id")
+        if not kind.endswith(".done") or not self._may_repeat():
+            return
         if kind.endswith("_text.done") and isinstance(fields.get("text"), str):
             _prepend(self._open_text(), fields)
         if kind.endswith("_part.done") and isinstance(part, dict):

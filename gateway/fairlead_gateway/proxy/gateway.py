@@ -412,8 +412,7 @@ class Gateway(RequestLifecycle):
         """
         if not head.is_checked:
             self.browser_access.check(head)
-        keys = None if head.method != "POST" and head.path in PROBE_PATHS else self.api_keys
-        caller = None if keys is None else keys.caller(head)
+        caller = None if self.api_keys is None or head.path in PROBE_PATHS else self.api_keys.caller(head)
         if caller is not None and not caller.may_use_other_paths:
             check_counted_path(head.path)
         if head.length != 0 and not (head.method == "POST" and head.path in _DIALECTS):

@@ -47,7 +47,15 @@ ANTHROPIC = {
 }
 OPENAI = {429: {"rate_limit_error", "insufficient_quota"}, 502: {"server_error"}, 503: {"server_error"}}
 ALL = pytest.mark.parametrize("path", BODIES)
-ANSWER = {**usage(7, 0, 5), "id": "x", "type": "message", "object": "x", "choices": [], "content": [], "output": []}
+ANSWER = {
+    **usage(7, 0, 5),
+    "id": "x",
+    "type": "message",
+    "object": "x",
+    "choices": [{"index": 0, "message": {"content": "a"}, "text": "a"}],
+    "content": [],
+    "output": [],
+}
 
 
 def posted(path: str, tenant: str = "acme", **fields: object) -> bytes:

@@ -69,7 +69,9 @@ async def test_the_engine_is_asked_for_its_own_name_and_not_a_byte_else_changes(
 
 async def test_of_two_engines_with_two_names_each_is_asked_for_the_one_that_it_knows() -> None:
     async def own(call: EngineCall) -> None:
-        await call.respond({"model": call.json["model"], "choices": []})
+        await call.respond(
+            {"model": call.json["model"], "choices": [{"index": 0, "message": {"content": "a"}, "text": "a"}]}
+        )
 
     async with scripted_engine(strict) as first, scripted_engine(own) as second:
         fleet = fleet_of([first.url, second.url], preset="round-robin")

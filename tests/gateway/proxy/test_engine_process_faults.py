@@ -30,7 +30,7 @@ class Engine(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         if b"poison" in body:
             os._exit(1)
-        out = b'{"choices":[]}'
+        out = b'{"choices":[{"index":0,"message":{"content":"a"}}]}'
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(out)))

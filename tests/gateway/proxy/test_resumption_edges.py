@@ -51,7 +51,7 @@ async def test_stream_is_resumed_over_a_new_connection_if_the_idle_one_is_stale(
 
     async def script(call: EngineCall) -> None:
         if "stream" not in call.json:
-            await call.respond({"choices": []})
+            await call.respond({"choices": [{"index": 0, "message": {"content": "a"}, "text": "a"}]})
             return
         streams.append(call)
         if len(streams) == 2:

@@ -80,7 +80,9 @@ async def test_the_body_of_a_request_in_flight_counts_until_its_answer() -> None
 
     async def slow(call: EngineCall) -> None:
         await go_on.wait()
-        await call.respond({"object": "chat.completion", "choices": []})
+        await call.respond(
+            {"object": "chat.completion", "choices": [{"index": 0, "message": {"content": "a"}, "text": "a"}]}
+        )
 
     async with scripted_engine(slow) as engine, running_gateway(fleet_of([engine.url])) as running:
         asked = asyncio.create_task(request(running.url, LARGE))
@@ -126,7 +128,9 @@ async def test_small_request_in_flight_is_counted_until_its_body_is_dropped() ->
     async def slow(call: EngineCall) -> None:
         asked.set()
         await go_on.wait()
-        await call.respond({"object": "chat.completion", "choices": []})
+        await call.respond(
+            {"object": "chat.completion", "choices": [{"index": 0, "message": {"content": "a"}, "text": "a"}]}
+        )
 
     async with scripted_engine(slow) as engine, running_gateway(fleet_of([engine.url])) as running:
         listener = running.gateway.listener
@@ -222,7 +226,9 @@ async def test_a_client_that_leaves_while_it_is_not_read_from_frees_its_engine()
 async def test_client_that_pipelines_and_half_closes_is_watched_for_its_second_request() -> None:
     async def silent(call: EngineCall) -> None:
         if "user" not in call.json:
-            await call.respond({"object": "chat.completion", "choices": []})
+            await call.respond(
+                {"object": "chat.completion", "choices": [{"index": 0, "message": {"content": "a"}, "text": "a"}]}
+            )
         else:
             await call.wait_closed()
 
@@ -278,7 +284,9 @@ async def test_bodies_of_one_caller_leave_memory_for_those_of_others(is_complete
 
     async def slow(call: EngineCall) -> None:
         await go_on.wait()
-        await call.respond({"object": "chat.completion", "choices": []})
+        await call.respond(
+            {"object": "chat.completion", "choices": [{"index": 0, "message": {"content": "a"}, "text": "a"}]}
+        )
 
     async with gateway_of(slow, limits=limits, api_keys=keys_of("greedy", "steady")) as (running, *_):
         listener = running.gateway.listener

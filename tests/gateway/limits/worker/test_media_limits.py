@@ -51,7 +51,7 @@ async def _post(gateway: LimitedGateway, path: str, **fields: object) -> int:
 async def test_a_picture_fits_into_a_limit_that_is_smaller_than_its_bytes(path: str) -> None:
     async def script(call: EngineCall) -> None:
         counts = {"input_tokens": 900, "output_tokens": 5, "prompt_tokens": 900, "completion_tokens": 5}
-        await call.respond({"choices": [], "usage": counts})
+        await call.respond({"choices": [{"index": 0, "message": {"content": "a"}, "text": "a"}], "usage": counts})
 
     async with limited_gateway(script, [Tenant("acme", limits=(_TOKENS,))]) as gateway:
         for count in range(1, 4):

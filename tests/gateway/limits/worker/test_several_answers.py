@@ -29,7 +29,14 @@ _CASES = [
 ]
 
 
-_answer = responds({**usage(3, 0, 77), "id": "x", "object": "text_completion", "choices": []})
+_answer = responds(
+    {
+        **usage(3, 0, 77),
+        "id": "x",
+        "object": "text_completion",
+        "choices": [{"index": 0, "message": {"content": "a"}, "text": "a"}],
+    }
+)
 
 
 async def _post(gateway: LimitedGateway, path: str, body: dict[str, Any]) -> int:
