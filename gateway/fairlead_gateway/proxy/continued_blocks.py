@@ -444,7 +444,7 @@ class StreamResponse(StreamBlocks):
         yield self._numbered(fields)
 
     def _may_repeat(self) -> bool:
-        """Whether one more event may get the text of the client's stream, which may be megabytes."""
+        """Whether one more event may get the text of the stream so far, which may be megabytes."""
         self._repeats += 1
         return self._repeats <= _MAX_REPEATS
 
