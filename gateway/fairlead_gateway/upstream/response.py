@@ -22,7 +22,7 @@ from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.request_encoder import retry_after_of
 from fairlead_gateway.upstream.sent_tokens import SentTokens
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
-from fairlead_gateway.upstream.usage import InBandError, LongAnswerCounts, Usage
+from fairlead_gateway.upstream.usage import GARBAGE, InBandError, LongAnswerCounts, Usage
 from fairlead_gateway.worker.runtime import BufferedBytes, WorkerRuntime, compact
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
@@ -30,6 +30,9 @@ CLIENT_SILENT: Final = "client-silent"
 """The client has not read for so long that its engine was paused until its time was over."""
 _ERROR_EVENT: Final = "error-event"
 _LONG_OPENING_BYTES: Final = 16_384
+_MIN_FLOOD_BYTES: Final = 8_192
+_MIN_EVENT_BYTES: Final = 48
+"""Limit: the mean of the events of a read that are rewritten; an event of one token has 150."""
 _NO_HEADERS: Final[dict[bytes, bytes]] = {}
 
 
@@ -404,6 +407,9 @@ class EngineResponse(ResponseSink):
         assert self._response is not None
         scanner = self.scanner
         if self.rewrite_events is not None:
+            if _is_flood(events):
+                self._finish(GARBAGE)
+                return
             try:
                 events = self.rewrite_events(events)
             except ReplayFailed:
@@ -434,6 +440,12 @@ class EngineResponse(ResponseSink):
                 self._finished.set_result(error)
             if self._observer is not None and self._observer.reports_end:
                 self._loop.call_soon(self._observer.on_end)
+
+
+def _is_flood(events: list[bytes]) -> bool:
+    """Whether events have few bytes for their number, each of which is decoded and encoded."""
+    size = sum([len(event) for event in events])
+    return size > _MIN_FLOOD_BYTES and size < _MIN_EVENT_BYTES * sum([event.count(b"\n\n") for event in events])
 
 
 def _give_up(has_opened: bool) -> float:

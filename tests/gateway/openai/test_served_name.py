@@ -254,3 +254,17 @@ def test_events_are_looked_at_whole() -> None:
         event({"model": "tiny"}),
         event("[DONE]"),
     ]
+
+
+async def test_flood_of_tiny_events_that_would_be_rewritten_ends_the_stream() -> None:
+    async def flood(call: EngineCall) -> None:
+        await call.start_stream()
+        await call.event({"model": call.json["model"], **token("hi")})
+        await asyncio.sleep(1.0)  # the first part has passed
+        await call.chunk(b'data: {"c":1}\n\n' * 4_000)
+        await call.wait_closed()
+
+    async with scripted_engine(flood) as engine, running_gateway(renamed(fleet_of([engine.url]))) as running:
+        answer = await request(running.url, GOOD | {"stream": True})
+        assert b'"stream_garbage"' in answer.body
+        assert answer.body.count(b'"c":1') < 1_000
