@@ -279,7 +279,8 @@ class SseScanner:
         )  # no boundary is before it: the part would have been cut there
         partial += chunk
         if len(partial) > _LONG_EVENT_BYTES:
-            self._partial_values += _count_values(chunk if self._partial_values else bytes(partial))
+            is_new = len(partial) - len(chunk) <= _LONG_EVENT_BYTES  # none of it is counted yet
+            self._partial_values += _count_values(bytes(partial) if is_new else chunk)
             if self._partial_values > _MAX_VALUES:
                 self.error = _MANY_VALUES
                 return b""
