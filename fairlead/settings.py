@@ -40,6 +40,23 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Variables read by the Makefile and the tests, not by a Fairlead process, with their meanings."""
+_AUDIT_LOG: Final = (
+    "the stream that gets an audit record of every change and every privileged request, one line of JSON each: `-` (standard "
+    "output) or `1` (standard error)"
+)
+_AUDIT_DIR: Final = "a folder for audit files, which are synced to the disk, rotated, and never written again"
+_CLIENT_NAMES: Final = (
+    "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
+    "the same for gateways, indexers and the operator"
+)
+_INSTALLATION: Final = (
+    "the id that this installation writes to all children of models. Its operator and autoscaler leave models alone whose "
+    "children have another id. Without it, no id is written; the chart writes `NAMESPACE.RELEASE`"
+)
+_ENDPOINT_NAMESPACES: Final = (
+    "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
+    "endpoint makes gateways and indexers connect to any address that they reach"
+)
 
 
 def _setting(description: str, *, default: str | None = None, secret: bool = False, reloadable: bool = False) -> Any:
@@ -82,25 +99,6 @@ class _ProcessSettings:
             value = getattr(self, item.name)
             parts.append(f"{item.name}={'***' if value and item.metadata['secret'] else repr(value)}")
         return f"{type(self).__name__}({', '.join(parts)})"
-
-
-_AUDIT_LOG: Final = (
-    "the stream that gets an audit record of every change and every privileged request, one line of JSON each: `-` (standard "
-    "output) or `1` (standard error)"
-)
-_AUDIT_DIR: Final = "a folder for audit files, which are synced to the disk, rotated, and never written again"
-_CLIENT_NAMES: Final = (
-    "client names that belong to models whatever their age, as `NAME=NAMESPACE/MODEL,NAME=NAMESPACE/MODEL`; only in a cluster, "
-    "the same for gateways, indexers and the operator"
-)
-_INSTALLATION: Final = (
-    "the id that this installation writes to all children of models. Its operator and autoscaler leave models alone whose "
-    "children have another id. Without it, no id is written; the chart writes `NAMESPACE.RELEASE`"
-)
-_ENDPOINT_NAMESPACES: Final = (
-    "namespaces of a cluster whose models may name `endpoints`, with commas between them; `*` for all. Without it none: an "
-    "endpoint makes gateways and indexers connect to any address that they reach"
-)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

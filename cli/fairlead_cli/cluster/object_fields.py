@@ -125,9 +125,8 @@ def waiting_reason(pod: Manifest) -> str:
         waiting, terminated = state.get("waiting"), state.get("terminated")
         if waiting and waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
             last_terminated = (container.get("lastState") or {}).get("terminated") or {}
-            return f"{waiting['reason']}{_exit_code(last_terminated, ' ({})')}: {shorten(str(waiting.get('message', '')))}".rstrip(
-                ": "
-            )
+            code = f" ({_exit_code(last_terminated)})" if "exitCode" in last_terminated else ""
+            return f"{waiting['reason']}{code}: {shorten(str(waiting.get('message', '')))}".rstrip(": ")
         if terminated and terminated.get("exitCode"):
             return f"{container.get('name')} ended with {_exit_code(terminated)}"
     not_ready = condition_of(pod, "Ready")
@@ -136,10 +135,10 @@ def waiting_reason(pod: Manifest) -> str:
     return str(status_of(pod).get("reason") or status_of(pod).get("phase") or "nothing is known of it")
 
 
-def _exit_code(terminated: Mapping[str, Any], form: str = "{}") -> str:
-    """Returns the exit code of a container in `form`, and whether memory ran out; or nothing."""
+def _exit_code(terminated: Mapping[str, Any]) -> str:
+    """Returns the exit code of a container, and whether memory ran out."""
     killed = ", OOMKilled" if terminated.get("reason") == "OOMKilled" else ""
-    return form.format(f"exit code {terminated['exitCode']}{killed}") if "exitCode" in terminated else ""
+    return f"exit code {terminated['exitCode']}{killed}"
 
 
 def _statuses(pod: Manifest) -> Iterable[Mapping[str, Any]]:

@@ -532,13 +532,13 @@ def _parse_length(value: bytes | None, limits: Limits) -> int:
         raise BadRequest("Content-Length is not a plain number", code="malformed_http", param="content-length")
     length = int(value)
     if length > limits.body_bytes:
-        raise _too_long(limits)
+        raise _too_long(limits, "content-length")
     return length
 
 
-def _too_long(limits: Limits) -> BodyTooLarge:
+def _too_long(limits: Limits, param: str | None = None) -> BodyTooLarge:
     hint = "send a shorter one, or ask the operator of the gateway for a larger FAIRLEAD_BODY_SIZE"
-    return BodyTooLarge(f"the body is longer than {limits.body_bytes} bytes", hint=hint)
+    return BodyTooLarge(f"the body is longer than {limits.body_bytes} bytes", param=param, hint=hint)
 
 
 def _parse_path(method: str, target: bytes) -> str:

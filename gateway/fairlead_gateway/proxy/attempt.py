@@ -496,10 +496,10 @@ _TOKENS_FIELD: Final = b"return_token_ids"
 _NO_TRANSLATION: Final = "; no API is translated into another"
 _LIMITED: Final = 429
 _NO_SUCH_FUNCTION: Final = 501
+"""For whatever request, so the client's business like every 4xx. vLLM, llama.cpp, TensorRT-LLM."""
 _CHOICES: Final = b'"choices"'
 _ACCEPTED: Final = 202
 _ANSWERED: Final = (200, _ACCEPTED)
-"""For whatever request, so the client's business like every 4xx. vLLM, llama.cpp, TensorRT-LLM."""
 _REFUSALS: Final = (400, 422)
 _SCAN_USAGE: Final = SCAN_USAGE
 _SCAN_NAMED_USAGE: Final = SCAN_NAMED_USAGE

@@ -307,11 +307,11 @@ def splice_events(events: Iterable[bytes], sent: SentText) -> list[bytes]:
             usage["completion_tokens"] += sent.tokens
             if is_count(usage.get("prompt_tokens")):
                 usage["prompt_tokens"] = max(0, usage["prompt_tokens"] - sent.tokens)
-        choices = fields.get("choices")
-        if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            delta = choices[0].get("delta")
+        choice = only_choice(fields)
+        if choice is not None:
+            delta = choice.get("delta")
             is_role_only = isinstance(delta, dict) and delta.pop("role", None) is not None and not delta.get("content")
-            if is_role_only and choices[0].get("finish_reason") is None:
+            if is_role_only and choice.get("finish_reason") is None:
                 continue
         spliced.append(_encode_event(fields))
     return spliced

@@ -103,30 +103,28 @@ class BlockEvent(Struct, gc=False):
     part: TypedPart | None = None
 
 
-class StreamEvent(Struct):
-    """The fields of an event that are read."""
+class ReportedFields(Struct):
+    """The fields in which engines report counts and errors."""
 
     usage: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     object: Raw | UnsetType = UNSET
+
+
+class StreamEvent(ReportedFields):
+    """The fields of an event that are read."""
+
     choices: list[Raw] | None = None
 
 
-class LongStreamEvent(Struct):
+class LongStreamEvent(ReportedFields):
     """The fields of a long event that are read."""
 
-    usage: Raw | UnsetType = UNSET
-    error: Raw | UnsetType = UNSET
-    object: Raw | UnsetType = UNSET
     choices: Raw | UnsetType = UNSET
 
 
-class PlainResponse(Struct, gc=False):
+class PlainResponse(ReportedFields, gc=False):
     """The fields of a plain response that are read."""
-
-    usage: Raw | UnsetType = UNSET
-    error: Raw | UnsetType = UNSET
-    object: Raw | UnsetType = UNSET
 
 
 USAGE_DECODER = Decoder(UsageFields, strict=False)  # some engines count in floats

@@ -71,8 +71,8 @@ _USAGE_OBJECT: Final = re.compile(
 _DEAD_ENGINE: Final = "EngineCore encountered an issue"
 """The text of a dead vLLM. In streams, releases 0.8 to 0.11 give it the code 400."""
 GARBAGE: Final = "garbage"
-EMPTY: Final = "empty"
 """The cause of a response that cannot be read, as docs/reference/errors.md lists it."""
+EMPTY: Final = "empty"
 _MAX_TOKENS: Final = 1 << 31  # more than the largest `n` times the largest `max_tokens`
 
 

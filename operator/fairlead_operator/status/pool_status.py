@@ -137,9 +137,8 @@ def _replaced_count(updated: int, existing: int, desired: int) -> int:
 def _group_counts(workload: Manifest, pods: Sequence[Manifest]) -> tuple[int, int]:
     """Returns the number of groups with the current template, and of all groups.
 
-    The LeaderWorkerSet's own counts do not say which template
-    they are about: it has no `observedGeneration`. The groups are therefore counted by their leader
-    pods.
+    The LeaderWorkerSet's own counts do not say which template they are about: it has no
+    `observedGeneration`. The groups are therefore counted by their leader pods.
     """
     pool, revision = label(workload, POOL_LABEL), annotation(workload, POD_REVISION)
     leaders = [
