@@ -2,7 +2,7 @@
 """Reads the token counts in a whole response of an engine, without objects for the rest.
 
 Every response that is accepted is valid for `attempt`, with the same counts. Others are left
-to it, in particular each invalid one.
+to it, in particular each invalid one, and each whose choices are null or empty.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -112,6 +112,8 @@ cdef Text _read_object(Level level, Text at, Scan *scan, Counts *counts) noexcep
 
 cdef inline Text _read_response_field(Text name, Text end, Text at, Scan *scan, Counts *counts) noexcept nogil:
     if not is_named(name, end, b"usage", 5):
+        if is_named(name, end, b"choices", 7) and (at[0] == c"n" or (at[0] == c"[" and skip_space(at + 1)[0] == c"]")):
+            return NULL
         return _skip_value(at, RESPONSE, scan)
     if counts.has_usage:
         return NULL

@@ -591,21 +591,19 @@ def _read_answer(context: RequestContext, body: bytes) -> tuple[Usage | None, In
     request = context.request
     if request.dialect.is_measured:
         return counts_of_long_answer(body), None
-    usage, is_readable = parse_usage(body, is_named=request.dialect.grammar is not None)
+    usage, fault = parse_usage(body, is_named=request.dialect.grammar is not None)
     if request.is_passthrough:
         return usage, None
-    if not is_readable:
-        return usage, InBandError(502, "not JSON", GARBAGE)
-    if request.dialect.grammar is None and request.dialect.generates and _has_no_choice(body):
-        return usage, InBandError(502, "an answer without choices", EMPTY)
-    return usage, _plain_error(body)
+    return usage, fault or _plain_error(body)
 
 
-def _has_no_choice(body: bytes) -> bool:
-    """Whether the choices of an answer are null or an empty list."""
+def _fault_in(body: bytes) -> InBandError | None:
+    """Returns the fault of an answer whose choices are null or an empty list."""
     at = body.find(_CHOICES)
     start = at + len(_CHOICES)
-    return at >= 0 and body[start : start + 16].translate(None, b": \t\r\n")[:2] in (b"[]", b"nu")
+    if at < 0 or body[start : start + 16].translate(None, b": \t\r\n")[:2] not in (b"[]", b"nu"):
+        return None
+    return InBandError(502, "an answer without choices", EMPTY)
 
 
 def _limit_error(engine_response: EngineResponse, error: InBandError, request_id: str) -> EngineLimited:
@@ -662,23 +660,23 @@ def external_refusal(status: int, body: bytes, request_id: str) -> bytes:
     return error_body(text, "invalid_request_error", None, "engine_refused", request_id)
 
 
-def parse_usage(body: bytes, *, is_named: bool) -> tuple[Usage | None, bool]:
-    """Returns the usage of a plain response, and whether the body looks like a JSON object.
+def parse_usage(body: bytes, *, is_named: bool) -> tuple[Usage | None, InBandError | None]:
+    """Returns the usage of a plain response, and what makes it no answer.
 
     is_named: it is in a dialect whose events have names.
     """
     if len(body) > _MAX_PARSED_BYTES:
-        return counts_of_long_answer(body), body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
+        is_object = body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
+        return counts_of_long_answer(body), _fault_in(body) if is_object else InBandError(502, "not JSON", GARBAGE)
     scan = _SCAN_NAMED_USAGE if is_named else _SCAN_USAGE
-    if scan is not None:
-        found = scan(body)
-        if found is not None:
-            return scanned_usage(found), True
+    found = None if scan is None else scan(body)
+    if found is not None:
+        return scanned_usage(found), None
     try:
         decoded = _DECODE_RESPONSE(body)
     except _DECODE_ERRORS:
-        return None, False
-    return usage_of_named(decoded.usage) if is_named else read_usage(decoded.usage), True
+        return None, InBandError(502, "not JSON", GARBAGE)
+    return usage_of_named(decoded.usage) if is_named else read_usage(decoded.usage), _fault_in(body)
 
 
 def refusal_body(status: int, body: bytes, request_id: str) -> bytes:

@@ -326,8 +326,9 @@ class SentTokens:
 
     def _count(self) -> bool:
         """Counts what is kept in the memory of all streams; returns whether that is too much."""
-        kept = (self.head, self.last, self.body)
-        size = _ID_BYTES * len(self.ids) + sum([len(text) for text in kept if len(text) > SHORT_BYTES])
+        size, head, last, body = _ID_BYTES * len(self.ids), len(self.head), len(self.last), len(self.body)
+        size += (head if head > SHORT_BYTES else 0) + (last if last > SHORT_BYTES else 0)
+        size += body if body > SHORT_BYTES else 0
         self._memory.used_bytes += size - self._counted_bytes
         self._counted, self._counted_bytes = len(self.ids), size
         return size > 0 and self._memory.is_full

@@ -283,11 +283,14 @@ class RequestContext:
         if usage is None:
             return
         prompt, output = usage.prompt_tokens, usage.completion_tokens
-        if prompt is not None and prompt <= _MAX_CONTEXT + _MAX_PER_ESTIMATE * route.prompt_tokens:
+        if prompt is not None and (
+            prompt <= _MAX_CONTEXT or prompt <= _MAX_CONTEXT + _MAX_PER_ESTIMATE * route.prompt_tokens
+        ):
             result.prompt_tokens, result.cached_tokens = prompt, usage.cached_tokens
-        most = _MAX_CONTEXT if route.max_tokens is None else _MAX_PER_ESTIMATE * (route.max_tokens + _MIN_OUTPUT)
-        if output is not None and output <= most * route.sequences:
-            result.output_tokens = output
+        if output is not None and output > _MIN_OUTPUT:
+            most = _MAX_CONTEXT if route.max_tokens is None else _MAX_PER_ESTIMATE * (route.max_tokens + _MIN_OUTPUT)
+            output = output if output <= most * route.sequences else None
+        result.output_tokens = output
 
     def body_fingerprint(self, fingerprint: Callable[[bytes], bytes]) -> bytes:
         """Returns the body's fingerprint, also after the body was released."""

@@ -25,7 +25,7 @@ BODIES = [
     json.dumps({**RESPONSE, "usage": None}).encode(),
     json.dumps({**RESPONSE, "usage": {**USAGE, "prompt_tokens_details": None, "completion_tokens": None}}).encode(),
     b'{"usage":{"prompt_tokens":3}}',
-    b'{"choices":[]}',
+    b'{"choices":[{}]}',
 ]
 TOKENS = [
     *('{"', '":', "}", "[", "]", ",", '"usage":', '"usage":{', '"prompt_tokens":', '"completion_tokens":', "null", "5"),
@@ -105,6 +105,13 @@ def test_changed_bytes_are_judged_alike(native_modules: dict[str, ModuleType], d
             st.one_of(st.binary(max_size=3), st.sampled_from(TOKENS).map(str.encode))
         )
     check_equal(native_modules, bytes(body))
+
+
+@pytest.mark.parametrize("body", [b'{"choices":[]}', b'{"choices" : [ ]}', b'{"id":"a","choices":null,"usage":{}}'])
+def test_responses_without_choices_are_left_to_the_other_way(
+    native_modules: dict[str, ModuleType], body: bytes
+) -> None:
+    assert not check_equal(native_modules, body)
 
 
 def test_deep_responses_are_left_to_the_other_way(native_modules: dict[str, ModuleType]) -> None:
