@@ -84,6 +84,18 @@ class GatewayError(FairleadError):
         return error_body(str(self), self.error_type, self.param, self.code, request_id)
 
 
+def forget_frames(error: BaseException) -> None:
+    """Drops the frames that an error has passed, once it is handled.
+
+    They hold the request and its body. What holds the error too would make a cycle with them, which
+    keeps the body until the garbage collector runs.
+    """
+    left: BaseException | None = error
+    while left is not None:
+        left.__traceback__ = None
+        left = left.__cause__ or left.__context__
+
+
 class RelayedError(GatewayError):
     """Raised if another process of the gateway returned the error."""
 

@@ -18,7 +18,7 @@ from fairlead.kube.resources import PODS, Manifest, metadata_of, name_of
 from fairlead_cli.cluster.object_fields import MissingValue
 
 _LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)")
-_LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
+_LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]++|\\.)*+)"')
 _ESCAPED = re.compile(r"\\(.)")
 
 

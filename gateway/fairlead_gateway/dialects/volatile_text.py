@@ -15,8 +15,8 @@ _SIGN: Final = b"x-anthropic-billing-header"
 _OBJECT: Final = rb'\{(?:[^{}"]|"[^{}"\\]*+")*+\}'
 _FIELD: Final = rb'"(?:type|cache_control)"\s*:\s*(?:"[a-z_]*"|%b|null)' % _OBJECT
 _BLOCKS: Final = re.compile(
-    rb'([\[,])\s*(?:\{\s*(?:%b\s*,\s*)*"text"\s*:\s*"x-anthropic-billing-header(?:[^"\\]|\\.)*+"'
-    rb"(?:\s*,\s*%b)*\s*\}\s*(,?)\s*)+" % (_FIELD, _FIELD)
+    rb'([\[,])\s*(?:\{\s*(?:%b\s*,\s*){0,8}"text"\s*:\s*"x-anthropic-billing-header(?:[^"\\]|\\.)*+"'
+    rb"(?:\s*,\s*%b){0,8}\s*\}\s*(,?)\s*){1,64}" % (_FIELD, _FIELD)
 )
 """Blocks of text in an array that begin with such a line, and what stands around them."""
 _LINE: Final = re.compile(rb'\A"x-anthropic-billing-header(?:[^"\\]|\\[^n])*+(?:\\n)?')

@@ -83,7 +83,7 @@ _NON_STRUCTURAL_BYTES = bytes(set(range(256)) - set(b'[]{}"'))
 _PLAIN_STRING = re.compile(rb'"[^"]*"')
 _SLICE_BYTES = 65_536
 _HALF_PAIR = re.compile(
-    rb"(?<!\\)(?:\\\\)*(?:"
+    rb"(?<!\\)(?:\\\\){0,64}(?:"
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )

@@ -53,6 +53,7 @@ from fairlead_gateway.upstream.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.upstream.usage import (
     EMPTY,
     GARBAGE,
+    MAX_HIDDEN_BYTES,
     InBandError,
     Usage,
     counts_of_long_answer,
@@ -540,15 +541,20 @@ def check_response(
         return
     status = response_error.status
     if status in _OVERLOAD_STATUSES and not (status == _LIMITED and is_external(context)):
-        refusal = _limit_error(engine_response, response_error, context.http_request.id) if status == _LIMITED else None
-        failure = AttemptFailure("overloaded", is_overload=True, refusal=refusal)
-        failure.retry_after = engine_response.retry_after(int(MAX_RETRY_AFTER_SECONDS))
-        raise failure
+        raise _overloaded(context, engine_response, response_error)
     if status >= 500 and status != _NO_SUCH_FUNCTION:
         context.result.is_charged = response_error.is_charged
         raise AttemptFailure(response_error.cause or f"status-{status}", is_final=response_error.is_charged)
     if not engine_response.is_stream:
         engine_response.status = status
+
+
+def _overloaded(context: RequestContext, engine_response: EngineResponse, error: InBandError) -> AttemptFailure:
+    """Returns the failure of an instance that takes no more requests now."""
+    refusal = _limit_error(engine_response, error, context.http_request.id) if error.status == _LIMITED else None
+    failure = AttemptFailure("overloaded", is_overload=True, refusal=refusal)
+    failure.retry_after = engine_response.retry_after(int(MAX_RETRY_AFTER_SECONDS))
+    return failure
 
 
 def _note_unfinished(context: RequestContext, engine_response: EngineResponse) -> None:
@@ -653,7 +659,7 @@ def external_refusal(status: int, body: bytes, request_id: str) -> bytes:
         return error_body(text, "rate_limit_error", None, "provider_limit", request_id)
     if status == 404:
         text = f"the provider of this model does not serve this request{_NO_TRANSLATION}"
-    elif _ACCOUNT_WORDS.search(body) is not None:
+    elif len(body) > MAX_HIDDEN_BYTES or _ACCOUNT_WORDS.search(body) is not None:
         text = "the provider of this model refuses the request"
     else:
         return hide_accounts(body)

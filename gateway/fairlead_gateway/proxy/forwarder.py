@@ -13,7 +13,7 @@ from typing import Final
 
 from fairlead.decision import Decision, DecisionText
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import PrefillCoordinator
-from fairlead_gateway.errors import GatewayError, QuarantinedRequest, UnknownResponse
+from fairlead_gateway.errors import GatewayError, QuarantinedRequest, UnknownResponse, forget_frames
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.request import timeout_error, total_timeout
@@ -183,6 +183,7 @@ class Forwarder:
     def _check_retry(self, attempt: Attempt, failure: AttemptFailure) -> None:
         """Records the failure. Raises GatewayError unless another instance may be tried."""
         context = attempt.context
+        forget_frames(failure)
         context.failures.append(failure)
         self._failures.on_attempt_failed(context, failure)
         is_blocked = failure.crashed and attempt.on_crash()

@@ -27,7 +27,7 @@ from fairlead_gateway.body_check.worker.client import BodyChecker
 from fairlead_gateway.caller_key import Caller, caller_key
 from fairlead_gateway.dialects.table import DIALECTS
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import PrefillCoordinator
-from fairlead_gateway.errors import GatewayDraining, GatewayError, WebSocketRefused
+from fairlead_gateway.errors import GatewayDraining, GatewayError, WebSocketRefused, forget_frames
 from fairlead_gateway.http.listener import (
     COUNTED_BYTES,
     HttpRequest,
@@ -531,6 +531,7 @@ class Gateway(RequestLifecycle):
         """Gives the request to another model of its route; returns False if there is none."""
         fallback = self._fallbacks.take(context, error, http_request.caller, self._now())
         if fallback is not None:
+            forget_frames(error)
             self._start_request(http_request, response, fallback)
         return fallback is not None
 
@@ -715,9 +716,10 @@ class Gateway(RequestLifecycle):
     def _send_failure(
         self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
     ) -> None:
+        if context is None or (context.choice is None and context.reservation is None):
+            error = self.stack.limit_gate.count_refused(http_request.caller, error)
+        forget_frames(error)
         if context is None or context.choice is None:
-            if context is None or context.reservation is None:
-                error = self.stack.limit_gate.count_refused(http_request.caller, error)
             self._recorder.record_unserved(http_request, context, error)
             self.on_rejected(error, response, http_request, context)
             return

@@ -344,7 +344,10 @@ async def _exchange(pool: ConnectionPool, address: str, call: _Call, buffered: B
             connection = None
             continue
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # else it keeps this frame, and the frame keeps it
         status = response.status
         if status != 200:
             is_refused = 400 <= status < 500 and status != 429

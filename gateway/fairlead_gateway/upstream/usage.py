@@ -58,10 +58,12 @@ _STATUSES: Final = {
 """The statuses of types that OpenAI and Anthropic define, for errors without one."""
 _USAGE_KEY: Final = b'"usage"'
 _ACCOUNT_NAMES: Final = re.compile(
-    rb'\b(?:org|proj|acct|user|team|sk|pk|key|gsk|hf|xai)[-_][A-Za-z0-9_-]{6,}|\b(?:AIza|AKIA)[\w-]{8,}|https?:(?:\\?/){2}(?:[^\s"\\<>]|\\/)+',
+    rb'\b(?:org|proj|acct|user|team|sk|pk|key|gsk|hf|xai)[-_][A-Za-z0-9_-]{6,}|\b(?:AIza|AKIA)[\w-]{8,}|https?:(?:\\?/){2}[^\s"\\<>]*(?:\\/[^\s"\\<>]*){0,64}',
     re.IGNORECASE,
 )
 """Names of accounts and keys, and addresses."""
+MAX_HIDDEN_BYTES: Final = 65_536
+"""Limit: an error in which names of accounts are looked for; of a longer one nothing is shown."""
 _MAX_LINE_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
 """The end of a long part that is kept; no object of token counts is longer."""

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from fairlead.limits import Limits
-from fairlead_gateway.body_check.messages import BodyQuery, BodyReply, encode_limits
+from fairlead_gateway.body_check.messages import BodyProblem, BodyQuery, BodyReply, encode_limits
 from fairlead_gateway.dialects.completions import CompletionRequest
 from fairlead_gateway.dialects.embeddings import EmbeddingRequest
 from fairlead_gateway.dialects.schemas import CommonFields
@@ -70,9 +70,12 @@ class BodyChecker:
             raise Overloaded(
                 "the body could not be checked", hint="try again", headers=(("retry-after", "1"),)
             ) from None
-        problem = reply.problem
-        if problem is not None:
-            error = BadRequest(problem.message, param=problem.param, code=problem.code, hint=problem.hint)
-            error.repairs = problem.repairs
-            raise error
+        if reply.problem is not None:
+            raise _bad_request(reply.problem)
         return reply
+
+
+def _bad_request(problem: BodyProblem) -> BadRequest:
+    error = BadRequest(problem.message, param=problem.param, code=problem.code, hint=problem.hint)
+    error.repairs = problem.repairs
+    return error

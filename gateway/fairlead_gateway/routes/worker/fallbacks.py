@@ -141,9 +141,7 @@ class Fallbacks:
             return
         following = self._choose_next(decision, kind, context.http_request.caller, context, now)
         if following is not None:
-            error = BadRequest("the engine has refused the request", code="engine_refused")
-            error.next_route = following
-            raise error
+            raise _refused(following)
 
     def _choose_next(
         self, decision: RouteDecision, kind: str, caller: Caller | None, context: RequestContext | None, now: float
@@ -270,6 +268,13 @@ def _failure_kind(context: RequestContext, error: GatewayError, now: float) -> s
     if isinstance(error, EngineTimeout):
         return UNAVAILABLE if failures and not failures[-1].is_final else None
     return None
+
+
+def _refused(following: RouteDecision) -> BadRequest:
+    """Returns the error of a request that its route gives to another model."""
+    error = BadRequest("the engine has refused the request", code="engine_refused")
+    error.next_route = following
+    return error
 
 
 def _refusal_kind(engine_response: EngineResponse) -> str | None:

@@ -238,10 +238,14 @@ def choose_entry(
         return entry, decision
     model = fleet.models.get(decision.target)
     if model is None:
-        error = RouteWithoutTarget("model: the target that this route has chosen is not served", param="model")
-        error.route = decision
-        raise error
+        raise _not_served(decision)
     return ModelEntry(decision.target, model), decision
+
+
+def _not_served(decision: RouteDecision) -> RouteWithoutTarget:
+    error = RouteWithoutTarget("model: the target that this route has chosen is not served", param="model")
+    error.route = decision
+    return error
 
 
 _SEED: Final = xxhash.xxh3_64_intdigest(b"canary")
