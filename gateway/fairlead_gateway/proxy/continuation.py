@@ -44,7 +44,7 @@ from fairlead_gateway.dialects.schemas import CommonFields, GenerationFields, ha
 from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.json_edit import contains_any, is_any_enabled, prepend_text, set_members
-from fairlead_gateway.upstream.sent_tokens import MEMORY, SentTokens
+from fairlead_gateway.upstream.sent_tokens import MEMORY, SHORT_BYTES, SentTokens
 from fairlead_gateway.upstream.usage import Usage
 
 _EVENTS_PER_SLICE = 64
@@ -113,7 +113,9 @@ class SentText:
         try:
             for number, fields in enumerate(_decode_events(b"".join(self._events)), 1):
                 self.shared_fields = self.shared_fields or {
-                    name: fields[name] for name in ("id", "created", "model") if name in fields
+                    name: fields[name]
+                    for name in ("id", "created", "model")
+                    if name in fields and len(str(fields[name])) <= SHORT_BYTES
                 }
                 choices = fields.get("choices")
                 if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):

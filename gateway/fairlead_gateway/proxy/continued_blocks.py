@@ -62,7 +62,7 @@ _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)")
 _BUDGET: Final = (b'"budget_tokens"',)
 _PROMPT_COUNTS: Final = frozenset(("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"))
 _CUT: Final = "~~the answer is cut here~~"
-_MAX_REPEATS: Final = 16
+_MAX_REPEATS: Final = 8
 """Limit: events of a next engine that get the text before it; an answer ends with four of them."""
 
 
@@ -260,6 +260,10 @@ class StreamBlocks(DetachedStream):
 class StreamMessage(StreamBlocks):
     """A stream of a message."""
 
+    def __init__(self, request: ModelRequest, blocks: SentBlocks) -> None:
+        super().__init__(request, blocks)
+        self._split: dict[str, int] | None = None  # see `_prompt_counts`
+
     def has_read(self, reported: Usage | None) -> bool:
         if not self._answer:
             return True
@@ -322,13 +326,12 @@ class StreamMessage(StreamBlocks):
 
     def _prompt_counts(self) -> dict[str, int]:
         """Returns the tokens of the prompt as the first event splits them into cached and new."""
-        message = (decode_object(event_data(self.blocks.head) or b"") or {}).get("message")
-        usage = message.get("usage") if isinstance(message, dict) else None
-        return (
-            {name: usage[name] for name in _PROMPT_COUNTS if is_count(usage.get(name))}
-            if isinstance(usage, dict)
-            else {}
-        )
+        if self._split is None:
+            message = (decode_object(event_data(self.blocks.head) or b"") or {}).get("message")
+            found = message.get("usage") if isinstance(message, dict) else None
+            usage: dict[str, Any] = found if isinstance(found, dict) else {}
+            self._split = {name: usage[name] for name in _PROMPT_COUNTS if is_count(usage.get(name))}
+        return self._split
 
 
 def _block_stop(index: int) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.upstream.response_schemas import NAMED_EVENT_DECODER, NamedEvent, StopDelta
 from fairlead_gateway.upstream.sent_tokens import COMMENT, SHORT_BYTES
 from fairlead_gateway.upstream.sse import PINGS, SseScanner, decode_members, event_data, event_name
-from fairlead_gateway.upstream.usage import GARBAGE, InBandError, TokenCounts, hide_accounts, parse_in_band_error
+from fairlead_gateway.upstream.usage import (
+    GARBAGE,
+    MAX_HIDDEN_BYTES,
+    InBandError,
+    TokenCounts,
+    hide_accounts,
+    parse_in_band_error,
+)
 
 _NAME: Final = b"event: "
 _NEXT_NAME: Final = b"\nevent:"
@@ -102,6 +109,9 @@ class NamedEventScanner(SseScanner):
             response = None if fields is None else fields.response
             within = msgspec.UNSET if response is None else response.error
             self.error = parse_in_band_error(data if within is msgspec.UNSET else bytes(within), 500)
+            if self._is_external and len(event) > MAX_HIDDEN_BYTES:
+                self.error = InBandError(502, "the provider's error is too long", GARBAGE)
+                return
             passed.append(hide_accounts(event) if self._is_external else event)  # clients know it
             self._last_chunk = numbered_part(event)
             return

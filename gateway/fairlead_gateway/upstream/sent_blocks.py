@@ -33,6 +33,8 @@ MAX_HELD_SECONDS: Final = 60.0
 """Limit: events behind the text of a message or a response are held for this long."""
 _END: Final = b"\n\n"
 _COUNTED_AT_ONCE: Final = 1_024
+_MAX_TEXT_BYTES: Final = 2_097_152
+"""Limit: text of a stream; each of the next engine's last events gets all of it."""
 _DELTA: Final = "content_block_delta"
 _TEXT_DELTA: Final = "response.output_text.delta"
 _THOUGHT_DELTA: Final = "response.reasoning_text.delta"
@@ -192,6 +194,8 @@ class SentBlocks:
         if kind in _OPENINGS:
             self.head = event
             self._count()
+            if len(event) > MAX_HELD_BYTES:
+                self.problem = MEMORY
         self.is_finished = self.is_finished or kind in _FINALS
         return kind in _OPENINGS or kind in _FINALS or (kind in _PASSED and not self._held)
 
@@ -237,7 +241,7 @@ class SentBlocks:
         size = self._text_bytes + len(self.body) + len(self.head) + len(self.failure)
         self._memory.used_bytes += size - self._counted
         self._counted = size
-        if self.body and self._memory.is_full:
+        if self.body and (self._memory.is_full or self._text_bytes > _MAX_TEXT_BYTES):
             self.problem = MEMORY
 
     def _release_held(self, event: bytes) -> bytes:

@@ -331,7 +331,7 @@ class SentTokens:
         size += body if body > SHORT_BYTES else 0
         self._memory.used_bytes += size - self._counted_bytes
         self._counted, self._counted_bytes = len(self.ids), size
-        return size > 0 and self._memory.is_full
+        return size > 0 and (self._memory.is_full or len(self.ids) > _MAX_IDS)
 
     def _give_up(self, problem: str, events: bytes) -> bytes:
         """Keeps nothing from now on; returns what was held, and the events."""
@@ -355,6 +355,8 @@ class SentTokens:
 
 
 _COUNTED_AT_ONCE: Final = 256
+_MAX_IDS: Final = 1_048_576
+"""Limit: tokens of a stream and its prompt; the next engine gets all of them in one request."""
 
 
 def _is_empty(events: bytes) -> bool:

@@ -343,7 +343,8 @@ class SseScanner:
         """Inspects an event, and adds to `passed` what may pass now."""
         finished = self._finished_choices
         passes = self._inspect_event(event, data, fields)
-        if self._held and (passes or self.is_finished):
+        # Whole with the counts of one event: each further one would be added to all of it.
+        if self._held and (passes or self.is_finished or self.usage is not None):
             passed += self.release_held()
         elif passes and self.strip_usage and finished < self._choices <= self._finished_choices:
             self._held = event

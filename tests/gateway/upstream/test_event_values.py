@@ -69,12 +69,3 @@ def test_long_events_that_engines_send_pass(size: int) -> None:
         passed += scanner.filter_chunks([chunk])
     assert scanner.error is None
     assert b"".join(passed) == data
-
-
-def test_event_that_is_held_takes_few_members_of_later_ones() -> None:
-    scanner = scanner_of("chat")
-    scanner.filter_chunks([b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'])
-    for number in range(4_000):
-        more = ",".join(f'"m{number}-{place}":1' for place in range(40))
-        scanner.filter_chunks([b'data: {"choices":[],"usage":{"prompt_tokens":1},%b}\n\n' % more.encode()])
-    assert 1_000 < scanner.waiting_bytes < 20_000
