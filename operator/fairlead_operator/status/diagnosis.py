@@ -10,16 +10,19 @@ from types import MappingProxyType
 from typing import Any
 
 from fairlead.api.conditions import STALLED_IF_LASTS, Reason, reasons
-from fairlead.fleet.labels import POOL_LABEL
+from fairlead.fleet.labels import POD_REVISION_LABEL, POOL_LABEL
 from fairlead.kube.conditions import parse_time
 from fairlead.kube.errors import Forbidden, Invalid, KubeError
-from fairlead.kube.resources import Manifest, is_deleting, labels_of, metadata_of, name_of, namespace_of
+from fairlead.kube.resources import Manifest, is_deleting, is_ready, labels_of, metadata_of, name_of, namespace_of
 from fairlead.units import format_duration
+from fairlead_operator.object_metadata import annotation, label
 from fairlead_operator.status.pod_requirements import PodRequirements
 
 _MAX_MESSAGE_LENGTH = 300
-_MISSING_SECRET = re.compile(r'secrets? "?([^"\s]+)"? not found|couldn\'t find key (\S+) in Secret (\S+)')
-_MISSING_CONFIG_MAP = re.compile(r'configmaps? "?([^"\s]+)"? not found|couldn\'t find key (\S+) in ConfigMap (\S+)')
+_MISSING_OBJECTS = (
+    (re.compile(r'secrets? "?[^"\s]+"? not found|couldn\'t find key \S+ in Secret \S+'), Reason.MISSING_SECRET),
+    (re.compile(r'configmaps? "?[^"\s]+"? not found|couldn\'t find key \S+ in ConfigMap \S+'), Reason.MISSING_CONFIG_MAP),
+)
 _CLAIM = re.compile(r"persistentvolumeclaim", re.IGNORECASE)
 _ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found', re.IGNORECASE)
 _NAMED_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)"', re.IGNORECASE)
@@ -31,8 +34,6 @@ _PREEMPTION = " preemption: "
 _PULL_ERRORS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _DOWNLOAD_NAMES = ("download", "fetch")
 _QUOTA_MESSAGES = ("exceeded quota", "must specify limits", "must specify requests")
-
-
 _UNKNOWN_REQUIREMENTS: Mapping[str, PodRequirements] = MappingProxyType({})
 
 
@@ -110,12 +111,17 @@ def diagnose(
 ) -> Failure | None:
     """Returns the most important cause of failure; None if nothing is known to have failed.
 
-    A pod without a node counts only after `grace_seconds`.
+    A pod without a node counts only after `grace_seconds`. Outdated pods count only if all others
+    are ready: the spec may no longer have what failed.
 
     requirements: of the pods of each pool.
     """
     failures: dict[Reason, Failure] = {}
-    counting = [pod for pod in pods if pending_capacity((pod,), wall, grace_seconds) is None]
+    pods, workloads = list(pods), list(workloads)
+    present = {(label(one, POOL_LABEL), annotation(one, POD_REVISION_LABEL)) for one in workloads}
+    starting = [pod for pod in pods if not is_ready(pod) and not is_deleting(pod)]
+    updated = [pod for pod in starting if (label(pod, POOL_LABEL), label(pod, POD_REVISION_LABEL)) in present]
+    counting = [pod for pod in updated or starting if pending_capacity((pod,), wall, grace_seconds) is None]
     of_pods = (diagnose_pod(pod, requirements) for pod in counting)
     for failure in (*of_pods, *map(diagnose_workload, workloads)):
         if failure is not None:
@@ -140,7 +146,7 @@ def diagnose_pod(pod: Manifest, requirements: Mapping[str, PodRequirements] = _U
     """
     status = pod.get("status") or {}
     conditions = {container.get("type"): container for container in status.get("conditions") or []}
-    if is_deleting(pod) or (conditions.get("Ready") or {}).get("status") == "True":
+    if is_deleting(pod) or is_ready(pod):
         return None
     scheduled = conditions.get("PodScheduled") or {}
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
@@ -242,7 +248,8 @@ def _diagnose_container(pod: Manifest, container: dict[str, Any], *, first: bool
     if reason in _PULL_ERRORS:
         return Failure(Reason.IMAGE_PULL_FAILED, f"{where}: {container.get('image', 'the image')}: {message or reason}")
     if reason == "CreateContainerConfigError":
-        return _diagnose_config_error(where, message)
+        missing = next((missing for pattern, missing in _MISSING_OBJECTS if pattern.search(message)), None)
+        return Failure(missing, f"{where}: {message}") if missing else None
     terminated = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
     if terminated.get("reason") == "OOMKilled":
         return Failure(
@@ -256,14 +263,6 @@ def _diagnose_container(pod: Manifest, container: dict[str, Any], *, first: bool
     last = _truncate(str(terminated.get("message", "")).strip())
     kind = Reason.DOWNLOAD_FAILED if download else Reason.ENGINE_CRASHING
     return Failure(kind, f"{where}: {times}" + (f": {last}" if last else ""))
-
-
-def _diagnose_config_error(where: str, message: str) -> Failure | None:
-    if _MISSING_SECRET.search(message):
-        return Failure(Reason.MISSING_SECRET, f"{where}: {message}")
-    if _MISSING_CONFIG_MAP.search(message):
-        return Failure(Reason.MISSING_CONFIG_MAP, f"{where}: {message}")
-    return None
 
 
 def _truncate(text: str) -> str:

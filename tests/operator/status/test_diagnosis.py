@@ -130,6 +130,27 @@ def test_unschedulable_pod_counts_after_the_grace_period() -> None:
     assert diagnosis.reason is Reason.IMAGE_PULL_FAILED
 
 
+def of_revision(manifest: dict[str, Any], revision: str) -> dict[str, Any]:
+    labels = {"fairlead.io/pool": "main", "fairlead.io/revision": revision}
+    return {**manifest, "metadata": {**manifest["metadata"], "labels": labels}}
+
+
+@pytest.mark.parametrize(("failed", "reason"), [(manifest, reason) for manifest, reason, _ in CASES])
+def test_outdated_pods_count_only_if_all_others_are_ready(failed: dict[str, Any], reason: Reason) -> None:
+    labels, notes = {"fairlead.io/pool": "main"}, {"fairlead.io/revision": "new"}
+    workload = {"metadata": {"name": "d", "labels": labels, "annotations": notes}}
+    old, is_pending = of_revision(failed, "old"), unschedulable("no room", lastTransitionTime="2027-01-15T08:00:00Z")
+    for starting in (pod(), is_pending):
+        assert diagnose([old, of_revision(starting, "new")], [workload], wall=1_800_000_000.0, grace_seconds=9.0) is None
+    for others in ([], [of_revision(pod(conditions=[{"type": "Ready", "status": "True"}]), "new")]):
+        diagnosis = diagnose([old, *others], [workload])
+        assert diagnosis is not None
+        assert diagnosis.reason is reason
+    diagnosis = diagnose([old, of_revision(pod("q", waiting("ErrImagePull")), "new")], [workload])
+    assert diagnosis is not None
+    assert (diagnosis.reason, diagnosis.message[:6], diagnosis.pods) == (Reason.IMAGE_PULL_FAILED, "pod q:", 1)
+
+
 def of_pool(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "metadata": {"name": "p", "namespace": "chat", "labels": {"fairlead.io/pool": "main"}}}
 
