@@ -11,17 +11,20 @@ from typing import Any
 
 from fairlead.api.conditions import STALLED_IF_LASTS, Reason, reasons
 from fairlead.fleet.labels import POD_REVISION_LABEL, POOL_LABEL
-from fairlead.kube.conditions import parse_time
+from fairlead.kube.conditions import find_condition, parse_time
 from fairlead.kube.errors import Forbidden, Invalid, KubeError
 from fairlead.kube.resources import Manifest, is_deleting, is_ready, labels_of, metadata_of, name_of, namespace_of
 from fairlead.units import format_duration
-from fairlead_operator.object_metadata import annotation, label
+from fairlead_operator.object_metadata import GROUP_INDEX_LABEL, GROUP_SET_LABEL, annotation, label
 from fairlead_operator.status.pod_requirements import PodRequirements
 
 _MAX_MESSAGE_LENGTH = 300
 _MISSING_OBJECTS = (
     (re.compile(r'secrets? "?[^"\s]+"? not found|couldn\'t find key \S+ in Secret \S+'), Reason.MISSING_SECRET),
-    (re.compile(r'configmaps? "?[^"\s]+"? not found|couldn\'t find key \S+ in ConfigMap \S+'), Reason.MISSING_CONFIG_MAP),
+    (
+        re.compile(r'configmaps? "?[^"\s]+"? not found|couldn\'t find key \S+ in ConfigMap \S+'),
+        Reason.MISSING_CONFIG_MAP,
+    ),
 )
 _CLAIM = re.compile(r"persistentvolumeclaim", re.IGNORECASE)
 _ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found', re.IGNORECASE)
@@ -131,7 +134,20 @@ def diagnose(
     if first is None:
         return None
     more = f" (and {first.pods - 1} more like it)" if first.pods > 1 else ""
-    return Failure(first.reason, f"{first.message}{more}", first.pods, first.advice or advice_for(first.reason))
+    blocked = _advice_for_groups(pods) if first.reason is Reason.INSUFFICIENT_CAPACITY else ""
+    advice = first.advice or blocked or advice_for(first.reason)
+    return Failure(first.reason, f"{first.message}{more}", first.pods, advice)
+
+
+def _advice_for_groups(pods: Iterable[Manifest]) -> str:
+    """Returns the advice for groups that hold nodes which the others wait for; empty without these."""
+    held: dict[str, set[str]] = {}
+    for pod in pods:
+        group = f"{label(pod, GROUP_SET_LABEL)}-{label(pod, GROUP_INDEX_LABEL)}".removesuffix("-")
+        held.setdefault(group, set()).add(str(_scheduled(pod).get("status")))
+    groups = " and ".join(sorted(group for group, found in held.items() if group and {"True", "False"} <= found)[:9])
+    text = f"Groups {groups} hold nodes that the others wait for: add nodes, or lower minReplicas."
+    return text if " " in groups else ""
 
 
 def advice_for(reason: Reason) -> str:
@@ -145,10 +161,9 @@ def diagnose_pod(pod: Manifest, requirements: Mapping[str, PodRequirements] = _U
     requirements: of the pods of each pool.
     """
     status = pod.get("status") or {}
-    conditions = {container.get("type"): container for container in status.get("conditions") or []}
     if is_deleting(pod) or is_ready(pod):
         return None
-    scheduled = conditions.get("PodScheduled") or {}
+    scheduled = _scheduled(pod)
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         needs = requirements.get(labels_of(pod).get(POOL_LABEL, ""), PodRequirements())
         return _diagnose_unschedulable(pod, str(scheduled.get("message", "")), needs)
@@ -202,10 +217,13 @@ def rejection_reason(message: str) -> Reason | None:
 
 def _unschedulable_since(pod: Manifest, wall: float) -> float:
     """Returns the Unix time since when the pod is unschedulable; `wall` if it cannot be read."""
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    times = [condition.get("lastTransitionTime") for condition in conditions if condition.get("type") == "PodScheduled"]
-    text = str((times or [None])[0] or metadata_of(pod).get("creationTimestamp") or "")
+    text = str(_scheduled(pod).get("lastTransitionTime") or metadata_of(pod).get("creationTimestamp") or "")
     return parse_time(text) or wall
+
+
+def _scheduled(pod: Manifest) -> Mapping[str, Any]:
+    """Returns the condition PodScheduled; empty if there is none."""
+    return find_condition(pod.get("status") or {}, "PodScheduled") or {}
 
 
 def _diagnose_unschedulable(pod: Manifest, message: str, needs: PodRequirements) -> Failure:

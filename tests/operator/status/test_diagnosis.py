@@ -1,5 +1,7 @@
 """Causes as kubelet, scheduler, controllers and the API server word them."""
 
+import itertools
+import random
 from typing import Any
 
 import pytest
@@ -141,7 +143,9 @@ def test_outdated_pods_count_only_if_all_others_are_ready(failed: dict[str, Any]
     workload = {"metadata": {"name": "d", "labels": labels, "annotations": notes}}
     old, is_pending = of_revision(failed, "old"), unschedulable("no room", lastTransitionTime="2027-01-15T08:00:00Z")
     for starting in (pod(), is_pending):
-        assert diagnose([old, of_revision(starting, "new")], [workload], wall=1_800_000_000.0, grace_seconds=9.0) is None
+        assert (
+            diagnose([old, of_revision(starting, "new")], [workload], wall=1_800_000_000.0, grace_seconds=9.0) is None
+        )
     for others in ([], [of_revision(pod(conditions=[{"type": "Ready", "status": "True"}]), "new")]):
         diagnosis = diagnose([old, *others], [workload])
         assert diagnosis is not None
@@ -149,6 +153,30 @@ def test_outdated_pods_count_only_if_all_others_are_ready(failed: dict[str, Any]
     diagnosis = diagnose([old, of_revision(pod("q", waiting("ErrImagePull")), "new")], [workload])
     assert diagnosis is not None
     assert (diagnosis.reason, diagnosis.message[:6], diagnosis.pods) == (Reason.IMAGE_PULL_FAILED, "pod q:", 1)
+
+
+def of_group(workload: str, index: int, member: int, schedules: str) -> dict[str, Any]:
+    """Returns a pod of a group. schedules: `placed`, `waiting`, or empty for neither yet."""
+    names = {"name": workload, "group-index": str(index)}
+    labels = {f"leaderworkerset.sigs.k8s.io/{key}": value for key, value in names.items()}
+    condition = {"type": "PodScheduled", "status": "True"} if schedules == "placed" else None
+    manifest = unschedulable("no room") if schedules == "waiting" else pod(conditions=[condition] if condition else [])
+    return {**manifest, "metadata": {"name": f"{workload}-{index}-{member}", "labels": labels}}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_that_hold_nodes_which_others_wait_for_are_named(seed: int) -> None:
+    chance = random.Random(seed)
+    pods, partial = [unschedulable("no room")], []
+    for workload, index in itertools.product(("m-decode", "m-prefill"), range(3)):
+        states = [chance.choice(["placed", "waiting", "placed", ""]) for _ in range(chance.randint(2, 4))]
+        pods += [of_group(workload, index, member, state) for member, state in enumerate(states)]
+        if {"placed", "waiting"} <= set(states):
+            partial.append(f"{workload}-{index}")
+    diagnosis = diagnose(pods, [])
+    assert diagnosis is not None
+    says = f"Groups {' and '.join(partial)} hold nodes that the others wait for: add nodes, or lower minReplicas."
+    assert diagnosis.advice.startswith(says if len(partial) > 1 else "Add nodes")
 
 
 def of_pool(manifest: dict[str, Any]) -> dict[str, Any]:
