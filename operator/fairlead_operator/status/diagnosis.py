@@ -37,6 +37,7 @@ _PREEMPTION = " preemption: "
 _PULL_ERRORS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _DOWNLOAD_NAMES = ("download", "fetch")
 _QUOTA_MESSAGES = ("exceeded quota", "must specify limits", "must specify requests")
+_ADVICE_IF_IMMUTABLE = "Add a pool of another name with this change, and take this one out when the other is ready."
 _UNKNOWN_REQUIREMENTS: Mapping[str, PodRequirements] = MappingProxyType({})
 
 
@@ -198,12 +199,13 @@ def diagnose_write(error: KubeError, kind: str, name: str) -> Failure | None:
     elif isinstance(error, Forbidden):
         reason = rejection_reason(error.message) or Reason.FORBIDDEN
     elif isinstance(error, Invalid):
-        causes = "; ".join(f"{cause.field}: {cause.message}" for cause in error.causes[:3])
+        causes = "; ".join(": ".join(filter(None, (cause.field, cause.message))) for cause in error.causes[:3])
         reason = rejection_reason(error.message) or Reason.INVALID_TEMPLATE
         message = f"{kind} {name}: {_truncate(causes)}" if causes else message
     else:
         return None
-    return Failure(reason, message, advice=advice_for(reason))
+    is_immutable = "field is immutable" in error.message
+    return Failure(reason, message, advice=_ADVICE_IF_IMMUTABLE if is_immutable else advice_for(reason))
 
 
 def rejection_reason(message: str) -> Reason | None:

@@ -275,6 +275,26 @@ def test_pod_without_transition_time_counts_from_now() -> None:
     assert hoped.seconds == 600.0
 
 
+REFUSALS = (
+    (Forbidden, 'admission webhook "vleaderworkerset.kb.io" denied the request: {}', Reason.POLICY_REFUSED),
+    (Invalid, 'admission webhook "queue.example.com" denied the request: {}', Reason.POLICY_REFUSED),
+    (Invalid, "ValidatingAdmissionPolicy 'frozen' with binding 'frozen' denied request: {}", Reason.POLICY_REFUSED),
+    (Invalid, 'Deployment.apps "d" is invalid: {}', Reason.INVALID_TEMPLATE),
+)
+
+
+@pytest.mark.parametrize(("error", "text", "reason"), REFUSALS)
+@pytest.mark.parametrize("path", ["spec.selector", "spec.leaderWorkerTemplate.workerTemplate", "spec.startupPolicy"])
+def test_field_that_may_not_change_is_changed_in_a_second_pool(
+    error: type[Forbidden | Invalid], text: str, reason: Reason, path: str
+) -> None:
+    for says, advice in ((": field is immutable", "Add a pool of another name"), (": is not allowed", "C")):
+        failure = diagnose_write(error(text.format(f"{path}: Invalid value{says}"), status=403), "LeaderWorkerSet", "m")
+        assert failure is not None
+        assert failure.reason is reason
+        assert failure.advice.startswith(advice)
+
+
 def test_rejected_writes_differ_from_conflicts() -> None:
     assert diagnose_write(Conflict("somebody was first", status=409), "Service", "s") is None
     cause = diagnose_write(Forbidden('pods violates PodSecurity "restricted:latest"', status=403), "Deployment", "d")
