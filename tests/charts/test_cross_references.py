@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from fairlead_testing.kube.helm import pod_specs, render_chart
+from fairlead_testing.yaml_documents import load_document
 from scripts.generators.chart_values import Values
 
 Manifests = list[dict[str, Any]]
@@ -256,3 +257,13 @@ def read_paths() -> Iterator[str]:
 def test_templates_read_every_value() -> None:
     of_parent_charts = {"enabled"}
     assert set(value_paths(Values())) - set(read_paths()) == of_parent_charts
+
+
+def test_policy_for_clients_on_the_hardening_page_opens_the_gateways_port_alone(program: Path, case: Path) -> None:
+    page = (TEMPLATES.parents[2] / "docs" / "how-to" / "hardening.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n# clients-egress.yaml\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
+    dns, to_gateway = load_document(text)["spec"]["egress"]
+    (peer,) = to_gateway["to"]
+    (spec,) = chosen(render_chart(program, f"--values={case}"), peer["podSelector"]["matchLabels"])
+    assert [port["port"] for port in to_gateway["ports"]] == [ports(spec)["http"]]
+    assert {port["port"] for port in dns["ports"]} == {53}
