@@ -124,11 +124,23 @@ def test_accelerator_that_lint_refuses_is_refused(file: Path, tmp_path: Path) ->
     assert run_command_line("lint", str(output)).returncode == 0
 
 
-def test_route_to_the_old_engines_is_not_applied_as_before(file: Path) -> None:
-    route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: phi}\n"
-    file.write_text(f"{MODEL}---\n{route}")
+@pytest.mark.parametrize(
+    ("group", "kind", "takes_clients"),
+    [
+        ("gateway.networking.k8s.io/v1", "HTTPRoute", True),
+        ("networking.k8s.io/v1", "Ingress", True),
+        ("networking.istio.io/v1", "VirtualService", True),
+        ("networking.istio.io/v1", "DestinationRule", False),
+        ("gateway.networking.k8s.io/v1", "GRPCRoute", False),
+    ],
+)
+def test_route_to_the_old_engines_is_not_applied_as_before(
+    file: Path, group: str, kind: str, takes_clients: bool
+) -> None:
+    file.write_text(f"{MODEL}---\napiVersion: {group}\nkind: {kind}\nmetadata: {{name: phi}}\n")
     done = run_command_line("convert", str(file))
-    assert f"{file}: HTTPRoute phi: not carried over: it serves the old engines: keep it until" in done.stderr
+    assert f"{file}: {kind} phi: not carried over: it serves the old engines: keep it until" in done.stderr
+    assert ("the Service fairlead-gateway, port 80" in done.stderr) is takes_clients
 
 
 def test_what_to_do_first_is_the_last_note(file: Path) -> None:
