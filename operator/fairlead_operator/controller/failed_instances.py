@@ -10,27 +10,22 @@ has started, and allows nothing.
 
 from collections.abc import Sequence
 
-from fairlead.fleet.labels import FIELD_MANAGER, POOL_LABEL
-from fairlead.fleet.labels import POD_REVISION_LABEL as POD_REVISION
+from fairlead.fleet.labels import FIELD_MANAGER, POD_REVISION_LABEL, POOL_LABEL
 from fairlead.kube.resources import DEPLOYMENTS, Manifest, has_started, is_deleting, is_ready
 from fairlead_operator.controller.field_ownership import replica_field_owner
 from fairlead_operator.object_metadata import annotation, label
 
 
 def replace_failed(wanted: Manifest, live: Manifest | None, pods: Sequence[Manifest]) -> Manifest:
-    """Returns a rendered child; a Deployment may replace outdated pods that have not started.
-
-    pods: all pods of the model.
-    """
+    """Returns a rendered child. A Deployment may replace outdated pods, if any has not started."""
     spec = wanted.get("spec") or {}
     if wanted["kind"] != DEPLOYMENTS.kind or live is None or spec.get("paused"):
         return wanted
-    pool, revision = label(wanted, POOL_LABEL), annotation(wanted, POD_REVISION)
+    pool, revision = label(wanted, POOL_LABEL), annotation(wanted, POD_REVISION_LABEL)
     current = [pod for pod in pods if label(pod, POOL_LABEL) == pool and not is_deleting(pod)]
     counted = live if replica_field_owner(live, FIELD_MANAGER) else wanted
     unready = int(counted["spec"].get("replicas", 1)) - sum(map(is_ready, current))
-    if unready <= 0 or all(has_started(pod) or label(pod, POD_REVISION) == revision for pod in current):
+    if unready <= 0 or all(has_started(pod) or label(pod, POD_REVISION_LABEL) == revision for pod in current):
         return wanted
-    strategy = spec["strategy"]
-    rolling = {**strategy["rollingUpdate"], "maxUnavailable": unready}
-    return {**wanted, "spec": {**spec, "strategy": {**strategy, "rollingUpdate": rolling}}}
+    rolling = {**spec["strategy"]["rollingUpdate"], "maxUnavailable": unready}
+    return {**wanted, "spec": {**spec, "strategy": {**spec["strategy"], "rollingUpdate": rolling}}}

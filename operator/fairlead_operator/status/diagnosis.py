@@ -4,7 +4,7 @@ Pure. It reads the messages of kubelet, scheduler and controllers; unknown messa
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -20,11 +20,8 @@ from fairlead_operator.status.pod_requirements import PodRequirements
 
 _MAX_MESSAGE_LENGTH = 300
 _MISSING_OBJECTS = (
-    (re.compile(r'secrets? "?[^"\s]+"? not found|couldn\'t find key \S+ in Secret \S+'), Reason.MISSING_SECRET),
-    (
-        re.compile(r'configmaps? "?[^"\s]+"? not found|couldn\'t find key \S+ in ConfigMap \S+'),
-        Reason.MISSING_CONFIG_MAP,
-    ),
+    (re.compile(r"secrets? \S+ not found|couldn't find key \S+ in Secret "), Reason.MISSING_SECRET),
+    (re.compile(r"configmaps? \S+ not found|couldn't find key \S+ in ConfigMap "), Reason.MISSING_CONFIG_MAP),
 )
 _CLAIM = re.compile(r"persistentvolumeclaim", re.IGNORECASE)
 _ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found', re.IGNORECASE)
@@ -37,6 +34,7 @@ _PREEMPTION = " preemption: "
 _PULL_ERRORS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _DOWNLOAD_NAMES = ("download", "fetch")
 _QUOTA_MESSAGES = ("exceeded quota", "must specify limits", "must specify requests")
+_ADVICE_IN_ROLLOUT = "Add nodes, or lower minReplicas by rollout.maxSurge until the rollout is through."
 _ADVICE_IF_IMMUTABLE = "Add a pool of another name with this change, and take this one out when the other is ready."
 _UNKNOWN_REQUIREMENTS: Mapping[str, PodRequirements] = MappingProxyType({})
 
@@ -88,8 +86,6 @@ def pending_capacity(
 ) -> PendingCapacity | None:
     """Returns the pods that still may get a node at Unix time `wall`; None if none waits or all
     waited too long.
-
-    requirements: of the pods of each pool.
     """
     pending = []
     for pod in pods:
@@ -106,8 +102,8 @@ def pending_capacity(
 
 
 def diagnose(
-    pods: Iterable[Manifest],
-    workloads: Iterable[Manifest],
+    pods: Sequence[Manifest],
+    workloads: Sequence[Manifest],
     *,
     wall: float = 0.0,
     grace_seconds: float = 0.0,
@@ -121,11 +117,10 @@ def diagnose(
     requirements: of the pods of each pool.
     """
     failures: dict[Reason, Failure] = {}
-    pods, workloads = list(pods), list(workloads)
     present = {(label(one, POOL_LABEL), annotation(one, POD_REVISION_LABEL)) for one in workloads}
-    starting = [pod for pod in pods if not is_ready(pod) and not is_deleting(pod)]
-    updated = [pod for pod in starting if (label(pod, POOL_LABEL), label(pod, POD_REVISION_LABEL)) in present]
-    counting = [pod for pod in updated or starting if pending_capacity((pod,), wall, grace_seconds) is None]
+    updated = [pod for pod in pods if (label(pod, POOL_LABEL), label(pod, POD_REVISION_LABEL)) in present]
+    starting = [pod for pod in updated if not is_ready(pod) and not is_deleting(pod)] or pods
+    counting = [pod for pod in starting if pending_capacity((pod,), wall, grace_seconds) is None]
     of_pods = (diagnose_pod(pod, requirements) for pod in counting)
     for failure in (*of_pods, *map(diagnose_workload, workloads)):
         if failure is not None:
@@ -135,8 +130,10 @@ def diagnose(
     if first is None:
         return None
     more = f" (and {first.pods - 1} more like it)" if first.pods > 1 else ""
-    blocked = _advice_for_groups(pods) if first.reason is Reason.INSUFFICIENT_CAPACITY else ""
-    advice = first.advice or blocked or advice_for(first.reason)
+    advice = first.advice or advice_for(first.reason)
+    if first.reason is Reason.INSUFFICIENT_CAPACITY and not first.advice:
+        rolls_out = 0 < len(updated) < len(pods)
+        advice = _advice_for_groups(pods) or (_ADVICE_IN_ROLLOUT if rolls_out else advice)
     return Failure(first.reason, f"{first.message}{more}", first.pods, advice)
 
 
@@ -157,10 +154,7 @@ def advice_for(reason: Reason) -> str:
 
 
 def diagnose_pod(pod: Manifest, requirements: Mapping[str, PodRequirements] = _UNKNOWN_REQUIREMENTS) -> Failure | None:
-    """Returns why a pod is not ready; None if it is ready, being deleted, or still starting.
-
-    requirements: of the pods of each pool.
-    """
+    """Returns why a pod is not ready; None if it is ready, being deleted, or still starting."""
     status = pod.get("status") or {}
     if is_deleting(pod) or is_ready(pod):
         return None

@@ -155,6 +155,17 @@ def test_outdated_pods_count_only_if_all_others_are_ready(failed: dict[str, Any]
     assert (diagnosis.reason, diagnosis.message[:6], diagnosis.pods) == (Reason.IMAGE_PULL_FAILED, "pod q:", 1)
 
 
+@pytest.mark.parametrize(("old", "new", "in_rollout"), [(1, 1, True), (3, 2, True), (0, 2, False), (2, 0, False)])
+def test_new_pods_without_nodes_tell_how_to_make_room_in_a_rollout(old: int, new: int, in_rollout: bool) -> None:
+    workload = {"metadata": {"labels": {"fairlead.io/pool": "main"}, "annotations": {"fairlead.io/revision": "new"}}}
+    ready = pod(conditions=[{"type": "Ready", "status": "True"}])
+    pods = [of_revision(ready, "old")] * old + [of_revision(unschedulable("no room"), "new")] * new
+    diagnosis = diagnose(pods, [workload])
+    assert (diagnosis is not None) is (new > 0)
+    if diagnosis is not None:
+        assert diagnosis.advice.startswith("Add nodes, or lower minReplicas by rollout.maxSurge") is in_rollout
+
+
 def of_group(workload: str, index: int, member: int, schedules: str) -> dict[str, Any]:
     """Returns a pod of a group. schedules: `placed`, `waiting`, or empty for neither yet."""
     names = {"name": workload, "group-index": str(index)}
