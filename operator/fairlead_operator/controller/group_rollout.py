@@ -129,7 +129,7 @@ def with_surge(wanted: Manifest, step: SurgeStep) -> Manifest:
 def apply_rollout(
     children: Sequence[Manifest], live: Mapping[ChildKey, Manifest], pods: Sequence[Manifest], rollout: Rollout
 ) -> tuple[list[Manifest], dict[str, str]]:
-    """Returns the children as a rollout needs them now, and a message by pool that replaces groups."""
+    """Returns the children as a rollout needs them, and a message for each pool of groups."""
     applied, messages = [], {}
     for child in children:
         existing = live.get(child_key(child))

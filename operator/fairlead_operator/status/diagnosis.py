@@ -138,7 +138,7 @@ def diagnose(
 
 
 def _advice_for_groups(pods: Iterable[Manifest]) -> str:
-    """Returns the advice for groups that hold nodes which the others wait for; empty without these."""
+    """Returns the advice for groups that hold nodes for which others wait; else empty."""
     held: dict[str, set[str]] = {}
     for pod in pods:
         group = f"{label(pod, GROUP_SET_LABEL)}-{label(pod, GROUP_INDEX_LABEL)}".removesuffix("-")

@@ -1,4 +1,4 @@
-"""A Deployment replaces pods that never started on their own devices, and keeps those that are ready.
+"""A Deployment replaces pods that never started on their own devices, and keeps ready ones.
 
 `DeploymentModel` acts like Kubernetes 1.36: `reconcileNewReplicaSet`, `cleanupUnhealthyReplicas`
 and `scaleDownOldReplicaSetsForRollingUpdate`.
