@@ -23,7 +23,7 @@ from fairlead.manifests.yaml_nodes import format_path, parse_documents
 from fairlead.runtime.atomic_write import write_atomic
 from fairlead_cli.manifest_lint import Files, MoreFiles, collect_paths
 from fairlead_cli.migration.drafts import MigrationOptions
-from fairlead_cli.migration.field_reader import WHOLE_OBJECT, FieldReader, Note, Outcome
+from fairlead_cli.migration.field_reader import TO_GATEWAY, WHOLE_OBJECT, FieldReader, Note, Outcome
 from fairlead_cli.migration.formats import (
     aibrix,
     kserve,
@@ -247,8 +247,9 @@ _RECREATE: Final = (
     "; a new pod starts before the old one ends, and cannot mount a ReadWriteOnce claim on another node: use a claim "
     "for several nodes, keep the pods on one node, or set minReplicas to 0 and back for each change"
 )
+_HTTP_ROUTES: Final = ("HTTPRoute", "Ingress", "VirtualService")
 _FOR_OLD_ENGINES: Final = (
-    *("HTTPRoute", "GRPCRoute", "Ingress", "VirtualService", "DestinationRule", "NetworkPolicy"),
+    *(*_HTTP_ROUTES, "GRPCRoute", "DestinationRule", "NetworkPolicy"),
     *("ServiceMonitor", "PodMonitor", "PodDisruptionBudget"),
 )
 _OTHER_OBJECTS: Final = {
@@ -404,7 +405,7 @@ def _note_unread(file: str, document: Mapping[str, Any], result: _Converted) -> 
         reason = _OTHER_OBJECTS.get(kind, "Fairlead does not convert this kind: write it by hand")
         outcome = Outcome.DROPPED if kind in _SERVE_NO_MODEL else Outcome.LEFT_OUT
     elif kind in _FOR_OLD_ENGINES:
-        reason = _OLD_ENGINES
+        reason = f"{_OLD_ENGINES}; {TO_GATEWAY}" if kind in _HTTP_ROUTES else _OLD_ENGINES
     else:
         is_release = _chart_values(document) is not None
         reason = _GIVE_VALUES if is_release else "it stays as it is: apply it as before"

@@ -193,6 +193,12 @@ def is_ready(pod: Manifest) -> bool:
     return any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
 
 
+def has_started(pod: Manifest) -> bool:
+    """Returns True if the pod is ready, or was since its containers started."""
+    containers = (pod.get("status") or {}).get("containerStatuses") or []
+    return is_ready(pod) or (bool(containers) and all(container.get("started") for container in containers))
+
+
 def label_selector(labels: Mapping[str, str]) -> str:
     """Returns a label selector for all of these labels: `app=x,role=y`."""
     return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))

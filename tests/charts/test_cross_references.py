@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from fairlead_testing.kube.helm import pod_specs, render_chart
+from fairlead_testing.yaml_documents import load_documents
 from scripts.generators.chart_values import Values
 
 Manifests = list[dict[str, Any]]
@@ -256,3 +257,30 @@ def read_paths() -> Iterator[str]:
 def test_templates_read_every_value() -> None:
     of_parent_charts = {"enabled"}
     assert set(value_paths(Values())) - set(read_paths()) == of_parent_charts
+
+
+def manifests_of_page(page: str, file: str) -> list[dict[str, Any]]:
+    """Returns the documents of a block on a how-to page."""
+    text = (TEMPLATES.parents[2] / "docs" / "how-to" / page).read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^```yaml\n# {file}\n(.+?)^```", text, re.MULTILINE | re.DOTALL)
+    return list(load_documents(found))
+
+
+def test_route_on_the_tls_page_names_the_gateways_service(program: Path) -> None:
+    route, grant = manifests_of_page("tls-and-ingress.md", "own-route.yaml")
+    services = of(render_chart(program), "Service")
+    (backend,) = route["spec"]["rules"][0]["backendRefs"]
+    (service,) = [service for service in services if service["metadata"]["name"] == backend["name"]]
+    assert [port["port"] for port in service["spec"]["ports"]] == [backend["port"]]
+    assert grant["spec"]["to"] == [{"group": "", "kind": "Service", "name": backend["name"]}]
+    assert grant["metadata"]["namespace"] == backend["namespace"]
+
+
+def test_policy_for_clients_on_the_hardening_page_opens_the_gateways_port_alone(program: Path, case: Path) -> None:
+    ((dns, to_gateway),) = [
+        policy["spec"]["egress"] for policy in manifests_of_page("hardening.md", "clients-egress.yaml")
+    ]
+    (peer,) = to_gateway["to"]
+    (spec,) = chosen(render_chart(program, f"--values={case}"), peer["podSelector"]["matchLabels"])
+    assert [port["port"] for port in to_gateway["ports"]] == [ports(spec)["http"]]
+    assert {port["port"] for port in dns["ports"]} == {53}

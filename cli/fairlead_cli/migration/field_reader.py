@@ -13,6 +13,7 @@ from fairlead.errors import BadInput
 from fairlead.manifests.yaml_nodes import format_path
 
 FieldPath = tuple[str | int, ...]
+TO_GATEWAY: Final = "point a route of your own at the Service fairlead-gateway, port 80"
 WHOLE_OBJECT: Final = "(all)"
 """The field of a note about an object as a whole."""
 

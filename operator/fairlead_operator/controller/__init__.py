@@ -5,5 +5,6 @@
   status of routes and adapters.
 - `revisions`: which revision runs.
 - `apply_plan`: what to apply and what to delete; `field_ownership`: fields of other managers.
-- `group_rollout`: surge rollouts of multi-node instances.
+- `group_rollout`: surge rollouts of multi-node instances; `failed_instances`: Deployments replace
+  pods that have not started.
 """

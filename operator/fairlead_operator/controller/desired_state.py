@@ -15,7 +15,7 @@ from fairlead.manifests.validation_messages import describe_problems
 from fairlead_operator.canary.instances import canary_model, is_replaced
 from fairlead_operator.canary.progress import parse_state
 from fairlead_operator.controller.apply_plan import count_only
-from fairlead_operator.controller.group_rollout import apply_surge
+from fairlead_operator.controller.group_rollout import apply_rollout
 from fairlead_operator.controller.revisions import (
     RevisionChoice,
     choose_revision,
@@ -103,9 +103,9 @@ def desired_state(snapshot: ModelSnapshot, chosen: ChosenSpec, context: RenderCo
         tried = RenderedModel(()) if chosen.canary is None else render(chosen.canary, classes, context)
     except FairleadError as error:
         return DesiredState(failure=Failure(Reason.INVALID_SPEC, str(error)))
-    children, messages = apply_surge(rendered.manifests, snapshot.children, snapshot.pods, model.spec.rollout)
-    marked = _with_revision(children, choice.revision.hash)
-    marked += _with_revision(tried.manifests, choice.current.hash)
+    children, messages = apply_rollout(rendered.manifests, snapshot.children, snapshot.pods, model.spec.rollout)
+    tried_children, _ = apply_rollout(tried.manifests, snapshot.children, snapshot.pods, model.spec.rollout)
+    marked = _with_revision(children, choice.revision.hash) + _with_revision(tried_children, choice.current.hash)
     if problems := (*rendered.problems, *tried.problems):
         text = "; ".join(problem.message_with_fix for problem in problems[:_MAX_REPORTED_PROBLEMS])
         counts = _counts_only(snapshot, model, {problem.pool for problem in rendered.problems})

@@ -22,6 +22,9 @@ A template that changes while a group drains (an undo during a rollout) needs mo
 counts a draining pod as ready, and would also stop the next group. The change is therefore applied
 with a partition that protects every group. It is lifted when no group drains.
 
+If no outdated group has started, none is lost: all are replaced at once, and no surge begins. A
+surge group could wait for ever for the nodes of groups whose image does not exist.
+
 If another manager owns the replica count (an autoscaler, `kubectl scale`), the operator cannot
 raise it. The controller then proceeds in its own way, and the model's status says so.
 """
@@ -30,20 +33,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fairlead.api.spec.rollout import Rollout
-from fairlead.fleet.labels import FIELD_MANAGER, POOL_LABEL, SURGE_ANNOTATION, parse_surge_groups
+from fairlead.fleet.labels import ENDPOINT_LABEL, FIELD_MANAGER, POOL_LABEL, SURGE_ANNOTATION, parse_surge_groups
 from fairlead.fleet.labels import POD_REVISION_LABEL as POD_REVISION
 from fairlead.kube.resources import (
     LEADER_WORKER_SETS,
     Manifest,
     annotations_of,
+    has_started,
     is_deleting,
     is_ready,
     metadata_of,
     name_of,
 )
+from fairlead_operator.controller.failed_instances import replace_failed
 from fairlead_operator.controller.field_ownership import replica_field_owner
 from fairlead_operator.object_metadata import GROUP_INDEX_LABEL, GROUP_SET_LABEL, ChildKey, annotation, child_key, label
-from fairlead_operator.render.children.leader_worker_set import ALL_GROUPS_PARTITION
+from fairlead_operator.render.children.leader_worker_set import ALL_GROUPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +56,13 @@ class SurgeStep:
     """The number of groups above the desired number, and a message; empty if nothing is replaced.
 
     partition_all: no group may be stopped now.
+    replace_all: all outdated groups may be stopped now.
     """
 
     extra_groups: int = 0
     message: str = ""
     partition_all: bool = False
+    replace_all: bool = False
 
 
 def is_group_workload(workload: Manifest) -> bool:
@@ -64,9 +71,7 @@ def is_group_workload(workload: Manifest) -> bool:
 
 
 def surplus_groups(live: Manifest) -> int:
-    """Returns how many replicas of a live workload are surge groups; 0 if another manager owns the
-    count.
-    """
+    """Returns how many replicas are surge groups; 0 if another manager owns the count."""
     return 0 if replica_field_owner(live, FIELD_MANAGER) else parse_surge_groups(annotations_of(live))
 
 
@@ -78,13 +83,17 @@ def surge_step(wanted: Manifest, live: Manifest | None, pods: Sequence[Manifest]
     if live is None or is_deleting(live):
         return SurgeStep()
     desired, revision = int(wanted["spec"]["replicas"]), annotation(wanted, POD_REVISION)
-    current_pods, is_draining = _group_pods(live, pods)
-    changes = annotation(live, POD_REVISION) != revision or any(
-        label(pod, POD_REVISION) != revision for pod in current_pods
-    )
-    if owner := replica_field_owner(live, FIELD_MANAGER):
+    group_pods = [pod for pod in pods if label(pod, GROUP_SET_LABEL) == name_of(live)]
+    current_pods = [pod for pod in group_pods if not is_deleting(pod)]
+    is_draining = len(current_pods) < len(group_pods)
+    leaders = [pod for pod in current_pods if label(pod, ENDPOINT_LABEL) == "true"]  # they serve their groups
+    outdated = [pod for pod in leaders if label(pod, POD_REVISION) != revision]
+    changes = annotation(live, POD_REVISION) != revision or bool(outdated)
+    owner, surge = replica_field_owner(live, FIELD_MANAGER), surplus_groups(live)
+    if (desired or owner) and outdated and not rollout.paused and not any(map(has_started, outdated)):
+        return SurgeStep(surge, "at once, since no old one has started", replace_all=True)
+    if owner:
         return SurgeStep(0, _unmanaged_message(live, owner) if changes else "")
-    surge = surplus_groups(live)
     if not desired or (not surge and (rollout.paused or not changes)):
         return SurgeStep()
     if surge and not changes and _are_complete(wanted, current_pods, desired):
@@ -100,15 +109,16 @@ def surge_step(wanted: Manifest, live: Manifest | None, pods: Sequence[Manifest]
 
 def with_surge(wanted: Manifest, step: SurgeStep) -> Manifest:
     """Returns `wanted` with the surge groups of the step."""
-    if not step.extra_groups:
+    if not step.extra_groups and not step.replace_all:
         return wanted
     spec = wanted["spec"]
     strategy = spec["rolloutStrategy"]
-    rolling = {**strategy["rollingUpdateConfiguration"], "maxSurge": 0, "maxUnavailable": step.extra_groups}
+    unavailable = ALL_GROUPS if step.replace_all else step.extra_groups
+    rolling = {**strategy["rollingUpdateConfiguration"], "maxSurge": 0, "maxUnavailable": unavailable}
     if step.partition_all:
-        rolling["partition"] = ALL_GROUPS_PARTITION
+        rolling["partition"] = ALL_GROUPS
     replaced = {**strategy, "rollingUpdateConfiguration": rolling}
-    notes = {**annotations_of(wanted), SURGE_ANNOTATION: str(step.extra_groups)}
+    notes = {**annotations_of(wanted), **({SURGE_ANNOTATION: str(step.extra_groups)} if step.extra_groups else {})}
     return {
         **wanted,
         "metadata": {**metadata_of(wanted), "annotations": notes},
@@ -116,28 +126,20 @@ def with_surge(wanted: Manifest, step: SurgeStep) -> Manifest:
     }
 
 
-def apply_surge(
+def apply_rollout(
     children: Sequence[Manifest], live: Mapping[ChildKey, Manifest], pods: Sequence[Manifest], rollout: Rollout
 ) -> tuple[list[Manifest], dict[str, str]]:
-    """Returns the children with surge groups, and a message for each pool whose groups are
-    replaced.
-    """
-    children_with_surge, messages = [], {}
+    """Returns the children as a rollout needs them, and a message for each pool of groups."""
+    applied, messages = [], {}
     for child in children:
+        existing = live.get(child_key(child))
         if is_group_workload(child):
-            step = surge_step(child, live.get(child_key(child)), pods, rollout)
+            step = surge_step(child, existing, pods, rollout)
             child = with_surge(child, step)
             if step.message:
                 messages[label(child, POOL_LABEL)] = step.message
-        children_with_surge.append(child)
-    return children_with_surge, messages
-
-
-def _group_pods(live: Manifest, pods: Sequence[Manifest]) -> tuple[list[Manifest], bool]:
-    """Returns the pods of a LeaderWorkerSet that are not being deleted, and whether any is."""
-    group_pods = [pod for pod in pods if label(pod, GROUP_SET_LABEL) == name_of(live)]
-    members = [pod for pod in group_pods if not is_deleting(pod)]
-    return members, len(members) < len(group_pods)
+        applied.append(replace_failed(child, existing, pods))
+    return applied, messages
 
 
 def _partition(workload: Manifest) -> int:

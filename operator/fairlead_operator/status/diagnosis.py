@@ -4,22 +4,25 @@ Pure. It reads the messages of kubelet, scheduler and controllers; unknown messa
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from fairlead.api.conditions import STALLED_IF_LASTS, Reason, reasons
-from fairlead.fleet.labels import POOL_LABEL
-from fairlead.kube.conditions import parse_time
+from fairlead.fleet.labels import POD_REVISION_LABEL, POOL_LABEL
+from fairlead.kube.conditions import find_condition, parse_time
 from fairlead.kube.errors import Forbidden, Invalid, KubeError
-from fairlead.kube.resources import Manifest, is_deleting, labels_of, metadata_of, name_of, namespace_of
+from fairlead.kube.resources import Manifest, is_deleting, is_ready, labels_of, metadata_of, name_of, namespace_of
 from fairlead.units import format_duration
+from fairlead_operator.object_metadata import GROUP_INDEX_LABEL, GROUP_SET_LABEL, annotation, label
 from fairlead_operator.status.pod_requirements import PodRequirements
 
 _MAX_MESSAGE_LENGTH = 300
-_MISSING_SECRET = re.compile(r'secrets? "?([^"\s]+)"? not found|couldn\'t find key (\S+) in Secret (\S+)')
-_MISSING_CONFIG_MAP = re.compile(r'configmaps? "?([^"\s]+)"? not found|couldn\'t find key (\S+) in ConfigMap (\S+)')
+_MISSING_OBJECTS = (
+    (re.compile(r"secrets? \S+ not found|couldn't find key \S+ in Secret "), Reason.MISSING_SECRET),
+    (re.compile(r"configmaps? \S+ not found|couldn't find key \S+ in ConfigMap "), Reason.MISSING_CONFIG_MAP),
+)
 _CLAIM = re.compile(r"persistentvolumeclaim", re.IGNORECASE)
 _ABSENT_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found', re.IGNORECASE)
 _NAMED_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)"', re.IGNORECASE)
@@ -31,8 +34,8 @@ _PREEMPTION = " preemption: "
 _PULL_ERRORS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _DOWNLOAD_NAMES = ("download", "fetch")
 _QUOTA_MESSAGES = ("exceeded quota", "must specify limits", "must specify requests")
-
-
+_ADVICE_IN_ROLLOUT = "Add nodes, or lower minReplicas by rollout.maxSurge until the rollout is through."
+_ADVICE_IF_IMMUTABLE = "Add a pool of another name with this change, and take this one out when the other is ready."
 _UNKNOWN_REQUIREMENTS: Mapping[str, PodRequirements] = MappingProxyType({})
 
 
@@ -83,8 +86,6 @@ def pending_capacity(
 ) -> PendingCapacity | None:
     """Returns the pods that still may get a node at Unix time `wall`; None if none waits or all
     waited too long.
-
-    requirements: of the pods of each pool.
     """
     pending = []
     for pod in pods:
@@ -101,8 +102,8 @@ def pending_capacity(
 
 
 def diagnose(
-    pods: Iterable[Manifest],
-    workloads: Iterable[Manifest],
+    pods: Sequence[Manifest],
+    workloads: Sequence[Manifest],
     *,
     wall: float = 0.0,
     grace_seconds: float = 0.0,
@@ -110,12 +111,16 @@ def diagnose(
 ) -> Failure | None:
     """Returns the most important cause of failure; None if nothing is known to have failed.
 
-    A pod without a node counts only after `grace_seconds`.
+    A pod without a node counts only after `grace_seconds`. Outdated pods count only if all others
+    are ready: the spec may no longer have what failed.
 
     requirements: of the pods of each pool.
     """
     failures: dict[Reason, Failure] = {}
-    counting = [pod for pod in pods if pending_capacity((pod,), wall, grace_seconds) is None]
+    present = {(label(one, POOL_LABEL), annotation(one, POD_REVISION_LABEL)) for one in workloads}
+    updated = [pod for pod in pods if (label(pod, POOL_LABEL), label(pod, POD_REVISION_LABEL)) in present]
+    starting = [pod for pod in updated if not is_ready(pod) and not is_deleting(pod)] or pods
+    counting = [pod for pod in starting if pending_capacity((pod,), wall, grace_seconds) is None]
     of_pods = (diagnose_pod(pod, requirements) for pod in counting)
     for failure in (*of_pods, *map(diagnose_workload, workloads)):
         if failure is not None:
@@ -125,7 +130,22 @@ def diagnose(
     if first is None:
         return None
     more = f" (and {first.pods - 1} more like it)" if first.pods > 1 else ""
-    return Failure(first.reason, f"{first.message}{more}", first.pods, first.advice or advice_for(first.reason))
+    advice = first.advice or advice_for(first.reason)
+    if first.reason is Reason.INSUFFICIENT_CAPACITY and not first.advice:
+        rolls_out = 0 < len(updated) < len(pods)
+        advice = _advice_for_groups(pods) or (_ADVICE_IN_ROLLOUT if rolls_out else advice)
+    return Failure(first.reason, f"{first.message}{more}", first.pods, advice)
+
+
+def _advice_for_groups(pods: Iterable[Manifest]) -> str:
+    """Returns the advice for groups that hold nodes for which others wait; else empty."""
+    held: dict[str, set[str]] = {}
+    for pod in pods:
+        group = f"{label(pod, GROUP_SET_LABEL)}-{label(pod, GROUP_INDEX_LABEL)}".removesuffix("-")
+        held.setdefault(group, set()).add(str(_scheduled(pod).get("status")))
+    groups = " and ".join(sorted(group for group, found in held.items() if group and {"True", "False"} <= found)[:9])
+    text = f"Groups {groups} hold nodes that the others wait for: add nodes, or lower minReplicas."
+    return text if " " in groups else ""
 
 
 def advice_for(reason: Reason) -> str:
@@ -134,15 +154,11 @@ def advice_for(reason: Reason) -> str:
 
 
 def diagnose_pod(pod: Manifest, requirements: Mapping[str, PodRequirements] = _UNKNOWN_REQUIREMENTS) -> Failure | None:
-    """Returns why a pod is not ready; None if it is ready, being deleted, or still starting.
-
-    requirements: of the pods of each pool.
-    """
+    """Returns why a pod is not ready; None if it is ready, being deleted, or still starting."""
     status = pod.get("status") or {}
-    conditions = {container.get("type"): container for container in status.get("conditions") or []}
-    if is_deleting(pod) or (conditions.get("Ready") or {}).get("status") == "True":
+    if is_deleting(pod) or is_ready(pod):
         return None
-    scheduled = conditions.get("PodScheduled") or {}
+    scheduled = _scheduled(pod)
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         needs = requirements.get(labels_of(pod).get(POOL_LABEL, ""), PodRequirements())
         return _diagnose_unschedulable(pod, str(scheduled.get("message", "")), needs)
@@ -177,12 +193,13 @@ def diagnose_write(error: KubeError, kind: str, name: str) -> Failure | None:
     elif isinstance(error, Forbidden):
         reason = rejection_reason(error.message) or Reason.FORBIDDEN
     elif isinstance(error, Invalid):
-        causes = "; ".join(f"{cause.field}: {cause.message}" for cause in error.causes[:3])
+        causes = "; ".join(": ".join(filter(None, (cause.field, cause.message))) for cause in error.causes[:3])
         reason = rejection_reason(error.message) or Reason.INVALID_TEMPLATE
         message = f"{kind} {name}: {_truncate(causes)}" if causes else message
     else:
         return None
-    return Failure(reason, message, advice=advice_for(reason))
+    is_immutable = "field is immutable" in error.message
+    return Failure(reason, message, advice=_ADVICE_IF_IMMUTABLE if is_immutable else advice_for(reason))
 
 
 def rejection_reason(message: str) -> Reason | None:
@@ -196,10 +213,13 @@ def rejection_reason(message: str) -> Reason | None:
 
 def _unschedulable_since(pod: Manifest, wall: float) -> float:
     """Returns the Unix time since when the pod is unschedulable; `wall` if it cannot be read."""
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    times = [condition.get("lastTransitionTime") for condition in conditions if condition.get("type") == "PodScheduled"]
-    text = str((times or [None])[0] or metadata_of(pod).get("creationTimestamp") or "")
+    text = str(_scheduled(pod).get("lastTransitionTime") or metadata_of(pod).get("creationTimestamp") or "")
     return parse_time(text) or wall
+
+
+def _scheduled(pod: Manifest) -> Mapping[str, Any]:
+    """Returns the condition PodScheduled; empty if there is none."""
+    return find_condition(pod.get("status") or {}, "PodScheduled") or {}
 
 
 def _diagnose_unschedulable(pod: Manifest, message: str, needs: PodRequirements) -> Failure:
@@ -242,7 +262,8 @@ def _diagnose_container(pod: Manifest, container: dict[str, Any], *, first: bool
     if reason in _PULL_ERRORS:
         return Failure(Reason.IMAGE_PULL_FAILED, f"{where}: {container.get('image', 'the image')}: {message or reason}")
     if reason == "CreateContainerConfigError":
-        return _diagnose_config_error(where, message)
+        missing = next((missing for pattern, missing in _MISSING_OBJECTS if pattern.search(message)), None)
+        return Failure(missing, f"{where}: {message}") if missing else None
     terminated = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
     if terminated.get("reason") == "OOMKilled":
         return Failure(
@@ -256,14 +277,6 @@ def _diagnose_container(pod: Manifest, container: dict[str, Any], *, first: bool
     last = _truncate(str(terminated.get("message", "")).strip())
     kind = Reason.DOWNLOAD_FAILED if download else Reason.ENGINE_CRASHING
     return Failure(kind, f"{where}: {times}" + (f": {last}" if last else ""))
-
-
-def _diagnose_config_error(where: str, message: str) -> Failure | None:
-    if _MISSING_SECRET.search(message):
-        return Failure(Reason.MISSING_SECRET, f"{where}: {message}")
-    if _MISSING_CONFIG_MAP.search(message):
-        return Failure(Reason.MISSING_CONFIG_MAP, f"{where}: {message}")
-    return None
 
 
 def _truncate(text: str) -> str:

@@ -124,11 +124,14 @@ def test_accelerator_that_lint_refuses_is_refused(file: Path, tmp_path: Path) ->
     assert run_command_line("lint", str(output)).returncode == 0
 
 
-def test_route_to_the_old_engines_is_not_applied_as_before(file: Path) -> None:
-    route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: phi}\n"
-    file.write_text(f"{MODEL}---\n{route}")
+@pytest.mark.parametrize("kind", ["HTTPRoute", "Ingress", "VirtualService", "DestinationRule", "GRPCRoute"])
+def test_route_to_the_old_engines_is_not_applied_as_before(file: Path, kind: str) -> None:
+    file.write_text(f"{MODEL}---\napiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: phi}}\n")
     done = run_command_line("convert", str(file))
-    assert f"{file}: HTTPRoute phi: not carried over: it serves the old engines: keep it until" in done.stderr
+    assert f"{file}: {kind} phi: not carried over: it serves the old engines: keep it until" in done.stderr
+    assert ("the Service fairlead-gateway, port 80" in done.stderr) is (
+        kind in ("HTTPRoute", "Ingress", "VirtualService")
+    )
 
 
 def test_what_to_do_first_is_the_last_note(file: Path) -> None:

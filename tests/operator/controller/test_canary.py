@@ -5,7 +5,8 @@ import pytest
 from fairlead.kube.resources import Manifest, annotations_of, labels_of
 from fairlead_operator.canary.judge import Judgement, Measure, Verdict
 from fairlead_operator.object_metadata import MODEL_REVISION_ANNOTATION, UNDO_ANNOTATION
-from fairlead_testing.kube.operator_harness import OperatorHarness, model_manifest
+from fairlead_operator.render import InstallationDefaults, render_model
+from fairlead_testing.kube.operator_harness import NAMESPACE, OperatorHarness, model_manifest
 
 CANARY = {"canary": {"steps": [10, 50], "observe": "10m", "onMiss": "Rollback"}}
 PROMOTE = Judgement(Verdict.PROMOTE, "no difference found in 40 requests", None, 40)
@@ -63,6 +64,20 @@ def test_it_gets_no_conversation_before_it_is_ready() -> None:
         here.run_until_idle(with_controllers=image == "engine:1")
     assert "main.canary" in images(here)
     assert canary(here) == ("Starting", 0)
+
+
+def test_corrected_canary_replaces_instances_that_never_started() -> None:
+    here = OperatorHarness(render=render_model, installation=InstallationDefaults({}))
+    for image in ("engine:1", "engine:wrong", "engine:2"):
+        here.edit(engine={"type": "Sim", "image": image}, rollout=CANARY)
+        here.run_until_idle()
+        if image == "engine:wrong":
+            workload = workloads(here)["main.canary"]
+            marks = {"fairlead.io/revision": annotations_of(workload)["fairlead.io/revision"]}
+            pod = {"name": "failed", "namespace": NAMESPACE, "labels": {**labels_of(workload), **marks}}
+            here.kube.put({"apiVersion": "v1", "kind": "Pod", "metadata": pod, "status": {}}, "kubelet")
+    rolling = {pool: one["spec"]["strategy"]["rollingUpdate"] for pool, one in workloads(here).items()}
+    assert {pool: one["maxUnavailable"] for pool, one in rolling.items()} == {"main": 0, "main.canary": 1}
 
 
 def test_a_healthy_one_is_promoted_step_by_step() -> None:

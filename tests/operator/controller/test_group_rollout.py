@@ -5,7 +5,7 @@
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fairlead.api.spec.rollout import Rollout
 from fairlead.kube.resources import Manifest
-from fairlead_operator.controller.group_rollout import SurgeStep, apply_surge, surge_step, surplus_groups, with_surge
+from fairlead_operator.controller.group_rollout import SurgeStep, apply_rollout, surge_step, surplus_groups, with_surge
 from fairlead_operator.render import render_model
 from fairlead_testing.kube.lws_controllers import LwsControllers
 from fairlead_testing.kube.render_cases import default_context, read_case
@@ -46,13 +46,16 @@ def wanted(asked: int, revision: str, rollout: Rollout) -> Manifest:
 class RolloutScenario:
     """A pool, and what people ask of it. ``broken`` are revisions of which no group gets ready."""
 
-    def __init__(self, asked: int, surge: int = 1) -> None:
+    def __init__(self, asked: int, surge: int = 1, broken: Collection[str] = ()) -> None:
         self.asked, self.revision, self.rollout = asked, "a", Rollout(max_surge=surge)
-        self.broken: set[str] = set()
+        self.broken: set[str] = set(broken)
         self.cluster = LwsControllers(wanted(asked, "a", self.rollout))
-        self.least = asked
+        self.least, self.nodes_for = asked, 100
         self.lines: list[str] = []
-        self.settle()
+        if broken:
+            self.cluster.step()
+        else:
+            self.settle()
 
     def operator(self) -> SurgeStep:
         """One look of the operator."""
@@ -67,16 +70,18 @@ class RolloutScenario:
             del self.cluster.groups[place]
 
     def started(self, place: int) -> None:
-        """A group is ready, unless its revision never is."""
-        group = self.cluster.groups[place]
-        group.ready |= not group.leaving and group.revision not in self.broken
+        """A group is ready, unless its revision never is, or earlier ones have all nodes."""
+        group, groups = self.cluster.groups[place], list(self.cluster.groups.values())
+        has_nodes = any(group is one for one in groups[: self.nodes_for])
+        group.ready |= not group.leaving and has_nodes and group.revision not in self.broken
 
     def check_serving(self) -> None:
         """Checks what holds at any time: enough groups serve."""
         assert self.cluster.serving_count >= self.least, (self.cluster, self.lines)
 
-    def settle(self, chance: random.Random | None = None, turns: int = 200) -> None:
+    def settle(self, chance: random.Random | None = None, turns: int = 200, most_groups: int = 100) -> None:
         """Lets all controllers act, one at a time, in turn or in random order."""
+        self.nodes_for = most_groups
         first = not self.cluster.groups
         for _ in range(turns):
             if chance is None and not first and self.settled:
@@ -117,6 +122,14 @@ class RolloutScenario:
             self.lines.append(line)
 
 
+def failed_pool(asked: int, surge: int = 1) -> RolloutScenario:
+    """Returns a pool whose groups never get ready."""
+    story = RolloutScenario(asked, surge, broken={"a"})
+    story.least = 0
+    story.lines.clear()
+    return story
+
+
 def rollout_text() -> str:
     """Returns the steps of rollouts in which all controllers act in turn."""
     parts = []
@@ -136,6 +149,10 @@ def rollout_text() -> str:
     story.revision = "a"
     story.settle()
     parts += ["# 1 asked: b never gets ready and is taken back", *story.lines, ""]
+    story = failed_pool(2)
+    story.revision = "b"
+    story.settle(most_groups=2)
+    parts += ["# 2 asked, nodes for 2: a never got ready and is replaced by b", *story.lines, ""]
     return "\n".join(parts)
 
 
@@ -180,6 +197,35 @@ def test_unready_rollout_is_undone(asked: int, turns: int, chance: random.Random
     story.settle(chance, turns)
     story.revision = "a"
     story.settle()
+
+
+@pytest.mark.property
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.lists(st.sampled_from(["b", "c", "d"]), max_size=3),
+    st.integers(0, 40),
+    st.randoms(use_true_random=False),
+)
+def test_groups_that_never_started_are_replaced_on_their_own_nodes(
+    asked: int, surge: int, failing: list[str], turns: int, chance: random.Random
+) -> None:
+    """There are nodes for the desired groups only, and any number of failed changes before."""
+    story = failed_pool(asked, surge)
+    story.broken |= set(failing)
+    for revision in failing:
+        story.revision = revision
+        story.settle(chance, turns, most_groups=asked)
+    story.revision = "right"
+    story.settle(most_groups=asked)
+
+
+def test_leader_that_is_replaced_before_its_workers_begins_no_surge() -> None:
+    story = RolloutScenario(1)
+    (leader, worker) = story.cluster.pods
+    leader["metadata"]["labels"]["fairlead.io/revision"] = "b"
+    now = wanted(1, "b", Rollout())
+    assert surge_step(now, now, [leader, worker], Rollout()) == SurgeStep()
 
 
 def test_undo_during_drain_stops_no_further_group() -> None:
@@ -245,12 +291,12 @@ def test_only_replicas_and_strategy_change() -> None:
     model = paused.model_copy(update={"spec": paused.spec.model_copy(update={"rollout": Rollout()})})
     before = render_model(model, classes, default_context()).manifests
     live = {(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in before}
-    same, nothing = apply_surge(before, live, [], model.spec.rollout)
+    same, nothing = apply_rollout(before, live, [], model.spec.rollout)
     assert (same, nothing) == (list(before), {})
     engine = model.spec.engine.model_copy(update={"args": ["--other"]})
     changed = model.model_copy(update={"spec": model.spec.model_copy(update={"engine": engine})})
     after = render_model(changed, classes, default_context()).manifests
-    manifests, notes = apply_surge(after, live, [], model.spec.rollout)
+    manifests, notes = apply_rollout(after, live, [], model.spec.rollout)
     assert notes == {"main": "with a surge of 1 until all are replaced"}
     ((old, new),) = [(old, new) for old, new in zip(after, manifests, strict=True) if old != new]
     rolling = {"partition": 0, "maxSurge": 0, "maxUnavailable": 1}

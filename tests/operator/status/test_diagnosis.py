@@ -1,5 +1,7 @@
 """Causes as kubelet, scheduler, controllers and the API server word them."""
 
+import itertools
+import random
 from typing import Any
 
 import pytest
@@ -130,6 +132,64 @@ def test_unschedulable_pod_counts_after_the_grace_period() -> None:
     assert diagnosis.reason is Reason.IMAGE_PULL_FAILED
 
 
+def of_revision(manifest: dict[str, Any], revision: str) -> dict[str, Any]:
+    labels = {"fairlead.io/pool": "main", "fairlead.io/revision": revision}
+    return {**manifest, "metadata": {**manifest["metadata"], "labels": labels}}
+
+
+@pytest.mark.parametrize(("failed", "reason"), [(manifest, reason) for manifest, reason, _ in CASES])
+def test_outdated_pods_count_only_if_all_others_are_ready(failed: dict[str, Any], reason: Reason) -> None:
+    labels, notes = {"fairlead.io/pool": "main"}, {"fairlead.io/revision": "new"}
+    workload = {"metadata": {"name": "d", "labels": labels, "annotations": notes}}
+    old, is_pending = of_revision(failed, "old"), unschedulable("no room", lastTransitionTime="2027-01-15T08:00:00Z")
+    for starting in (pod(), is_pending):
+        assert (
+            diagnose([old, of_revision(starting, "new")], [workload], wall=1_800_000_000.0, grace_seconds=9.0) is None
+        )
+    for others in ([], [of_revision(pod(conditions=[{"type": "Ready", "status": "True"}]), "new")]):
+        diagnosis = diagnose([old, *others], [workload])
+        assert diagnosis is not None
+        assert diagnosis.reason is reason
+    diagnosis = diagnose([old, of_revision(pod("q", waiting("ErrImagePull")), "new")], [workload])
+    assert diagnosis is not None
+    assert (diagnosis.reason, diagnosis.message[:6], diagnosis.pods) == (Reason.IMAGE_PULL_FAILED, "pod q:", 1)
+
+
+@pytest.mark.parametrize(("old", "new", "in_rollout"), [(1, 1, True), (3, 2, True), (0, 2, False), (2, 0, False)])
+def test_new_pods_without_nodes_tell_how_to_make_room_in_a_rollout(old: int, new: int, in_rollout: bool) -> None:
+    workload = {"metadata": {"labels": {"fairlead.io/pool": "main"}, "annotations": {"fairlead.io/revision": "new"}}}
+    ready = pod(conditions=[{"type": "Ready", "status": "True"}])
+    pods = [of_revision(ready, "old")] * old + [of_revision(unschedulable("no room"), "new")] * new
+    diagnosis = diagnose(pods, [workload])
+    assert (diagnosis is not None) is (new > 0)
+    if diagnosis is not None:
+        assert diagnosis.advice.startswith("Add nodes, or lower minReplicas by rollout.maxSurge") is in_rollout
+
+
+def of_group(workload: str, index: int, member: int, schedules: str) -> dict[str, Any]:
+    """Returns a pod of a group. schedules: `placed`, `waiting`, or empty for neither yet."""
+    names = {"name": workload, "group-index": str(index)}
+    labels = {f"leaderworkerset.sigs.k8s.io/{key}": value for key, value in names.items()}
+    condition = {"type": "PodScheduled", "status": "True"} if schedules == "placed" else None
+    manifest = unschedulable("no room") if schedules == "waiting" else pod(conditions=[condition] if condition else [])
+    return {**manifest, "metadata": {"name": f"{workload}-{index}-{member}", "labels": labels}}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_that_hold_nodes_which_others_wait_for_are_named(seed: int) -> None:
+    chance = random.Random(seed)
+    pods, partial = [unschedulable("no room")], []
+    for workload, index in itertools.product(("m-decode", "m-prefill"), range(3)):
+        states = [chance.choice(["placed", "waiting", "placed", ""]) for _ in range(chance.randint(2, 4))]
+        pods += [of_group(workload, index, member, state) for member, state in enumerate(states)]
+        if {"placed", "waiting"} <= set(states):
+            partial.append(f"{workload}-{index}")
+    diagnosis = diagnose(pods, [])
+    assert diagnosis is not None
+    says = f"Groups {' and '.join(partial)} hold nodes that the others wait for: add nodes, or lower minReplicas."
+    assert diagnosis.advice.startswith(says if len(partial) > 1 else "Add nodes")
+
+
 def of_pool(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "metadata": {"name": "p", "namespace": "chat", "labels": {"fairlead.io/pool": "main"}}}
 
@@ -224,6 +284,26 @@ def test_pod_without_transition_time_counts_from_now() -> None:
     hoped = pending_capacity([unschedulable("no room")], 7.0, 600.0)
     assert hoped is not None
     assert hoped.seconds == 600.0
+
+
+REFUSALS = (
+    (Forbidden, 'admission webhook "vleaderworkerset.kb.io" denied the request: {}', Reason.POLICY_REFUSED),
+    (Invalid, 'admission webhook "queue.example.com" denied the request: {}', Reason.POLICY_REFUSED),
+    (Invalid, "ValidatingAdmissionPolicy 'frozen' with binding 'frozen' denied request: {}", Reason.POLICY_REFUSED),
+    (Invalid, 'Deployment.apps "d" is invalid: {}', Reason.INVALID_TEMPLATE),
+)
+
+
+@pytest.mark.parametrize(("error", "text", "reason"), REFUSALS)
+@pytest.mark.parametrize("path", ["spec.selector", "spec.leaderWorkerTemplate.workerTemplate", "spec.startupPolicy"])
+def test_field_that_may_not_change_is_changed_in_a_second_pool(
+    error: type[Forbidden | Invalid], text: str, reason: Reason, path: str
+) -> None:
+    for says, advice in ((": field is immutable", "Add a pool of another name"), (": is not allowed", "C")):
+        failure = diagnose_write(error(text.format(f"{path}: Invalid value{says}"), status=403), "LeaderWorkerSet", "m")
+        assert failure is not None
+        assert failure.reason is reason
+        assert failure.advice.startswith(advice)
 
 
 def test_rejected_writes_differ_from_conflicts() -> None:

@@ -220,12 +220,16 @@ def _true(condition: Condition | None) -> Condition | None:
 def _by_reason(report: ModelReport, condition: Condition) -> str:
     """Returns the documented remedy of a reason, with the condition's message.
 
-    The message of `Stalled` ends with the remedy; it is not repeated.
+    The message of `Stalled` ends with the remedy, or with that of its cause; it is not repeated.
     """
     remedy = next((reason.advice for reason in reasons() if reason.reason == condition.get("reason")), "")
     remedy = remedy.replace("`", "")
+    message = str(condition.get("message", "")).removesuffix(f". {remedy}")
+    cause, _, own = message.rpartition(". ")
+    if condition.get("type") == ConditionType.STALLED and own[:1].isupper() and own.endswith("."):
+        message, remedy = cause, own
     first = remedy.partition(". ")[0].rstrip(".")
-    message = shorten(str(condition.get("message", "")).removesuffix(f". {remedy}"), _CAUSE)
+    message = shorten(message, _CAUSE)
     first = first[:1].lower() + first[1:]
     return f"{first} ({message})" if first and message else first or message
 

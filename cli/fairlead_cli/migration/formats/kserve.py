@@ -8,7 +8,7 @@ from typing import Any, Final
 from fairlead_cli.migration import assembly
 from fairlead_cli.migration.adapters import read_adapters
 from fairlead_cli.migration.drafts import MigrationOptions, ModelDraft, PoolDraft
-from fairlead_cli.migration.field_reader import FieldReader, Outcome
+from fairlead_cli.migration.field_reader import TO_GATEWAY, FieldReader, Outcome
 from fairlead_cli.migration.pod_spec import EXTRA_ARGS, read_pod
 
 OWN_PREFIXES: Final = ("serving.kserve.io/", "prometheus.kserve.io/", "sidecar.istio.io/")
@@ -23,7 +23,7 @@ _DRA: Final = "serving.kserve.io/exp-dra-device"
 _EVENTS_VARIABLE: Final = "KV_EVENTS_CONFIG"
 _COMPONENT: Final = "app.kubernetes.io/component"
 REASONS: Final = {
-    "spec.router": "clients call Fairlead's gateway, which routes without a scheduler, Gateway or HTTPRoute",
+    "spec.router": f"clients call Fairlead's gateway, which routes without a scheduler; {TO_GATEWAY}",
     "spec.storageInitializer": "vLLM loads the weights itself",
     "spec.tracing": "set tracing for the gateway in the chart's values",
     "spec.model.confidential": "Fairlead does not decrypt weights",

@@ -7,8 +7,8 @@ from typing import Final
 from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest
 from fairlead_operator.render.pool_context import PoolContext
 
-ALL_GROUPS_PARTITION: Final = 4096
-"""A partition that protects all groups: no pool has more instances."""
+ALL_GROUPS: Final = 4096
+"""More groups than a pool has: as a partition, it protects all; as `maxUnavailable`, none."""
 
 
 def leader_worker_set(pool: PoolContext, leader: Manifest, worker: Manifest) -> Manifest:
@@ -20,7 +20,7 @@ def leader_worker_set(pool: PoolContext, leader: Manifest, worker: Manifest) -> 
     rolling: Manifest = {
         "maxSurge": rollout.max_surge,
         "maxUnavailable": 0,
-        "partition": ALL_GROUPS_PARTITION if pool.is_paused else 0,
+        "partition": ALL_GROUPS if pool.is_paused else 0,
     }
     spec: Manifest = {
         "replicas": pool.model.spec.desired_instances(pool.pool),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fairlead.api.conditions import ConditionType, reasons
+from fairlead.api.conditions import ConditionType, Reason, reasons
 from fairlead.kube.resources import Manifest
 from fairlead_cli.cluster.object_fields import MissingValue
 from fairlead_cli.cluster.pod_http import PodReport, Readiness, parse_metrics
@@ -16,6 +16,7 @@ from fairlead_cli.cluster.status.command import render_table, render_tree, to_pl
 from fairlead_cli.cluster.status.model_report import ModelFacts, build_report, signals_by_instance
 from fairlead_cli.console import stdout_console
 from fairlead_cli.output import format_document
+from fairlead_operator.status.diagnosis import Failure, advice_for
 
 NOW = 1_800_000_000.0
 Build = Mapping[str, Callable[..., Any]]
@@ -439,6 +440,20 @@ def test_old_pod_without_node_is_not_looked_up_in_logs(builders: Build) -> None:
     late = without_node(message="no room")
     late["metadata"]["creationTimestamp"] = "2027-01-15T06:00:00Z"
     assert "kubectl logs" not in says(facts(model, late))[1]
+
+
+@pytest.mark.parametrize(
+    "own", ["Add a pool of another name.", "Use a claim that several nodes can mount, or more.", ""]
+)
+@pytest.mark.parametrize("reason", ["PolicyRefused", "InsufficientCapacity", "ImagePullFailed", "InvalidTemplate"])
+def test_advice_of_a_cause_comes_before_that_of_its_reason(builders: Build, reason: str, own: str) -> None:
+    failure = Failure(
+        Reason(reason), "LeaderWorkerSet m: denied: a. field is immutable", advice=own or advice_for(Reason(reason))
+    )
+    stalled = ("True", reason, failure.message_with_advice)
+    _, text = says(facts(builders["model"](ready=False, Ready=("False", reason, "m"), Stalled=stalled)))
+    first = (own or advice_for(Reason(reason))).partition(". ")[0].rstrip(".")
+    assert text == f"{first[0].lower()}{first[1:]} ({failure.message})"
 
 
 def test_advice_on_capacity_keeps_what_the_pool_asks_for(builders: Build) -> None:
