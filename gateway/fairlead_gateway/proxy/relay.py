@@ -224,7 +224,11 @@ class ResponseRelay(StreamEnding):
         if error is not None and not error.cause and context.request.dialect.grammar is not None:
             response.write_chunks([context.error_event] if context.error_event else [], final=True)  # the engine's own
             return False
-        text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
+        text = _STREAM_ERROR_TEXTS.get(cause, "the engine failed")
+        if cause == "cut" and engine_response.is_complete:
+            grammar = context.request.dialect.grammar
+            text = f"the engine ended the stream without {'[DONE]' if grammar is None else min(grammar.last).decode()}"
+        text += "; the answer is incomplete"
         if result.not_continued:
             text += f", and no engine could continue it ({result.not_continued})"
         _end_with_error(context, text, f"stream_{cause.replace('-', '_')}")
