@@ -34,7 +34,7 @@ PASSED_ANSWERS = (
         "vllm: anthropic/serving.py",
         (error_answer(OVERLOADED, "503 Service Unavailable"),),
         503,
-        ('{"type":"error","error":{"type":"overloaded_error","message":"the engines are full',),
+        ('{"type":"error","error":{"type":"overloaded_error","message":"all engines that were tried are full',),
         attempts=3,
         path="/v1/messages",
     ),

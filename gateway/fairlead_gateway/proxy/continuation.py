@@ -315,7 +315,7 @@ def splice_events(events: Iterable[bytes], sent: SentText) -> list[bytes]:
             is_role_only = isinstance(delta, dict) and delta.pop("role", None) is not None and not delta.get("content")
             if is_role_only and choice.get("finish_reason") is None:
                 continue
-        spliced.append(_encode_event(fields))
+        spliced.append(encode_event(fields))
     return spliced
 
 
@@ -348,7 +348,8 @@ def split_events(events: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any
             yield event + b"\n\n", decode_object(data) if data[:1] == b"{" else None
 
 
-def _encode_event(fields: dict[str, Any]) -> bytes:
+def encode_event(fields: dict[str, Any]) -> bytes:
+    """Returns an event with these fields."""
     return b"data: " + msgspec.json.encode(fields) + b"\n\n"
 
 
@@ -582,7 +583,7 @@ class StreamTokens(DetachedStream):
         tokens = self.tokens
         part: dict[str, Any] = {"text": ""} if self._kind is CompletionRequest else {"delta": {}}
         choice = {"index": 0} | part | {"logprobs": None, "finish_reason": "length", "stop_reason": None}
-        events = [_encode_event(tokens.names() | {"choices": [choice]})]
+        events = [encode_event(tokens.names() | {"choices": [choice]})]
         return [*events, *([tokens.usage_event(tokens.generated)] if with_usage else []), b"data: [DONE]\n\n"]
 
     def usage(self, reported: Usage | None) -> Usage | None:
@@ -613,7 +614,7 @@ class StreamTokens(DetachedStream):
         if not self._is_marked:
             self._is_marked = True
             fields[CONTINUED_AT] = self.continued_at
-        return _encode_event(fields)
+        return encode_event(fields)
 
     def _fields(self) -> GenerationFields:
         fields: GenerationFields = BODY_DECODERS[self._kind].decode(self.tokens.body)

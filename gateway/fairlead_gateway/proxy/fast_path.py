@@ -236,7 +236,7 @@ class FastPathExchange(TimeoutEntry):
             result.first_at, result.last_at = engine_response.first_at, engine_response.last_at
             # The response came in this very iteration of the event loop.
             now = result.last_at if result.last_at is not None else fast_path.now()
-            fast_path.failures.on_answered(context, result.status, now)
+            fast_path.failures.on_answered(context, engine_response, now)
             attempt.finish(True, now)
             fast_path.relay.relay_buffered(context, engine_response, now)
             fast_path.lifecycle.on_finished(context)

@@ -344,7 +344,7 @@ class Forwarder:
                     stall_timeout = context.stall_timeout
                     is_final = stall_timeout is not None and stall_timeout.is_exhausted
                     check_response(context, engine_response, attempt.error, is_final)
-                    self._failures.on_answered(context, engine_response.status, self._now())
+                    self._failures.on_answered(context, engine_response, self._now())
                     if context.failures:
                         self._note_usage_refused(attempt, engine_response)
                     if context.request.route is not None and self.fallbacks is not None:

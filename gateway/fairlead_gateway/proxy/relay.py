@@ -2,11 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from fairlead_gateway.admission.defragmentation import FILL_STEPS, MemoryMove, MovableStream
+from fairlead_gateway.dialects.chat import ChatRequest
 from fairlead_gateway.dialects.error_shape import RESPONSES_ERRORS
 from fairlead_gateway.dialects.passed_on import COUNT_TOKENS
 from fairlead_gateway.errors import (
@@ -46,6 +46,7 @@ from fairlead_gateway.proxy.stream_moves import MAX_MOVES, StreamProgress, decid
 from fairlead_gateway.proxy.stream_replay import StreamReplay
 from fairlead_gateway.proxy.stream_resume import HANDED_OVER, StreamResume
 from fairlead_gateway.proxy.stream_silence import StreamSilence
+from fairlead_gateway.proxy.tool_calls import ToolCallIndexer
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
@@ -174,6 +175,9 @@ class ResponseRelay(StreamEnding):
         if rewriter is not None:
             engine_response.rewrite_events = rewriter.rewrite_events
             engine_response.rewrite_chunks = rewriter.rewrite_chunks
+        fields = context.request.decoded_fields  # None: a scanned chat, which has no tools
+        if engine_response.is_stream and isinstance(fields, ChatRequest) and fields.tools:
+            engine_response.rewrite_events = ToolCallIndexer(engine_response.rewrite_events).rewrite_events
         self._keep_text(attempt, engine_response)
         length = None
         if engine_response.is_stream and engine_response.first_at is not None:
@@ -220,7 +224,11 @@ class ResponseRelay(StreamEnding):
         if error is not None and not error.cause and context.request.dialect.grammar is not None:
             response.write_chunks([context.error_event] if context.error_event else [], final=True)  # the engine's own
             return False
-        text = f"{_STREAM_ERROR_TEXTS.get(cause, 'the engine failed')}; the answer is incomplete"
+        text = _STREAM_ERROR_TEXTS.get(cause, "the engine failed")
+        if cause == "cut" and engine_response.is_complete:
+            grammar = context.request.dialect.grammar
+            text = f"the engine ended the stream without {'[DONE]' if grammar is None else min(grammar.last).decode()}"
+        text += "; the answer is incomplete"
         if result.not_continued:
             text += f", and no engine could continue it ({result.not_continued})"
         _end_with_error(context, text, f"stream_{cause.replace('-', '_')}")
@@ -233,7 +241,7 @@ class ResponseRelay(StreamEnding):
             return
         blocks = attempt.blocks = SentBlocks(self._token_memory, request.body, self._now)
         rewrite = engine_response.rewrite_events
-        engine_response.rewrite_events = blocks.take if rewrite is None else partial(_take_rewritten, rewrite, blocks)
+        engine_response.rewrite_events = blocks.take if rewrite is None else lambda events: blocks.take(rewrite(events))
 
     def relay_buffered(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
         """Sends a whole plain response."""
@@ -634,12 +642,6 @@ def _can_resume(attempt: Attempt) -> bool:
     """Whether another instance can resume the stream. APIs that others run continue no text."""
     request = attempt.context.request
     return request.entry.resumes and not attempt.address.leaves_cluster and can_resume(request)
-
-
-def _take_rewritten(
-    rewrite: Callable[[list[bytes]], list[bytes]], blocks: SentBlocks, events: list[bytes]
-) -> list[bytes]:
-    return blocks.take(rewrite(events))
 
 
 def _why_not(attempt: Attempt) -> str:

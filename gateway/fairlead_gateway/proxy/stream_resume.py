@@ -33,12 +33,11 @@ from fairlead_gateway.proxy.continued_blocks import StreamBlocks
 from fairlead_gateway.proxy.relayed_stream import GapRecorder
 from fairlead_gateway.proxy.stream_replay import StreamReplay
 from fairlead_gateway.proxy.stream_silence import StreamSilence
+from fairlead_gateway.proxy.tool_calls import ToolCallIndexer
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DEFRAGMENTATION, DRAINED, MOVE_CAUSES
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
-from fairlead_gateway.tenants.worker.tenant_policy import (
-    hide_in_events,
-)
+from fairlead_gateway.tenants.worker.tenant_policy import hide_cached_tokens
 from fairlead_gateway.upstream.connection import UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.upstream.request_encoder import encode_request
@@ -203,7 +202,11 @@ class StreamResume:
             attempt.attach_engine_message(stream.next_body())
             tokens = attempt.tokens = stream.tokens if isinstance(stream, StreamTokens) else None
             shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
-            rewrite = stream.splice if shows_cached else partial(hide_in_events, stream.splice)
+            rewrite = ToolCallIndexer(
+                stream.splice
+                if shows_cached
+                else lambda events: [hide_cached_tokens(one) for one in stream.splice(events)]
+            ).rewrite_events
             engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is None and is_usage_refused(context, engine_response) and isinstance(stream, StreamText):
                 self._without_usage(attempt, stream)

@@ -3,7 +3,8 @@
 An instance is ejected after three failures in a row, or if half of ten or more responses within ten
 seconds failed. A failure is a refused or broken connection, a stall or an unreadable response. Full
 engines, 429 and disconnecting clients do not count. Failures that may be the fault of one request
-count once they come from several callers or bodies (`fault_evidence`).
+count once they come from several callers or bodies (`FaultEvidence`). The same evidence leaves a
+full instance out while others have room: for its Retry-After, else for a second, two, four, eight.
 
 At most half of a model's ready instances are ejected, so that a fault of the network or of the
 requests cannot empty a fleet. The ejection time grows with each ejection, and has jitter.
@@ -16,33 +17,22 @@ If the probe fails, and that may be the fault of one caller's request, the worke
 decides at once, without other requests meanwhile. So no caller keeps an instance out that serves
 others. Where no probe of the worker decides, three failures do.
 
-The module is pure: times are arguments, and the jitter is passed in.
-
-The records of instances that are ejected for failures by which an engine may hang.
-
-A record begins with the ejection and lasts until the instance answers. It outlives the ejection's
-pause: a probe that fails does not reset it. It shows that an engine hangs although its
-`/health` says 200, and must be replaced (`fairlead.fleet.hung_engines`).
-
-Silence and 5xx begin a record. Overload is never a failure, so it begins none. A refused connection
-ends it: nothing listens, and what runs the engine sees that itself.
+A record of an ejection by silence or 5xx lasts until the instance answers. It outlives the pause: a
+probe that fails does not reset it. It shows that an engine hangs although its `/health` says 200,
+and must be replaced (`fairlead.fleet.hung_engines`). A refused connection ends it: nothing listens,
+and what runs the engine sees that itself.
 
 Why no connect timeout: an engine that hangs takes connections. A gateway that cannot connect may be
 cut off itself, and a restart of the engine would not help it.
 
-An instance without a record is probed on request: when only the requests of one caller speak
-against its return (`outlier_detection`).
-
 The only ready instance of a model is never ejected. It gets a record instead when its failures
 would suffice.
-
-The module is pure.
-
-Evidence that the failures of an instance are its own, and not those of one caller's requests.
 
 A request can fail on every instance that gets it. So failures that depend on the request count from
 two sources on: two callers, or two bodies if no other caller had an answer from the instance
 lately. A body that another instance has answered is harmless, so each of its failures is a source.
+
+The module is pure: times are arguments, and the jitter is passed in.
 """
 
 from collections import Counter, deque
@@ -274,6 +264,7 @@ _CAUSE_TEXTS = {
     "error-event": "error event",
     "aborted": "abort",
 }
+_MAX_FULL_PAUSE_SECONDS: Final = 8.0
 MAX_REASONS = 16
 _NONE_EJECTED: Mapping[str, str] = {}
 _Response = tuple[float, bool, CallerKey, FaultSource | None]
@@ -286,6 +277,7 @@ class _InstanceHealth:
 
     kept_until: until then the instance is kept for the worker's own probe.
     undecided_probes: requests of one caller that failed as probes since the last ejection.
+    full_at, full_until: when it said last that it is full, and until when it gets no requests then.
     """
 
     state: HealthState = HealthState.HEALTHY
@@ -302,6 +294,10 @@ class _InstanceHealth:
     warm_up_credit: float = 0.0
     answered_at: float | None = None
     reason: str = ""
+    full_evidence: FaultEvidence = field(default_factory=FaultEvidence)
+    full_at: float = 0.0
+    full_until: float = 0.0
+    full_pause_seconds: float = 1.0
 
     def clear_failures(self) -> None:
         """Ends a run of consecutive failures."""
@@ -327,6 +323,7 @@ class OutlierDetector:
 
     jitter: returns numbers from 0 to 1.
     ejection_records: the instances that have not answered since they were ejected.
+    full: those that have said that they are full, and have answered no request sent since.
     """
 
     def __init__(self, limits: Limits, jitter: Callable[[], float]) -> None:
@@ -335,12 +332,14 @@ class OutlierDetector:
         self._jitter = jitter
         self._records: dict[str, _InstanceHealth] = {}
         self.unhealthy: set[str] = set()
+        self.full: set[str] = set()
 
     def retain(self, ids: Collection[str]) -> None:
         """Forgets instances that have left the fleet."""
         for departed in self._records.keys() - set(ids):
             del self._records[departed]
             self.unhealthy.discard(departed)
+            self.full.discard(departed)
             self.ejection_records.cancel_probe(departed)
 
     def retain_ready(self, ids: Collection[str]) -> None:
@@ -354,10 +353,10 @@ class OutlierDetector:
     def ejected(self, ready: Collection[str], now: float) -> Mapping[str, str]:
         """Returns the ready instances that should not get the next request, with reasons as text.
 
-        Empty if that would be all of them. Reasons after the first `MAX_REASONS` are empty, since
-        each request of a model would make texts about all of its ejected instances.
+        Empty if that would be all of them; full ones if others are left. Reasons after
+        the first `MAX_REASONS` are empty: each request would make texts about all instances.
         """
-        if not self.unhealthy:
+        if not (self.unhealthy or self.full):
             return _NONE_EJECTED
         reasons: dict[str, str] = {}
         for name in ready:
@@ -365,7 +364,31 @@ class OutlierDetector:
                 record = self._records[name]
                 if self._is_rejected(name, record, now):
                     reasons[name] = self._describe(record, now) if len(reasons) < MAX_REASONS else ""
+        full = [name for name in ready if name in self.full and now < self._records[name].full_until]
+        if len(reasons.keys() | full) < len(ready):
+            reasons = dict.fromkeys(full, "it says that it is full") | reasons
         return reasons if len(reasons) < len(ready) else _NONE_EJECTED
+
+    def on_full(self, instance: str, retry_after: int | None, now: float, source: FaultSource) -> None:
+        """Records that the instance is full.
+
+        retry_after: the seconds for which it asks to wait; None if it does not.
+        """
+        record = self._records.setdefault(instance, _InstanceHealth())
+        self.full.add(instance)
+        record.full_at = now
+        record.full_evidence.add(source)
+        answered, min_sources = record.answered_callers(now), self._limits.breaker_fault_sources
+        if now >= record.full_until and record.full_evidence.is_sufficient(min_sources, answered):
+            record.full_until = now + (retry_after or record.full_pause_seconds)
+            record.full_pause_seconds = min(2.0 * record.full_pause_seconds, _MAX_FULL_PAUSE_SECONDS)
+
+    def on_room(self, instance: str, sent_at: float) -> None:
+        """Records that the instance has answered a request that was sent at `sent_at`."""
+        record = self._records[instance]
+        if instance in self.full and sent_at >= record.full_at:
+            self.full.discard(instance)
+            record.full_evidence, record.full_until, record.full_pause_seconds = FaultEvidence(), 0.0, 1.0
 
     def is_usable(self, instance: str, now: float) -> bool:
         """Whether a request that has no other instance may go to this one."""

@@ -194,7 +194,7 @@ class RoleRouters:
         """
         router = self._routers.get(key)
         ejected = _NONE_EJECTED
-        if self._outlier_detector.unhealthy:
+        if self._outlier_detector.unhealthy or self._outlier_detector.full:
             candidates = [name for name in self.ready_instances(key) if name not in excluded]
             ejected = self._outlier_detector.ejected(candidates, now)
         decision: Decision | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, hang_up, streams
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, hang_up, streams, token
 from fairlead_testing.engines.scripted import named_event as event
 from fairlead_testing.gateway.running_gateway import gateway_before
 from fairlead_testing.http.raw_client import RawConnection, post_request, send
@@ -88,6 +88,33 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(path: str, script: 
     else:
         flat = (last["code"], last["message"], last["param"], last["sequence_number"])
         assert flat == (code, error["message"], None, 9)
+
+
+@pytest.mark.parametrize(
+    ("path", "last_name"),
+    [(MESSAGES, "message_stop"), (RESPONSES, "response.completed"), ("/v1/chat/completions", "[DONE]")],
+)
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_stream_that_ends_without_its_last_event_is_not_said_to_break(
+    path: str, last_name: str, ends: bool
+) -> None:
+    is_read = asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        await (start(call) if path in BODIES else streams(token("a"), end=None)(call))
+        await is_read.wait()
+        await (call.chunk(b"") if ends else hang_up(call))
+
+    body = BODIES.get(path) or {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    async with gateway_before([script]) as running:
+        connection = await RawConnection.connect(running.url)
+        await connection.send(post_request(body, path=path))
+        await connection.reader.readuntil(b"\n\n")
+        is_read.set()
+        rest = await connection.reader.readuntil(b'"code":"stream_cut"')
+        await connection.close()
+    cause = b"the engine ended the stream without " + last_name.encode() if ends else b"the engine broke off"
+    assert b'"message":"%b; the answer is incomplete' % cause in rest
 
 
 async def test_an_error_event_has_a_number_where_others_have_none() -> None:

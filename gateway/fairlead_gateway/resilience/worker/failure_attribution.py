@@ -9,8 +9,10 @@ other instance to try. A request that fails everywhere therefore ejects no insta
 A failure that no other instance could be tried for, because no retry was left, counts against
 none. Failures that depend on the request count with their source (`fault_evidence`).
 
-Overload (429, 503) is never counted. Neither is a failure of the gateway itself: out of
-descriptors, ports or memory, or a name that cannot be resolved (`upstream.connect_errors`).
+Overload (429, 503) is never counted: a full instance is left out while others have room. So is an
+API that others run after 429, which concerns its account and so all callers. Not counted either is
+a failure of the gateway itself: out of descriptors, ports or memory, or a name that cannot be
+resolved (`upstream.connect_errors`).
 
 Stalls are judged per instance, not per request. An instance that still sends bytes to any client is
 slow, and the request waits. One that has sent nothing for several times the predicted time of a
@@ -33,6 +35,7 @@ from fairlead_gateway.resilience.outlier_detection import (
 )
 from fairlead_gateway.resilience.worker.engine_progress import EngineProgress
 from fairlead_gateway.resilience.worker.retry import (
+    MAX_RETRY_AFTER_SECONDS,
     AnswerTimes,
     AttemptFailure,
     RetryBudget,
@@ -42,6 +45,7 @@ from fairlead_gateway.resilience.worker.retry import (
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.upstream.connection import LOCAL_CAUSES, EndpointActivity
+from fairlead_gateway.upstream.response import EngineResponse
 from fairlead_gateway.worker.request_context import RequestContext
 from fairlead_gateway.worker.runtime import WorkerRuntime
 
@@ -98,19 +102,26 @@ class FailureAttribution:
         """Records a failure before the first byte; counts a refused connection or a stall now."""
         if failure.is_overload or failure.is_local or failure.is_no_fault:
             self.outlier_detector.on_inconclusive(failure.instance_id)
+            if failure.is_overload:
+                self._count_full(context, failure.instance_id, failure.retry_after)
         elif failure.cause in _IMMEDIATE_CAUSES and not _is_stall_counted(context, failure.cause):
             if failure.cause == "timeout" and not failure.is_final and not self._has_retry(context):
                 self.outlier_detector.on_inconclusive(failure.instance_id)
             else:
                 self._count_failure_of(context, failure.instance_id, failure.cause)
 
-    def on_answered(self, context: RequestContext, status: int, now: float) -> None:
+    def on_answered(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
         """Records a response that can be relayed; counts the error responses before it."""
+        status = engine_response.status
         if context.address is not None and status < 400 and needs_core(context):
             self.outlier_detector.on_success(context.address.id, now, context.caller)
             request, dispatched_at = context.request, context.result.dispatched_at
             if dispatched_at is not None and not (request.stream or request.passes_stream):
                 self._answer_times.learn(request.model_key, now - dispatched_at)
+            if self.outlier_detector.full and dispatched_at is not None:
+                self.outlier_detector.on_room(context.address.id, dispatched_at)
+        elif status == 429 and context.address is not None:
+            self._count_full(context, context.address.id, engine_response.retry_after(int(MAX_RETRY_AFTER_SECONDS)))
         if context.failures:
             self._count_failures(context, context.failures, is_harmless=True)
 
@@ -285,6 +296,15 @@ class FailureAttribution:
         for failure in failures:
             if _is_error_response(failure):
                 self._count_failure_of(context, failure.instance_id, failure.cause, is_harmless=is_harmless)
+            elif failure.is_overload:
+                self._count_full(context, failure.instance_id, failure.retry_after, is_harmless=is_harmless)
+
+    def _count_full(
+        self, context: RequestContext, instance: str, retry_after: int | None, *, is_harmless: bool = False
+    ) -> None:
+        if needs_core(context):
+            source = FaultSource(context.caller, context.body_fingerprint(self._fingerprint), is_harmless)
+            self.outlier_detector.on_full(instance, retry_after, self._now(), source)
 
     def _count_failure_of(
         self, context: RequestContext, instance: str, cause: str, *, is_harmless: bool = False

@@ -9,8 +9,6 @@ that crashes under load loses no request.
 A request is never retried after its first byte, after an error of the client (4xx), or once two
 instances have crashed on it.
 
-Why some retries are not limited: they cost the other instances nothing extra.
-
 The stall timeout of an attempt: the time that it waits for an instance that sends nothing.
 
 - The instance sends to other requests: until the deadline.
@@ -261,7 +259,7 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
         return refusal
     if all(failure.is_overload for failure in failures):
         return Overloaded(
-            f"the engines are full ({attempts})",
+            f"all engines that were tried are full ({attempts})",
             hint="try again later",
             headers=(("retry-after", str(failures[-1].retry_after or retry_after_seconds)),),
         )

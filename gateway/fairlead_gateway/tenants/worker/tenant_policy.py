@@ -38,7 +38,7 @@ models have the same bare name. Of a model that it may not use, it may be allowe
 import hmac
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final, Protocol
@@ -539,11 +539,6 @@ class CachedTokensFilter:
         self._pending = data[end:]
         complete = hide_cached_tokens(data[:end])
         return [complete] if complete else []
-
-
-def hide_in_events(rewrite: Callable[[list[bytes]], list[bytes]], events: list[bytes]) -> list[bytes]:
-    """Returns the events that `rewrite` makes, without cached tokens."""
-    return [hide_cached_tokens(event) for event in rewrite(events)]
 
 
 def _complete_end(data: bytes) -> int:
