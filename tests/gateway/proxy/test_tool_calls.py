@@ -170,8 +170,11 @@ def test_odd_calls_fail_nothing() -> None:
 def test_calls_that_are_remembered_are_bounded() -> None:
     indexer = ToolCallIndexer(None)
     for number in range(3 * MAX_NUMBERED_CALLS):
-        indexer.rewrite_events([line(opened({"tool_calls": [{"id": f"{number}", "function": {"name": "f"}}]}, 0))])
-    assert len(indexer._calls) <= MAX_NUMBERED_CALLS + 1
+        call = {"id": f"{number}" + "i" * 10_000, "function": {"name": "n" * 10_000}}
+        indexer.rewrite_events([line(opened({"tool_calls": [call]}, number % 3))])
+    kept = [text for place in indexer._places for text in place]
+    assert len(kept) <= 6 * (MAX_NUMBERED_CALLS + 1)
+    assert max(map(len, kept)) <= 256
 
 
 def engine_of(events: list[dict[str, Any]], met: list[Any]) -> Script:
