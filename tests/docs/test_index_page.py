@@ -31,7 +31,7 @@ def incomplete_reason() -> str:
 
 def contents(**values: Any) -> InstanceContents:
     unknown: dict[str, Any] = dict.fromkeys(InstanceContents.__struct_fields__)
-    common = {"scale_down_reason": "", "trouble": "", "cpu": 0, "disk": 0, "block_size": 16, "orphans": 0}
+    common = {"trouble": "", "cpu": 0, "disk": 0, "block_size": 16, "orphans": 0}
     return InstanceContents(**(unknown | common | {"lag_seconds": 0.002} | values))
 
 
@@ -43,7 +43,6 @@ def test_sample_of_stats_is_what_the_command_prints() -> None:
         since_seconds=3_840.0,
         blocks=812,
         unique=655,
-        scale_down=1,
         gpu=812,
         evicted_age_seconds=192.0,
         following=391,

@@ -1,8 +1,8 @@
 """``fairlead index stats``: who writes the index of a model, its position, and the contents of each
 instance.
 
-``unique`` blocks are on no other instance: a scale-down would lose them. ``scale_down`` 1 is the
-instance whose removal loses the least; a gateway's status also knows what was used recently.
+``unique`` blocks are on no other instance: a scale-down would lose them. A gateway's status also
+knows which of them were used recently.
 ``since_written`` is the number of batches that were written since the instance was as a whole.
 """
 
@@ -25,7 +25,6 @@ _TABLE_HEADINGS = (
     "INSTANCE",
     "BLOCKS",
     "UNIQUE",
-    "SCALE DOWN",
     "GPU",
     "CPU",
     "DISK",
@@ -66,8 +65,6 @@ class InstanceContents(msgspec.Struct, kw_only=True):
     block_size: int | None
     blocks: int
     unique: int
-    scale_down: int | None
-    scale_down_reason: str
     gpu: int
     cpu: int
     disk: int
@@ -138,7 +135,6 @@ def build_stats(snapshot: IndexSnapshot) -> IndexStats:
     """Returns the stats of one snapshot."""
     index = snapshot.loaded
     counted, distinct = count_blocks(index) if index is not None else ({}, 0)
-    ranks = _rank_removals(snapshot, counted)
     at, written = snapshot.content.at, snapshot.last_written
     return IndexStats(
         model=snapshot.model_key,
@@ -152,39 +148,11 @@ def build_stats(snapshot: IndexSnapshot) -> IndexStats:
         unreadable=snapshot.content.unreadable,
         blocks=distinct,
         hints=len(index.shared) if index is not None else 0,
-        instances=[
-            _instance_contents(snapshot, name, counted.get(name, BlockCounts()), ranks.get(name))
-            for name in snapshot.instances
-        ],
+        instances=[_instance_contents(snapshot, name, counted.get(name, BlockCounts())) for name in snapshot.instances],
     )
 
 
-def _rank_removals(snapshot: IndexSnapshot, counted: Mapping[str, BlockCounts]) -> dict[str, tuple[int | None, str]]:
-    """Returns the rank of each instance with the reason: first the one whose removal loses the
-    least. An incomplete one has none, since its loss cannot be estimated.
-    """
-    complete, found = list[str](), dict[str, tuple[int | None, str]]()
-    for name in sorted(counted):
-        known = snapshot.index.completeness(name)
-        if known is not None and known[0]:
-            complete.append(name)
-        else:
-            found[name] = (None, f"unknown: {'nothing is known of it' if known is None else known[1]}")
-    complete.sort(key=lambda name: (counted[name].unique, counted[name].blocks))
-    return found | {name: (rank, _describe_loss(counted[name])) for rank, name in enumerate(complete, 1)}
-
-
-def _describe_loss(counted: BlockCounts) -> str:
-    if not counted.blocks:
-        return "it has no cached blocks"
-    if not counted.unique:
-        return f"other instances have all of its {counted.blocks:,} blocks"
-    return f"it alone has {counted.unique:,} of its {counted.blocks:,} blocks"
-
-
-def _instance_contents(
-    snapshot: IndexSnapshot, name: str, counted: BlockCounts, rank: tuple[int | None, str] | None
-) -> InstanceContents:
+def _instance_contents(snapshot: IndexSnapshot, name: str, counted: BlockCounts) -> InstanceContents:
     note, header = snapshot.note(name), snapshot.content.headers.get(name)
     known = snapshot.loaded.completeness(name) if snapshot.loaded is not None else None
     slice_header = header.slice if header is not None else None
@@ -202,8 +170,6 @@ def _instance_contents(
         block_size=snapshot.block_size(name),
         blocks=counted.blocks,
         unique=counted.unique,
-        scale_down=rank[0] if rank is not None else None,
-        scale_down_reason=rank[1] if rank is not None else "nothing is known of it",
         gpu=counted.gpu,
         cpu=counted.cpu,
         disk=counted.disk,
@@ -255,12 +221,8 @@ def _table(instances: Sequence[InstanceContents], is_wide: bool) -> Table:
         complete = f"yes{since}: {contents.reason}" if contents.complete else f"no{since}: {contents.reason}"
         if contents.trouble:
             complete += f"; {contents.trouble}"
-        row: list[str | Text] = [
-            _text(contents.name),
-            *(f"{count:,}" for count in (contents.blocks, contents.unique)),
-            _number(contents.scale_down),
-        ]
-        row += [f"{count:,}" for count in (contents.gpu, contents.cpu, contents.disk)]
+        counts = (contents.blocks, contents.unique, contents.gpu, contents.cpu, contents.disk)
+        row: list[str | Text] = [_text(contents.name), *(f"{count:,}" for count in counts)]
         row += [_number(contents.block_size), _duration(contents.evicted_age_seconds), _number(contents.orphans)]
         row += [_number(contents.following), _duration(contents.lag_seconds), _text(complete)]
         if is_wide:

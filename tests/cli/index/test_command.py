@@ -170,27 +170,8 @@ async def test_stats_counts_blocks_and_unique_blocks(server: Valkey, capsys: pyt
         a, b = model["instances"]
         assert (a["id"], a["blocks"], a["unique"], a["gpu"], a["block_size"]) == ("a", 13, 8, 13, 4)
         assert (b["id"], b["blocks"], b["unique"], b["following"], b["complete"]) == ("b", 5, 0, 1, True)
-        assert (a["scale_down"], b["scale_down"]) == (2, 1)
-        assert b["scale_down_reason"] == "other instances have all of its 5 blocks"
-        assert a["scale_down_reason"] == "it alone has 8 of its 13 blocks"
         assert await scene.run_command(index_stats) == 0
         assert "indexer-1 writes" in capsys.readouterr().out
-
-
-async def test_stats_rank_no_instance_that_is_not_completely_known(
-    server: Valkey, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with index_scene(server.url) as scene:
-        await scene.prompt("a", PROMPT)
-        await scene.write_changes(
-            CompletenessChanged("a", False, "the replay starts later", 0.0),
-            CompletenessChanged("new", True, "empty", 0.0),
-        )
-        await scene.run_command(index_stats, output="json")
-        (model,) = printed(capsys)["models"]
-        ranks = {one["id"]: (one["scale_down"], one["scale_down_reason"]) for one in model["instances"]}
-        assert ranks["a"] == (None, "unknown: the replay starts later")
-        assert ranks["new"][1] == "it has no cached blocks"
 
 
 @pytest.mark.parametrize("is_deleted", [True, False])

@@ -16,7 +16,7 @@ from fairlead_kvstore.blockstore.storage_tiers import INSTANCE_TIERS, StorageTie
 
 def contents(**changed: object) -> InstanceContents:
     plain = dict.fromkeys(InstanceContents.__struct_fields__)
-    plain |= {"id": "a", "complete": False, "reason": "", "scale_down_reason": "", "trouble": ""}
+    plain |= {"id": "a", "complete": False, "reason": "", "trouble": ""}
     plain |= dict.fromkeys(("blocks", "unique", "gpu", "cpu", "disk"), 1)
     return InstanceContents(**(plain | changed))  # type: ignore[arg-type]
 
