@@ -152,35 +152,19 @@ def format_quantity(value: float) -> int | str:
     return f"{(number / _QUANTITY_SUFFIXES[suffix]).normalize():f}{suffix}"
 
 
-_RESOURCE_SUFFIXES = {
-    "n": 1e-9,
-    "u": 1e-6,
-    "m": 1e-3,
-    "": 1.0,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "P": 1e15,
-    "E": 1e18,
-    "Ki": 2.0**10,
-    "Mi": 2.0**20,
-    "Gi": 2.0**30,
-    "Ti": 2.0**40,
-    "Pi": 2.0**50,
-    "Ei": 2.0**60,
-}
+_RESOURCE_SUFFIXES = (
+    {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3}
+    | {letter: 1e3**power for power, letter in enumerate("MGTPE", 2)}
+    | {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", 1)}
+)
 
 
 def parse_resource(text: object) -> float | None:
     """Returns an amount of a resource (`500m`, `4Gi`, `1e3`) as a number; None if invalid."""
-    match = re.fullmatch(r"([+-]?[\d.]+(?:[eE][+-]?\d+)?)([A-Za-z]*)", str(text))
+    match = re.fullmatch(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([A-Za-z]*)", str(text))
     if match is None or match[2] not in _RESOURCE_SUFFIXES:
         return None
-    try:
-        return float(match[1]) * _RESOURCE_SUFFIXES[match[2]]
-    except ValueError:
-        return None
+    return float(match[1]) * _RESOURCE_SUFFIXES[match[2]]
 
 
 PERCENTAGE_PATTERN = r"^(100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?)%$"

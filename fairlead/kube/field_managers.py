@@ -1,6 +1,6 @@
 """Reads from `metadata.managedFields` who wrote an object last, or its replica count."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from fairlead.kube.resources import Manifest, metadata_of
@@ -33,7 +33,8 @@ def last_author(manifest: Manifest) -> str:
     The annotation counts only for changes of the command line. Field managers are names that
     clients choose: the audit log of the API server has the authenticated users.
     """
-    entries = [(str(entry.get("time") or ""), _manager_of(entry)) for entry in field_entries(manifest)]
+    found = field_entries(manifest)
+    entries = [(str(entry.get("time") or ""), str(entry.get("manager") or _UNKNOWN)) for entry in found]
     if not entries:
         return _UNKNOWN
     latest = max(time for time, _ in entries)
@@ -44,7 +45,3 @@ def last_author(manifest: Manifest) -> str:
         if isinstance(person, str) and person:
             return f"{person} ({CLI_FIELD_MANAGER})"
     return " or ".join(managers)
-
-
-def _manager_of(entry: Mapping[str, Any]) -> str:
-    return str(entry.get("manager") or _UNKNOWN)

@@ -172,10 +172,6 @@ def _size(name: str) -> _Conflict:
     )
 
 
-def _unless_off(spec: ModelDeploymentSpec, value: str | None) -> bool:
-    return value is not None and value.lower() in _OFF
-
-
 _ADDRESS: Final = _Conflict("gateways and probes reach the engine at the address that Fairlead sets", _REMOVE)
 _TLS: Final = _Conflict("gateways and probes speak HTTP without TLS to the engines of a ModelDeployment", _REMOVE)
 _API_KEY: Final = _Conflict(
@@ -242,7 +238,9 @@ CONFLICTS_BY_ENGINE: Final[Mapping[EngineType, Mapping[str, _Conflict]]] = {
         "--max-loras": _ADAPTERS,
         "--disable-log-stats": _METRICS,
         "--no-enable-prefix-caching": _PREFIX_CACHE,
-        "--enable-prefix-caching": _Conflict(_PREFIX_CACHE.message, _REMOVE, _unless_off),
+        "--enable-prefix-caching": _Conflict(
+            _PREFIX_CACHE.message, _REMOVE, lambda spec, value: value is not None and value.lower() in _OFF
+        ),
         "--prefix-caching-hash-algo": _Conflict(
             "engines that share KV compute SHA-256, and vLLM 0.32 does not start with `builtin`",
             _REMOVE,

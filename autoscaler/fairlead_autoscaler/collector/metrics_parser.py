@@ -104,7 +104,8 @@ def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayP
     speed: the factor on seconds of the gateway's clock; the age of engine reports is not scaled.
     """
     known = frozenset(models)
-    lines = [line for line in text.splitlines() if _metric_name(line) in _METRIC_NAMES]
+    # A comment begins with no name of a metric.
+    lines = [line for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] in _METRIC_NAMES]
     if len(lines) > _MAX_LINES or max(map(len, lines), default=0) > _MAX_LINE_CHARS:
         raise Unavailable(f"its metrics have over {_MAX_LINES} lines, or one of over {_MAX_LINE_CHARS} characters")
     counters: dict[CounterKey, float] = {}
@@ -132,11 +133,6 @@ def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayP
     if uptime is None or not 0.0 <= uptime < math.inf:
         raise Unavailable("its response is not the metrics page of a gateway")
     return GatewayPage(uptime, counters, engine_counters, gauges)
-
-
-def _metric_name(line: str) -> str:
-    """Returns the name of the metric on a line; for a comment, a text that no metric has."""
-    return line.partition("{")[0].partition(" ")[0]
 
 
 def _label_values(labels: Mapping[str, str]) -> tuple[str, ...]:

@@ -515,7 +515,7 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ModelRequest | None:
         check_costly_fields(members, limits)
     parsed = _parsed_chat(fields, body, members, limits)
     parsed.messages_start, parsed.messages_end = start + 1, end - 1
-    if members is not None or _has_listed_variant(fields):
+    if members is not None or fields.reasoning_effort is not _UNSET:  # the one of `_CACHE_FIELDS` that is listed
         parsed.set_cache_variant(_cache_variant(parsed, fields))
     if members is not None or _has_listed_context(fields):
         parsed.context = _context_texts(fields, members, body)
@@ -596,11 +596,6 @@ def _item_count(raw: Raw, *, of_lists: bool = True) -> int:
 def _has_listed_context(listed: Any) -> bool:
     """Whether a listed chat has one of the fields in `_CONTEXT_FIELDS` that are listed."""
     return listed.tools is not _UNSET or listed.functions is not _UNSET
-
-
-def _has_listed_variant(listed: Any) -> bool:
-    """Whether a listed chat has the one field in `_CACHE_FIELDS` that is listed."""
-    return listed.reasoning_effort is not _UNSET
 
 
 def _parsed_chat(

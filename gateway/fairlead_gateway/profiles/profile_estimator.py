@@ -92,10 +92,6 @@ _DEFAULT_SCALES: Final = (1.5e-3, 5.5e-3, 3.6e-5, 2e-5, 4.9e-8, 1.2e-9, 2e-7, 6.
 _SOLVER_ROUNDS: Final = 60
 
 
-def _zero_matrix() -> list[list[float]]:
-    return [[0.0] * len(_FIELDS) for _ in _FIELDS]
-
-
 @dataclass(slots=True)
 class ProfileRegression:
     """The regression of one kind of engine: a model on an accelerator.
@@ -110,7 +106,7 @@ class ProfileRegression:
     observations: float = 0.0
     error: float | None = None
     at: float | None = None
-    _products: list[list[float]] = field(default_factory=_zero_matrix)
+    _products: list[list[float]] = field(default_factory=lambda: [[0.0] * len(_FIELDS) for _ in _FIELDS])
     _targets: list[float] = field(default_factory=lambda: [0.0] * len(_FIELDS))
     _scales: list[float] = field(default_factory=list)
 

@@ -44,7 +44,7 @@ from fairlead_gateway.dialects.schemas import CommonFields, GenerationFields, ha
 from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.json_edit import contains_any, is_any_enabled, prepend_text, set_members
-from fairlead_gateway.upstream.sent_tokens import MEMORY, SHORT_BYTES, SentTokens
+from fairlead_gateway.upstream.sent_tokens import MEMORY, SHORT_BYTES, SentTokens, TokenMemory
 from fairlead_gateway.upstream.usage import Usage
 
 _EVENTS_PER_SLICE = 64
@@ -52,14 +52,6 @@ _MAX_COUNT = 1 << 53
 _KNOWN_DELTA_FIELDS = frozenset(
     {"role", "content", "refusal", "function_call", "tool_calls", "reasoning", "reasoning_content"}
 )
-
-
-class SentTextMemory:
-    """The bytes that all streams of a worker keep so that they can be resumed."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.used_bytes = 0
 
 
 class SentText:
@@ -70,9 +62,9 @@ class SentText:
     shared_fields: the fields that all events of a stream share.
     """
 
-    def __init__(self, max_bytes: int, memory: SentTextMemory | None = None) -> None:
+    def __init__(self, max_bytes: int, memory: TokenMemory | None = None) -> None:
         self._max_bytes = max_bytes
-        self._memory = SentTextMemory(max_bytes) if memory is None else memory
+        self._memory = TokenMemory(max_bytes) if memory is None else memory
         self._events: list[bytes] = []
         self._size = 0
         self._is_kept = True
@@ -94,7 +86,7 @@ class SentText:
             self._size += size
             memory.used_bytes += size
             self._events.append(event)
-        if self._size > self._max_bytes or memory.used_bytes > memory.max_bytes:
+        if self._size > self._max_bytes or memory.is_full:
             self.release()
 
     def release(self) -> None:

@@ -30,7 +30,6 @@ from fairlead_gateway.proxy.continuation import (
     ContinuedStream,
     DetachedStream,
     SentText,
-    SentTextMemory,
     StreamText,
     StreamTokens,
 )
@@ -67,6 +66,7 @@ from fairlead_gateway.upstream.request_encoder import (
 )
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
 from fairlead_gateway.upstream.sent_blocks import SentBlocks
+from fairlead_gateway.upstream.sent_tokens import TokenMemory
 from fairlead_gateway.upstream.stream_comments import SseKeepAlive, StreamTimes
 from fairlead_gateway.worker.request_context import RequestContext
 
@@ -125,7 +125,7 @@ class ResponseRelay(StreamEnding):
         self._failures = dispatcher.failures
         self._poison_guard = dispatcher.poison_guard
         self._stream_resume = StreamResume(dispatcher, pool, retry_budget, self._relay_without_task, self.silence)
-        self._sent_text_memory = SentTextMemory(RESUMABLE_STREAMS_BYTES)
+        self._sent_text_memory = TokenMemory(RESUMABLE_STREAMS_BYTES)
         self._token_memory = dispatcher.token_memory
         self._route_headers = RouteHeaderCache()
         self._response_ids = ResponseIds(dispatcher.routers.secret)

@@ -29,7 +29,6 @@ from fairlead_gateway.proxy.continuation import (
     PROGRESS_TOKENS,
     REFUSED_NAMES,
     REPLAYED,
-    SentTextMemory,
     StreamTokens,
     body_with_tokens,
     has_media,
@@ -39,7 +38,7 @@ from fairlead_gateway.proxy.continuation import (
     split_events,
 )
 from fairlead_gateway.upstream.response import ReplayFailed
-from fairlead_gateway.upstream.sent_tokens import COMMENT, MEMORY, SentTokens
+from fairlead_gateway.upstream.sent_tokens import COMMENT, MEMORY, SentTokens, TokenMemory
 
 DIFFERS: Final = "replay-differs"
 WITHIN_LOGPROBS: Final = "logprobs"
@@ -111,7 +110,7 @@ class StreamReplay(StreamTokens):
         "silent_since",
     )
 
-    def __init__(self, request: ModelRequest, tokens: SentTokens, request_id: str, memory: SentTextMemory) -> None:
+    def __init__(self, request: ModelRequest, tokens: SentTokens, request_id: str, memory: TokenMemory) -> None:
         super().__init__(request, tokens)
         tokens.keep_body(b"")  # the whole one is kept
         body, self._strips = body_with_tokens(request, request.body)

@@ -23,7 +23,7 @@ from fairlead_cli.index.connection import IndexAddress, IndexSource, choose_mode
 from fairlead_cli.index.snapshot import take_snapshot
 from fairlead_cli.local.run_directory import RunningStack, make_run_directory, write_stack_file
 from fairlead_kvstore.blockstore.block_table import tick_of
-from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, CompletenessChanged
+from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier, shared_store_id
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import header_field

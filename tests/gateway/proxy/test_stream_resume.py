@@ -12,7 +12,8 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
 from fairlead_gateway.profiles.messages import TimingEventKind
-from fairlead_gateway.proxy.continuation import SentText, SentTextMemory, splice_events
+from fairlead_gateway.proxy.continuation import SentText, splice_events
+from fairlead_gateway.upstream.sent_tokens import TokenMemory
 from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import (
@@ -404,7 +405,7 @@ async def test_streams_that_break_at_once_are_parsed_one_by_one_and_in_slices() 
 
 
 def test_sent_text_of_all_streams_is_bounded_and_freed_when_they_end() -> None:
-    memory = SentTextMemory(1_000)
+    memory = TokenMemory(1_000)
     first, second = SentText(600, memory), SentText(600, memory)
     first.add([EVENT] * 10)
     second.add([EVENT] * 10)
