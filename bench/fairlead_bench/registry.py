@@ -68,8 +68,6 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     "routing": (
         BenchmarkPart("routing", "routing.benchmark", 60, SIMULATOR, "--trace"),
         BenchmarkPart("defragmentation", "routing.defragmentation", 10, PROCESSES, in_all=False),
-        BenchmarkPart("balance", "routing.balance", 15, in_all=False),
-        BenchmarkPart("balance-decode", "routing.decode_balance", 15, SIMULATOR, in_all=False),
     ),
     "sharing": (
         BenchmarkPart("sharing", "sharing.simulated_gateways", 10, trace_option="--trace"),
@@ -92,7 +90,6 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
         BenchmarkPart("autoscaler-targets", "autoscaler.several_targets", 15, SIMULATOR, in_all=False),
         BenchmarkPart("autoscaler-missed-share", "autoscaler.missed_share.benchmark", 10, SIMULATOR, in_all=False),
         BenchmarkPart("autoscaler-fleet", "autoscaler.fleet_simulator", 90, SIMULATOR, "--traces", in_all=False),
-        BenchmarkPart("autoscaler-fleet-cost", "autoscaler.fleet_cost", 30, SIMULATOR, "--traces", in_all=False),
         BenchmarkPart("autoscaler-properties", "autoscaler.property_tests", 120, SIMULATOR, in_all=False),
         BenchmarkPart("autoscaler-outside", "outside_plant.benchmark", 15, SIMULATOR),
         BenchmarkPart("autoscaler-outside-presets", "outside_plant.presets", 30, SIMULATOR, in_all=False),

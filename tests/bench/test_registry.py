@@ -66,7 +66,7 @@ THRESHOLDS = ("adapters", "canary", "fairness", "fallbacks", "hardening", "large
 """Benchmarks that are a nightly test: runs with thresholds, which compare no products."""
 RECORDED = (
     *THRESHOLDS,
-    *("autoscaler", "autoscaler-fleet-cost", "balance", "balance-decode", "gateways", "index", "mix", "operator"),
+    *("autoscaler", "gateways", "index", "mix", "operator"),
     *("quota", "sharing"),
 )
 
