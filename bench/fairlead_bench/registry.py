@@ -53,7 +53,6 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     "gateway": (
         BenchmarkPart("gateway", "gateway.benchmark", 60, PROCESSES),
         BenchmarkPart("gateway-workers", "sharing.worker_scaling", 2, PROCESSES, in_all=False),
-        BenchmarkPart("large-bodies", "large_bodies", 2),
     ),
     "gateway-instructions": (
         BenchmarkPart("gateway-instructions", "gateway_instructions.benchmark", 10),
@@ -102,12 +101,7 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     ),
     "operator": (BenchmarkPart("operator", "operator.benchmark", 30),),
     "index": (BenchmarkPart("index", "index.benchmark", 8, WORKER),),
-    "nightly": (
-        BenchmarkPart("adapters", "adapters", 2, in_all=False),
-        BenchmarkPart("canary", "canary", 4, in_all=False),
-        BenchmarkPart("hardening", "hardening", 5, in_all=False),
-        BenchmarkPart("scheduling", "scheduling", 10, in_all=False),
-    ),
+    "nightly": (BenchmarkPart("canary", "canary", 4, in_all=False),),
 }
 """The parts of each subject. A nightly test judges those of ``nightly``."""
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from statistics import fmean, median
@@ -30,7 +31,6 @@ import httpx
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
-from fairlead_bench.scheduling import answer_lengths, draw_arrivals
 from fairlead_sim.fleet.results import quantile
 from fairlead_testing.engines.disaggregated import EngineProcess, engine_processes
 from fairlead_testing.gateway.gateway_process import gateway_process
@@ -87,11 +87,19 @@ class Arm:
         return sorted([one.first for one in kept if one.first is not None])
 
 
+def answer_lengths(draw: Random) -> tuple[int, int]:
+    """Returns prompt and answer tokens of a chat; 15 % reason at length."""
+    prompt = min(8_000, max(16, int(draw.lognormvariate(6.6, 0.9))))
+    output = draw.lognormvariate(7.6, 0.5) if draw.random() < 0.15 else draw.lognormvariate(5.0, 0.9)
+    return prompt, max(1, min(MAX_TOKENS, int(output)))
+
+
 def schedule(seed: int, seconds: float) -> list[tuple[float, int, int]]:
     """Returns moment, prompt tokens and answer tokens of each request, in order."""
     draw = Random(seed)
-    chats = draw_arrivals(draw, RATE, [answer_lengths(draw) for _ in range(CHATS)])
-    found = [(chat.arrival, chat.prompt_tokens, chat.output_tokens) for chat in chats if chat.arrival < seconds]
+    lengths = [answer_lengths(draw) for _ in range(CHATS)]
+    arrivals = accumulate([draw.expovariate(RATE) for _ in lengths])
+    found = [(at, *tokens) for at, tokens in zip(arrivals, lengths, strict=True) if at < seconds]
     longs = int((seconds - FIRST_LONG_SECONDS) / LONG_INTERVAL_SECONDS)
     found += [
         (FIRST_LONG_SECONDS + LONG_INTERVAL_SECONDS * number, LONG_TOKENS, LONG_OUTPUT) for number in range(longs)
