@@ -43,7 +43,6 @@ HERE: dict[str, ModuleType] = {
     "fairlead_downloader": downloader,
     "fairlead_kvstore": indexer,
     "fairlead_sim.autoscaling": scenarios,
-    "fairlead_sim.scaling": scenarios,
 }
 """Programs whose help needs no process of its own."""
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
