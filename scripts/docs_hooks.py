@@ -3,8 +3,6 @@
 Pages are Markdown with relative links, so that they also work in a checkout. A link that leaves
 ``docs/`` leads to a copy below ``source/`` of the site: Markdown as a page, other text as a
 listing. So the site needs no repository host, and stays correct for the version that it describes.
-
-The former address of a page that was renamed (``docs/.redirects.yml``) leads to the present one.
 """
 
 import os
@@ -12,15 +10,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-REDIRECTS = ROOT / "docs" / ".redirects.yml"
-REDIRECT = (
-    '<!doctype html><meta charset="utf-8"><title>Moved</title><link rel="canonical" href="{0}">'
-    '<meta http-equiv="refresh" content="0; url={0}"><a href="{0}">This page has moved.</a>\n'
-)
 SOURCE = "source/"
 LINK = re.compile(r"(!?\[(?:[^\]]|\n)*?\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"(^```.*?^```[^\n]*$)", re.MULTILINE | re.DOTALL)
@@ -109,14 +101,3 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Points the links of a page at what the site has, and removes the names of figures."""
     return rewrite_links(FIGURE.sub("", GENERATED.sub("", markdown)), page.file.src_uri)[0]
-
-
-def on_post_build(config: Any) -> None:
-    """Writes a page at each former address. Raises ValueError if its target is not on the site."""
-    site = Path(config["site_dir"])
-    for former, present in yaml.safe_load(REDIRECTS.read_text(encoding="utf-8")).items():
-        if not (site / present).is_file():
-            raise ValueError(f"{REDIRECTS.name}: {former} leads to {present}, which is no page")
-        page = site / former
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(REDIRECT.format(os.path.relpath(present, os.path.dirname(former))), encoding="utf-8")

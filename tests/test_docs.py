@@ -26,7 +26,6 @@ from fairlead_gateway.routing import PRESETS
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, REMOTE_RULES
 from fairlead_kvstore.indexer import cli as indexer
 from fairlead_sim.autoscaling import __main__ as scenarios
-from fairlead_testing.yaml_documents import load_document
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -44,7 +43,6 @@ HERE: dict[str, ModuleType] = {
     "fairlead_downloader": downloader,
     "fairlead_kvstore": indexer,
     "fairlead_sim.autoscaling": scenarios,
-    "fairlead_sim.scaling": scenarios,
 }
 """Programs whose help needs no process of its own."""
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -121,15 +119,6 @@ def broken_links(page: Path) -> Iterator[str]:
 
 def test_every_link_leads_somewhere() -> None:
     assert [broken for page in PAGES for broken in broken_links(page)] == []
-
-
-def test_every_former_address_leads_to_a_page() -> None:
-    docs = ROOT / "docs"
-    redirects = load_document(text_of(docs / ".redirects.yml"))
-    assert redirects
-    pages = {page.relative_to(docs).with_suffix(".html").as_posix() for page in docs.rglob("*.md")}
-    assert redirects.keys() & pages == set()
-    assert set(redirects.values()) <= pages
 
 
 # --- commands -----------------------------------------------------------------------------------------------------------

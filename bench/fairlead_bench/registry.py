@@ -53,7 +53,6 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     "gateway": (
         BenchmarkPart("gateway", "gateway.benchmark", 60, PROCESSES),
         BenchmarkPart("gateway-workers", "sharing.worker_scaling", 2, PROCESSES, in_all=False),
-        BenchmarkPart("large-bodies", "large_bodies", 2),
     ),
     "gateway-instructions": (
         BenchmarkPart("gateway-instructions", "gateway_instructions.benchmark", 10),
@@ -68,8 +67,6 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     "routing": (
         BenchmarkPart("routing", "routing.benchmark", 60, SIMULATOR, "--trace"),
         BenchmarkPart("defragmentation", "routing.defragmentation", 10, PROCESSES, in_all=False),
-        BenchmarkPart("balance", "routing.balance", 15, in_all=False),
-        BenchmarkPart("balance-decode", "routing.decode_balance", 15, SIMULATOR, in_all=False),
     ),
     "sharing": (
         BenchmarkPart("sharing", "sharing.simulated_gateways", 10, trace_option="--trace"),
@@ -92,7 +89,6 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
         BenchmarkPart("autoscaler-targets", "autoscaler.several_targets", 15, SIMULATOR, in_all=False),
         BenchmarkPart("autoscaler-missed-share", "autoscaler.missed_share.benchmark", 10, SIMULATOR, in_all=False),
         BenchmarkPart("autoscaler-fleet", "autoscaler.fleet_simulator", 90, SIMULATOR, "--traces", in_all=False),
-        BenchmarkPart("autoscaler-fleet-cost", "autoscaler.fleet_cost", 30, SIMULATOR, "--traces", in_all=False),
         BenchmarkPart("autoscaler-properties", "autoscaler.property_tests", 120, SIMULATOR, in_all=False),
         BenchmarkPart("autoscaler-outside", "outside_plant.benchmark", 15, SIMULATOR),
         BenchmarkPart("autoscaler-outside-presets", "outside_plant.presets", 30, SIMULATOR, in_all=False),
@@ -105,12 +101,7 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     ),
     "operator": (BenchmarkPart("operator", "operator.benchmark", 30),),
     "index": (BenchmarkPart("index", "index.benchmark", 8, WORKER),),
-    "nightly": (
-        BenchmarkPart("adapters", "adapters", 2, in_all=False),
-        BenchmarkPart("canary", "canary", 4, in_all=False),
-        BenchmarkPart("hardening", "hardening", 5, in_all=False),
-        BenchmarkPart("scheduling", "scheduling", 10, in_all=False),
-    ),
+    "nightly": (BenchmarkPart("canary", "canary", 4, in_all=False),),
 }
 """The parts of each subject. A nightly test judges those of ``nightly``."""
 

@@ -59,14 +59,13 @@ MISSED = {
         "p99 TTFT of the steady tenants: fair ÷ alone",
         "p99 TTFT of the steady tenants: steady ones Interactive ÷ alone",
     ],
-    "hardening": ["KV events of a hostile engine: CPU time of a slice of the indexer, at most"],
 }
 """Rows that are known not to hold."""
-THRESHOLDS = ("adapters", "canary", "fairness", "fallbacks", "hardening", "large-bodies", "scheduling")
+THRESHOLDS = ("canary", "fairness", "fallbacks")
 """Benchmarks that are a nightly test: runs with thresholds, which compare no products."""
 RECORDED = (
     *THRESHOLDS,
-    *("autoscaler", "autoscaler-fleet-cost", "balance", "balance-decode", "gateways", "index", "mix", "operator"),
+    *("autoscaler", "gateways", "index", "mix", "operator"),
     *("quota", "sharing"),
 )
 

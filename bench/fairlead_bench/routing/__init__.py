@@ -1,7 +1,6 @@
 """Routing presets in the fleet simulator.
 
 benchmark: measurements of a preset, capacities, the grid of all presets, the demo
-balance: rules by which running streams move between engines
-decode_balance: the same between engines that only decode
+defragmentation: room for long prompts, by moves of streams on processes
 demo_summary_plot: the picture of the documentation
 """

@@ -2,10 +2,10 @@
 
     python -m fairlead_bench defragmentation [--out FILE] [--seconds 560] [--seeds 101]
 
-The long cell of `balance`, over HTTP. Eight simulated engines of 28,672 tokens (l4-qwen8b) run
-behind a gateway; all are processes. Chats of its lengths come 1.95 times a second and fill about 85
-% of the memory. From 150 s on, a prompt of 12,000 tokens comes every 40 s. It is compared with the
-same prompt at an empty engine, whose time the profile states.
+Eight simulated engines of 28,672 tokens (l4-qwen8b) run behind a gateway; all are processes. Chats
+come 1.95 times a second and fill about 85 % of the memory. From 150 s on, a prompt of 12,000 tokens
+comes every 40 s. It is compared with the same prompt at an empty engine, whose time the profile
+states.
 
 Engines learn the length of an answer from `min_tokens`, which the gateway does not look at. Clients
 allow 8,192 tokens. Both arms run at once, each with engines and a gateway of its own. Times are
@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from statistics import fmean, median
@@ -30,8 +31,6 @@ import httpx
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.file import write_fleet_file
 from fairlead_bench.results import ResultRow, load_goals, parse_options, write_results
-from fairlead_bench.routing.balance import LONG_INTERVAL_SECONDS, LONG_TOKENS, poisson_arrivals
-from fairlead_bench.scheduling import answer_lengths
 from fairlead_sim.fleet.results import quantile
 from fairlead_testing.engines.disaggregated import EngineProcess, engine_processes
 from fairlead_testing.gateway.gateway_process import gateway_process
@@ -42,12 +41,14 @@ ENGINES: Final = 8
 PROFILE: Final = "l4-qwen8b"
 RATE: Final = 1.95
 FIRST_LONG_SECONDS: Final = 150.0
+LONG_INTERVAL_SECONDS: Final = 40.0
+LONG_TOKENS: Final = 12_000
 LONG_OUTPUT: Final = 64
 TAIL_SECONDS: Final = 120.0
 """Streams that still run so long after the last request are cut; what they got by then counts."""
 MAX_TOKENS: Final = 8_192
 CHATS: Final = 1_500
-"""As many as in `balance`, so that chats and their lengths are the same; they last 770 s."""
+"""They last 770 s."""
 _NAME: Final = "defragmentation"
 _LEFT_OUT: Final = 0.1
 """Share of the chats whose times do not count: the first ones find empty engines."""
@@ -86,10 +87,19 @@ class Arm:
         return sorted([one.first for one in kept if one.first is not None])
 
 
+def answer_lengths(draw: Random) -> tuple[int, int]:
+    """Returns prompt and answer tokens of a chat; 15 % reason at length."""
+    prompt = min(8_000, max(16, int(draw.lognormvariate(6.6, 0.9))))
+    output = draw.lognormvariate(7.6, 0.5) if draw.random() < 0.15 else draw.lognormvariate(5.0, 0.9)
+    return prompt, max(1, min(MAX_TOKENS, int(output)))
+
+
 def schedule(seed: int, seconds: float) -> list[tuple[float, int, int]]:
     """Returns moment, prompt tokens and answer tokens of each request, in order."""
-    chats = poisson_arrivals(answer_lengths, RATE, seed, CHATS)
-    found = [(chat.arrival, chat.prompt_tokens, chat.output_tokens) for chat in chats if chat.arrival < seconds]
+    draw = Random(seed)
+    lengths = [answer_lengths(draw) for _ in range(CHATS)]
+    arrivals = accumulate([draw.expovariate(RATE) for _ in lengths])
+    found = [(at, *tokens) for at, tokens in zip(arrivals, lengths, strict=True) if at < seconds]
     longs = int((seconds - FIRST_LONG_SECONDS) / LONG_INTERVAL_SECONDS)
     found += [
         (FIRST_LONG_SECONDS + LONG_INTERVAL_SECONDS * number, LONG_TOKENS, LONG_OUTPUT) for number in range(longs)

@@ -1,6 +1,6 @@
 """Runs one controller through scenarios and prints a line for each.
 
-    python -m fairlead_sim.scaling [SCENARIO ...] [--set NAME=VALUE ...] [--seed N]
+    python -m fairlead_sim.autoscaling [SCENARIO ...] [--set NAME=VALUE ...] [--seed N]
         [--preset NAME | --controller MODULE:NAME | --replicas N]
         [--traces FOLDER] [--oracles FILE] [--series] [--preempting | --fleet]
 

@@ -113,10 +113,6 @@ class EngineCore:
         """Returns the number of sequences that get a token in each step."""
         return len(self._decoding)
 
-    def is_decoding(self, sequence: EngineSequence) -> bool:
-        """Whether a sequence gets a token in the present step."""
-        return sequence in self._decoding
-
     def sequences(self) -> list[EngineSequence]:
         """Returns all running and waiting sequences, oldest first."""
         return list(self._sequences.values())
@@ -352,10 +348,6 @@ class EngineCore:
             return self._load_blocks(sequence, limit, step, now)
         if sequence.pulled_tokens and not self._write_pulled(sequence, step):
             return None
-        if sequence.pulled_tokens and sequence.pull is not None:
-            sequence.loaded_at = now + sequence.pull.transfer_seconds(sequence.pulled_tokens)
-            self._prefilling.remove(sequence)
-            self._loading.append(sequence)
         return sequence
 
     def _load_blocks(self, sequence: EngineSequence, limit: int, step: EngineStep, now: float) -> EngineSequence | None:

@@ -4,13 +4,9 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from fairlead_sim.engine.sequence import EngineSequence
 from fairlead_sim.workload.traces import TraceRequest
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +17,6 @@ class RequestResult:
     - finish: seconds since the start of the simulation.
     - step_ends, spans: token i of span s came at ``step_ends[spans[s][0] + i]``. A preempted
       request has several spans.
-    - moves: how often it went on at another engine.
     """
 
     id: str
@@ -37,7 +32,6 @@ class RequestResult:
     spans: tuple[tuple[int, int], ...]
     preemptions: int = 0
     retries: int = 0
-    moves: int = 0
 
     @property
     def token_times(self) -> "array[float]":
@@ -68,15 +62,11 @@ class InflightRequest:
     __slots__ = (
         "_span_begin",
         "_spans",
-        "_times_before",
         "error",
         "finish",
         "first_token_at",
         "instance",
         "is_ended",
-        "moved_at",
-        "moves",
-        "received_tokens",
         "request",
         "retries",
         "sequence",
@@ -92,11 +82,7 @@ class InflightRequest:
         self.first_token_at: float | None = None
         self.finish: float | None = None
         self.retries = 0
-        self.moves = 0
-        self.moved_at: float | None = None
-        self.received_tokens = 0  # that the client had at the last move
         self.step_ends: array[float] = array("d")
-        self._times_before: array[float] = array("d")  # of the tokens of engines before the last move
         self._span_begin = -1
         self._spans: list[tuple[int, int]] = []
 
@@ -114,25 +100,9 @@ class InflightRequest:
             self._spans.append((self._span_begin, index))
             self._span_begin = -1
 
-    def leave_engine(self, index: int, received_tokens: int, now: float) -> None:
-        """Notes a move to another engine; no token of this step or of a later one arrives."""
-        self.received_tokens = received_tokens
-        self.end_span(index)
-        for begin, end in self._spans:
-            self._times_before.extend(self.step_ends[begin:end])
-        self._spans.clear()
-        self.moves += 1
-        self.moved_at = now
-
     def result(self) -> RequestResult:
         """Returns the result of the ended request."""
         request, sequence = self.request, self.sequence
-        step_ends, spans = self.step_ends, tuple(self._spans)
-        if self._times_before:
-            step_ends = self._times_before[:]
-            for begin, end in spans:
-                step_ends.extend(self.step_ends[begin:end])
-            spans = ((0, len(step_ends)),)
         return RequestResult(
             id=request.id,
             arrival=request.arrival,
@@ -143,9 +113,8 @@ class InflightRequest:
             cached_tokens=sequence.cached_tokens if sequence else 0,
             output_tokens=sequence.generated if sequence else 0,
             error=self.error,
-            step_ends=step_ends,
-            spans=spans,
+            step_ends=self.step_ends,
+            spans=tuple(self._spans),
             preemptions=sequence.preemptions if sequence else 0,
             retries=self.retries,
-            moves=self.moves,
         )

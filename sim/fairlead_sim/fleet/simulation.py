@@ -58,15 +58,9 @@ class FleetOptions:
     - feedback_delay_seconds: delay of first tokens and ends at the router.
     - reserve_tokens: output tokens that must fit at admission. None: all. 0: none, so that engines
       preempt.
-    - prefilled_elsewhere: the engines only decode; prompts arrive with their KV. What is computed
-      again, after a preemption or a move, is computed here. A request that moves before it began
-      still gets its KV from elsewhere.
-    - priorities: the priority of each tenant, by which engines order requests: lower goes first.
-      Other tenants have 0. None: engines order by arrival.
     - is_pooled: one memory for all engines (``experiments.ideal_bound``).
     - lower_tiers: slower memory of each engine, or of all, the fastest first.
     - pull: how engines copy KV out of each other's caches; None: they do not.
-    - move_pull: how the KV of a moved stream gets to its new engine; None: it is computed there.
     - keeps_results: False forgets a request when it ends, for simulations of days.
     """
 
@@ -78,11 +72,8 @@ class FleetOptions:
     feedback_delay_seconds: float = 0.0
     reserve_tokens: int | None = None
     is_pooled: bool = False
-    prefilled_elsewhere: bool = False
-    priorities: Mapping[str, int] | None = None
     lower_tiers: Sequence[TierOptions] = ()
     pull: KvPullSource | None = None
-    move_pull: KvPullSource | None = None
     keeps_results: bool = True
 
 
@@ -123,14 +114,6 @@ class SimulationContext(ABC):
         """Routes a request without a first token again; cuts an answer in progress.
 
         The router must have dropped the request.
-        """
-
-    @abstractmethod
-    def move_request(self, request_id: str, instance: str, now: float) -> bool:
-        """Lets a request go on at another engine, from the tokens that its client has.
-
-        The engine computes its prompt and these tokens, as far as they are not cached there.
-        Returns False if the request ends with the present step, or the engine is absent.
         """
 
     @abstractmethod
@@ -249,7 +232,6 @@ class FleetSimulation(SimulationContext):
     - prompts: block keys, which several simulations may share.
     - on_progress: called for each request at its first token, and at its end if that is an error.
     - now: the time up to which ``run_until`` has simulated.
-    - prefilled_tokens: computed by prefill so far, also those that were computed before.
     """
 
     def __init__(
@@ -285,7 +267,6 @@ class FleetSimulation(SimulationContext):
         self._pull_sources: dict[str, str] = {}
         self._on_ended: dict[str, Action] = {}
         self.now = 0.0
-        self.prefilled_tokens = 0
 
     @property
     def engine_cores(self) -> Mapping[str, EngineCore]:
@@ -442,34 +423,6 @@ class FleetSimulation(SimulationContext):
         self._abort_on_engine(inflight, now)
         self._on_lost(inflight, now)
 
-    def move_request(self, request_id: str, instance: str, now: float) -> bool:
-        inflight, destination = self._requests[request_id], self._engines.get(instance)
-        former = inflight.sequence
-        if destination is None or former is None or former.is_done or inflight.is_ended:
-            return False
-        source = None if inflight.instance is None else self._engines.get(inflight.instance)
-        if source is None:
-            return False
-        self._take_begun_steps(source, now)
-        received = former.generated - source.core.is_decoding(former)  # the step is not over
-        source.core.abort(request_id)
-        inflight.leave_engine(bisect_right(inflight.step_ends, now), received, now)
-        sequence = self._new_sequence(inflight.request, now)
-        sequence.generated = received
-        if former.admitted_at is not None:
-            sequence.pulled_tokens = 0
-            if self._options.move_pull is not None and former.computed >= former.prompt_tokens:
-                sequence.pull = self._options.move_pull
-                sequence.pulled_tokens = former.prompt_tokens + received
-        sequence.admitted_at, sequence.first_token_at = former.admitted_at, inflight.first_token_at
-        sequence.cached_tokens, sequence.preemptions = former.cached_tokens, former.preemptions
-        inflight.instance = instance
-        self._take_begun_steps(destination, now)
-        destination.core.add(sequence)
-        sequence.chain = former.chain[: (sequence.prompt_tokens + received) // self._options.block_tokens]
-        self._go_on(inflight, sequence, destination, now)
-        return True
-
     def lose_engine(self, name: str, now: float) -> None:
         """Removes an engine and its requests.
 
@@ -550,7 +503,6 @@ class FleetSimulation(SimulationContext):
         core = EngineCore(
             profile,
             block_tokens=self._options.block_tokens,
-            scheduling="fcfs" if self._options.priorities is None else "priority",
             events=self._publishes_kv_events,
             pool=self._pool,
         )
@@ -595,7 +547,14 @@ class FleetSimulation(SimulationContext):
             self._router.on_rejected(request.id, now)
             self._end(inflight, now, f"{instance} is not there")
             return
-        sequence = self._new_sequence(request, now)
+        sequence = EngineSequence(
+            id=request.id,
+            arrival=now,
+            prompt_tokens=request.prompt_tokens,
+            max_tokens=request.output_tokens,
+            keys=self._prompts.block_keys(request),
+            reserve_tokens=self._reserve_tokens,
+        )
         source = self._pull_sources.pop(request.id, None)
         if source is not None:
             self._offer_peer_blocks(sequence, source)
@@ -607,22 +566,6 @@ class FleetSimulation(SimulationContext):
             self._router.on_rejected(request.id, now)
             self._end(inflight, now, error.message)
             return
-        self._go_on(inflight, sequence, engine, now)
-
-    def _new_sequence(self, request: TraceRequest, now: float) -> EngineSequence:
-        return EngineSequence(
-            id=request.id,
-            arrival=now,
-            prompt_tokens=request.prompt_tokens,
-            max_tokens=request.output_tokens,
-            keys=self._prompts.block_keys(request),
-            reserve_tokens=self._reserve_tokens,
-            pulled_tokens=request.prompt_tokens if self._options.prefilled_elsewhere else 0,
-            priority=(self._options.priorities or {}).get(request.tenant or "", 0),
-        )
-
-    def _go_on(self, inflight: InflightRequest, sequence: EngineSequence, engine: _FleetEngine, now: float) -> None:
-        """Notes the engine of a request that was added there, and lets the engine step."""
         inflight.sequence = sequence
         inflight.step_ends = engine.step_ends
         if not engine.is_stepping:
@@ -697,7 +640,6 @@ class FleetSimulation(SimulationContext):
             return
         requests, router, observer = self._requests, self._router, engine.observer
         index = len(engine.step_ends) - 1
-        self.prefilled_tokens += step.prefilled
         if self._publishes_kv_events and step.events:
             router.on_kv_events(engine.name, step.events, now)
         if observer is not None:
@@ -710,10 +652,6 @@ class FleetSimulation(SimulationContext):
             inflight = requests.get(sequence.id)
             if inflight is not None and inflight.is_current(sequence):
                 inflight.begin_span(index)
-                if inflight.moved_at is not None:
-                    inflight.moved_at = None
-                    if sequence not in step.first_tokens:
-                        self._notify(partial(router.on_first_token, sequence.id), now)
         for sequence in step.first_tokens:
             inflight = requests.get(sequence.id)
             if inflight is not None and inflight.is_current(sequence):

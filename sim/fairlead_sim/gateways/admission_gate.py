@@ -14,12 +14,10 @@ from fairlead_gateway.admission.admission_policy import (
     AdmissionPolicy,
     AdmissionRequest,
 )
-from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.simulation import QUEUED
-from fairlead_sim.gateways.move_planner import NOTHING_QUEUED
 from fairlead_sim.gateways.single_gateway import SingleGateway
 from fairlead_sim.workload.traces import TraceRequest
 
@@ -114,24 +112,6 @@ class AdmissionControlledGateway(SingleGateway):
         self._gate.kv_capacity.on_finish(request)
         self._open_requests.pop(request, None)
         self._schedule_release(now)
-
-    def queued_requests(self, now: float) -> MemoryWait:
-        return self._gate.memory_wait(self._engines(now), now) or NOTHING_QUEUED
-
-    def on_moved(self, request: str, instance: str, now: float) -> None:
-        """Counts a request that goes on at another engine there, also its memory."""
-        gate_request = self._open_requests.pop(request)
-        super().on_moved(request, instance, now)
-        self._open_requests[request] = gate_request
-        assert self._simulation is not None
-        self._gate.kv_capacity.on_dispatch(
-            gate_request.request,
-            instance,
-            gate_request.prompt_tokens,
-            gate_request.length_class,
-            now,
-            generated=self._simulation.known_request(request).received_tokens,
-        )
 
     def _gate_request(self, request: TraceRequest) -> AdmissionRequest:
         max_tokens = request.output_tokens if self._max_tokens is None else self._max_tokens

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, KvPullSource, Model, SloTargets
-from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_sim.engine.block_pool import KvEvent
@@ -18,7 +17,6 @@ from fairlead_sim.engine.scheduler import EngineSequence
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation, SimulationContext
 from fairlead_sim.gateways.late_binding import Dispatcher
-from fairlead_sim.gateways.move_planner import NOTHING_QUEUED
 from fairlead_sim.workload.trace_prompts import TracePromptCache, trace_chain
 from fairlead_sim.workload.traces import TraceRequest
 
@@ -152,23 +150,6 @@ class SingleGateway:
     def on_lost(self, request: str, now: float) -> None:
         """Drops the load of the request."""
         self._sender().on_abandoned(request, now)
-
-    def queued_requests(self, now: float) -> MemoryWait:
-        """Returns the requests that wait for memory; none without admission."""
-        del now
-        return NOTHING_QUEUED
-
-    def on_moved(self, request: str, instance: str, now: float) -> None:
-        """Counts a request that goes on at another engine there."""
-        self.on_lost(request, now)
-        assert self._simulation is not None
-        inflight = self._simulation.known_request(request)
-        moved, tokens = inflight.request, inflight.received_tokens
-        self._router.on_dispatch(
-            RouteRequest(moved.id, self._chain(moved), moved.prompt_tokens + tokens, moved.output_tokens - tokens),
-            instance,
-            now,
-        )
 
     def set_unreachable(self, names: frozenset[str], now: float) -> None:
         """Cuts the gateway off from these engines, and from no others.

@@ -2,8 +2,15 @@
 
 import pytest
 
-from fairlead_bench.routing.balance import LONG_TOKENS
-from fairlead_bench.routing.defragmentation import FIRST_LONG_SECONDS, LONG_OUTPUT, Arm, Sent, rows, schedule
+from fairlead_bench.routing.defragmentation import (
+    FIRST_LONG_SECONDS,
+    LONG_OUTPUT,
+    LONG_TOKENS,
+    Arm,
+    Sent,
+    rows,
+    schedule,
+)
 
 
 def test_long_prompts_come_every_40_seconds_among_the_same_chats() -> None:

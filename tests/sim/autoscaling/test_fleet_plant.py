@@ -1,6 +1,5 @@
 """The plant with caches: conversations, life cycles of replicas, and the scaled schedule."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import Observation, PoolPlan, ReplicaState, ScalingPlan, SleepTier
-from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_sim.autoscaling import reference_pools
 from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, ScheduleController, run_controller, run_schedule
 from fairlead_sim.autoscaling.fleet_plant.conversations import (
@@ -30,8 +28,6 @@ from fairlead_sim.autoscaling.pool import SleepTimings, StartupDistribution
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
 from fairlead_sim.autoscaling.scenarios import with_sleep_tier
 from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
-from fairlead_sim.gateways.move_planner import InstanceStreams, MovePlan, RecentMoves, StreamMove
-from fairlead_sim.gateways.stream_balance import BalanceOptions
 from fairlead_sim.workload.traces import TraceRequest
 from fairlead_testing.pytest_hooks.nightly import shortened
 
@@ -94,29 +90,6 @@ def test_a_drained_replica_finishes_its_requests_and_costs_until_then() -> None:
     after = [end - 45.0 for end in outcome.request_table.end if end > 45.0]
     assert after
     assert 0.0 < drained <= 2 * max(after)
-
-
-def test_a_drained_replica_that_gives_its_streams_away_ends_sooner() -> None:
-    load = ArrivalTrace([10.0] * 12, [1_000] * 12, [800] * 12)
-    drains = BalanceOptions(give_away, interval_seconds=0.5, only_drains=True)
-    still, moving = (
-        outcome_of(scenario(load, initial=3), (15.0, 1), options=replace(NO_CACHE, moves=moves))
-        for moves in (None, drains)
-    )
-    for outcome in (still, moving):
-        assert outcome.lost == outcome.abandoned == 0
-        assert_each_ends_once(outcome)
-    assert moving.cost < 0.8 * still.cost
-
-
-def give_away(instances: Sequence[InstanceStreams], recent: RecentMoves, queued: MemoryWait) -> MovePlan:
-    """Moves all streams of drained engines."""
-    del recent, queued
-    ready = next(instance.id for instance in instances if instance.is_ready)
-    drained = [instance for instance in instances if not instance.is_ready]
-    assert drained
-    moves = [StreamMove(one.id, each.id, ready, 0.0, 0.0, "") for each in drained for one in each.running]
-    return MovePlan(moves, "")
 
 
 def test_a_crash_cuts_answers_and_the_other_requests_are_sent_again() -> None:

@@ -362,6 +362,46 @@ def test_only_with_the_gate_both_classes_keep_their_objectives() -> None:
     assert min(shares(requests, served_with_gate(requests, gated=True, limits=plenty))) >= 0.9
 
 
+@pytest.mark.nightly
+def test_the_gate_plans_memory_so_that_an_engine_hardly_preempts() -> None:
+    """The engine admits by the prompt alone, and clients allow 8,192 tokens."""
+    profile = replace(builtin_profile("a100-qwen7b"), kv_tokens=120_000)
+    ample = replace(Limits(), queued_requests=10**9, queued_bytes=10**15, queue_seconds=1e9)
+    model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=4.0))
+    served: dict[bool, list[RequestResult]] = {False: [], True: []}
+    for seed, gated in product((11, 12, 13), served):
+        router = ModelRouter(secret=b"bench")
+        router.update(model, instances_of(NAMES[:1], profile))
+        prompts = TracePromptCache(16, secret=b"bench", seed=model.key.encode())
+        front: SingleGateway = SingleGateway(router, prompts.prefix_chain, {}, model, profile, never_queues=True)
+        if gated:
+            gate, classes = AdmissionPolicy(ample, separate_long=True), RequestClasses(max_tokens=8_192)
+            front = AdmissionControlledGateway(router, prompts.prefix_chain, model, profile, gate, classes)
+        fleet = FleetOptions(NAMES[:1], profile, 16, reserve_tokens=0)
+        served[gated] += FleetSimulation(front, fleet, prompts=prompts).run(chats(3.5, seed))[300:]
+    without, planned = [sum(reply.preemptions for reply in replies) for replies in served.values()]
+    assert planned <= min(0.25 * without, 0.005 * len(served[True]))
+    good = [
+        sum((reply.ttft_seconds or 9.0) <= 5.0 and (reply.tpot_seconds or 0.0) <= 0.1 for reply in replies)
+        for replies in served.values()
+    ]
+    assert good[1] >= 0.99 * good[0]
+
+
+def chats(rate: float, seed: int, requests: int = 2_000) -> list[TraceRequest]:
+    """Chats of which 15 % reason at length."""
+    draw, at, sizes = random.Random(seed), 0.0, []
+    for _ in range(requests):
+        prompt = min(8_000, max(16, int(draw.lognormvariate(6.6, 0.9))))
+        output = draw.lognormvariate(7.6, 0.5) if draw.random() < 0.15 else draw.lognormvariate(5.0, 0.9)
+        sizes.append((prompt, max(1, min(8_192, int(output)))))
+    trace = []
+    for number, (prompt, output) in enumerate(sizes):
+        at += draw.expovariate(rate)
+        trace.append(TraceRequest(f"r{number}", at, prompt, output, ()))
+    return trace
+
+
 def test_held_requests_survive_the_loss_of_an_engine() -> None:
     requests = traffic(0.9, 600)
     loss = (FleetEvent(requests[300].arrival, FleetEventKind.LOSE, NAMES[0]),)

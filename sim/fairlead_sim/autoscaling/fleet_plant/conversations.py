@@ -21,7 +21,6 @@ from random import Random
 from fairlead.errors import BadInput
 from fairlead_gateway.routing import PrefixChain
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
-from fairlead_sim.gateways.stream_balance import BalanceOptions
 from fairlead_sim.workload.trace_prompts import TracePromptCache, trace_chain, trace_keys
 from fairlead_sim.workload.traces import TraceRequest
 
@@ -205,10 +204,8 @@ class FleetPlantOptions:
     - conversations: the common prefixes of prompts.
     - preset: the routing preset; the gateway's default.
     - routing_seed: draws the homes of prefixes.
-    - moves: the rule by which running streams move; None: they end where they began.
     """
 
     conversations: ConversationOptions = field(default_factory=ConversationOptions)
     preset: str = "dual-hash"
     routing_seed: int = 0
-    moves: BalanceOptions | None = None

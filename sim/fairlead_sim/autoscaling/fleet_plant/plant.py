@@ -50,12 +50,6 @@ class FleetPlant(SimulatedPlant):
         return caches.cached_tokens / caches.prompt_tokens if caches.prompt_tokens else 0.0
 
     @property
-    def moves(self) -> int:
-        """Returns the moves of streams so far."""
-        front = self._fleet.front
-        return 0 if front is None else front.moves
-
-    @property
     def ideal_cached_share(self) -> float:
         """Returns the share (0..1) of prompt tokens that an endless cache would have."""
         return self._fleet.ideal_cached_share

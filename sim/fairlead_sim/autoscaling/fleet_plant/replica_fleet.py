@@ -35,7 +35,6 @@ from fairlead_sim.engine.sequence import EngineSequence
 from fairlead_sim.fleet.request import InflightRequest
 from fairlead_sim.fleet.simulation import CLIENT_GONE, QUEUED, EngineObserver, FleetOptions, FleetSimulation
 from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
-from fairlead_sim.gateways.stream_balance import BalancedGateway
 from fairlead_sim.workload.traces import TraceRequest
 
 
@@ -277,10 +276,7 @@ class ReplicaFleet:
             router, self._prompts.prefix_chain, model, profile, self._describe_instance, self._on_assigned
         )
         fleet = FleetOptions((), profile, PREFIX_BLOCK_TOKENS, profiles=self._profiles, keeps_results=False)
-        self.front = None if options.moves is None else BalancedGateway(self.gateway, options.moves)
-        self.simulation = FleetSimulation(
-            self.front or self.gateway, fleet, prompts=self._prompts, on_progress=self._on_progress
-        )
+        self.simulation = FleetSimulation(self.gateway, fleet, prompts=self._prompts, on_progress=self._on_progress)
         self.simulation.begin()
         self.pools: dict[str, Pool] = {}
         for setup in scenario.pools:
