@@ -227,7 +227,8 @@ class ResponseRelay(StreamEnding):
         text = _STREAM_ERROR_TEXTS.get(cause, "the engine failed")
         if cause == "cut" and engine_response.is_complete:
             grammar = context.request.dialect.grammar
-            text = f"the engine ended the stream without {'[DONE]' if grammar is None else min(grammar.last).decode()}"
+            last = "its last event" if grammar is None else min(grammar.last).decode()
+            text = f"the engine ended the stream without {last}"
         text += "; the answer is incomplete"
         if result.not_continued:
             text += f", and no engine could continue it ({result.not_continued})"

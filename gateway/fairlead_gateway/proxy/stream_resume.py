@@ -203,9 +203,7 @@ class StreamResume:
             tokens = attempt.tokens = stream.tokens if isinstance(stream, StreamTokens) else None
             shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
             rewrite = ToolCallIndexer(
-                stream.splice
-                if shows_cached
-                else lambda events: [hide_cached_tokens(one) for one in stream.splice(events)]
+                stream.splice if shows_cached else lambda events: [*map(hide_cached_tokens, stream.splice(events))]
             ).rewrite_events
             engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is None and is_usage_refused(context, engine_response) and isinstance(stream, StreamText):
