@@ -11,7 +11,7 @@ DISTRIBUTION: Final = "fairlead-serving"
 """The name in package registries. The name ``fairlead`` there is that of another project."""
 WHEEL: Final = f"{DISTRIBUTION.replace('-', '_')}-{__version__}-py3-none-any.whl"
 """The file name of this release's wheel."""
-EXTRAS: Final = {"kopf": "operator", "tokenizers": "tokenize", "cryptography": "tokens", "obstore": "downloads"}
+EXTRAS: Final = {"kopf": "operator", "cryptography": "tokens", "obstore": "downloads"}
 """Import package → the extra that brings it. The distribution's own dependencies are not here."""
 
 

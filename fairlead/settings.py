@@ -134,13 +134,8 @@ class GatewaySettings(_ProcessSettings):
 
     links: str | None = _setting(
         "how the tokens of a prompt are found where engines report their caches: `engine` calls their `/tokenize`, outside the "
-        "request path and at most 20 times a second; `process` tokenizes text prompts in a process of the gateway and calls engines "
-        "for chats; `off` routes without the index",
+        "request path and at most 20 times a second; `off` routes without the index",
         default="engine",
-    )
-    tokenizers: str | None = _setting(
-        "a folder with `NAMESPACE/MODEL/tokenizer.json` of models whose prompts the gateway's process tokenizes. Files are read "
-        "again when they change; nothing is ever downloaded"
     )
     client_hosts: str | None = _setting(
         "DNS names under which clients reach a gateway without API keys, separated by commas. Addresses, names without a dot, and "

@@ -87,7 +87,7 @@ def _run(
         from fairlead.runtime import nonblocking_log, process_tuning
         from fairlead.runtime.clock import SystemClock
         from fairlead_gateway.idempotency.supervisor.gateway_addresses import parse_gateway_addresses
-        from fairlead_gateway.kv_index.supervisor.local_tokenizer import parse_token_source
+        from fairlead_gateway.kv_index.supervisor.token_fetcher import parse_token_source
         from fairlead_gateway.supervisor import scale_from_zero
         from fairlead_gateway.supervisor.config import GatewayConfig
         from fairlead_gateway.supervisor.supervisor import Supervisor
@@ -121,8 +121,7 @@ def _run(
             manage_token_file=Path(settings.manage_tokens_file) if settings.manage_tokens_file else None,
             audit_log=AuditLog("gateway", gateway_id, clock, audit_options),
             manage_hosts=options.manage_host,
-            token_source=parse_token_source(settings.links, settings.tokenizers),
-            tokenizer_folder=settings.tokenizers or "",
+            token_source=parse_token_source(settings.links),
             index_secret=(settings.hash_secret or "").encode(),
             usage_folder=Path(settings.usage_dir) if settings.usage_dir else None,
             gateway_addresses=parse_gateway_addresses(options.gateway_addresses),

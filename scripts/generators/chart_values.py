@@ -217,14 +217,6 @@ class Trace(ValuesPart):
     )
 
 
-class Tokenizers(ValuesPart):
-    claim: Name = _value(
-        "a PersistentVolumeClaim with `NAMESPACE/MODEL/tokenizer.json`. The gateway then tokenizes text prompts itself for engines "
-        "that report their caches. Each large vocabulary needs 200 MB more memory",
-        "",
-    )
-
-
 class Fleet(ValuesPart):
     models: list[FreeForm] = _value(
         "models and engines, as in a fleet file, instead of those of the cluster; edits apply without a restart", []
@@ -301,7 +293,6 @@ class Gateway(Placement):
         [],
     )
     trace: Trace = _value("traces", Trace)
-    tokenizers: Tokenizers = _value("tokenizers of models", Tokenizers)
     usage: Usage = _value("the usage ledger", Usage)
 
 

@@ -42,7 +42,6 @@ _BY_PACKAGE = {
     "matplotlib": "PSF-2.0",
     "mdurl": "MIT",
     "obstore": "MIT",
-    "tokenizers": "Apache-2.0",
     "uvloop": "MIT OR Apache-2.0",
     "valkey": "MIT",
 }

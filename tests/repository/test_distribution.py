@@ -18,7 +18,6 @@ from repository_rules import ROOT
 from fairlead import __version__
 from fairlead.distribution import DISTRIBUTION, EXTRAS, WHEEL
 from fairlead_cli.app import VERBS
-from fairlead_gateway.kv_index.tokenizer import process
 from scripts.generators.image_locks import IMAGES, group_requirements
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -42,10 +41,7 @@ def verb_module(words: str) -> str:
 COMPONENTS = {
     "autoscaler": ("fairlead_autoscaler.__main__",),
     "cli": ("fairlead_cli.__main__", *map(verb_module, VERBS), *STARTED_BY_UP),
-    "gateway": (
-        *STARTED_BY_UP[:3],
-        "fairlead_gateway.kv_index.tokenizer.process",
-    ),
+    "gateway": STARTED_BY_UP[:3],
     "kvstore": ("fairlead_kvstore.__main__",),
     "operator": ("fairlead_operator.__main__", "fairlead_downloader.__main__"),
     "sim": ("fairlead_sim.__main__",),
@@ -170,13 +166,6 @@ def test_a_command_names_the_wheel_when_a_dependency_is_missing() -> None:
     done = without("yaml", "fairlead_cli.__main__", "lint", "examples/01-smallest.yaml")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"fairlead: the package yaml is not installed: pip install {WHEEL} installs it\n"
-
-
-def test_a_tokenizer_that_cannot_be_loaded_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(process.UnusableTokenizer) as refused:
-        process._load(str(tmp_path / "tokenizer.json"), (0, 0, 0))
-    assert str(refused.value) == f"this needs the extra tokenize: pip install '{WHEEL}[tokenize]'"
 
 
 @cache

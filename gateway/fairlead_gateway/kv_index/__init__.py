@@ -7,5 +7,5 @@ gateways route by to the token blocks that engines report. In reading order:
 - `links`: links from byte blocks to token blocks, and those of a prompt as bytes.
 - `cache_correction`: a change of what an instance caches.
 - `messages`: between supervisor and workers; `worker`: applies corrections to routers.
-- `supervisor`: reads events and prompts; `tokenizer`: a process that tokenizes prompts.
+- `supervisor`: reads events and prompts.
 """

@@ -231,23 +231,17 @@ class PrefixTranslator:
         salt: str | None = None,
         adapter: str | None = None,
         token_ends: Sequence[int] | None = None,
-        is_unverified: bool = False,
     ) -> int | None:
         """Learns a prompt's byte blocks and tokens; returns the number of whole token blocks.
 
         None if no block size is known yet. Equal tokens under another cache salt or LoRA adapter
         are other blocks.
-
-        is_unverified: the tokens do not come from an engine. Then None, until an engine has the
-        last of the blocks, which proves all of them.
         """
         root = block_hash.chain_root(self._model_key, adapter, secret=self._secret)
         block_size = self._find_block_size(root, tokens, salt)
         if block_size is None:
             return None
         token_hashes = _token_hashes(root, tokens, block_size, salt)
-        if is_unverified and token_hashes and not self._is_cached(token_hashes[-1]):
-            return None
         if token_ends is None:
             links = estimate_links(hashes, ends, token_hashes, size=size, tokens=len(tokens), block_size=block_size)
         else:

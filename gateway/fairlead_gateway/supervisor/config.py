@@ -10,7 +10,7 @@ from fairlead.audit import AuditLog
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import FleetSource
 from fairlead_gateway.http.tls_certificate import TlsCertificate
-from fairlead_gateway.kv_index.supervisor.local_tokenizer import TokenSource
+from fairlead_gateway.kv_index.supervisor.token_fetcher import TokenSource
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ class GatewayConfig:
     manage_token_file: further ones; None: there is none.
     audit_log: None: changes are not recorded.
     autoscaler_url: where hints of `scale_from_zero` go.
-    tokenizer_folder: holds the tokenizers of models, where they are local files.
     index_secret: keys the hashes of a KV-cache index in Redis; the indexer has the same.
     usage_folder: where the ledger is; None for a gateway without one.
     gateway_addresses: where all gateways are; empty: idempotency keys stay within this one.
@@ -57,7 +56,6 @@ class GatewayConfig:
     audit_log: AuditLog | None = None
     manage_hosts: Sequence[str] = ()
     token_source: TokenSource = TokenSource.ENGINE
-    tokenizer_folder: str = ""
     index_secret: bytes = b""
     usage_folder: Path | None = None
     gateway_addresses: Sequence[tuple[str, int]] = ()

@@ -29,8 +29,6 @@ from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.kv_index.messages import IndexedModels, PromptSamples
 from fairlead_gateway.kv_index.supervisor.index_service import KvIndexService
-from fairlead_gateway.kv_index.supervisor.local_tokenizer import Tokenization, TokenSource
-from fairlead_gateway.kv_index.tokenizer.client import TokenizerClient
 from fairlead_gateway.limits.messages import QuotaReport
 from fairlead_gateway.profiles.supervisor import ProfilingService
 from fairlead_gateway.supervisor import worker_handle as reports
@@ -105,14 +103,13 @@ class Supervisor:
             config.gateway_addresses, config.public_socket, clock, limits, self.workers.broadcast
         )
         self.access = self._create_access(config)
-        self._tokenizer = TokenizerClient(clock, config.environ) if config.token_source is TokenSource.PROCESS else None
         self._index_secret = config.index_secret if config.redis_url is not None else config.hash_secret
         self.kv_index = KvIndexService(
             workers=lambda: [worker for worker in self.workers.workers if worker.is_ready],
             create_reader=self._create_event_reader,
             create_store=self._create_link_store if config.redis_url is not None and config.index_secret else None,
             on_indexed=lambda models: self.workers.broadcast(IndexedModels(list(models))),
-            tokenization=Tokenization(config.token_source, self._tokenizer, config.tokenizer_folder),
+            token_source=config.token_source,
             secret=self._index_secret,
             clock=clock,
             credentials=config.credentials,
@@ -210,8 +207,6 @@ class Supervisor:
             await management.stop()
             await self.profiling.stop()
             await self.kv_index.stop()
-            if self._tokenizer is not None:
-                await self._tokenizer.close()
             await self.background.stop()
             if self._scale_up_notifier is not None:
                 await self._scale_up_notifier.close()

@@ -144,26 +144,6 @@ def test_a_link_learned_after_its_events_counts_too() -> None:
     assert place.credited("a", prompt) > 0.9 * prompt.size
 
 
-def test_tokens_that_are_no_engines_word_count_when_one_holds_the_last_of_them() -> None:
-    place, prompt, other = Place("a"), prompt_of(1), prompt_of(2)
-    place.serve("a", other)
-    place.settle(0.0)
-    near = [*prompt.tokens[:-BLOCK], *(token + 1 for token in prompt.tokens[-BLOCK:])]
-    for tokens in (prompt.tokens, near):
-        assert place.translator.learn(prompt.hashes, prompt.ends, tokens, size=prompt.size, is_unverified=True) is None
-    place.serve("a", prompt, learn=False)
-    place.settle(0.0)
-    assert place.translator.learn(prompt.hashes, prompt.ends, near, size=prompt.size, is_unverified=True) is None
-    assert place.translator.table.linked_count(prompt.hashes) == 0
-    blocks = len(prompt.tokens) // BLOCK
-    assert (
-        place.translator.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size, is_unverified=True)
-        == blocks
-    )
-    place.settle(0.0)
-    assert place.credited("a", prompt) > 0.9 * prompt.size
-
-
 def test_without_a_cached_block_there_is_no_block_size() -> None:
     place, prompt = Place("a"), prompt_of(1)
     assert not place.translator.learn(prompt.hashes, prompt.ends, prompt.tokens, size=prompt.size)

@@ -30,9 +30,8 @@ from fairlead_gateway.kv_index.messages import (
     SampleRequest,
 )
 from fairlead_gateway.kv_index.supervisor.event_discovery import EventDiscovery
-from fairlead_gateway.kv_index.supervisor.local_tokenizer import LocalTokenizer, Tokenization, TokenSource
 from fairlead_gateway.kv_index.supervisor.model_index import ModelIndex
-from fairlead_gateway.kv_index.supervisor.token_fetcher import TokenFetcher
+from fairlead_gateway.kv_index.supervisor.token_fetcher import TokenFetcher, TokenSource
 from fairlead_gateway.kv_index.supervisor.tokenize_api import (
     MODELS_PATH,
     TOKENIZE_PATH,
@@ -84,7 +83,7 @@ class KvIndexService:
         create_reader: "Callable[[ChangeSink, Callable[[str], None]], EventReader]",
         create_store: "Callable[[Callable[[str, PromptLinks], None]], LinkStore] | None",
         on_indexed: Callable[[Sequence[str]], None],
-        tokenization: Tokenization,
+        token_source: TokenSource,
         secret: bytes,
         clock: Clock,
         credentials: EngineCredentials | None,
@@ -93,7 +92,7 @@ class KvIndexService:
         self._create_reader = create_reader
         self._create_store = create_store
         self._on_indexed = on_indexed
-        self._tokenization = tokenization
+        self._token_source = token_source
         self._secret = secret
         self._clock = clock
         self._credentials = credentials or EngineCredentials({}, clock.now)
@@ -136,7 +135,7 @@ class KvIndexService:
     @property
     def indexed_models(self) -> Sequence[str]:
         """The models whose prompts workers report: those with an index that is used."""
-        return () if self._tokenization.source is TokenSource.OFF else tuple(self._indexed_models)
+        return () if self._token_source is TokenSource.OFF else tuple(self._indexed_models)
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Takes over a new fleet. Creates reader and store at the first indexed model."""
@@ -171,7 +170,7 @@ class KvIndexService:
             self._reader.update_fleet(fleet, models)
         if self._store is not None:
             self._store.set_models(models)
-        if self._task is not None and self._tokenization.source is not TokenSource.OFF:
+        if self._task is not None and self._token_source is not TokenSource.OFF:
             rest = [key for key in fleet.models if key not in self._indexed_models]
             self._discovery.set_models({key: fleet.instances.get(key, ()) for key in rest})
         if self._indexed_models != before:
@@ -247,7 +246,7 @@ class KvIndexService:
     def warnings(self) -> list[str]:
         """Returns texts that say what is missing or degraded."""
         reader, warnings = self._reader, []
-        if self._tokenization.source is TokenSource.OFF and self._indexed_models:
+        if self._token_source is TokenSource.OFF and self._indexed_models:
             models = _count_models(list(self._indexed_models))
             warnings.append(f"the index of {models} is not used, since FAIRLEAD_LINKS is off")
         if reader is not None and reader.other_secret:
@@ -274,11 +273,8 @@ class KvIndexService:
             on_relearn = partial(self._delete_stored_links, key)
             model = ModelIndex(key, self._reader.blocks(key), secret=self._secret, on_relearn=on_relearn)
             self._models[key] = model
-            how, local = self._tokenization, None
-            if how.source is TokenSource.PROCESS and how.tokenize is not None:
-                local = LocalTokenizer(how.tokenize, how.folder, key, self._clock)
             learn = partial(self._learn_tokens, key)
-            self._token_fetchers[key] = TokenFetcher(self._post_to_engine, learn, self._clock, local)
+            self._token_fetchers[key] = TokenFetcher(self._post_to_engine, learn, self._clock)
         return model
 
     def _mark_changed(self, key: str) -> None:
@@ -316,7 +312,7 @@ class KvIndexService:
             self._mark_changed(model_key)
 
     def _learn_tokens(
-        self, key: str, row: Dispatch, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, doubted: bool
+        self, key: str, row: Dispatch, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None
     ) -> int | None:
         model = self._models.get(key)
         if model is None:
@@ -331,7 +327,6 @@ class KvIndexService:
             salt=query.salt,
             adapter=adapter,
             token_ends=numbers_before(query.text, ends) if query.text else None,
-            is_unverified=doubted,
         )
         if blocks and self._store is not None and translator.block_size is not None:
             links = translator.table.links_of(hashes, translator.block_size)

@@ -1,4 +1,4 @@
-"""The fetcher of prompts' tokens, from engines or from the tokenizer on this machine.
+"""The fetcher of prompts' tokens from engines, and the setting that says whether it is used.
 
 The tokens of a prompt are fetched if a part of it is not linked. The rate per model is limited, and
 the query goes to the engine that the prompt was sent to. The worker that sent the prompt supplies
@@ -17,18 +17,14 @@ the engine does not find.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import StrEnum
 from typing import Final
 
 from fairlead.engines.lora_api import adapter_prefix
-from fairlead.errors import Unavailable
+from fairlead.errors import SettingsError, Unavailable
 from fairlead.fleet.model import Instance
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.kv_index.messages import PromptSample
-from fairlead_gateway.kv_index.supervisor.local_tokenizer import (
-    ENGINE_DESCRIPTION,
-    TOKENIZE_REFUSED_SECONDS,
-    LocalTokenizer,
-)
 from fairlead_gateway.kv_index.supervisor.tokenize_api import TokenizeQuery, adapter_names, parse_tokens, tokenize_query
 from fairlead_gateway.peers.messages import Dispatch
 
@@ -38,25 +34,47 @@ TOKENIZE_QUERIES_PENDING: Final = 64
 """Limit: prompts of one model that wait for that; more are dropped."""
 TOKENIZE_REPEAT_SECONDS: Final = 5.0
 """Limit: until the same prompt may be sent again."""
+TOKENIZE_REFUSED_SECONDS: Final = 60.0
+"""Limit: until an engine that refused is queried again."""
 KV_ADAPTER_POLL_SECONDS: Final = 30.0
 """Limit: the time for which a gateway remembers whether a name is an adapter of an engine."""
 
 _MAX_PENDING: Final = 4_096
 _LASTING_ERRORS: Final = frozenset(f"answered {status}" for status in (401, 403, 404, 405, 501))
 _PAUSES_SECONDS: Final = (0.25, 0.25, 0.25)
-_VERIFICATION_PAUSES_SECONDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Pauses before each further try to link. An engine's tokens wait for its block size. Tokens of
-this machine wait until the engine has computed the prompt, perhaps after queued ones.
-"""
+"""Pauses before each further try to link, which waits for the engine's block size."""
 
 EnginePost = Callable[[Instance, bytes | None], Awaitable[bytes]]
 """Posts a body to an engine's `/tokenize`; None: gets `/v1/models`. Raises Unavailable."""
-LearnTokens = Callable[[Dispatch, Sequence[int], TokenizeQuery, str | None, bool], int | None]
+LearnTokens = Callable[[Dispatch, Sequence[int], TokenizeQuery, str | None], int | None]
 """Links a prompt to its tokens. Returns the number of whole blocks; None if it cannot link yet.
 
-Fourth argument: the adapter, if the prompt is for one.
-Last argument: the tokens come from the local tokenizer, and no engine has confirmed them yet.
+Last argument: the adapter, if the prompt is for one.
 """
+
+
+class TokenSource(StrEnum):
+    """The source of prompts' tokens.
+
+    - ENGINE: the `/tokenize` endpoint of engines. Prompts of token ids need no query.
+    - OFF: the gateway has no KV-cache index.
+    """
+
+    ENGINE = "engine"
+    OFF = "off"
+
+
+def parse_token_source(text: str | None) -> TokenSource:
+    """Returns the source that the setting names; ENGINE if it is empty.
+
+    Raises SettingsError for an unknown source.
+    """
+    try:
+        return TokenSource(text or TokenSource.ENGINE)
+    except ValueError:
+        raise SettingsError(
+            f"{text!r} is not a source of tokens", field="FAIRLEAD_LINKS", hint="use engine or off"
+        ) from None
 
 
 class TokenFetcher:
@@ -64,7 +82,6 @@ class TokenFetcher:
 
     - post: queries an engine.
     - learn: links a prompt to the tokens.
-    - local_tokenizer: None: only engines are queried.
     """
 
     def __init__(
@@ -72,12 +89,10 @@ class TokenFetcher:
         post: EnginePost,
         learn: LearnTokens,
         clock: Clock,
-        local_tokenizer: LocalTokenizer | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._post = post
         self._pause = pause
-        self._local_tokenizer = local_tokenizer
         self._learn = learn
         self._clock = clock
         self._allowance = TOKENIZE_QUERIES_PER_SECOND
@@ -93,9 +108,8 @@ class TokenFetcher:
 
         If so, it counts against the allowed queries per second.
         """
-        now, local = self._clock.now(), self._local_tokenizer
-        has_source = now >= self._refused_until or (local is not None and local.is_trusted)
-        if len(self._tasks) >= TOKENIZE_QUERIES_PENDING or not has_source:
+        now = self._clock.now()
+        if len(self._tasks) >= TOKENIZE_QUERIES_PENDING or now < self._refused_until:
             return False
         known = self._pending.get(row.tail)
         if known is not None and now < known[0] + TOKENIZE_REPEAT_SECONDS:
@@ -133,7 +147,7 @@ class TokenFetcher:
     @property
     def description(self) -> str:
         """A text that says how the model's prompts are tokenized, and the last error."""
-        text = ENGINE_DESCRIPTION if self._local_tokenizer is None else self._local_tokenizer.description
+        text = "engines are queried for the tokens of prompts"
         return f"{text}; {self.warning}" if self.warning else text
 
     async def _fetch(self, sample: PromptSample, row: Dispatch, instance: Instance) -> None:
@@ -147,9 +161,8 @@ class TokenFetcher:
             return
         try:
             adapter = sample.adapter or (name if await self._is_adapter(instance, name) else None)
-            local = None if self._local_tokenizer is None else await self._local_tokenizer.tokenize(query)
-            tokens: Sequence[int] = query.tokens if local is None else local
-            if local is None and query.engine_request is not None:
+            tokens: Sequence[int] = query.tokens
+            if query.engine_request is not None:
                 if self._clock.now() < self._refused_until:
                     return
                 tokens = parse_tokens(await self._post(instance, query.engine_request))
@@ -160,25 +173,19 @@ class TokenFetcher:
             pause = TOKENIZE_REFUSED_SECONDS if lasting else TOKENIZE_REPEAT_SECONDS
             self._refused_until = self._clock.now() + pause
             return
-        await self._learn_links(row, tokens, query, adapter, doubted=local is not None)
+        await self._learn_links(row, tokens, query, adapter)
 
     async def _learn_links(
-        self, row: Dispatch, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None, *, doubted: bool
+        self, row: Dispatch, tokens: Sequence[int], query: TokenizeQuery, adapter: str | None
     ) -> None:
         """Tries to link a prompt several times, with pauses.
 
-        doubted: the tokens come from the local tokenizer, which learns whether they are verified.
-
         Why: the engine's events may come later than the tokens.
         """
-        blocks = None
-        for pause in (0.0, *(_VERIFICATION_PAUSES_SECONDS if doubted else _PAUSES_SECONDS)):
+        for pause in (0.0, *_PAUSES_SECONDS):
             await self._pause(pause)
-            blocks = self._learn(row, tokens, query, adapter, doubted)
-            if blocks is not None:
+            if self._learn(row, tokens, query, adapter) is not None:
                 break
-        if doubted and blocks != 0 and self._local_tokenizer is not None:
-            self._local_tokenizer.on_checked(is_verified=blocks is not None)
 
     async def _is_adapter(self, instance: Instance, name: str) -> bool:
         """Returns True if the engine serves an adapter under this name. Cached for a short time."""

@@ -61,16 +61,12 @@ class TokenizeQuery:
     - engine_request: None if the prompt consists of token ids.
     - tokens, text: the token ids, and the text between the brackets of their JSON array.
     - salt: the cache salt.
-    - prompt: the JSON string of a text prompt.
-    - add_special_tokens: whether special tokens are put around a text prompt.
     """
 
     engine_request: bytes | None
     tokens: tuple[int, ...] = ()
     text: bytes = b""
     salt: str | None = None
-    prompt: bytes | None = None
-    add_special_tokens: bool = True
 
 
 _PROMPT_DECODER: Final = msgspec.json.Decoder(_Prompt)
@@ -158,5 +154,4 @@ def _query(body: Any, model: str, *, is_chat: bool) -> TokenizeQuery | None:
         return None if _MEDIA_PATTERN.search(prompt) else TokenizeQuery(request, salt=salt)
     if prompt[:1] != b'"':
         return TokenizeQuery(None, tuple(_TOKEN_IDS_DECODER.decode(prompt)), prompt[1:-1], salt)
-    special = bytes(fields.get("add_special_tokens", b"true")) == b"true"
-    return TokenizeQuery(request, salt=salt, prompt=prompt, add_special_tokens=special)
+    return TokenizeQuery(request, salt=salt)
