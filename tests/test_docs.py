@@ -33,6 +33,7 @@ LISTED = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_out
 PAGES = [ROOT / name for name in LISTED if name and (ROOT / name).exists()] or sorted(
     path for path in ROOT.rglob("*.md") if not {".venv", "out"} & set(path.parts)
 )
+CHANGELOG = ROOT / "CHANGELOG.md"
 SOURCES = [
     path
     for folder in ("fairlead", "gateway", "kvstore", "sim", "cli", "downloader")
@@ -282,8 +283,18 @@ def test_every_verb_that_a_message_or_a_comment_names_exists() -> None:
 
 def test_every_variable_that_is_named_is_a_setting_and_every_setting_is_named() -> None:
     known = {row.variable for row in settings_table()}.union(TOOL_VARIABLES)
-    shown = {name for page in PAGES for name in re.findall(r"FAIRLEAD_[A-Z0-9_]*[A-Z0-9]", text_of(page))}
+    shown = {
+        name
+        for page in PAGES
+        if page != CHANGELOG
+        for name in re.findall(r"FAIRLEAD_[A-Z0-9_]*[A-Z0-9]", text_of(page))
+    }
     assert shown == known
+    changes = text_of(CHANGELOG)
+    removed = set(
+        re.findall(r"FAIRLEAD_[A-Z0-9_]*[A-Z0-9]", changes.partition("### Removed")[2].partition("\n### ")[0])
+    )
+    assert set(re.findall(r"FAIRLEAD_[A-Z0-9_]*[A-Z0-9]", changes)) <= known | removed
     read = [*SOURCES, ROOT / "Makefile", *(ROOT / "e2e").glob("*.py"), *(ROOT / "scripts").glob("*")]
     read += (ROOT / "charts").rglob("*")
     used = {
