@@ -92,7 +92,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(path: str, script: 
 
 @pytest.mark.parametrize(
     ("path", "last_name"),
-    [(MESSAGES, "message_stop"), (RESPONSES, "response.completed"), ("/v1/chat/completions", "[DONE]")],
+    [(MESSAGES, "message_stop"), (RESPONSES, "response.completed"), ("/v1/chat/completions", "its last event")],
 )
 @pytest.mark.parametrize("ends", [True, False])
 async def test_a_stream_that_ends_without_its_last_event_is_not_said_to_break(
