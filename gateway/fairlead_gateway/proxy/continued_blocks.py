@@ -320,7 +320,7 @@ class StreamMessage(StreamBlocks):
     def _count(self, usage: dict[str, Any]) -> None:
         """Makes the usage of the last engine that of the whole answer."""
         counts = self._prompt_counts()
-        usage.update({name: counts.get(name, 0) for name in _PROMPT_COUNTS & usage.keys()} | counts)
+        usage.update({name: counts.get(name, 0) for name in _PROMPT_COUNTS if name in usage} | counts)
         if is_count(usage.get("output_tokens")):
             usage["output_tokens"] += self.continued_at
 
