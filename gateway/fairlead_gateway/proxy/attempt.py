@@ -603,9 +603,12 @@ def _read_answer(context: RequestContext, body: bytes) -> tuple[Usage | None, In
     return usage, fault or _plain_error(body)
 
 
-def _fault_in(body: bytes) -> InBandError | None:
-    """Returns the fault of an answer whose choices are null or an empty list."""
-    at = body.find(_CHOICES)
+def _fault_in(body: bytes, *, is_named: bool) -> InBandError | None:
+    """Returns the fault of an answer whose choices are null or an empty list.
+
+    is_named: it is in a dialect without choices, where a tool's input may have that name.
+    """
+    at = -1 if is_named else body.find(_CHOICES)
     start = at + len(_CHOICES)
     if at < 0 or body[start : start + 16].translate(None, b": \t\r\n")[:2] not in (b"[]", b"nu"):
         return None
@@ -673,7 +676,8 @@ def parse_usage(body: bytes, *, is_named: bool) -> tuple[Usage | None, InBandErr
     """
     if len(body) > _MAX_PARSED_BYTES:
         is_object = body.lstrip()[:1] == b"{" and body.rstrip()[-1:] == b"}"
-        return counts_of_long_answer(body), _fault_in(body) if is_object else InBandError(502, "not JSON", GARBAGE)
+        fault = _fault_in(body, is_named=is_named) if is_object else InBandError(502, "not JSON", GARBAGE)
+        return counts_of_long_answer(body), fault
     scan = _SCAN_NAMED_USAGE if is_named else _SCAN_USAGE
     found = None if scan is None else scan(body)
     if found is not None:
@@ -682,7 +686,8 @@ def parse_usage(body: bytes, *, is_named: bool) -> tuple[Usage | None, InBandErr
         decoded = _DECODE_RESPONSE(body)
     except _DECODE_ERRORS:
         return None, InBandError(502, "not JSON", GARBAGE)
-    return usage_of_named(decoded.usage) if is_named else read_usage(decoded.usage), _fault_in(body)
+    usage = usage_of_named(decoded.usage) if is_named else read_usage(decoded.usage)
+    return usage, _fault_in(body, is_named=is_named)
 
 
 def refusal_body(status: int, body: bytes, request_id: str) -> bytes:

@@ -106,12 +106,12 @@ class NamedEventScanner(SseScanner):
                 return
             name = name or (fields.type or "").encode() or (b"" if fields.error is msgspec.UNSET else _ERROR)
         if name == _ERROR or name == grammar.failed:
-            response = None if fields is None else fields.response
-            within = msgspec.UNSET if response is None else response.error
-            self.error = parse_in_band_error(data if within is msgspec.UNSET else bytes(within), 500)
             if self._is_external and len(event) > MAX_HIDDEN_BYTES:
                 self.error = InBandError(502, "the provider's error is too long", GARBAGE)
                 return
+            response = None if fields is None else fields.response
+            within = msgspec.UNSET if response is None else response.error
+            self.error = parse_in_band_error(data if within is msgspec.UNSET else bytes(within), 500)
             passed.append(hide_accounts(event) if self._is_external else event)  # clients know it
             self._last_chunk = numbered_part(event)
             return

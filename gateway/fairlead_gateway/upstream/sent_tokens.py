@@ -66,6 +66,9 @@ _MAX_PROMPT_IDS_BYTES: Final = 16_777_216
 _MAX_IDS_BYTES: Final = 65_536
 _MAX_STRIPPED: Final = 4_096
 """Limits: ids of a prompt and of an event, as JSON text; what is taken out of events at once."""
+_MAX_IDS: Final = 1_048_576
+"""Limit: tokens of a stream and its prompt; the next engine gets all of them in one request."""
+_COUNTED_AT_ONCE: Final = 256
 _MAX_NAME_BYTES: Final = 256
 _NAMES: Final = ("id", "object", "created", "model")
 
@@ -352,11 +355,6 @@ class SentTokens:
                 at = events.find(key, start)
             events = b"".join([*parts, events[start:]])
         return events
-
-
-_COUNTED_AT_ONCE: Final = 256
-_MAX_IDS: Final = 1_048_576
-"""Limit: tokens of a stream and its prompt; the next engine gets all of them in one request."""
 
 
 def _is_empty(events: bytes) -> bool:

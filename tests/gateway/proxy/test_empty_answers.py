@@ -54,3 +54,22 @@ async def test_opening_without_choices_reaches_the_client_before_the_answer() ->
     async with gateway_of(streams(event(FIRST), token("hi", "stop"))) as (running, *_):
         body = (await request(running.url, GOOD | {"stream": True})).body
         assert 0 < body.index(b"prompt_filter_results") < body.index(b'"hi"')
+
+
+@pytest.mark.parametrize("size", [1, 2_000_000])
+@pytest.mark.parametrize("choices", ["[]", " [ ]", "null"])
+@pytest.mark.parametrize(
+    ("path", "body", "head"),
+    [
+        ("/v1/messages", {"max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}, '"content":[{"input":'),
+        ("/v1/responses", {"input": "x"}, '"output":[{"arguments":'),
+    ],
+)
+async def test_input_of_a_tool_with_the_name_of_choices_is_an_answer(
+    path: str, body: dict[str, object], head: str, choices: str, size: int
+) -> None:
+    sent = f'{{"id":"a",{head}{{"choices":{choices},"x":"{"x" * size}"}}}}],"usage":{{"output_tokens":1}}}}'
+    async with gateway_of(plain(sent)) as (running, *_):
+        answer = await request(running.url, {"model": "tiny", **body}, path=path)
+        assert answer.status == 200
+        assert f'"choices":{choices}' in answer.body.decode()
