@@ -59,7 +59,8 @@ class DeployedModel:
             }
             return ready and (pods is None or len(found) == pods)
 
-        eventually(f"{self.name} is settled", is_so, seconds=seconds, describe=lambda: str(self.get().get("status")))
+        describe = lambda: f"{self.get().get('status')} {[_state_of(pod) for pod in found.values()]}"  # noqa: E731
+        eventually(f"{self.name} is settled", is_so, seconds=seconds, describe=describe)
         return found
 
     def wait_until_stalled(self, reason: str, seconds: float = 60.0) -> str:
@@ -67,3 +68,10 @@ class DeployedModel:
         is_so = lambda: self.condition("Stalled").get("reason") == reason  # noqa: E731
         eventually(f"{self.name} says {reason}", is_so, seconds=seconds, describe=lambda: str(self.get().get("status")))
         return str(self.condition("Stalled")["message"])
+
+
+def _state_of(pod: Manifest) -> Manifest:
+    """Returns the part of a pod that a failed wait prints."""
+    times = {key: value for key, value in pod["metadata"].items() if key.startswith("deletion") or key == "name"}
+    containers = [(one["name"], one["state"]) for one in pod["status"].get("containerStatuses", [])]
+    return {**times, "phase": pod["status"].get("phase"), "containers": containers}

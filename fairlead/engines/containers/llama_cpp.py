@@ -21,9 +21,15 @@ from fairlead.fleet.labels import PodEngineInfo
 SHELL_DRAIN_SCRIPT: Final = """\
 url=$1 end=$(($(date +%s) + $2)) quiet=$3 idle_since=
 shift 3
+notices() {
+  for mask in $(sed -n 's/^Sig[BC][lg][kt]:.*\\(....\\)$/\\1/p' /proc/1/status); do
+    if [ $((0x$mask >> 14 & 1)) -eq 1 ]; then return 0; fi
+  done
+  [ ! -r /proc/1/status ]
+}
 while [ "$(date +%s)" -lt "$end" ]; do
   page=$(curl -sf --noproxy '*' -m 5 "$url"); result=$?
-  [ "$result" -ne 7 ] || break
+  if [ "$result" -eq 7 ] && notices; then break; fi
   busy=$result
   for name; do
     case $(printf '%s\\n' "$page" | sed -n "s/^$name[^ ]* //p") in

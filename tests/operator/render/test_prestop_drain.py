@@ -1,8 +1,10 @@
 """The preStop script, run as in a pod, with a server whose gauges the test sets."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -12,6 +14,7 @@ from fairlead.engines.containers.prestop_drain import DRAIN_SCRIPT, PreStopDrain
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer, ReceivedRequest
 
 GAUGE = "vllm:num_requests_running"
+STATUS, UNREADABLE = "/proc/1/status", "/no/such/file"
 HookRunner = Callable[..., "subprocess.Popen[bytes]"]
 
 
@@ -34,15 +37,17 @@ def engine() -> Iterator[GaugeServer]:
         yield gauges
 
 
-def run_shell_hook(url: str, *, most: float, quiet: str) -> "subprocess.Popen[bytes]":
+def run_shell_hook(url: str, *, most: float, quiet: str, status: str = UNREADABLE) -> "subprocess.Popen[bytes]":
     command = ShellDrain(url, (GAUGE,)).prestop_hook(most)["exec"]["command"]
-    command[6] = quiet
-    return subprocess.Popen(command)
+    command[2], command[6] = command[2].replace(STATUS, status), quiet
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
-def run_hook(url: str, *, most: float, quiet: str, env: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+def run_hook(
+    url: str, *, most: float, quiet: str, env: dict[str, str] | None = None, status: str = UNREADABLE
+) -> "subprocess.Popen[bytes]":
     command = PreStopDrain(url, (GAUGE,)).prestop_hook(most)["exec"]["command"]
-    command[0], command[5] = sys.executable, quiet
+    command[0], command[2], command[5] = sys.executable, command[2].replace(STATUS, status), quiet
     return subprocess.Popen(command, env=env or {})
 
 
@@ -73,6 +78,23 @@ def test_wait_is_bounded(engine: GaugeServer, run: HookRunner) -> None:
 def test_stopped_engine_is_not_waited_for(engine: GaugeServer, run: HookRunner) -> None:
     engine.stop_listening()
     assert run(engine.url, most=60, quiet="5").wait(30) == 0
+
+
+@pytest.mark.parametrize("run", [run_hook, run_shell_hook])
+@pytest.mark.parametrize(("blocked", "caught"), [(0, 0x4000), (0x4000, 0), (0xFFFF_FFFC_0000_4000, 0x4A02)])
+def test_starting_engine_gets_no_signal_that_it_would_lose(
+    engine: GaugeServer, run: HookRunner, blocked: int, caught: int, tmp_path: Path
+) -> None:
+    engine.stop_listening()
+    status, after = tmp_path / "status", tmp_path / "after"
+    os.mkfifo(status)
+    process = run(engine.url, most=60, quiet="5", status=str(status))
+    for masks in [(0, 0), (0xFFFF_FFFC_0000_BFFF, 0x1_8002), (blocked, caught)]:
+        with status.open("w") as page:  # waits for a look of the hook
+            os.mkfifo(after)
+            after.rename(status)
+            page.write(f"SigQ:\t4/4000\nSigBlk:\t{masks[0]:016x}\nSigIgn:\t{0x5001:016x}\nSigCgt:\t{masks[1]:016x}\n")
+    assert process.wait(30) == 0
 
 
 def test_worker_polls_its_leader_without_proxy(engine: GaugeServer) -> None:
