@@ -84,12 +84,14 @@ class QueuedDispatch:
     prefill_seconds: the request's own share of the instance's backlog.
     decode_seconds: expected engine time of its answer.
     sort_key: its place in the preset's order; the smallest goes first.
+    number: among all that waited for its instance.
     """
 
     __slots__ = (
         "caller",
         "context",
         "decode_seconds",
+        "number",
         "on_end",
         "prefill_seconds",
         "queued_at",
@@ -114,10 +116,11 @@ class QueuedDispatch:
         self.caller: CallerKey = context.caller
         self.sort_key = sort_key
         self.decode_seconds = 0.0
+        self.number = 0
 
 
-_HeapEntry = tuple[_SortKey, int, str, QueuedDispatch]
-"""Place, number and id of a request, and the request. No two have the same number."""
+_HeapEntry = tuple[_SortKey, int, str]
+"""Place, number and id of a request. No two have the same number."""
 
 
 class InstanceQueue:
@@ -126,7 +129,8 @@ class InstanceQueue:
     prefill_seconds: of all of them.
 
     The heaps skip removed requests when they reach them. A heap of which more than half may be
-    removed ones is compacted.
+    removed ones is compacted. They hold no request: each is freed at its own end, not thousands at
+    a compaction.
     """
 
     __slots__ = ("_heaps", "_numbers", "prefill_seconds", "requests")
@@ -145,7 +149,8 @@ class InstanceQueue:
             heap = self._heaps[queued.caller] = CallerHeap(queued.context.policy.weight)
         heap.live_count += 1
         heap.prefill_seconds += queued.prefill_seconds
-        heappush(heap.entries, (queued.sort_key, next(self._numbers), request_id, queued))
+        queued.number = next(self._numbers)
+        heappush(heap.entries, (queued.sort_key, queued.number, request_id))
 
     def pop(self, request_id: str) -> QueuedDispatch | None:
         """Removes and returns a request; None if it does not wait here."""
@@ -159,7 +164,7 @@ class InstanceQueue:
         if not heap.live_count:
             del self._heaps[queued.caller]
         elif len(heap.entries) > 2 * heap.live_count + _MIN_REMOVED:
-            heap.entries = [entry for entry in heap.entries if self.requests.get(entry[2]) is entry[3]]
+            heap.entries = [entry for entry in heap.entries if self._request_of(entry) is not None]
             heapify(heap.entries)
         return queued
 
@@ -175,9 +180,11 @@ class InstanceQueue:
             served = fair_share.served_seconds
             least = min(map(served, callers))
             callers = [caller for caller in callers if has_credit(served(caller), least, self._heaps[caller].weight)]
+        if not callers:
+            return None
         if len(callers) == 1:
-            return self._first_of(self._heaps[callers[0]])[3]
-        return min([self._first_of(self._heaps[caller]) for caller in callers])[3] if callers else None
+            return self._request_of(self._first_of(self._heaps[callers[0]]))
+        return self._request_of(min([self._first_of(self._heaps[caller]) for caller in callers]))
 
     def seconds_of(self, callers: Collection[Hashable]) -> float:
         """Returns the prefill of the requests of some callers."""
@@ -187,9 +194,14 @@ class InstanceQueue:
         entries = heap.entries
         while True:
             entry = entries[0]
-            if self.requests.get(entry[2]) is entry[3]:
+            if self._request_of(entry) is not None:
                 return entry
             heappop(entries)
+
+    def _request_of(self, entry: _HeapEntry) -> QueuedDispatch | None:
+        """Returns the request of an entry; None if it has been removed."""
+        queued = self.requests.get(entry[2])
+        return queued if queued is not None and queued.number == entry[1] else None
 
 
 class CallerHeap:
