@@ -140,9 +140,9 @@ def _validate_worker_settings(settings: GatewaySettings) -> None:
 
     memory_pressure.memory_share_reader(settings.memory_limit)
     if settings.client_hosts is not None or settings.cors_origins is not None:
-        from fairlead_gateway.worker.browser_access import parse_browser_access
+        from fairlead_gateway.worker.cors import parse_cors
 
-        parse_browser_access(settings, has_api_keys=False)
+        parse_cors(settings, has_api_keys=False)
     if settings.changing_text is not None:
         from fairlead_gateway.tenants.worker.tenant_policy import parse_changing_text
 

@@ -43,7 +43,7 @@ from fairlead_cli.tenants.selection import (
     RevokedFlag,
     TenantFlags,
     TenantFlagsParameter,
-    TenantsPlace,
+    TenantSource,
     open_tenants,
 )
 from fairlead_cli.tenants.store import Entry, KeyEdit, TenantStore, keys_of
@@ -131,7 +131,7 @@ def keys_revoke(
         remaining, removed[:] = revoke_key(entries, name, digest, owner)
         return remaining
 
-    def run(place: TenantsPlace) -> int:
+    def run(place: TenantSource) -> int:
         # First the list of revoked keys: it is effective even if the tenants cannot be written.
         revoked_in = _add_to_revocation_list(place.store, name, digest, owner)
         try:
@@ -185,7 +185,7 @@ def keys_list(
     Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
     """
 
-    def run(place: TenantsPlace) -> int:
+    def run(place: TenantSource) -> int:
         tenants = place.store.tenants() if tenant is None else [place.store.tenant(tenant)]
         keys = [ListedKey(name_of(found), entry) for found in tenants for entry in keys_of(found)]
         uses = read_key_uses(place)
@@ -211,7 +211,7 @@ def _issue(
     """Draws a key, stores its digest by an edit with its entry, and prints it."""
     expires_at = None if expires is None else parse_expiry(expires, SystemClock().wall(), field="--expires")
 
-    def run(place: TenantsPlace) -> int:
+    def run(place: TenantSource) -> int:
         key = create_key()
         entry: Entry = {"name": name, "digest": key_digest(key, place.store.pepper())}
         if expires_at is not None:
@@ -231,7 +231,7 @@ def _issue(
 
 def _run(
     flags: TenantFlags,
-    run: Callable[[TenantsPlace], int],
+    run: Callable[[TenantSource], int],
     *,
     revoked: Path | None = None,
     manage: str | None = None,

@@ -11,10 +11,10 @@ from fairlead_cli.cluster.object_fields import format_age
 from fairlead_cli.formatting import UNKNOWN, format_share
 from fairlead_cli.keys.key_entries import format_time
 from fairlead_cli.management.client import ManagementClient
-from fairlead_cli.tenants.selection import TenantsPlace
+from fairlead_cli.tenants.selection import TenantSource
 
 
-def read_budget(place: TenantsPlace, tenant: str) -> BudgetOut | None:
+def read_budget(place: TenantSource, tenant: str) -> BudgetOut | None:
     """Returns the budget of a tenant by the first gateway that knows it; None if none does."""
     try:
         endpoints = place.endpoints()
@@ -72,7 +72,7 @@ class KeyUses:
         return f"never seen by these gateways since {format_time(self.started_at)}"
 
 
-def read_key_uses(place: TenantsPlace) -> KeyUses:
+def read_key_uses(place: TenantSource) -> KeyUses:
     """Returns the last uses by all gateways that can be read; the others are problems."""
     try:
         endpoints = place.endpoints()

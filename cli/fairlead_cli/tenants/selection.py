@@ -54,7 +54,7 @@ DEFAULT_FLAGS = TenantFlags()
 
 
 @dataclass(frozen=True, slots=True)
-class TenantsPlace:
+class TenantSource:
     """A store of ModelTenants, and the gateways that use them.
 
     manage: management address of a gateway that reads the file.
@@ -65,7 +65,7 @@ class TenantsPlace:
     _installation: "object | None" = None
 
     def endpoints(self) -> Sequence[ManagementEndpoint]:
-        """Returns the management APIs of the gateways. Raises FairleadError without any."""
+        """Returns the management APIs of the gateways; none for a file without `manage`."""
         token = read_settings(CliSettings, os.environ).manage_token
         if self.manage is not None:
             url = service_url(self.manage, flag="--manage")
@@ -78,7 +78,7 @@ class TenantsPlace:
 @contextmanager
 def open_tenants(
     options: TenantFlags, *, revoked: Path | None = None, manage: str | None = None, finds_stack: bool = False
-) -> Iterator[TenantsPlace]:
+) -> Iterator[TenantSource]:
     """Yields the tenants of a file, or of a cluster.
 
     revoked: the file of revoked keys; None for a cluster.
@@ -93,7 +93,7 @@ def open_tenants(
             raise BadInput(
                 "--file names a file, and other options name a cluster", field="--file", hint="give one of the two"
             )
-        yield TenantsPlace(FileTenantStore(options.file, revoked, os.environ), manage)
+        yield TenantSource(FileTenantStore(options.file, revoked, os.environ), manage)
         return
     if revoked is not None:
         raise BadInput("--revoked belongs to a file of tenants", field="--revoked", hint="give it together with --file")
@@ -101,7 +101,7 @@ def open_tenants(
     is_named = manage is not None and bool(stacks) and not options.cluster.names_cluster
     if is_named or not is_cluster_target(options.cluster, None):
         if stacks:
-            yield TenantsPlace(FileTenantStore(_tenant_file(stacks[0]), None, os.environ), manage or stacks[0].manage)
+            yield TenantSource(FileTenantStore(_tenant_file(stacks[0]), None, os.environ), manage or stacks[0].manage)
             return
         raise BadInput(
             "neither a file nor a cluster was named",
@@ -111,7 +111,7 @@ def open_tenants(
     from fairlead_cli.tenants.cluster_store import ClusterTenantStore
 
     with open_installation(options.cluster) as installation:
-        yield TenantsPlace(ClusterTenantStore(installation), manage, installation)
+        yield TenantSource(ClusterTenantStore(installation), manage, installation)
 
 
 def _tenant_file(stack: RunningStack) -> Path:

@@ -221,19 +221,19 @@ class RequestQueue:
             self._fair_share.on_join(request.tenant, request.weight)
             self._lone, self._lone_number = request, number
             return
-        self._sort_lone()
+        self._enqueue_lone()
         if request.tenant not in self._tenants:
             self._fair_share.on_join(request.tenant, request.weight)
-        self._sort(request, number)
+        self._enqueue(request, number)
 
-    def _sort_lone(self) -> None:
+    def _enqueue_lone(self) -> None:
         """Enters the request that was queued alone into the heaps."""
         lone = self._lone
         if lone is not None:
             self._lone = None
-            self._sort(lone, self._lone_number)
+            self._enqueue(lone, self._lone_number)
 
-    def _sort(self, request: QueuedRequest, number: int) -> None:
+    def _enqueue(self, request: QueuedRequest, number: int) -> None:
         """Enters a request into the heaps.
 
         number: grows with each arrival.
@@ -275,7 +275,7 @@ class RequestQueue:
                 return None
             if lone.latest_start >= now and lone.overdue_at > now:
                 return NextRequest(lone, "deadline", _EARLIEST)
-            self._sort_lone()
+            self._enqueue_lone()
         overdue = self._most_overdue(now, closed, passed_over)
         if overdue is not None:
             waited = (now - overdue.arrived_at) / overdue.objective_seconds

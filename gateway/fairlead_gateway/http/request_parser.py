@@ -258,7 +258,7 @@ class RequestHead:
     fields: names in lower case, without Content-Length.
     forwarded_fields, dropped_fields: cache of the request encoder; the fields that engines get, as
         text, and the names of unusual ones that they do not get.
-    is_checked, response_fields: cache of `browser_access`; whether the head has passed, and header
+    is_checked, response_fields: cache of `cors`; whether the head has passed, and header
         text for all of its answers.
     caller_cache: cache of `api_keys`; the caller, and the set of keys in which its key was
         found.

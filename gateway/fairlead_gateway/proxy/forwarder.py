@@ -145,7 +145,7 @@ class Forwarder:
                 failure.instance_id = attempt.instance_id
                 if context.trace is not None:
                     context.trace.finish_span(ATTEMPT, failure.cause)
-                if context.transfer is None or not self._prefill_coordinator.retry_without_transfer(context, failure):
+                if context.transfer is None or not self._prefill_coordinator.give_up_transfer(context, failure):
                     if failure.cause == FIELD_REFUSED:
                         context.request.take_back_usage()
                     elif failure.cause == TOKENS_REFUSED:

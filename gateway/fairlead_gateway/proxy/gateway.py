@@ -84,7 +84,7 @@ from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
 from fairlead_gateway.tenants.worker.tenant_policy import ModelVisibility, TenantPolicies
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.request_encoder import check_hops, create_hop_id
-from fairlead_gateway.worker.browser_access import BrowserAccess
+from fairlead_gateway.worker.cors import Cors
 from fairlead_gateway.worker.journal import Reporters
 from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.worker.request_context import RequestContext
@@ -270,7 +270,7 @@ class Gateway(RequestLifecycle):
         self.memory_pressure = MemoryPressure(limits, memory_share, self.listener.set_memory_pressure)
         self.memory_pressure.start(runtime.loop)
         self.api_keys = secrets.api_keys
-        self.browser_access = BrowserAccess(self.api_keys is not None)
+        self.cors = Cors(self.api_keys is not None)
         self._hop_id = create_hop_id(secrets.hash_secret)
         self.stack = ForwardingStack(self, runtime, secrets, self._recorder, reporters)
         self._policies = TenantPolicies(secrets.hash_secret, self.stack.routers.serving.sizes)
@@ -411,7 +411,7 @@ class Gateway(RequestLifecycle):
         UnknownPath, MethodNotAllowed, GatewayLoop, and Overloaded if memory is short.
         """
         if not head.is_checked:
-            self.browser_access.check(head)
+            self.cors.check(head)
         caller = None if self.api_keys is None or head.path in PROBE_PATHS else self.api_keys.caller(head)
         if caller is not None and not caller.may_use_other_paths:
             check_counted_path(head.path)
@@ -429,7 +429,7 @@ class Gateway(RequestLifecycle):
             http_request.client_address = response.client_address()
         head = http_request.head
         try:
-            if head.method == "OPTIONS" and self.browser_access.answer_preflight(head, response):
+            if head.method == "OPTIONS" and self.cors.answer_preflight(head, response):
                 return
             caller = http_request.caller = self.check_headers(head)
             if caller is not None:

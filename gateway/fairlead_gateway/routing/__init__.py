@@ -7,7 +7,8 @@ In reading order:
 - `request`: the part of a request that routing reads
 - `prefix`: prefix hashes, and the instances that cache them
 - `load`: endpoints and their in-flight load
-- `candidates`: the two homes of a prefix, and what a policy compares
+- `hash_ring`: the two homes of a prefix
+- `candidates`: what a policy compares
 - `policies`: the presets
 - `accelerator_selection`, `prefill_placement`: parts of the default policy
 - `router`: the state between decisions, and the router's callbacks

@@ -41,7 +41,7 @@ from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Instance, Role, SloTargets
 from fairlead.units import format_duration
-from fairlead_gateway.routing.candidates import HomeRings
+from fairlead_gateway.routing.hash_ring import HomeRings
 from fairlead_gateway.routing.load.inflight import Endpoint, SampledLoads
 from fairlead_gateway.routing.prefix.cache_view import PrefixMatch
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, DEFAULT_TTFT_SECONDS

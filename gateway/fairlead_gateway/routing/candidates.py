@@ -1,6 +1,6 @@
 """Candidates: endpoints as a decision compares them.
 
-The choice between computing a missing prefix and pulling its KV from a peer instance.
+`offer_pulls` decides whether a missing prefix is computed, or its KV pulled from a peer instance.
 
     computing   prefill(prompt, cached here)
     pulling     latency + (cached there - cached here) · bytes of a token ÷ bandwidth
@@ -12,24 +12,10 @@ the computing.
 Why: pulling pays only where the network is faster than the engine. At 100 Gb/s it gives 1.4 times
 the throughput on long shared prefixes. At 25 Gb/s it loses for a small model on a fast accelerator.
 So it is decided for every prompt.
-
-Each ring places every member at `weight` × 96 points. They are computed from the installation's
-secret, the number of the ring and the member's id. The home of a key is the first point at or after
-its hash. If both rings name the same member, the second home is the next other member on its ring.
-
-Each of n members is a home of 2/n of the pairs. A member that comes or goes changes just those: 2/9
-from eight to nine on average, 0.20 to 0.26 for a single secret.
-
-Source: DualMap (arXiv 2602.06502) uses two rings of different hash functions. Changed: one keyed
-function with two keys. So clients cannot compute homes, and all workers and replicas with the same
-secret compute the same ones.
 """
 
-from bisect import bisect_left
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
-
-import xxhash
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource
@@ -37,79 +23,7 @@ from fairlead_gateway.routing.load.inflight import Endpoint, EndpointLoad, Infli
 from fairlead_gateway.routing.load.load_window import LoadWindow
 from fairlead_gateway.routing.prefix.cache_view import CacheView
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
-from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
-
-POINTS_PER_MEMBER: Final = 96
-_MAX_CACHED_PAIRS: Final = 4_096
-"""So many pairs are cached: the next turn of a conversation needs the same one."""
-
-
-class HashRing:
-    """One consistent-hash ring over `weights` (member id → weight > 0). Immutable."""
-
-    def __init__(self, weights: Mapping[str, float], *, key: bytes) -> None:
-        placed: list[tuple[int, str]] = []
-        for member, weight in sorted(weights.items()):
-            for point in range(max(1, round(POINTS_PER_MEMBER * weight))):
-                digest = xxhash.xxh3_64_intdigest(key + member.encode() + b"#" + str(point).encode())
-                placed.append((digest, member))
-        placed.sort()
-        self._points = [digest for digest, _ in placed]
-        self._members = [member for _, member in placed]
-
-    def home(self, digest: int, *, excluded: frozenset[str] = NO_INSTANCES) -> str | None:
-        """Returns the first member at or after `digest` that is not excluded; None if there is
-        none.
-        """
-        count = len(self._points)
-        start = bisect_left(self._points, digest)
-        if not excluded and count:
-            return self._members[start if start < count else 0]
-        for offset in range(count):
-            member = self._members[(start + offset) % count]
-            if member not in excluded:
-                return member
-        return None
-
-
-class HomeRings:
-    """The two rings that give each key its homes.
-
-    `pair` is a pure function of secret, weighted members and key.
-    """
-
-    def __init__(self, weights: Mapping[str, float], *, secret: bytes) -> None:
-        self._first = HashRing(weights, key=secret + b"|ring-1|")
-        self._second = HashRing(weights, key=secret + b"|ring-2|")
-        self._secret = secret
-        self._has_one_member = len(weights) == 1
-        self._cached_pairs: dict[Hashable, tuple[str, ...]] = {}
-
-    def pair(self, key: Hashable, *, excluded: frozenset[str] = NO_INSTANCES) -> tuple[str, ...]:
-        """Returns the homes of a 64-bit key: two different members, or as many as there are."""
-        if excluded:
-            return self._compute_pair(key, excluded)
-        homes = self._cached_pairs.get(key)
-        if homes is None:
-            homes = self._compute_pair(key, excluded)
-            if len(self._cached_pairs) >= _MAX_CACHED_PAIRS:
-                self._cached_pairs.clear()
-            self._cached_pairs[key] = homes
-        return homes
-
-    def _compute_pair(self, key: Hashable, excluded: frozenset[str]) -> tuple[str, ...]:
-        assert isinstance(key, int)
-        raw = key.to_bytes(8, "big") + self._secret
-        first = self._first.home(xxhash.xxh3_64_intdigest(raw, 1), excluded=excluded)
-        if first is None:
-            return ()
-        if self._has_one_member:
-            return (first,)
-        second_digest = xxhash.xxh3_64_intdigest(raw, 2)
-        second = self._second.home(second_digest, excluded=excluded)
-        if second == first:
-            second = self._second.home(second_digest, excluded=excluded | {first})
-        return (first,) if second is None else (first, second)
+from fairlead_gateway.routing.request import RouteRequest
 
 
 class Candidate:

@@ -30,7 +30,8 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.routing.accelerator_selection import AcceleratorSelector, RankedKinds, decide_by_kind, with_kind
-from fairlead_gateway.routing.candidates import Candidate, HomeRings, offer_pulls, policy_candidates
+from fairlead_gateway.routing.candidates import Candidate, offer_pulls, policy_candidates
+from fairlead_gateway.routing.hash_ring import HomeRings
 from fairlead_gateway.routing.load.inflight import (
     NOTHING_DEFERRED,
     Endpoint,

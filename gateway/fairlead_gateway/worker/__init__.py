@@ -1,7 +1,7 @@
 """The worker process: serves requests, from receipt to record. See `docs/concepts/architecture.md`.
 
 - `worker`, `services`: the process and its parts; `server`: its public port.
-- `browser_access`: what web pages may do at that port.
+- `cors`: what web pages may do at that port.
 - `request_context`: the state of one request; `runtime`: what its stages share.
 - `router_registry`: the routers of all models, and the fleet.
 - `journal`: reports to the supervisor.

@@ -64,7 +64,7 @@ from fairlead_gateway.telemetry.snapshot import snapshot_of
 from fairlead_gateway.tenants.messages import KeyUpdate, RevocationUpdate, TenantUpdate
 from fairlead_gateway.tenants.worker.api_keys import AccessReporter, ApiKeys, GatewaySecrets
 from fairlead_gateway.worker import memory_pressure
-from fairlead_gateway.worker.browser_access import parse_browser_access
+from fairlead_gateway.worker.cors import parse_cors
 from fairlead_gateway.worker.journal import Journal, Reporters
 from fairlead_gateway.worker.request_context import AdapterUse, RequestIds
 from fairlead_gateway.worker.runtime import WorkerRuntime
@@ -361,7 +361,7 @@ class WorkerServices:
             warnings=self._warnings,
         )
         self.gateway.leave_out(settings.changing_text)
-        self.gateway.browser_access = parse_browser_access(settings, self._api_keys is not None)
+        self.gateway.cors = parse_cors(settings, self._api_keys is not None)
         self._forward_keyed_requests(configuration)
         self._journal.loads = self.gateway.stack.routers.loads
         self._journal.take_service = self.gateway.stack.admission.take_service

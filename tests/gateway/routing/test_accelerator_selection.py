@@ -12,7 +12,7 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Instance, Model, Role, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.accelerator_selection import AcceleratorKind
-from fairlead_gateway.routing.candidates import HomeRings
+from fairlead_gateway.routing.hash_ring import HomeRings
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
 from fairlead_sim.gateways.single_gateway import SingleGateway
 from fairlead_sim.workload.trace_prompts import TracePromptCache

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from fairlead_gateway.routing.candidates import POINTS_PER_MEMBER, HomeRings
+from fairlead_gateway.routing.hash_ring import POINTS_PER_MEMBER, HomeRings
 
 MEMBERS = {f"pod-{n}": 1.0 for n in range(8)}
 DRAW = Random(7)

@@ -417,7 +417,7 @@ class PrefillCoordinator:
             self._record_end(context, handoff, DONE, record.placement.rule, record.message)
             handoff.transfer = None
 
-    def retry_without_transfer(self, context: RequestContext, failure: AttemptFailure) -> bool:
+    def give_up_transfer(self, context: RequestContext, failure: AttemptFailure) -> bool:
         """Gives up the transfer of a failed attempt and avoids its pair of instances for a while.
 
         Returns whether the attempt is repeated without the transfer, at any instance.

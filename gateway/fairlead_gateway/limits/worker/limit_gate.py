@@ -191,7 +191,7 @@ class LimitGate:
         if short is not None:
             amount = amounts.of(short.unit)
             if amount > short.amount or short.is_used_up(amount, now):
-                raise self._refusal(context, short, amount, now)
+                raise self._refuse(context, short, amount, now)
             return False
         context.reservation = take(plan, amounts, now)
         if not limits.is_active and self._link is not None:
@@ -247,7 +247,7 @@ class LimitGate:
         amounts = self._estimate(context, plan, now)
         short = missing_limit(plan, amounts, now) or limits.waiting[0].short_of
         if len(limits.waiting) >= QUOTA_WAITING:
-            raise self._refusal(context, short, amounts.of(short.unit), now)
+            raise self._refuse(context, short, amounts.of(short.unit), now)
         waiter = Waiter(context, plan, amounts, self._loop.create_future(), short)
         limits.waiting.append(waiter)
         self._request_slices(limits)
@@ -324,7 +324,7 @@ class LimitGate:
             amount = waiter.estimate.of(short.unit)
             is_away = short.status == UNAVAILABLE and now - short.away_since >= QUOTA_WAIT_SECONDS
             if is_away or short.is_used_up(amount, now):
-                waiter.granted.set_exception(self._refusal(waiter.context, short, amount, now))
+                waiter.granted.set_exception(self._refuse(waiter.context, short, amount, now))
                 limits.waiting.remove(waiter)
             else:
                 blocked.append(short)
@@ -375,7 +375,7 @@ class LimitGate:
         prompt = context.result.prompt_tokens or prompt_tokens
         self._estimator.learn(context.request.model_key, context.caller, prompt, length, self._now())
 
-    def _refusal(self, context: RequestContext, short: LeasedLimit, amount: int, now: float) -> GatewayError:
+    def _refuse(self, context: RequestContext, short: LeasedLimit, amount: int, now: float) -> GatewayError:
         """Returns the error of a request that needs more of a limit than is left."""
         context.refused_by = short
         tenant = context.tenant
@@ -395,7 +395,7 @@ class LimitGate:
             waiter.context.refused_by = short
             return limit_contended(short, tenant)  # the store answers, and others were first
         if short.status in (CONTENDED, EXHAUSTED, CLOSED):
-            return self._refusal(waiter.context, short, waiter.estimate.of(short.unit), now)
+            return self._refuse(waiter.context, short, waiter.estimate.of(short.unit), now)
         return limits_unavailable(_NOT_YET_REASON if short.status == NOT_YET else _UNAVAILABLE_REASON)
 
     def _is_behind(self, plan: LimitPlan, first: Waiter) -> bool:

@@ -40,7 +40,7 @@ _HOST_HINT: Final = "use the address, or list the name in FAIRLEAD_CLIENT_HOSTS 
 _ORIGIN_HINT: Final = "list the origin of the page in FAIRLEAD_CORS_ORIGINS of the gateway, or use API keys"
 
 
-class BrowserAccess:
+class Cors:
     """The rules for web pages.
 
     has_api_keys: whether clients need a key.
@@ -120,7 +120,7 @@ class BrowserAccess:
                 )
 
 
-def parse_browser_access(settings: GatewaySettings, has_api_keys: bool) -> BrowserAccess:
+def parse_cors(settings: GatewaySettings, has_api_keys: bool) -> Cors:
     """Returns the rules that the settings make. Raises SettingsError."""
     hosts = http_access.normalize_host_names(_split(settings.client_hosts))
     given = _split(settings.cors_origins)
@@ -135,7 +135,7 @@ def parse_browser_access(settings: GatewaySettings, has_api_keys: bool) -> Brows
         raise SettingsError(
             "FAIRLEAD_CORS_ORIGINS: * and none stand alone", field="FAIRLEAD_CORS_ORIGINS", hint="remove the others"
         )
-    return BrowserAccess(has_api_keys, hosts, frozenset(given) - {NO_ORIGIN} if given else None)
+    return Cors(has_api_keys, hosts, frozenset(given) - {NO_ORIGIN} if given else None)
 
 
 def _split(text: str | None) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from fairlead.errors import SettingsError
 from fairlead.settings import GatewaySettings
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.worker.browser_access import parse_browser_access
+from fairlead_gateway.worker.cors import parse_cors
 from fairlead_testing.engines.scripted import scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import keys_of
@@ -83,7 +83,7 @@ async def test_page_of_another_site_reaches_no_gateway_without_keys(line: str, p
 async def test_clients_of_a_gateway_without_keys_are_served(lines: tuple[str, ...]) -> None:
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         settings = GatewaySettings(client_hosts="LLM.corp.example., other.example", cors_origins=UI)
-        running.gateway.browser_access = parse_browser_access(settings, has_api_keys=False)
+        running.gateway.cors = parse_cors(settings, has_api_keys=False)
         answer = await send_page_request(running, *lines)
         assert answer.status == 200
         assert answer.fields.get("access-control-allow-origin") == (UI if f"origin: {UI}" in lines else None)
@@ -112,7 +112,7 @@ async def test_page_with_a_key_calls_a_gateway_from_any_origin() -> None:
 async def test_listed_origins_alone_are_named_in_answers() -> None:
     async with gateway_of(well_behaved, api_keys=keys_of(Tenant(KEY))) as (running, *_):
         settings = GatewaySettings(cors_origins=f"http://localhost:3000, {UI}")
-        running.gateway.browser_access = parse_browser_access(settings, has_api_keys=True)
+        running.gateway.cors = parse_cors(settings, has_api_keys=True)
         for origin, named in ((UI, UI), ("http://localhost:3000", "http://localhost:3000"), ("https://other", None)):
             for lines, method in (((f"authorization: Bearer {KEY}",), "POST"), ((PREFLIGHT,), "OPTIONS")):
                 answer = await send_page_request(running, f"origin: {origin}", *lines, method=method)
@@ -123,4 +123,4 @@ async def test_listed_origins_alone_are_named_in_answers() -> None:
 @pytest.mark.parametrize("origins", ["ui.example", "https://ui.example/path", "*,https://ui.example", "none,*"])
 def test_what_is_no_origin_is_refused_at_the_start(origins: str) -> None:
     with pytest.raises(SettingsError, match="FAIRLEAD_CORS_ORIGINS"):
-        parse_browser_access(GatewaySettings(cors_origins=origins), has_api_keys=True)
+        parse_cors(GatewaySettings(cors_origins=origins), has_api_keys=True)
