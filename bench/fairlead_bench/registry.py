@@ -91,7 +91,6 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
         BenchmarkPart("autoscaler-fleet", "autoscaler.fleet_simulator", 90, SIMULATOR, "--traces", in_all=False),
         BenchmarkPart("autoscaler-properties", "autoscaler.property_tests", 120, SIMULATOR, in_all=False),
         BenchmarkPart("autoscaler-outside", "outside_plant.benchmark", 15, SIMULATOR),
-        BenchmarkPart("autoscaler-outside-presets", "outside_plant.presets", 30, SIMULATOR, in_all=False),
         BenchmarkPart("sleep-tier", "autoscaler.sleep_tier", 10, SIMULATOR, "--traces"),
     ),
     "mix": (BenchmarkPart("mix", "mix.benchmark", 5),),

@@ -44,15 +44,6 @@ _CONTROLLERS: Final = (
     ("kpa-concurrency", "KPA, concurrency, as shipped"),
     ("kpa-concurrency-delayed", "KPA, concurrency, variant with a scale-down delay"),
     ("kpa-request-rate", "KPA, request rate"),
-    ("keda-concurrency", "KEDA, concurrency"),
-    ("keda-request-rate", "KEDA, request rate"),
-    ("keda-waiting", "KEDA, waiting requests"),
-    ("apa-concurrency", "AIBrix APA, concurrency, as shipped"),
-    ("apa-concurrency-fixed", "AIBrix APA, concurrency, variant with its cool-down corrected"),
-    ("apa-kv", "AIBrix APA, KV use, as shipped"),
-    ("apa-kv-fixed", "AIBrix APA, KV use, variant with its cool-down corrected"),
-    ("wva-saturation", "llm-d WVA, saturation"),
-    ("dynamo", "Dynamo planner, with a headroom setting of ours"),
 )
 
 

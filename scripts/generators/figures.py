@@ -335,40 +335,13 @@ def _autoscaler(results: Path) -> dict[str, str]:
 def _plants(results: Path) -> dict[str, str]:
     """The autoscaler in the second plant and in the fleet simulator, and its predictions."""
     optima = outside_costs(results)
-    name = "autoscaler-outside-presets"
-    presets, rows, fleet = (
-        load(results / f"{name}.json")["table"],
-        _rows(results, name),
-        _rows(results, "autoscaler-fleet"),
-    )
-    fairlead, wva = presets["fairlead"], presets["wva-saturation at 0.1 (fixed)"]
-    cheaper = {
-        family: 1 - run["cost"] / fairlead[family]["cost"]
-        for family, run in presets["dynamo at 1.5 (fixed)"].items()
-        if run["attainment"] >= GOOD and run["cost"] < fairlead[family]["cost"]
-    }
-    own = {
-        found[1]: (int(found[2]), abs(1 / row["ratio"] - 1))
-        for metric, row in rows.items()
-        if (found := re.match(r"(\w+).*, its knob chosen for each of (\d+) scenarios", metric))
-    }
+    fleet = _rows(results, "autoscaler-fleet")
     best = r".* \(best\): cost where both keep .*"
     cases = load(results / "autoscaler-missed-share.json")["cases"]
     errors = [(case["predicted"]["derived"] / case["measured"], case["case"]) for case in cases]
     limited = [1 / error for error, case in errors if (case["replicas"], case["traffic"]) == (64, "L code")]
     return {
         "outside-cost": f"{geometric_mean(optima.values()):.2f}",
-        "presets-families": _count(len(fairlead)),
-        "presets-best-cost": _span((1 / ratio for ratio in _values(rows, best)), ".2f"),
-        "presets-wva-saves": f"{100 * (1 - wva['steady-chat 1']['cost'] / fairlead['steady-chat 1']['cost']):.0f}",
-        "presets-dynamo-cheaper": _count(len(cheaper)),
-        "presets-dynamo-slow": f"{100 * cheaper['slow-engine 1']:.0f}",
-        "presets-dynamo-alike": f"{100 * cheaper['alike-neighbours 1']:.0f}",
-        "presets-dynamo-little": _count(sum(saved < 0.01 for saved in cheaper.values())),
-        "presets-own-wva": f"{100 * own['wva'][1]:.0f}",
-        "presets-own-wva-families": _count(own["wva"][0]),
-        "presets-own-dynamo": f"{100 * own['dynamo'][1]:.0f}",
-        "presets-own-dynamo-families": _count(own["dynamo"][0]),
         "fleet-best-cost": _span((1 / ratio for ratio in _values(fleet, best)), ".1f"),
         "missed-share-counted": _percents((case["measured"] for case in cases), ".1f"),
         "missed-share-cases": str(len(cases)),
