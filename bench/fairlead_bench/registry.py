@@ -79,7 +79,7 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
         BenchmarkPart("agents", "agents.benchmark", 8, PROCESSES),
         BenchmarkPart("coding-agents", "agents.fleet_simulator", 30, SIMULATOR, in_all=False),
     ),
-    "quota": (BenchmarkPart("quota", "quota.benchmark", 30, PROCESSES),),
+    "quota": (BenchmarkPart("quota", "quota.benchmark", 15, PROCESSES),),
     "fairness": (
         BenchmarkPart("fairness", "fairness.benchmark", 6),
         BenchmarkPart("flood", "fairness.flood_benchmark", 30, PROCESSES),

@@ -28,14 +28,7 @@ _LOADS: Final = (
 )
 GOOD: Final = 0.99
 _LIMIT_ERRORS: Final = ("over-run", "under-use")
-_LIMITERS: Final = (
-    "fairlead estimated",
-    "fairlead strict",
-    "litellm (preset)",
-    "aibrix (preset)",
-    "envoy ai gateway (preset)",
-)
-_LOOPBACK_LIMITERS: Final = ("fairlead estimated", "fairlead strict", "litellm", "", "")
+_LIMITERS: Final = ("fairlead estimated", "fairlead strict")
 _CONTROLLERS: Final = (
     ("hpa-concurrency", "HPA, concurrency"),
     ("hpa-request-rate", "HPA, request rate"),
@@ -203,20 +196,17 @@ def _missed_table(results: Path) -> str:
 
 
 def _limit_table(results: Path) -> str:
-    """Returns over-run and under-use by case and product; a dash where none was measured."""
+    """Returns over-run and under-use by case and enforcement; a dash where none was measured."""
     value = {row["metric"]: row["value"] for row in load(results / "quota.json")["rows"]}
     rows = []
-    for part, names in (("simulated", _LIMITERS), ("over loopback", _LOOPBACK_LIMITERS)):
-        cases = dict.fromkeys(
-            found[1] for metric in value if (found := re.fullmatch(rf"{part}, (.+): over-run, %: .+", metric))
-        )
-        for case in cases:
-            errors = [[value.get(f"{part}, {case}: {kind}, %: {name}") for kind in _LIMIT_ERRORS] for name in names]
-            cells = [" / ".join("–" if one is None else f"{one:.1f}" for one in pair) for pair in errors]
-            rows.append(f"| {part}: {case} | {' | '.join(cells)} |\n")
-    return _table(
-        "| over-run / under-use in % | Fairlead | Fairlead, strict | LiteLLM | AIBrix | Envoy AI Gateway |", rows
+    cases = dict.fromkeys(
+        found[1] for metric in value if (found := re.fullmatch(r"simulated, (.+): over-run, %: .+", metric))
     )
+    for case in cases:
+        errors = [[value.get(f"simulated, {case}: {kind}, %: {name}") for kind in _LIMIT_ERRORS] for name in _LIMITERS]
+        cells = [" / ".join("–" if one is None else f"{one:.1f}" for one in pair) for pair in errors]
+        rows.append(f"| {case} | {' | '.join(cells)} |\n")
+    return _table("| over-run / under-use in % | estimated | strict |", rows)
 
 
 def _shadow_table(results: Path) -> str:

@@ -356,26 +356,15 @@ def _tenants(results: Path) -> dict[str, str]:
     rows, flood, fairness, gate = (
         _rows(results, name) for name in ("quota", "flood", "fairness", "tenant-instructions")
     )
-    goals = [row for row in rows.values() if row["goal"] is not None]
-    passes, time = r"simulated, (requests and )?tokens.*: all use, %: ", "processor time of a request: "
-    added, both = rows[f"{time}limits add: fairlead estimated"], rows[f"{time}with limits: Fairlead ÷ litellm"]
+    passes = r"simulated, (requests and )?tokens.*: all use, %: "
     unequal = [abs(1 - ratio) for ratio in _values(flood, "service of weight 3: .* 3 gateways")]
     ttft = "p99 TTFT of the steady tenants: "
     return {
         "quota-budget-over": _span(
             _values(rows, "simulated, budget.*: over-run, %: fairlead estimated", "value"), ".1f"
         ),
-        "quota-strict-over": f"{max(_values(rows, 'over loopback, .*: over-run, %: fairlead strict', 'value')):.2f}",
         "quota-passes": _span(_values(rows, f"{passes}fairlead estimated", "value"), ".1f"),
-        "quota-passes-litellm": _span(_values(rows, rf"{passes}litellm \(preset\)", "value"), ".1f"),
-        "quota-passes-after": _span(_values(rows, rf"{passes}(aibrix|envoy ai gateway) \(preset\)", "value"), ".0f"),
-        "quota-adds": f"{added['value']:.1f}",
-        "quota-without": f"{rows[f'{time}without limits: fairlead estimated']['value']:.0f}",
-        "quota-with": f"{both['value']:.0f}",
-        "quota-with-litellm": f"{both['versus_value']:,.0f}",
         "quota-gate": _span(_values(gate, "limits of a request.*", "value"), ".1f"),
-        "quota-goals": str(len(goals)),
-        "quota-missed": str(sum(not row["holds"] for row in goals)),
         "quota-apart": f"{max(_values(rows, 'tokens .*, the worst minute, %', 'value')):.1f}",
         "fairness-wait": f"{fairness[f'{ttft}fair ÷ alone']['ratio']:.1f}",
         "fairness-wait-without": f"{fairness[f'{ttft}without fairness ÷ alone']['ratio']:.0f}",
