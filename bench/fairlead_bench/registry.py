@@ -69,10 +69,8 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
         BenchmarkPart("defragmentation", "routing.defragmentation", 10, PROCESSES, in_all=False),
     ),
     "sharing": (
-        BenchmarkPart("sharing", "sharing.simulated_gateways", 10, trace_option="--trace"),
         BenchmarkPart("gateways", "sharing.gateway_processes", 10),
         BenchmarkPart("knowledge", "sharing.knowledge", 120, SIMULATOR, in_all=False),
-        BenchmarkPart("tiers", "sharing.tiers", 10, SIMULATOR, in_all=False),
         BenchmarkPart("knowledge-processes", "sharing.knowledge_processes", 40, PROCESSES, in_all=False),
     ),
     "agents": (

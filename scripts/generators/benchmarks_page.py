@@ -56,7 +56,6 @@ def benchmarks_page(root: Path) -> str:
         "shadow": _shadow_table,
         "knowledge": _knowledge_table,
         "knowledge-processes": _knowledge_process_table,
-        "tiers": _tier_table,
         "profiles": _profile_table,
         "outside-plant": _outside_table,
         "agents": _agent_table,
@@ -258,22 +257,6 @@ def _knowledge_process_table(results: Path) -> str:
         shown = " | ".join(f"{cell['ratio']:.2f} ({cell['low']:.2f}–{cell['high']:.2f})" for cell in cells)
         rows.append(f"| {name} | {shown} |\n")
     return _table("| scenario | recomputed tokens | p90 TTFT | processor time of gateways |", rows)
-
-
-def _tier_table(results: Path) -> str:
-    """Shows each arm's ratio to no sharing."""
-    found = load(results / "tiers.json")
-    intervals = {one["row"]: one for one in found["intervals"]}
-    arms = [arm for arm in dict.fromkeys(run["arm"] for run in found["runs"]) if arm != "no sharing"]
-    rows = []
-    for arm in arms:
-        cells = [
-            intervals[f"{measure}: {arm} ÷ no sharing"]
-            for measure in ("peak throughput", "mean latency", "mean TTFT", "p90 TTFT")
-        ]
-        shown = " | ".join(f"{cell['ratio']:.2f} ({cell['low']:.2f}–{cell['high']:.2f})" for cell in cells)
-        rows.append(f"| {arm} | {shown} |\n")
-    return _table("| KV memory | peak throughput | mean latency | mean TTFT | p90 TTFT |", rows)
 
 
 def _profile_table(results: Path) -> str:

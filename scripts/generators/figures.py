@@ -244,7 +244,7 @@ def _gateway(results: Path) -> dict[str, str]:
 
 def _knowledge(results: Path) -> dict[str, str]:
     verdicts = {one["row"]: one for one in load(results / "knowledge.json")["verdicts"]}
-    processes, tiers = load(results / "knowledge-processes.json"), _rows(results, "tiers")
+    processes = load(results / "knowledge-processes.json")
     saved = {row.partition(":")[0]: 1 - one["ratio"] for row, one in verdicts.items() if "tokens: index ÷" in row}
     cost: dict[str, dict[str, list[float]]] = {}
     for run in processes["runs"]:
@@ -266,8 +266,6 @@ def _knowledge(results: Path) -> dict[str, str]:
         "processes-cost": _span(added.values(), ".1f"),
         "processes-cost-adapters": f"{adapters:.1f}",
         "processes-prompt": f"{round(fmean(run['prompt_tokens'] / run['requests'] for run in processes['runs']), -2):,.0f}",
-        "tiers-prices": f"{tiers['mean TTFT: tiers with prices ÷ tiers without prices']['value']:.2f}",
-        "tiers-missed": _count(sum(not row["holds"] for row in tiers.values())),
     }
 
 

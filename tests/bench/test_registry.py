@@ -66,7 +66,7 @@ THRESHOLDS = ("canary", "fairness", "fallbacks")
 RECORDED = (
     *THRESHOLDS,
     *("autoscaler", "gateways", "index", "mix", "operator"),
-    *("quota", "sharing"),
+    "quota",
 )
 
 
