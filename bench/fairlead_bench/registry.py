@@ -79,15 +79,12 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     ),
     "quota": (BenchmarkPart("quota", "quota.benchmark", 15, PROCESSES),),
     "fairness": (
-        BenchmarkPart("fairness", "fairness.benchmark", 6),
+        BenchmarkPart("fairness", "fairness.cache_timing", 3),
         BenchmarkPart("flood", "fairness.flood_benchmark", 30, PROCESSES),
     ),
     "autoscaler": (
         BenchmarkPart("autoscaler", "autoscaler.benchmark", 60, SIMULATOR, "--traces"),
-        BenchmarkPart("autoscaler-targets", "autoscaler.several_targets", 15, SIMULATOR, in_all=False),
-        BenchmarkPart("autoscaler-missed-share", "autoscaler.missed_share.benchmark", 10, SIMULATOR, in_all=False),
         BenchmarkPart("autoscaler-fleet", "autoscaler.fleet_simulator", 90, SIMULATOR, "--traces", in_all=False),
-        BenchmarkPart("autoscaler-properties", "autoscaler.property_tests", 120, SIMULATOR, in_all=False),
         BenchmarkPart("autoscaler-outside", "outside_plant.benchmark", 15, SIMULATOR),
         BenchmarkPart("sleep-tier", "autoscaler.sleep_tier", 10, SIMULATOR, "--traces"),
     ),

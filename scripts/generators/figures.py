@@ -303,7 +303,6 @@ def _autoscaler(results: Path) -> dict[str, str]:
         f"{case}{met}"
         for case in ("step, 10 always asleep", "step, up to 8 asleep", "from zero within 15 s, up to 8 asleep")
     )
-    properties = _rows(results, "autoscaler-properties")
     moves = "P/D: until within one engine of the best division, less a start"
     return {
         "scenarios": str(len(fairlead)),
@@ -325,7 +324,6 @@ def _autoscaler(results: Path) -> dict[str, str]:
         "asleep-step-by-need": _percents(_values(asleep, need, "value")),
         "asleep-zero": _percents(_values(asleep, zero, "value")),
         "asleep-zero-before": _percents(_values(asleep, zero, "versus_value")),
-        "properties": f"{properties['property tests that pass with 10000 examples']['value']:.0f}",
         "moved-engines": f"{_rows(results, 'mix')[moves]['value']:.0f}",
     }
 
@@ -335,28 +333,16 @@ def _plants(results: Path) -> dict[str, str]:
     optima = outside_costs(results)
     fleet = _rows(results, "autoscaler-fleet")
     best = r".* \(best\): cost where both keep .*"
-    cases = load(results / "autoscaler-missed-share.json")["cases"]
-    errors = [(case["predicted"]["derived"] / case["measured"], case["case"]) for case in cases]
-    limited = [1 / error for error, case in errors if (case["replicas"], case["traffic"]) == (64, "L code")]
     return {
         "outside-cost": f"{geometric_mean(optima.values()):.2f}",
         "fleet-best-cost": _span((1 / ratio for ratio in _values(fleet, best)), ".1f"),
-        "missed-share-counted": _percents((case["measured"] for case in cases), ".1f"),
-        "missed-share-cases": str(len(cases)),
-        "missed-share-plants": _count(len({case["plant"] for _, case in errors})),
-        "missed-share-requests": _span((round(case["requests"], -3) for case in cases), ","),
-        "missed-share-high": str(sum(error > 1 for error, _ in errors)),
-        "missed-share-limited": _span(limited, ".0f"),
     }
 
 
 def _tenants(results: Path) -> dict[str, str]:
-    rows, flood, fairness, gate = (
-        _rows(results, name) for name in ("quota", "flood", "fairness", "tenant-instructions")
-    )
+    rows, flood, gate = (_rows(results, name) for name in ("quota", "flood", "tenant-instructions"))
     passes = r"simulated, (requests and )?tokens.*: all use, %: "
     unequal = [abs(1 - ratio) for ratio in _values(flood, "service of weight 3: .* 3 gateways")]
-    ttft = "p99 TTFT of the steady tenants: "
     return {
         "quota-budget-over": _span(
             _values(rows, "simulated, budget.*: over-run, %: fairlead estimated", "value"), ".1f"
@@ -364,8 +350,6 @@ def _tenants(results: Path) -> dict[str, str]:
         "quota-passes": _span(_values(rows, f"{passes}fairlead estimated", "value"), ".1f"),
         "quota-gate": _span(_values(gate, "limits of a request.*", "value"), ".1f"),
         "quota-apart": f"{max(_values(rows, 'tokens .*, the worst minute, %', 'value')):.1f}",
-        "fairness-wait": f"{fairness[f'{ttft}fair ÷ alone']['ratio']:.1f}",
-        "fairness-wait-without": f"{fairness[f'{ttft}without fairness ÷ alone']['ratio']:.0f}",
         "flood-wait": f"{max(_values(flood, 'TTFT of the steady tenants, p99: .*')):.2f}",
         "flood-wait-memory": f"{_values(flood, '.*, median: engines bound by memory, 1 gateway')[0]:.2f}",
         "flood-weights": f"{100 * max(unequal):.0f}",

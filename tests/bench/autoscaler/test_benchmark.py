@@ -52,7 +52,6 @@ from fairlead_bench.autoscaler.measurement import (
     recovery_seconds,
     wake_seconds,
 )
-from fairlead_bench.autoscaler.property_tests import PropertyRun, parse_examples, property_rows
 from fairlead_bench.autoscaler.sleep_tier import CASES, PRICES, QUICK_CASES, compare_tiers, scale_from_zero_scenario
 from fairlead_bench.judging_seeds import TUNING_SEEDS
 from fairlead_bench.measurement_cache import Measured, MeasurementCache
@@ -406,21 +405,3 @@ def test_sleep_at_full_price_costs_more_than_no_tier_under_the_same_load() -> No
     assert starts.value is not None
     assert starts.versus_value is not None
     assert starts.value <= starts.versus_value
-
-
-STATISTICS = """
-  - during generate phase (0.50 seconds):
-    - Typical runtimes: ~ 0-1 ms, of which < 1ms in data generation
-    - {passing} passing, 0 failing, and 3 invalid test cases
-  - Stopped because {reason}
-"""
-
-
-def test_examples_are_those_that_hypothesis_counts() -> None:
-    assert parse_examples(STATISTICS.format(passing=200, reason="settings.max_examples=200")) == (200, False)
-    assert parse_examples(STATISTICS.format(passing=12, reason="nothing left to do")) == (12, True)
-
-
-def test_tests_pass_with_all_examples_or_all_cases() -> None:
-    runs = [PropertyRun(True, 50), PropertyRun(True, 3, True), PropertyRun(False, 50), PropertyRun(True, 49)]
-    assert [row.value for row in property_rows(runs, 50)] == [2.0, 1.0, 1.0]
