@@ -31,7 +31,7 @@ from fairlead_bench.outside_plant.plant import PlantOptions, core_info
 from fairlead_bench.outside_plant.scenario import FAMILIES, RequestList, Scenario, poisson_arrivals
 from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter, parse_model
 from fairlead_sim.autoscaling.closed_loop import run_controller
-from fairlead_sim.autoscaling.fixed_fleet import CASES, WARMUP_SECONDS, count_misses, fixed_fleet_scenario
+from fairlead_testing.autoscaler.fixed_fleet import CASES, WARMUP_SECONDS, count_misses, fixed_fleet_scenario
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 OUTSIDE, AGGREGATED = "outside", "aggregated"
