@@ -28,14 +28,7 @@ _LOADS: Final = (
 )
 GOOD: Final = 0.99
 _LIMIT_ERRORS: Final = ("over-run", "under-use")
-_LIMITERS: Final = (
-    "fairlead estimated",
-    "fairlead strict",
-    "litellm (preset)",
-    "aibrix (preset)",
-    "envoy ai gateway (preset)",
-)
-_LOOPBACK_LIMITERS: Final = ("fairlead estimated", "fairlead strict", "litellm", "", "")
+_LIMITERS: Final = ("fairlead estimated", "fairlead strict")
 _CONTROLLERS: Final = (
     ("hpa-concurrency", "HPA, concurrency"),
     ("hpa-request-rate", "HPA, request rate"),
@@ -44,15 +37,6 @@ _CONTROLLERS: Final = (
     ("kpa-concurrency", "KPA, concurrency, as shipped"),
     ("kpa-concurrency-delayed", "KPA, concurrency, variant with a scale-down delay"),
     ("kpa-request-rate", "KPA, request rate"),
-    ("keda-concurrency", "KEDA, concurrency"),
-    ("keda-request-rate", "KEDA, request rate"),
-    ("keda-waiting", "KEDA, waiting requests"),
-    ("apa-concurrency", "AIBrix APA, concurrency, as shipped"),
-    ("apa-concurrency-fixed", "AIBrix APA, concurrency, variant with its cool-down corrected"),
-    ("apa-kv", "AIBrix APA, KV use, as shipped"),
-    ("apa-kv-fixed", "AIBrix APA, KV use, variant with its cool-down corrected"),
-    ("wva-saturation", "llm-d WVA, saturation"),
-    ("dynamo", "Dynamo planner, with a headroom setting of ours"),
 )
 
 
@@ -72,7 +56,6 @@ def benchmarks_page(root: Path) -> str:
         "shadow": _shadow_table,
         "knowledge": _knowledge_table,
         "knowledge-processes": _knowledge_process_table,
-        "tiers": _tier_table,
         "profiles": _profile_table,
         "outside-plant": _outside_table,
         "agents": _agent_table,
@@ -212,20 +195,17 @@ def _missed_table(results: Path) -> str:
 
 
 def _limit_table(results: Path) -> str:
-    """Returns over-run and under-use by case and product; a dash where none was measured."""
+    """Returns over-run and under-use by case and enforcement; a dash where none was measured."""
     value = {row["metric"]: row["value"] for row in load(results / "quota.json")["rows"]}
     rows = []
-    for part, names in (("simulated", _LIMITERS), ("over loopback", _LOOPBACK_LIMITERS)):
-        cases = dict.fromkeys(
-            found[1] for metric in value if (found := re.fullmatch(rf"{part}, (.+): over-run, %: .+", metric))
-        )
-        for case in cases:
-            errors = [[value.get(f"{part}, {case}: {kind}, %: {name}") for kind in _LIMIT_ERRORS] for name in names]
-            cells = [" / ".join("–" if one is None else f"{one:.1f}" for one in pair) for pair in errors]
-            rows.append(f"| {part}: {case} | {' | '.join(cells)} |\n")
-    return _table(
-        "| over-run / under-use in % | Fairlead | Fairlead, strict | LiteLLM | AIBrix | Envoy AI Gateway |", rows
+    cases = dict.fromkeys(
+        found[1] for metric in value if (found := re.fullmatch(r"simulated, (.+): over-run, %: .+", metric))
     )
+    for case in cases:
+        errors = [[value.get(f"simulated, {case}: {kind}, %: {name}") for kind in _LIMIT_ERRORS] for name in _LIMITERS]
+        cells = [" / ".join("–" if one is None else f"{one:.1f}" for one in pair) for pair in errors]
+        rows.append(f"| {case} | {' | '.join(cells)} |\n")
+    return _table("| over-run / under-use in % | estimated | strict |", rows)
 
 
 def _shadow_table(results: Path) -> str:
@@ -277,22 +257,6 @@ def _knowledge_process_table(results: Path) -> str:
         shown = " | ".join(f"{cell['ratio']:.2f} ({cell['low']:.2f}–{cell['high']:.2f})" for cell in cells)
         rows.append(f"| {name} | {shown} |\n")
     return _table("| scenario | recomputed tokens | p90 TTFT | processor time of gateways |", rows)
-
-
-def _tier_table(results: Path) -> str:
-    """Shows each arm's ratio to no sharing."""
-    found = load(results / "tiers.json")
-    intervals = {one["row"]: one for one in found["intervals"]}
-    arms = [arm for arm in dict.fromkeys(run["arm"] for run in found["runs"]) if arm != "no sharing"]
-    rows = []
-    for arm in arms:
-        cells = [
-            intervals[f"{measure}: {arm} ÷ no sharing"]
-            for measure in ("peak throughput", "mean latency", "mean TTFT", "p90 TTFT")
-        ]
-        shown = " | ".join(f"{cell['ratio']:.2f} ({cell['low']:.2f}–{cell['high']:.2f})" for cell in cells)
-        rows.append(f"| {arm} | {shown} |\n")
-    return _table("| KV memory | peak throughput | mean latency | mean TTFT | p90 TTFT |", rows)
 
 
 def _profile_table(results: Path) -> str:

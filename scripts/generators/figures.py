@@ -244,7 +244,7 @@ def _gateway(results: Path) -> dict[str, str]:
 
 def _knowledge(results: Path) -> dict[str, str]:
     verdicts = {one["row"]: one for one in load(results / "knowledge.json")["verdicts"]}
-    processes, tiers = load(results / "knowledge-processes.json"), _rows(results, "tiers")
+    processes = load(results / "knowledge-processes.json")
     saved = {row.partition(":")[0]: 1 - one["ratio"] for row, one in verdicts.items() if "tokens: index ÷" in row}
     cost: dict[str, dict[str, list[float]]] = {}
     for run in processes["runs"]:
@@ -266,8 +266,6 @@ def _knowledge(results: Path) -> dict[str, str]:
         "processes-cost": _span(added.values(), ".1f"),
         "processes-cost-adapters": f"{adapters:.1f}",
         "processes-prompt": f"{round(fmean(run['prompt_tokens'] / run['requests'] for run in processes['runs']), -2):,.0f}",
-        "tiers-prices": f"{tiers['mean TTFT: tiers with prices ÷ tiers without prices']['value']:.2f}",
-        "tiers-missed": _count(sum(not row["holds"] for row in tiers.values())),
     }
 
 
@@ -305,7 +303,6 @@ def _autoscaler(results: Path) -> dict[str, str]:
         f"{case}{met}"
         for case in ("step, 10 always asleep", "step, up to 8 asleep", "from zero within 15 s, up to 8 asleep")
     )
-    properties = _rows(results, "autoscaler-properties")
     moves = "P/D: until within one engine of the best division, less a start"
     return {
         "scenarios": str(len(fairlead)),
@@ -327,7 +324,6 @@ def _autoscaler(results: Path) -> dict[str, str]:
         "asleep-step-by-need": _percents(_values(asleep, need, "value")),
         "asleep-zero": _percents(_values(asleep, zero, "value")),
         "asleep-zero-before": _percents(_values(asleep, zero, "versus_value")),
-        "properties": f"{properties['property tests that pass with 10000 examples']['value']:.0f}",
         "moved-engines": f"{_rows(results, 'mix')[moves]['value']:.0f}",
     }
 
@@ -335,77 +331,25 @@ def _autoscaler(results: Path) -> dict[str, str]:
 def _plants(results: Path) -> dict[str, str]:
     """The autoscaler in the second plant and in the fleet simulator, and its predictions."""
     optima = outside_costs(results)
-    name = "autoscaler-outside-presets"
-    presets, rows, fleet = (
-        load(results / f"{name}.json")["table"],
-        _rows(results, name),
-        _rows(results, "autoscaler-fleet"),
-    )
-    fairlead, wva = presets["fairlead"], presets["wva-saturation at 0.1 (fixed)"]
-    cheaper = {
-        family: 1 - run["cost"] / fairlead[family]["cost"]
-        for family, run in presets["dynamo at 1.5 (fixed)"].items()
-        if run["attainment"] >= GOOD and run["cost"] < fairlead[family]["cost"]
-    }
-    own = {
-        found[1]: (int(found[2]), abs(1 / row["ratio"] - 1))
-        for metric, row in rows.items()
-        if (found := re.match(r"(\w+).*, its knob chosen for each of (\d+) scenarios", metric))
-    }
+    fleet = _rows(results, "autoscaler-fleet")
     best = r".* \(best\): cost where both keep .*"
-    cases = load(results / "autoscaler-missed-share.json")["cases"]
-    errors = [(case["predicted"]["derived"] / case["measured"], case["case"]) for case in cases]
-    limited = [1 / error for error, case in errors if (case["replicas"], case["traffic"]) == (64, "L code")]
     return {
         "outside-cost": f"{geometric_mean(optima.values()):.2f}",
-        "presets-families": _count(len(fairlead)),
-        "presets-best-cost": _span((1 / ratio for ratio in _values(rows, best)), ".2f"),
-        "presets-wva-saves": f"{100 * (1 - wva['steady-chat 1']['cost'] / fairlead['steady-chat 1']['cost']):.0f}",
-        "presets-dynamo-cheaper": _count(len(cheaper)),
-        "presets-dynamo-slow": f"{100 * cheaper['slow-engine 1']:.0f}",
-        "presets-dynamo-alike": f"{100 * cheaper['alike-neighbours 1']:.0f}",
-        "presets-dynamo-little": _count(sum(saved < 0.01 for saved in cheaper.values())),
-        "presets-own-wva": f"{100 * own['wva'][1]:.0f}",
-        "presets-own-wva-families": _count(own["wva"][0]),
-        "presets-own-dynamo": f"{100 * own['dynamo'][1]:.0f}",
-        "presets-own-dynamo-families": _count(own["dynamo"][0]),
         "fleet-best-cost": _span((1 / ratio for ratio in _values(fleet, best)), ".1f"),
-        "missed-share-counted": _percents((case["measured"] for case in cases), ".1f"),
-        "missed-share-cases": str(len(cases)),
-        "missed-share-plants": _count(len({case["plant"] for _, case in errors})),
-        "missed-share-requests": _span((round(case["requests"], -3) for case in cases), ","),
-        "missed-share-high": str(sum(error > 1 for error, _ in errors)),
-        "missed-share-limited": _span(limited, ".0f"),
     }
 
 
 def _tenants(results: Path) -> dict[str, str]:
-    rows, flood, fairness, gate = (
-        _rows(results, name) for name in ("quota", "flood", "fairness", "tenant-instructions")
-    )
-    goals = [row for row in rows.values() if row["goal"] is not None]
-    passes, time = r"simulated, (requests and )?tokens.*: all use, %: ", "processor time of a request: "
-    added, both = rows[f"{time}limits add: fairlead estimated"], rows[f"{time}with limits: Fairlead ÷ litellm"]
+    rows, flood, gate = (_rows(results, name) for name in ("quota", "flood", "tenant-instructions"))
+    passes = r"simulated, (requests and )?tokens.*: all use, %: "
     unequal = [abs(1 - ratio) for ratio in _values(flood, "service of weight 3: .* 3 gateways")]
-    ttft = "p99 TTFT of the steady tenants: "
     return {
         "quota-budget-over": _span(
             _values(rows, "simulated, budget.*: over-run, %: fairlead estimated", "value"), ".1f"
         ),
-        "quota-strict-over": f"{max(_values(rows, 'over loopback, .*: over-run, %: fairlead strict', 'value')):.2f}",
         "quota-passes": _span(_values(rows, f"{passes}fairlead estimated", "value"), ".1f"),
-        "quota-passes-litellm": _span(_values(rows, rf"{passes}litellm \(preset\)", "value"), ".1f"),
-        "quota-passes-after": _span(_values(rows, rf"{passes}(aibrix|envoy ai gateway) \(preset\)", "value"), ".0f"),
-        "quota-adds": f"{added['value']:.1f}",
-        "quota-without": f"{rows[f'{time}without limits: fairlead estimated']['value']:.0f}",
-        "quota-with": f"{both['value']:.0f}",
-        "quota-with-litellm": f"{both['versus_value']:,.0f}",
         "quota-gate": _span(_values(gate, "limits of a request.*", "value"), ".1f"),
-        "quota-goals": str(len(goals)),
-        "quota-missed": str(sum(not row["holds"] for row in goals)),
         "quota-apart": f"{max(_values(rows, 'tokens .*, the worst minute, %', 'value')):.1f}",
-        "fairness-wait": f"{fairness[f'{ttft}fair ÷ alone']['ratio']:.1f}",
-        "fairness-wait-without": f"{fairness[f'{ttft}without fairness ÷ alone']['ratio']:.0f}",
         "flood-wait": f"{max(_values(flood, 'TTFT of the steady tenants, p99: .*')):.2f}",
         "flood-wait-memory": f"{_values(flood, '.*, median: engines bound by memory, 1 gateway')[0]:.2f}",
         "flood-weights": f"{100 * max(unequal):.0f}",

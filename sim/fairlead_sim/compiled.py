@@ -24,7 +24,7 @@ COMPILED_MODULES = (
     "fairlead_autoscaler/core/**/*.py",
     "fairlead_gateway/routing/**/*.py",
     *(f"fairlead_sim/adapters/{name}.py" for name in ("external_router", "field_parsing", "router_adapter")),
-    *(f"fairlead_sim/autoscaling/{name}.py" for name in ("closed_loop", "fixed_fleet", "offline_optimum", "routing")),
+    *(f"fairlead_sim/autoscaling/{name}.py" for name in ("closed_loop", "offline_optimum", "routing")),
     *(f"fairlead_sim/autoscaling/{name}.py" for name in ("plant", "plant_engine", "pool", "request_table", "traffic")),
     "fairlead_sim/autoscaling/fleet_plant/*.py",
     *(f"fairlead_sim/engine/{name}.py" for name in ("block_pool", "scheduler", "sequence")),

@@ -54,19 +54,12 @@ def test_the_list_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
-MISSED = {
-    "fairness": [
-        "p99 TTFT of the steady tenants: fair ÷ alone",
-        "p99 TTFT of the steady tenants: steady ones Interactive ÷ alone",
-    ],
-}
-"""Rows that are known not to hold."""
 THRESHOLDS = ("canary", "fairness", "fallbacks")
 """Benchmarks that are a nightly test: runs with thresholds, which compare no products."""
 RECORDED = (
     *THRESHOLDS,
     *("autoscaler", "gateways", "index", "mix", "operator"),
-    *("quota", "sharing"),
+    "quota",
 )
 
 
@@ -75,7 +68,7 @@ def test_committed_results_have_a_row_for_each_goal(name: str) -> None:
     rows = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
     assert {row["metric"]: row["goal"] for row in rows if row["goal"] is not None} == load_goals(name)
     if name in THRESHOLDS:
-        assert [row["metric"] for row in rows if not row["holds"]] == MISSED.get(name, [])
+        assert [row["metric"] for row in rows if not row["holds"]] == []
 
 
 @pytest.mark.nightly
@@ -85,4 +78,4 @@ def test_thresholds_hold(name: str, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     subprocess.run([sys.executable, "-m", "fairlead_bench", name, "--out", str(file)], check=False)
     missed = [row["metric"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"] if not row["holds"]]
-    assert set(missed) <= set(MISSED.get(name, []))
+    assert missed == []

@@ -60,14 +60,7 @@ COMPARED_SCENARIOS = (*SMOOTH, *HARD, *METRICS_OUTAGES)
 meet."""
 STRETCH_SCENARIOS = ("step-cold", "step-warm", "on-off", "zero-warm", "zero-cold")
 ALL_SCENARIOS = (*COMPARED_SCENARIOS, *STRETCH_SCENARIOS)
-COMPARED_PRESETS = (
-    "hpa-concurrency",
-    "kpa-concurrency",
-    "keda-request-rate",
-    "apa-concurrency",
-    "wva-saturation",
-    "dynamo",
-)
+COMPARED_PRESETS = ("hpa-concurrency", "kpa-concurrency")
 """One preset per project, as that project ships it: the signal that keeps the SLO most often."""
 TUNED = Path("bench/results/autoscaler.json")
 EXCEL, STRETCH = ", to excel", ", at a stretch"

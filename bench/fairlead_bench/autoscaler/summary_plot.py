@@ -82,7 +82,7 @@ def draw(rows: Sequence[ScenarioRow], path: Path) -> None:
             costs.plot(meeting, [place] * len(meeting), **grey)
         shares.plot([], [], "o", color=_OURS, label="Fairlead, the seed of the comparison")
         shares.plot([], [], "o", mfc="none", color=_OURS, label="Fairlead, twenty unseen seeds")
-        shares.plot([], [], "|", color=_OTHERS, mew=1.6, label="six others, each at its best setting")
+        shares.plot([], [], "|", color=_OTHERS, mew=1.6, label="HPA and KPA at their best settings")
         shares.legend(loc="lower center", bbox_to_anchor=(0.5, -0.27), frameon=False, fontsize=9)
         shares.axvline(TARGET, color="#17202a", lw=0.8, ls=":")
         shares.set_xlim(_LEAST_SHARE - 0.01, 1.005)

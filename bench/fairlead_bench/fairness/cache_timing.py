@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Model, SloTargets
 from fairlead.tenants.model import CacheSharing, Tenant
-from fairlead_bench.results import Goals, ResultRow
+from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_gateway.tenants.worker.tenant_policy import scope_of
 from fairlead_sim.fleet.simulation import FleetOptions
@@ -27,6 +27,7 @@ from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, RoutingOption
 from fairlead_sim.workload.trace_prompts import trace_chain
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 
+_NAME = "fairness"
 PROBES: Final = 1_000
 AIMED_PROMPTS: Final = 2_000
 _ENGINES: Final = [f"e-{number}" for number in range(8)]
@@ -150,3 +151,9 @@ def rows(goals: Goals) -> list[ResultRow]:
     for name, knows_secret in (("secret unknown", False), ("secret known", True)):
         made.append(goals.value(f"aimed prompts, largest ÷ mean load: {name}", "", aimed_load(knows_secret, seed=7)))
     return made
+
+
+def main(arguments: list[str]) -> int:
+    """Measures, writes and prints."""
+    given = parse_options(_NAME, "Attacks on the caches of tenants, in simulated time.", arguments)
+    return write_results(_NAME, rows(load_goals(_NAME)), seed=7, file=given.out)

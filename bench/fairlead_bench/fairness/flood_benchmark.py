@@ -52,7 +52,7 @@ from urllib.parse import urlsplit
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import SloTargets
-from fairlead_bench.fairness.benchmark import FairCluster, percentile
+from fairlead_bench.fairness.fair_cluster import FairCluster
 from fairlead_bench.results import Goals, ResultRow, load_goals, parse_options, write_results
 from fairlead_sim.fleet.request import RequestResult
 from fairlead_sim.fleet.simulation import FleetOptions, FleetSimulation
@@ -485,6 +485,12 @@ LOADS = (0.5, 1.0, 2.0, 3.0)
 """Offered load, as a multiple of what the engines can do."""
 _NAME = "flood"
 _LIGHT, _HEAVY = "weight-1", "weight-3"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Returns the smallest value that is at least as large as this share of all."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def main(arguments: Sequence[str]) -> int:

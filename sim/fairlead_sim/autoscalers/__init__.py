@@ -1,12 +1,11 @@
-"""Presets: the public autoscalers, behind the same call as Fairlead's own core.
+"""Presets: the autoscalers of Kubernetes and Knative, behind the same call as Fairlead's own core.
 
     build("hpa-concurrency", model, target=14.0).step(observation) -> ScalingPlan
     PRESETS[name].parameters    # the values to set, and the grid that a search covers
 
-The module of each controller begins with its rule, its constants, its source and what was changed:
-``hpa``, ``kpa``, ``keda``, ``apa``, ``wva`` and ``dynamo``. ``metrics`` derives their metrics from
-an observation,
-``controller`` has what they share, and ``registry`` lists them by name.
+``hpa`` and ``kpa`` begin with the rule of a controller, its constants, its source and what was
+changed. ``metrics`` derives their metrics from an observation, ``controller`` has what they share,
+and ``registry`` lists them by name.
 
 All decisions are pure functions of a state and an observation: no clock, no randomness.
 Uses and failures of each: docs/concepts/autoscaling-presets.md.

@@ -1,9 +1,8 @@
-"""Controller: the protocol of a preset, and the driver of those that scale each pool by itself.
+"""Controller: the protocol of a preset, and the driver that scales each pool by itself.
 
 The protocol is that of Fairlead's own core, so that benchmarks can exchange them. The decision of a
 controller is a pure function: a state and a sample in, the next state and a plan out.
-``PerPoolController`` keeps the states and calls it once a period. Controllers that decide over all
-pools together keep their state themselves.
+``PerPoolController`` keeps the states and calls it once a period.
 """
 
 from collections.abc import Callable

@@ -12,14 +12,10 @@ from dataclasses import dataclass
 
 from fairlead.errors import BadInput
 from fairlead_autoscaler.core.types import ModelSpec
-from fairlead_sim.autoscalers.apa import ApaSettings, apa
 from fairlead_sim.autoscalers.controller import Controller
-from fairlead_sim.autoscalers.dynamo import DynamoPlanner, DynamoSettings
 from fairlead_sim.autoscalers.hpa import HpaSettings, hpa
-from fairlead_sim.autoscalers.keda import KedaSettings, keda
 from fairlead_sim.autoscalers.kpa import KpaSettings, kpa
 from fairlead_sim.autoscalers.metrics import Metric
-from fairlead_sim.autoscalers.wva import WvaController, WvaSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +62,8 @@ _DELAY = Parameter("down_delay_seconds", "s", 0.0, (0.0, 60.0, 120.0, 300.0, 600
 _DELAYED = Parameter("down_delay_seconds", "s", 300.0, _DELAY.grid)
 
 
-def _target(name: str, metric: Metric, fixed: float | None = None) -> Parameter:
-    return Parameter(name, _UNITS[metric], _FIXED[metric] if fixed is None else fixed, _GRIDS[metric])
+def _target(metric: Metric, fixed: float | None = None) -> Parameter:
+    return Parameter("target", _UNITS[metric], _FIXED[metric] if fixed is None else fixed, _GRIDS[metric])
 
 
 def _hpa(metric: Metric) -> Preset:
@@ -81,7 +77,7 @@ def _hpa(metric: Metric) -> Preset:
         return hpa(model, settings)
 
     knobs = (
-        _target("target", metric),
+        _target(metric),
         Parameter("tolerance", "share", 0.1, (0.02, 0.05, 0.1, 0.2)),
         Parameter("down_window_seconds", "s", 300.0, (60.0, 120.0, 300.0, 600.0, 900.0)),
     )
@@ -101,7 +97,7 @@ def _kpa(name: str, metric: Metric, fixed: float, delay: Parameter) -> Preset:
         return kpa(model, settings)
 
     knobs = (
-        _target("target", metric, fixed),
+        _target(metric, fixed),
         delay,
         Parameter("stable_window_seconds", "s", 60.0, (30.0, 60.0, 120.0, 300.0)),
         Parameter("panic_threshold", "ratio", 2.0, (1.5, 2.0, 3.0, 10.0)),
@@ -109,82 +105,11 @@ def _kpa(name: str, metric: Metric, fixed: float, delay: Parameter) -> Preset:
     return Preset(name, "Knative's pod autoscaler", knobs, build)
 
 
-def _keda(metric: Metric) -> Preset:
-    def build(model: ModelSpec, values: Mapping[str, float]) -> Controller:
-        settings = KedaSettings(
-            threshold=values["threshold"], metric=metric, cooldown_seconds=values["cooldown_seconds"]
-        )
-        return keda(model, settings)
-
-    knobs = (_target("threshold", metric), Parameter("cooldown_seconds", "s", 300.0, (60.0, 300.0, 600.0, 1_200.0)))
-    return Preset(f"keda-{metric}", "KEDA with one Prometheus threshold", knobs, build)
-
-
-def _apa(metric: Metric, *, fixed: bool) -> Preset:
-    def build(model: ModelSpec, values: Mapping[str, float]) -> Controller:
-        settings = ApaSettings(
-            target=values["target"],
-            metric=metric,
-            fixed=fixed,
-            down_cooldown_seconds=values["down_cooldown_seconds"],
-            window_seconds=values["window_seconds"],
-        )
-        return apa(model, settings)
-
-    knobs = (
-        _target("target", metric),
-        Parameter("down_cooldown_seconds", "s", 300.0, (60.0, 300.0, 600.0)),
-        Parameter("window_seconds", "s", 180.0, (30.0, 60.0, 180.0)),
-    )
-    name = f"apa-{metric}-fixed" if fixed else f"apa-{metric}"
-    return Preset(name, "AIBrix' APA, " + ("its cool-down mended" if fixed else "as shipped"), knobs, build)
-
-
-def _wva(model: ModelSpec, values: Mapping[str, float]) -> Controller:
-    settings = WvaSettings(
-        kv_threshold=values["kv_threshold"],
-        queue_threshold=values["queue_threshold"],
-        kv_spare_trigger=values["kv_spare_trigger"],
-        queue_spare_trigger=values["queue_spare_trigger"],
-        period_seconds=values["period_seconds"],
-    )
-    return WvaController(model, settings)
-
-
-def _dynamo(model: ModelSpec, values: Mapping[str, float]) -> Controller:
-    return DynamoPlanner(
-        model, DynamoSettings(headroom=values["headroom"], interval_seconds=values["interval_seconds"])
-    )
-
-
 _ALL = (
     *(_hpa(metric) for metric in Metric),
     _kpa("kpa-concurrency", Metric.CONCURRENCY, 15.0, _DELAY),
     _kpa("kpa-concurrency-delayed", Metric.CONCURRENCY, 20.0, _DELAYED),
     _kpa("kpa-request-rate", Metric.REQUEST_RATE, 0.7, _DELAY),
-    *(_keda(metric) for metric in (Metric.CONCURRENCY, Metric.WAITING, Metric.REQUEST_RATE)),
-    *(_apa(metric, fixed=fixed) for metric in (Metric.KV, Metric.CONCURRENCY) for fixed in (False, True)),
-    Preset(
-        "wva-saturation",
-        "llm-d's workload variant autoscaler, by saturation",
-        (
-            Parameter("kv_spare_trigger", _UNITS[Metric.KV], 0.1, (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
-            Parameter("kv_threshold", _UNITS[Metric.KV], 0.8, (0.5, 0.6, 0.7, 0.8, 0.9)),
-            Parameter("queue_threshold", _UNITS[Metric.WAITING], 5.0, (2.0, 5.0, 10.0, 20.0)),
-            Parameter("queue_spare_trigger", _UNITS[Metric.WAITING], 3.0, (1.0, 3.0, 4.5)),
-            Parameter("period_seconds", "s", 60.0, (15.0, 30.0, 60.0)),
-        ),
-        _wva,
-    ),
-    Preset(
-        "dynamo",
-        "Dynamo's SLA planner, by throughput",
-        (
-            Parameter("headroom", "ratio", 1.5, (0.8, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)),
-            Parameter("interval_seconds", "s", 180.0, (30.0, 60.0, 120.0, 180.0)),
-        ),
-        _dynamo,
-    ),
 )
 
 PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _ALL}

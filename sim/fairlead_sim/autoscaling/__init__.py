@@ -9,5 +9,4 @@
 - ``offline_optimum``: the cheapest schedule with knowledge of the future
 - ``unservable_requests``: what no start could have served
 - ``routing``: the gateway's rules for prefill placement, accelerators and replicas
-- ``fixed_fleet``: fixed fleets at constant rates: the share that misses
 """

@@ -14,7 +14,7 @@ its goal ends early, and most runs of a search clearly meet or miss it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
@@ -321,8 +321,3 @@ class Trial:
     @property
     def _secret(self) -> bytes:
         return f"secret {self.seed}".encode()
-
-
-def with_seed(trial: Trial, seed: int) -> Trial:
-    """Returns the same trial from another seed."""
-    return replace(trial, seed=seed)

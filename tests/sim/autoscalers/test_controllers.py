@@ -1,24 +1,19 @@
 """Presets of other autoscalers: their rules, and what is known of their failures."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import event, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fairlead.errors import BadInput
-from fairlead.fleet.model import Role
 from fairlead_autoscaler.core.types import Observation, PoolObservation, ReplicaMetrics
 from fairlead_sim.autoscalers import PRESETS, Controller, Metric, build
-from fairlead_sim.autoscalers.apa import ApaSettings, apa
-from fairlead_sim.autoscalers.dynamo import ForecastMethod, LevelTrendSeries, decode_rate, prefill_rate, serve_rate
 from fairlead_sim.autoscaling import traffic as loads
 from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, run_controller
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
@@ -34,7 +29,6 @@ from fairlead_sim.autoscaling.reference_pools import (
 from fairlead_sim.autoscaling.scenarios import SCENARIOS
 from fairlead_testing.autoscaler.control_loop import (
     POOL,
-    PROFILE,
     build_observation,
     pool_observation,
     ready_replica,
@@ -131,128 +125,6 @@ def test_kpa_goes_to_zero_after_its_grace_and_wakes_for_one_that_is_held() -> No
     assert wanted(scaler, 305.0, pool_observation([]), held=1.0) == 1
 
 
-def test_keda_reads_an_empty_answer_as_no_load() -> None:
-    scaler = build("keda-concurrency", single_pool_model(), threshold=10.0)
-    follow(scaler, 30.0, busy(10.0), 6)
-    blind = [wanted(scaler, 30.0 + at * 5.0, pool_observation(None, ready=6), arrivals=None) for at in range(66)]
-    assert 6 in blind[:54]
-    assert 1 not in blind[:54]
-    assert blind[-5:].count(1) > 0
-
-
-def test_keda_goes_to_zero_after_its_cool_down_and_a_queued_request_activates_it() -> None:
-    scaler = build("keda-concurrency", single_pool_model(minimum=0), threshold=10.0)
-    follow(scaler, 60.0, busy(5.0), 2)
-    counts = follow(scaler, 600.0, busy(0.0), 2, begin=60.0)
-    assert counts[-1] == 0
-    assert counts.index(0) * 5.0 >= 300.0
-    woken = [wanted(scaler, 660.0 + at * 5.0, pool_observation([]), held=3.0) for at in range(7)]
-    assert 1 in woken
-
-
-def test_apa_takes_the_smallest_of_its_cool_down_and_the_fixed_one_the_largest() -> None:
-    shipped, mended = (
-        build(name, single_pool_model(), target=0.5, window_seconds=5.0) for name in ("apa-kv", "apa-kv-fixed")
-    )
-    for scaler in (shipped, mended):
-        follow(scaler, 10.0, busy(1.0, kv=0.5), 8)
-    for scaler in (shipped, mended):  # a short dip
-        follow(scaler, 10.0, busy(1.0, kv=0.26), 8, begin=10.0)
-    assert follow(shipped, 10.0, busy(1.0, kv=0.4), 8, begin=20.0)[-1] == 5  # the dip's number
-    assert follow(mended, 10.0, busy(1.0, kv=0.4), 8, begin=20.0)[-1] == 8
-    assert follow(mended, 400.0, busy(1.0, kv=0.4), 8, begin=30.0)[-1] < 8
-
-
-def test_apa_as_shipped_reads_an_outage_as_idle() -> None:
-    for name, expected in (("apa-concurrency", 4), ("apa-concurrency-fixed", None)):
-        scaler = build(name, single_pool_model(), target=10.0, window_seconds=5.0)
-        follow(scaler, 10.0, busy(10.0), 8)
-        assert wanted(scaler, 20.0, pool_observation(None, ready=8)) == expected
-
-
-def test_apa_cannot_read_the_gateway() -> None:
-    with pytest.raises(BadInput, match="no pod has a request rate"):
-        apa(single_pool_model(), ApaSettings(target=1.0, metric=Metric.REQUEST_RATE))
-
-
-def test_wva_moves_by_one_and_not_while_something_starts() -> None:
-    scaler = build("wva-saturation", single_pool_model())
-    saturated = [busy(20.0, waiting=9.0, kv=0.9)(number) for number in range(4)]
-    assert wanted(scaler, 0.0, pool_observation(saturated)) == 5
-    assert wanted(scaler, 60.0, pool_observation(saturated, pending=1)) is None
-    assert wanted(scaler, 120.0, pool_observation([*saturated, busy(20.0, 9.0, 0.9)(5)])) == 6
-
-
-def test_wva_goes_down_where_the_load_on_one_fewer_leaves_its_spares() -> None:
-    scaler = build("wva-saturation", single_pool_model())
-    pool = pool_observation([busy(4.0, kv=0.45)(number) for number in range(3)])
-    assert wanted(scaler, 0.0, pool) == 2  # 0.45 × 3 ÷ 2 = 0.675 leaves 0.125
-    scaler = build("wva-saturation", single_pool_model())
-    assert (
-        wanted(scaler, 0.0, pool_observation([busy(4.0, kv=0.5)(number) for number in range(3)])) is None
-    )  # leaves 0.05
-    scaler = build("wva-saturation", single_pool_model())
-    assert wanted(scaler, 0.0, pool_observation([busy(1.0, kv=0.1)(0)])) is None  # never fewer than two unsaturated
-
-
-@pytest.mark.parametrize("name", ["apa-kv", "apa-kv-fixed", "wva-saturation", "dynamo", "hpa-concurrency"])
-def test_who_never_comes_back_from_zero(name: str) -> None:
-    scaler = build(name, single_pool_model(minimum=0))
-    answers = [wanted(scaler, at * 5.0, pool_observation([]), arrivals=20.0, held=50.0) for at in range(100)]
-    if name == "hpa-concurrency":  # is deployed with its minimum, which is at least one
-        assert answers[0] == 1
-        answers = answers[1:]
-    assert not any(answers)
-
-
-def test_dynamo_divides_by_the_profile() -> None:
-    assert prefill_rate(PROFILE, 1_000.0) == pytest.approx(1_000.0 / 0.11)
-    batch = 40  # 10 ms + 40 × 1 ms = 50 ms
-    assert decode_rate(PROFILE, 1_000.0, 0.05) == pytest.approx(batch / 0.05)
-    assert decode_rate(PROFILE, 1_000.0, 0.001) == pytest.approx(1 / 0.011)  # cannot be met
-    # 100 tokens of prompt for 100 of answer: each sequence brings one prompt token a step
-    # 10,000 of prompt for 10: steps are full of prompts long before the batch is. 1,000 tokens take
-    # 0.11 s, and decoding adds to that.
-    assert serve_rate(PROFILE, 10_000.0, 10.0, 60.0, 0.5) < 1_000 / 0.11 / 10_000
-    assert serve_rate(PROFILE, 100.0, 100.0, 2.0, 0.05) == pytest.approx(36 / (100 * (0.01 + 36 * 0.0011)), rel=0.01)
-
-
-def test_dynamo_acts_once_an_interval_on_what_it_counted() -> None:
-    scaler = build("dynamo", single_pool_model(role=Role.PREFILL), headroom=1.0)
-    active = [
-        ReplicaMetrics(
-            "engine-0",
-            ready_replica(0, 1.0).state,
-            600.0,
-            generated_tokens=1_100.0,
-            itl_seconds=50.0,
-            finished=100.0,
-            first_tokens=100.0,
-            ttft_seconds=60.0,
-        )
-    ]
-    answers = [wanted(scaler, at * 5.0, pool_observation(active), arrivals=100.0) for at in range(37)]
-    assert answers[:36] == [None] * 36
-    assert answers[36] == 3  # 20,000 prompt tokens a second over 9,091; TTFT of 0.6 s instead of 0.11 s adds nothing
-
-
-def test_dynamo_changes_nothing_where_nothing_finished() -> None:
-    scaler = build("dynamo", single_pool_model())
-    idle = pool_observation([busy(0.0)(number) for number in range(5)])
-    assert not any(wanted(scaler, at * 5.0, idle) for at in range(80))
-
-
-def test_a_forecast_follows_a_level_and_a_trend() -> None:
-    flat, steep = LevelTrendSeries(), LevelTrendSeries()
-    for interval in range(40):
-        flat = flat.plus(50.0)
-        steep = steep.plus(10.0 * interval)
-    assert flat.next(ForecastMethod.KALMAN) == pytest.approx(50.0, abs=0.1)
-    assert steep.next(ForecastMethod.KALMAN) == pytest.approx(400.0, abs=4.0)
-    assert steep.next(ForecastMethod.CONSTANT) == 390.0
-    assert LevelTrendSeries().plus(0.0).plus(7.0) == LevelTrendSeries().plus(7.0)  # leading silence is no history
-
-
 def test_presets_are_told_apart_by_name_and_knobs_are_checked() -> None:
     with pytest.raises(BadInput, match="no preset is called"):
         build("vpa", single_pool_model())
@@ -329,15 +201,14 @@ def in_window(seen: ControllerOutcome) -> float:
     return share
 
 
-@pytest.mark.parametrize("preset", shortened(["hpa-kv", "apa-kv", "apa-kv-fixed"], ["hpa-kv"]))
-def test_kv_share_is_blind_to_short_answers(preset: str) -> None:
-    starved = outcome("short", preset)
+def test_kv_share_is_blind_to_short_answers() -> None:
+    starved = outcome("short", "hpa-kv")
     assert starved.attainment < 0.10
     assert counts(starved)[-1] <= 2  # seven are needed
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("preset", ["hpa-concurrency", "keda-concurrency", "kpa-concurrency"])
+@pytest.mark.parametrize("preset", ["hpa-concurrency", "kpa-concurrency"])
 def test_concurrency_has_a_knife_edge_on_short_answers(preset: str) -> None:
     seen = outcome("short", preset)
     assert seen.attainment < 0.90
@@ -345,7 +216,7 @@ def test_concurrency_has_a_knife_edge_on_short_answers(preset: str) -> None:
 
 
 def test_the_same_controllers_are_good_on_conversations() -> None:
-    for preset in shortened(("hpa-kv", "hpa-concurrency", "keda-concurrency"), ("hpa-concurrency",)):
+    for preset in shortened(("hpa-kv", "hpa-concurrency"), ("hpa-concurrency",)):
         seen = outcome("chat", preset)
         assert seen.attainment > 0.99
         assert max(counts(seen)) <= 15
@@ -364,19 +235,6 @@ def test_request_rate_does_not_see_longer_answers() -> None:
     assert grown(by_kv) > 1.7
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("preset", ["apa-kv", "apa-concurrency"])
-def test_apa_as_shipped_oscillates_between_nothing_and_everything(preset: str) -> None:
-    shipped, mended = outcome("chat", preset), outcome("chat", f"{preset}-fixed")
-    assert shipped.attainment < 0.60
-    assert min(counts(shipped)) <= 2
-    assert max(counts(shipped)) >= 50
-    assert shipped.reversals_per_hour >= 20
-    assert mended.attainment > shipped.attainment + 0.4
-    assert mended.reversals_per_hour < shipped.reversals_per_hour / 2
-    assert mended.cost > 2.0 * outcome("chat", "hpa-concurrency").cost  # what it then keeps
-
-
 def test_kpa_changes_its_mind_until_it_has_a_down_delay() -> None:
     bare, delayed = outcome("chat", "kpa-concurrency"), outcome("chat", "kpa-concurrency-delayed")
     assert bare.changes_per_hour > 80
@@ -390,54 +248,24 @@ def test_zeroed_metrics_shrink_kpa_unless_the_window_is_as_long() -> None:
         lied = outcome("lying", preset)
         assert in_window(lied) < 0.55
         assert min(counts(lied, *_WINDOW)) == 1
-    delayed = ("kpa-concurrency-delayed", "hpa-concurrency", "keda-concurrency")
+    delayed = ("kpa-concurrency-delayed", "hpa-concurrency")
     for preset in shortened(delayed, delayed[:1]):
         assert in_window(outcome("lying", preset)) > 0.95
 
 
-@pytest.mark.nightly
-def test_zeroed_metrics_shrink_dynamo_later_and_for_longer() -> None:
-    """It takes the mean of three minutes."""
-    lied, after = outcome("lying", "dynamo"), (_WINDOW[1], _WINDOW[1] + 300.0)
-    assert lied.attainment_between(*after) == pytest.approx(0.36, abs=0.15)
-    assert min(counts(lied, *after)) == 1
-    assert (outcome("chat", "dynamo").attainment_between(*after) or 0.0) > 0.95
-
-
 def test_missing_metrics_change_nothing_where_they_are_known_to_be_missing() -> None:
-    for preset in shortened(("hpa-concurrency", "hpa-kv", "wva-saturation"), ("wva-saturation",)):
+    for preset in shortened(("hpa-concurrency", "hpa-kv"), ("hpa-kv",)):
         held = counts(outcome("blind", preset), *_WINDOW)
         assert min(held) == held[0]
-    assert min(counts(outcome("blind", "apa-concurrency"), *_WINDOW)) == 1  # reads zeros
 
 
 @pytest.mark.nightly
-def test_missing_metrics_lower_keda_within_the_window_of_its_hpa() -> None:
-    """KEDA reads an empty answer as 0, and is saved by 300 s of its HPA's window alone."""
-    keda = counts(outcome("blind", "keda-concurrency"), *_WINDOW)
-    assert min(keda) < keda[0]
-
-
-@pytest.mark.nightly
-def test_saturation_moves_one_at_a_time_and_is_late_for_a_step() -> None:
-    step = SCENARIOS["step-cold"](1, None)
-    seen = run_controller(step, build("wva-saturation", step.model))
-    desired = [step.pools[0].initial, *counts(seen)]
-    assert {abs(after - before) for before, after in pairwise(desired)} <= {0, 1}
-    assert seen.attainment < 0.5
-    assert run_controller(step, build("hpa-concurrency", step.model)).attainment > 0.8
-
-
-@pytest.mark.nightly
-def test_who_scales_from_zero() -> None:
+def test_kpa_scales_from_zero() -> None:
     zero = SCENARIOS["zero-warm"](1, None)
     assert zero.pools[0].startup == WARM_START
-    for preset in ("kpa-concurrency", "keda-concurrency"):
-        seen = run_controller(zero, build(preset, zero.model))
-        assert min(counts(seen)) == 0
-        assert seen.attainment > 0.85
-    for preset in ("apa-kv-fixed", "wva-saturation", "dynamo"):
-        assert run_controller(zero, build(preset, zero.model)).attainment == 0.0
+    seen = run_controller(zero, build("kpa-concurrency", zero.model))
+    assert min(counts(seen)) == 0
+    assert seen.attainment > 0.85
 
 
 MOST = 9
@@ -479,109 +307,7 @@ def test_a_preset_stays_in_bounds_and_depends_on_nothing_else(name: str, drawn: 
         if POOL in plan.pools:
             chosen = plan.pools[POOL]
             assert 0 <= chosen.replicas <= MOST
-            assert chosen.rule.split("/")[0] in (name.split("-")[0], "hpa")  # KEDA leaves all above zero to an HPA
+            assert chosen.rule.split("/")[0] == name.split("-")[0]
             assert chosen.reason
     again = build(name, model)
     assert [again.step(observation) for observation in shown] == plans
-
-
-STRETCHES = st.lists(
-    st.tuples(
-        st.integers(1, 12), st.integers(1, MOST), st.integers(0, 20), st.integers(0, 9), st.integers(0, 500), measured
-    ),
-    min_size=1,
-    max_size=5,
-)
-"""Ticks and replicas. Of each replica: KV memory in twentieths, waiting requests, requests that
-finish in a tick. Last: arrivals."""
-
-
-def steady_observations(drawn: list[tuple[int, int, int, int, int, float | None]]) -> list[Observation]:
-    """Returns half a minute each, with replicas that report everything."""
-    now, seen = 1_000.0, []
-    for ticks, count, kv, waiting, finished, arrivals in drawn:
-        ready = [ready_replica(number, 1.0, float(waiting), kv / 20.0) for number in range(count)]
-        busy = [
-            replace(
-                replica,
-                generated_tokens=finished * 110.0,
-                itl_seconds=finished * 3.0,
-                finished=float(finished),
-                first_tokens=float(finished),
-                ttft_seconds=finished * 0.4,
-            )
-            for replica in ready
-        ]
-        for _ in range(ticks):
-            now += 30.0
-            seen.append(build_observation(now, pool_observation(busy), arrivals=arrivals))
-    return seen
-
-
-@pytest.mark.property
-@pytest.mark.parametrize("name", ["dynamo", "wva-saturation"])
-@given(STRETCHES, st.integers(0, 2))
-def test_a_preset_that_plans_from_steady_metrics_stays_in_bounds(
-    name: str, drawn: list[tuple[int, int, int, int, int, float | None]], least: int
-) -> None:
-    """Such presets plan nothing from the series above, in which each tick has other replicas."""
-    shown = steady_observations(drawn)
-    model = single_pool_model(minimum=least, maximum=MOST)
-    scaler, again = build(name, model), build(name, model)
-    plans = [scaler.step(observation) for observation in shown]
-    for plan in plans:
-        if POOL in plan.pools:
-            event(plan.pools[POOL].rule)
-            assert least <= plan.pools[POOL].replicas <= MOST
-            assert plan.pools[POOL].reason
-    assert [again.step(observation) for observation in shown] == plans
-
-
-Matrix = list[list[float]]
-MOVE: Matrix = [[1.0, 1.0], [0.0, 1.0]]
-NOISE: Matrix = [[1.0, 0.0], [0.0, 0.1]]
-SCATTER = 10.0
-
-
-def times(a: Matrix, b: Matrix) -> Matrix:
-    return [[sum(a[i][k] * b[k][j] for k in range(len(b))) for j in range(len(b[0]))] for i in range(len(a))]
-
-
-def plus(a: Matrix, b: Matrix) -> Matrix:
-    return [[x + y for x, y in zip(row, other, strict=True)] for row, other in zip(a, b, strict=True)]
-
-
-def transposed(a: Matrix) -> Matrix:
-    return [list(column) for column in zip(*a, strict=True)]
-
-
-def forecast(values: Sequence[float]) -> float:
-    """Returns the forecast of a Kalman filter in matrix form, with H = [1, 0].
-
-    x' = F x, P' = F P Fᵀ + Q.
-
-    K = P' Hᵀ (H P' Hᵀ + R)⁻¹.
-
-    P = (I - K H) P' (I - K H)ᵀ + K R Kᵀ.
-    """
-    state: Matrix = [[values[0]], [0.0]]
-    covariance: Matrix = [[1_000.0, 0.0], [0.0, 1_000.0]]
-    for value in values[1:]:
-        state = times(MOVE, state)
-        covariance = plus(times(times(MOVE, covariance), transposed(MOVE)), NOISE)
-        gain = [[covariance[0][0] / (covariance[0][0] + SCATTER)], [covariance[1][0] / (covariance[0][0] + SCATTER)]]
-        off = value - state[0][0]
-        state = plus(state, [[gain[0][0] * off], [gain[1][0] * off]])
-        kept = [[1.0 - gain[0][0], 0.0], [-gain[1][0], 1.0]]
-        scattered = times([[gain[0][0] * SCATTER], [gain[1][0] * SCATTER]], transposed(gain))
-        covariance = plus(times(times(kept, covariance), transposed(kept)), scattered)
-    return times(MOVE, state)[0][0]
-
-
-@pytest.mark.property
-@given(st.lists(st.floats(1.0, 5_000.0), min_size=1, max_size=40))
-def test_the_forecast_is_that_of_the_filter_in_matrices(values: list[float]) -> None:
-    series = LevelTrendSeries()
-    for value in values:
-        series = series.plus(value)
-    assert series.next(ForecastMethod.KALMAN) == pytest.approx(forecast(values), rel=1e-6, abs=1e-5)

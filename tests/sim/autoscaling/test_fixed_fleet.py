@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 
 from fairlead.fleet.model import SloTargets
-from fairlead_sim.autoscaling.fixed_fleet import (
+from fairlead_sim.autoscaling.plant import EngineModelKind
+from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
+from fairlead_sim.autoscaling.routing import LoadPolicy
+from fairlead_testing.autoscaler.fixed_fleet import (
     CASES,
     WARMUP_SECONDS,
     MissedRequests,
@@ -13,9 +16,6 @@ from fairlead_sim.autoscaling.fixed_fleet import (
     fixed_fleet_scenario,
     measure_fixed_fleet,
 )
-from fairlead_sim.autoscaling.plant import EngineModelKind
-from fairlead_sim.autoscaling.request_table import ArrivalTrace, RequestTable
-from fairlead_sim.autoscaling.routing import LoadPolicy
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 CHAT = CASES["S chat"]

@@ -362,10 +362,10 @@ def test_the_fleet_is_another_plant_and_shows_what_was_cached(capsys: pytest.Cap
     ("arguments", "message"),
     [
         (["nope"], "no scenario is called 'nope'"),
-        (["--preset", "hpa"], "no preset is called 'hpa' (known: apa-concurrency, "),
+        (["--preset", "hpa"], "no preset is called 'hpa' (known: hpa-concurrency, "),
         (
-            ["--preset", "dynamo", "--set", "target=1"],
-            "dynamo has no parameter target (parameters: headroom, interval_seconds)",
+            ["--preset", "hpa-kv", "--set", "headroom=1"],
+            "hpa-kv has no parameter headroom (parameters: target, tolerance, down_window_seconds)",
         ),
         (["--preset", "hpa-kv", "--set", "target=much"], "--set: the value in 'target=much' is not a number"),
         (["--set", "spread=1"], "--set: 'spread' is not a setting"),

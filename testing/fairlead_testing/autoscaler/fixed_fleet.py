@@ -55,16 +55,6 @@ class MissedRequests:
         """The share (0..1) of requests that missed the SLO."""
         return (self.late + self.slow) / self.requests if self.requests else 0.0
 
-    @property
-    def late_share(self) -> float:
-        """The share (0..1) of requests that missed the TTFT target."""
-        return self.late / self.requests if self.requests else 0.0
-
-    @property
-    def slow_share(self) -> float:
-        """The share (0..1) of requests that missed the ITL target only."""
-        return self.slow / self.requests if self.requests else 0.0
-
 
 CASES: Final[Mapping[str, CapacityCase]] = MappingProxyType(
     {
