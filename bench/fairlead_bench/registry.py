@@ -64,10 +64,7 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
         BenchmarkPart("shadow", "routes.shadow_cost", 1, PROCESSES),
         BenchmarkPart("fallbacks", "routes.fallback_search", 1, WORKER),
     ),
-    "routing": (
-        BenchmarkPart("routing", "routing.benchmark", 60, SIMULATOR, "--trace"),
-        BenchmarkPart("defragmentation", "routing.defragmentation", 10, PROCESSES, in_all=False),
-    ),
+    "routing": (BenchmarkPart("routing", "routing.benchmark", 60, SIMULATOR, "--trace"),),
     "sharing": (
         BenchmarkPart("gateways", "sharing.gateway_processes", 10),
         BenchmarkPart("knowledge", "sharing.knowledge", 120, SIMULATOR, in_all=False),

@@ -278,7 +278,6 @@ class Model:
     route_namespaces: those whose routes may lead to it, besides its own; `*` stands for all.
     max_attempts: instances tried for one request; None for the gateway's own number.
     resume: whether its streams go on at another instance when theirs ends.
-    defragments: its streams also leave an instance so that a waiting request fits there.
     context_length: in tokens, as its operator states it; None if its engines are asked.
     """
 
@@ -298,7 +297,6 @@ class Model:
     route_namespaces: frozenset[str] = frozenset()
     max_attempts: int | None = None
     resume: StreamResume = StreamResume.AUTO
-    defragments: bool = False
     context_length: int | None = None
 
     def takes_routes_of(self, namespace: str) -> bool:

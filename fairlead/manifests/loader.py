@@ -121,7 +121,6 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
         route_namespaces=frozenset(deployment.spec.allowed_routes),
         max_attempts=deployment.spec.routing.max_attempts,
         resume=deployment.spec.routing.resume or StreamResume.AUTO,
-        defragments=bool(deployment.spec.routing.defragment),
         context_length=deployment.spec.model.context_length,
     )
 

@@ -40,11 +40,3 @@ class Routing(StrictModel):
             "Never",
         ),
     ] = None
-    defragment: Annotated[
-        bool | None,
-        api_field(
-            "true: when a request waits because no engine has memory for it, streams of one engine go on at others. "
-            "Needs resume: Auto. Left out = false",
-            "true",
-        ),
-    ] = None

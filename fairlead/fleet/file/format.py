@@ -491,7 +491,6 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         route_namespaces=frozenset(item.allowed_routes),
         max_attempts=item.routing.max_attempts,
         resume=item.routing.resume or StreamResume.AUTO,
-        defragments=bool(item.routing.defragment),
         context_length=item.context_length,
     )
 
@@ -646,7 +645,6 @@ def _model_fields(model: Model) -> dict[str, Any]:
             preset=model.preset,
             maxAttempts=model.max_attempts,
             resume=None if model.resume is StreamResume.AUTO else model.resume.value,
-            defragment=model.defragments,
         ),
         servedNames=list(model.served_names),
         contextLength=model.context_length,

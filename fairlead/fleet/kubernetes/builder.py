@@ -261,7 +261,6 @@ class _FleetBuilder:
                     route_namespaces=frozenset(spec.allowed_routes),
                     max_attempts=spec.routing.max_attempts,
                     resume=spec.routing.resume or StreamResume.AUTO,
-                    defragments=bool(spec.routing.defragment),
                     context_length=spec.model.context_length,
                 )
             else:

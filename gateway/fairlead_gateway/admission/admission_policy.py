@@ -75,7 +75,6 @@ from enum import StrEnum
 from typing import Final
 
 from fairlead.limits import Limits
-from fairlead_gateway.admission.defragmentation import MemoryWait
 from fairlead_gateway.admission.kv_capacity import EngineLoad, KvCapacityPlanner, MemoryHold
 from fairlead_gateway.admission.output_lengths import OutputForecast, OutputLengths
 from fairlead_gateway.admission.request_queue import CallerBounds, CallerClass, NextRequest, QueuedRequest, RequestQueue
@@ -504,17 +503,13 @@ class AdmissionPolicy:
 
     def lacks_memory(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> bool:
         """Whether the memory of an instance does not suffice for a request until its end."""
-        missing = self.missing_tokens(request, engine, now)
+        tokens, tier = request.prompt_tokens, request.tier - self._highest_tier
+        kv_capacity, length_class = self.kv_capacity, request.length_class
+        missing = kv_capacity.missing_tokens(engine, request.request, tokens, length_class, now, tier=tier)
         if missing <= 0.0 or not self._queue.has_small_share(request.tenant):
             return missing > 0.0
-        tokens = request.prompt_tokens
-        needed = tokens + self.kv_capacity.expected_output(request.request, tokens, request.length_class, now)
+        needed = tokens + kv_capacity.expected_output(request.request, tokens, length_class, now)
         return not engine.may_queue_for_memory(needed, missing)
-
-    def missing_tokens(self, request: AdmissionRequest, engine: EngineLoad, now: float) -> float:
-        """Returns what the memory of an instance lacks for a request until its end."""
-        tokens, tier = request.prompt_tokens, request.tier - self._highest_tier
-        return self.kv_capacity.missing_tokens(engine, request.request, tokens, request.length_class, now, tier=tier)
 
     def _has_own_engines(self, queued: QueuedRequest) -> bool:
         """Returns True for a long prompt, if the number of instances for those is bounded."""
@@ -661,17 +656,6 @@ class AdmissionPolicy:
                 return None
             passed_over.append(caller)
         return None
-
-    def memory_wait(self, engines: Sequence[EngineLoad], now: float) -> MemoryWait | None:
-        """Returns the queued requests, if the next one lacks memory at every instance."""
-        candidate, _ = self._next_candidate(engines, now, ())
-        if candidate is None:
-            return None
-        first = self._requests[candidate.request.id]
-        missing = {engine.id: self.missing_tokens(first, engine, now) for engine in engines}
-        if not missing or min(missing.values()) <= 0.0:
-            return None
-        return MemoryWait(len(self._requests), missing, first.tier)
 
     def _next_candidate(
         self, engines: Sequence[EngineLoad], now: float, passed_over: Sequence[Hashable]

@@ -431,11 +431,6 @@ class KvCapacityPlanner:
         peak = needed if usage is None else self._peak_with(usage, request, prompt_tokens, remaining, now)
         return max(0.0, other_tokens + peak - usable)
 
-    def forecasts(self, instance: str, now: float) -> list[SequenceForecast]:
-        """Returns all sequences at an instance, in falling order of their remaining tokens."""
-        usage = self._usage.get(instance)
-        return [] if usage is None else self._current_forecasts(usage, now)
-
     def _remaining_of_candidate(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float
     ) -> float:
@@ -454,16 +449,12 @@ class KvCapacityPlanner:
     def _peak_with(
         self, usage: _EngineUsage, request: RouteRequest, prompt_tokens: float, remaining: float, now: float
     ) -> float:
-        forecasts = self._current_forecasts(usage, now)
-        own_tokens = _unshared_tokens(request, prompt_tokens, usage.blocks)
-        return peak_with(forecasts, SequenceForecast(own_tokens, remaining))
-
-    def _current_forecasts(self, usage: _EngineUsage, now: float) -> list[SequenceForecast]:
         forecasts = usage.forecasts
         if forecasts is None or usage.forecast_at != now:
             forecasts = usage.forecasts = self._forecasts(usage, now)
             usage.forecast_at = now
-        return forecasts
+        own_tokens = _unshared_tokens(request, prompt_tokens, usage.blocks)
+        return peak_with(forecasts, SequenceForecast(own_tokens, remaining))
 
     def _forecasts(self, usage: _EngineUsage, now: float) -> list[SequenceForecast]:
         prompts = usage.prompt_tokens

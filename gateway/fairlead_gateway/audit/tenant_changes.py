@@ -266,7 +266,6 @@ def _values(model: Model) -> dict[str, Value]:
         "preset": model.preset,
         "maxAttempts": model.max_attempts,
         "resume": model.resume.value,
-        "defragment": model.defragments,
         "servedNames": ", ".join(sorted(model.served_names)),
         "contextLength": model.context_length,
         "bareName": not model.shadowed,

@@ -180,12 +180,10 @@ class DetachedStream(ContinuedStream):
     continuations: how often another instance has continued it; `moves` of them were planned.
     continued_at: how many tokens the client had when the latest instance took over.
     events: those of the instances before the present one.
-    moved_for: the cause of the latest move.
     """
 
     def __init__(self) -> None:
         self.continuations = self.continued_at = self.events = self.moves = 0
-        self.moved_for = ""
 
     @property
     @abstractmethod

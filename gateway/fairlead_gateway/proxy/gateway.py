@@ -66,7 +66,6 @@ from fairlead_gateway.proxy.model_selection import ModelRequestParser
 from fairlead_gateway.proxy.relay import ResponseRelay, end_incomplete
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
-from fairlead_gateway.proxy.stream_defragmenter import StreamDefragmenter
 from fairlead_gateway.proxy.stream_moves import MOVE_INTERVAL_SECONDS, MOVES_AT_ONCE
 from fairlead_gateway.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
@@ -290,8 +289,6 @@ class Gateway(RequestLifecycle):
         )
         self.keyed_requests.count_replay = self.stack.limit_gate.count_unreserved
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
-        self._defragmenter = StreamDefragmenter(self.stack.admission, self._relayed_streams, self._now)
-        self.stack.admission.on_waiting = self._defragmenter.defragment
         self._draining_ids: frozenset[str] = frozenset()
         self._next_moves: asyncio.TimerHandle | None = None
 
@@ -308,7 +305,6 @@ class Gateway(RequestLifecycle):
         self._draining_ids = frozenset([one.id for one in instances if one.state is InstanceState.DRAINING])
         if self._draining_ids:
             self._move_streams()
-        self._defragmenter.retain(fleet.models)
         self._visible_models.update_fleet(fleet)
         self._is_loaded = True
         self._limit_connections(sum(map(len, fleet.instances.values())))
@@ -319,8 +315,8 @@ class Gateway(RequestLifecycle):
             self._next_moves.cancel()
             self._next_moves = None
         moved = left = 0
-        for request in self._relayed_streams():
-            if request.instance_id not in self._draining_ids:
+        for request in list(self._inflight.values()):
+            if not isinstance(request, RelayedStream) or request.instance_id not in self._draining_ids:
                 continue
             if moved < MOVES_AT_ONCE and request.move():
                 moved += 1
@@ -328,9 +324,6 @@ class Gateway(RequestLifecycle):
                 left += 1
         if left:
             self._next_moves = self.runtime.loop.call_later(MOVE_INTERVAL_SECONDS, self._move_streams)
-
-    def _relayed_streams(self) -> list[RelayedStream]:
-        return [request for request in self._inflight.values() if isinstance(request, RelayedStream)]
 
     def readiness(self) -> tuple[bool, list[str]]:
         """Returns whether requests are served, and texts about what is wrong or degraded."""
@@ -645,10 +638,8 @@ class Gateway(RequestLifecycle):
         if not stream.context.response.finished and not stream.context.request.runs_on:
             stream.context.response.on_client_gone = stream.cancel
 
-    def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool], *, is_planned: bool) -> None:
+    def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
         """Continues a relayed stream that left its engine, as a task."""
-        if not is_planned:
-            self._defragmenter.on_broken(context.request.model_key)
         self._run_as_task(context.id, context.response, self._serve_rest(context, work))
 
     async def _serve_rest(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:

@@ -5,7 +5,6 @@ import re
 from functools import partial
 from typing import Final
 
-from fairlead_gateway.admission.defragmentation import FILL_STEPS, MemoryMove, MovableStream
 from fairlead_gateway.dialects.chat import ChatRequest
 from fairlead_gateway.dialects.error_shape import RESPONSES_ERRORS
 from fairlead_gateway.dialects.passed_on import COUNT_TOKENS
@@ -41,14 +40,13 @@ from fairlead_gateway.proxy.relayed_stream import (
     StreamLifecycle,
     record_relayed,
 )
-from fairlead_gateway.proxy.stream_moves import MAX_MOVES, StreamProgress, decide_move
+from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
 from fairlead_gateway.proxy.stream_replay import StreamReplay
-from fairlead_gateway.proxy.stream_resume import HANDED_OVER, StreamResume
+from fairlead_gateway.proxy.stream_resume import DRAINED, HANDED_OVER, StreamResume
 from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.proxy.tool_calls import ToolCallIndexer
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
 from fairlead_gateway.routes.worker.fallbacks import fallback_header
-from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
 from fairlead_gateway.telemetry.decision_log import ENGINE_REFUSED
 from fairlead_gateway.tenants.worker.tenant_policy import (
     BodyRewriter,
@@ -401,45 +399,16 @@ class ResponseRelay(StreamEnding):
             if isinstance(stream, DetachedStream):
                 stream.release()
 
-    def plan_move(
-        self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream, memory_move: MemoryMove | None
-    ) -> Attempt | None:
-        """Returns an attempt at the instance that takes over a running stream.
+    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> Attempt | None:
+        """Returns an attempt at the instance that takes over a stream of one that drains.
 
-        memory_move: why, if the instance does not drain.
         None if that is not worth it, or no instance can.
         """
-        key, rest_seconds = attempt.context.request.model_key, None
-        if memory_move is not None:
-            planned = self._stream_resume.plan_move(attempt, stream, memory_move.reason, memory_move.destination)
-        else:
-            decision = decide_move(self._progress(attempt, engine_response, stream))
-            planned = self._stream_resume.plan_move(attempt, stream, decision.reason) if decision.moves else None
-            rest_seconds = decision.rest_seconds
+        decision = decide_move(self._progress(attempt, engine_response, stream))
+        planned = self._stream_resume.plan_move(attempt, stream, decision.reason) if decision.moves else None
         if planned is not None:
-            self._telemetry.record_move(key, stream.moved_for, rest_seconds)
+            self._telemetry.record_move(attempt.context.request.model_key, decision.rest_seconds)
         return planned
-
-    def movable(
-        self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream
-    ) -> MovableStream | None:
-        """Returns a stream that may leave its instance for a waiting request.
-
-        None if it surely may not.
-        """
-        if not stream.may_move or stream.moves >= MAX_MOVES:
-            return None
-        if isinstance(stream, StreamTokens) and stream.is_unclear:
-            return None  # it might break: its text may end within a token
-        progress, context = self._progress(attempt, engine_response, stream), attempt.context
-        rest = DEFAULT_OUTPUT_TOKENS if progress.rest_tokens is None else progress.rest_tokens
-        if rest <= FILL_STEPS[-1]:
-            return None  # it ends soon, and frees its memory by itself
-        return MovableStream(context.id, progress.prompt_tokens + progress.generated, rest, context.policy.tier)
-
-    def may_go(self, attempt: Attempt, stream: DetachedStream, destination: str) -> bool:
-        """Whether an instance may continue a stream of one that lives."""
-        return self._stream_resume.may_go(attempt, stream, destination)
 
     def _progress(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> StreamProgress:
         context, generated = attempt.context, stream.computed
@@ -487,7 +456,7 @@ class ResponseRelay(StreamEnding):
             if planned is None:
                 cause = await self._continue_if_broken(attempt, engine_response, stream)
             else:
-                cause = await self._stream_resume.resume(attempt, stream, stream.moved_for, planned)
+                cause = await self._stream_resume.resume(attempt, stream, DRAINED, planned)
             is_handed_over = cause == HANDED_OVER
             if not is_handed_over:
                 is_complete = self._end(context, engine_response, cause)

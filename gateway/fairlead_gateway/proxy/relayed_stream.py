@@ -11,7 +11,6 @@ Why: a waiting task, with its coroutines and futures, takes 2.5 KB of memory for
 from abc import abstractmethod
 from collections.abc import Coroutine
 
-from fairlead_gateway.admission.defragmentation import MemoryMove, MovableStream
 from fairlead_gateway.errors import (
     GatewayError,
 )
@@ -36,11 +35,9 @@ class StreamLifecycle:
         """Notes a stream that its task has handed over; `stream.cancel` ends it."""
 
     @abstractmethod
-    def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool], *, is_planned: bool) -> None:
+    def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
         """Notes a relayed stream that left its engine; `work` continues it, and returns whether it
         has ended.
-
-        is_planned: the gateway has moved it.
         """
 
     @abstractmethod
@@ -118,7 +115,7 @@ class RelayedStream(GapRecorder):
             if stream is not None and self._engine_response.error not in (None, CLIENT_SILENT):
                 self._stop()
                 work = self._ending.continue_stream(attempt, self._engine_response, stream)
-                self._lifecycle.on_broken(attempt.context, work, is_planned=False)
+                self._lifecycle.on_broken(attempt.context, work)
                 return
             try:
                 self._stop()
@@ -134,32 +131,14 @@ class RelayedStream(GapRecorder):
         """The instance that computes it."""
         return self._attempt.instance_id
 
-    def movable(self, now: float, rest_seconds: float) -> MovableStream | None:
-        """Returns the stream as one that may leave its instance; None if it surely may not.
-
-        rest_seconds: time for which it stays after a move.
-        """
-        attempt, stream = self._attempt, self._detached
-        if self._has_ended or stream is None or attempt.dispatched_at is None:
-            return None
-        if stream.moves and now - attempt.dispatched_at < rest_seconds:
-            return None
-        return self._ending.movable(attempt, self._engine_response, stream)
-
-    def may_go(self, destination: str) -> bool:
-        """Whether an instance may continue the stream although its own lives."""
-        return self._detached is not None and self._ending.may_go(self._attempt, self._detached, destination)
-
-    def move(self, memory_move: MemoryMove | None = None) -> bool:
+    def move(self) -> bool:
         """Lets another instance continue the stream if that is worth it; returns whether one
         does.
-
-        memory_move: why, and where, if its instance does not drain.
         """
         attempt, stream = self._attempt, self._detached
         if self._has_ended or stream is None:
             return False
-        planned = self._ending.plan_move(attempt, self._engine_response, stream, memory_move)
+        planned = self._ending.plan_move(attempt, self._engine_response, stream)
         if planned is None:
             return False
         self._stop()
@@ -168,7 +147,7 @@ class RelayedStream(GapRecorder):
         attempt.abort_unfinished()
         stream.moves += 1
         work = self._ending.continue_stream(attempt, self._engine_response, stream, planned)
-        self._lifecycle.on_broken(attempt.context, work, is_planned=True)
+        self._lifecycle.on_broken(attempt.context, work)
         return True
 
     def cancel(self) -> None:
@@ -210,25 +189,9 @@ class StreamEnding:
         """Ends the response of a stream that was handed over; returns whether it was complete."""
 
     @abstractmethod
-    def movable(
-        self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream
-    ) -> MovableStream | None:
-        """Returns a stream that may leave its instance for a waiting request.
+    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> Attempt | None:
+        """Returns an attempt at the instance that takes over a stream of one that drains.
 
-        None if it surely may not.
-        """
-
-    @abstractmethod
-    def may_go(self, attempt: Attempt, stream: DetachedStream, destination: str) -> bool:
-        """Whether an instance may continue a stream of one that lives."""
-
-    @abstractmethod
-    def plan_move(
-        self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream, memory_move: MemoryMove | None
-    ) -> Attempt | None:
-        """Returns an attempt at the instance that takes over a running stream.
-
-        memory_move: why, if its instance does not drain.
         None if that is not worth it, or no instance can.
         """
 

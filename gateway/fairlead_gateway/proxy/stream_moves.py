@@ -19,8 +19,8 @@ from typing import Final
 from fairlead.units import format_duration
 
 MOVES_AT_ONCE: Final = 8
-"""Limit: streams of a worker that leave draining engines at once, or make room for a request; the
-next ones follow after `MOVE_INTERVAL_SECONDS`.
+"""Limit: streams of a worker that leave draining engines at once; the next ones follow after
+`MOVE_INTERVAL_SECONDS`.
 """
 MOVE_INTERVAL_SECONDS: Final = 0.5
 MAX_MOVES: Final = 4

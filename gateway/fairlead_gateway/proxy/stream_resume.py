@@ -35,7 +35,7 @@ from fairlead_gateway.proxy.stream_replay import StreamReplay
 from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.proxy.tool_calls import ToolCallIndexer
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
-from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DEFRAGMENTATION, DRAINED, MOVE_CAUSES
+from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
 from fairlead_gateway.tenants.worker.tenant_policy import hide_cached_tokens
 from fairlead_gateway.upstream.connection import UpstreamError
@@ -53,7 +53,8 @@ _MAX_UNCLEAR_TOKENS: Final = 16
 NO_INSTANCE: Final = "no-instance"
 POISON: Final = "poison"
 
-_FREE_CAUSES: Final = ("cut", "gone", *MOVE_CAUSES)
+DRAINED: Final = "drain"
+_FREE_CAUSES: Final = ("cut", "gone", DRAINED)
 """The engine went, or the gateway has moved the stream: resuming charges no budget."""
 
 
@@ -79,36 +80,16 @@ class StreamResume:
         self._failures = dispatcher.failures
         self._parsing = asyncio.Lock()
 
-    def plan_move(
-        self, attempt: Attempt, stream: DetachedStream, why: str, destination: str | None = None
-    ) -> Attempt | None:
-        """Chooses an instance that takes over a stream of one that drains or makes room.
+    def plan_move(self, attempt: Attempt, stream: DetachedStream, why: str) -> Attempt | None:
+        """Chooses an instance that takes over a stream of one that drains.
 
-        destination: the instance that takes it over; None if its own drains.
         Returns None if none can, or if the answer is about to end. A replay would generate again
         what the client has, and a text may find no engine that takes it over. Such streams move
         only when their engine ends.
         """
-        if not can_move(stream):
+        if not stream.may_move or stream.refusal() or stream.is_whole:
             return None
-        excluded = {attempt.instance_id}
-        if destination is not None:
-            excluded |= self._routers.ready_instances(attempt.context.request.model_key).keys() - {destination}
-        stream.moved_for = DRAINED if destination is None else DEFRAGMENTATION
-        return self._choose(attempt, stream, stream.moved_for, frozenset(excluded), why)
-
-    def may_go(self, attempt: Attempt, stream: DetachedStream, destination: str) -> bool:
-        """Whether an instance may continue a stream of one that lives, as if no other were chosen.
-
-        It reads tokens, and has the revision and the adapter that the request needs.
-        """
-        context = attempt.context
-        key, instance = context.request.model_key, self._routers.ready_instance(context.request.model_key, destination)
-        if instance is None or instance.engine not in TOKEN_ENGINES or not can_move(stream):
-            return False
-        if not self._routers.has_own_revision(key, context.route_request, destination):
-            return False
-        return destination not in self._excluded_instances(attempt, frozenset({attempt.instance_id}))
+        return self._choose(attempt, stream, DRAINED, frozenset({attempt.instance_id}), why)
 
     async def resume(
         self,
@@ -135,8 +116,7 @@ class StreamResume:
         first_cause, reason, is_planned = cause, "", attempt is not None
         failure = stream.failure if isinstance(stream, DetachedStream) else b""
         while not reason:
-            if cause != DEFRAGMENTATION:  # its engine lives
-                tried |= {broken.instance_id}
+            tried |= {broken.instance_id}
             if context.trace is not None:
                 context.trace.finish_span(ATTEMPT, cause)
             is_read = not isinstance(stream, StreamText) or await self._parse(stream.sent)
@@ -163,7 +143,7 @@ class StreamResume:
             if next_cause in (HANDED_OVER, CLIENT_SILENT):
                 return next_cause
             broken, cause, attempt = attempt, next_cause, None
-            first_cause = cause if first_cause in MOVE_CAUSES else first_cause
+            first_cause = cause if first_cause == DRAINED else first_cause
             if len(tried) > MAX_CONTINUATIONS:
                 reason = "breaks"
         self._telemetry.record_not_continued(key, reason)
@@ -399,8 +379,3 @@ class StreamResume:
         if cause is not None and cause != CLIENT_SILENT:
             self._failures.on_stream_failed(context, name, cause)
         return cause
-
-
-def can_move(stream: DetachedStream) -> bool:
-    """Whether a stream may leave an engine that lives, and another one can take it over."""
-    return stream.may_move and not stream.refusal() and not stream.is_whole

@@ -169,7 +169,8 @@ I_ITL_SUM: Final = 1
 I_LOG_TOKENS_SUM: Final = 2
 I_SUMS: Final = 3
 
-# Keys of `moved`, besides causes: streams with a forecast, and their rest in microseconds.
+# Keys of `moved`: streams, those of them with a forecast, and their rest in microseconds.
+MOVED: Final = "moved"
 MOVED_WITH_FORECAST: Final = "with-forecast"
 MOVED_REST: Final = "rest"
 

@@ -289,10 +289,6 @@ class ShadowAnswer:
 
 
 SHADOW_SIDES: Final = ("copy", "original")
-DRAINED: Final = "drain"
-DEFRAGMENTATION: Final = "defragmentation"
-MOVE_CAUSES: Final = (DRAINED, DEFRAGMENTATION)
-"""Why a stream moves: its engine drains, or it makes room for a waiting request there."""
 COMPARED: Final = "compared"
 """The number of requests that both models have answered, or failed."""
 

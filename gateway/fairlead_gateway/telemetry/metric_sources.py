@@ -19,7 +19,7 @@ from fairlead_gateway.adapters.metric_series import AdapterSeries
 from fairlead_gateway.errors import InvalidApiKey
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters
-from fairlead_gateway.telemetry.decision_log import COMPARED, MOVE_CAUSES, SHADOW_SIDES
+from fairlead_gateway.telemetry.decision_log import COMPARED, SHADOW_SIDES
 from fairlead_gateway.telemetry.status_types import (
     IndexState,
     IndexStatus,
@@ -242,12 +242,6 @@ def shadow(name: str, value: str, unit: float, text: str) -> Metric:
                 yield key, original, side, f"{sums[original, f'{value}:{side}'] * unit:.9g}", count
 
     return summary(name + "{model,original,side}", rows, text)
-
-
-def moves(scrape: Scrape) -> Iterator[Row]:
-    for key, series in scrape.models.items():
-        for cause in MOVE_CAUSES:
-            yield key, cause, series.moved.get(cause, 0)
 
 
 def moved_rests(scrape: Scrape) -> Iterator[Row]:

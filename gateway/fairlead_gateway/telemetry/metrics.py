@@ -62,15 +62,15 @@ _OWN: Final = (
         lambda series: series.not_continued,
         "Streams that broke, and that no other instance continued.",
     ),
-    of.metric(
-        "moved_total{model,cause}",
-        of.moves,
-        "Streams that left an instance which lives: it drains (drain), or a waiting request needs its memory (defragmentation).",
+    of.model(
+        "moved_total",
+        lambda series: series.moved.get(at.MOVED, 0),
+        "Streams that left a draining instance for another one.",
     ),
     of.summary(
         "moved_rest_seconds{model}",
         of.moved_rests,
-        "Time for which streams that left draining instances would have stayed, if forecast: sum and count.",
+        "The time for which these would have stayed, if forecast: sum and count.",
     ),
     of.table(
         "ejections_total{model,reason}",

@@ -151,14 +151,13 @@ class MetricsRecorder:
         """Counts a stream that another instance continued: `whole`, or `broken` again."""
         at.increment(self._model_counters(model_key).continued, how, self._max_label_values)
 
-    def record_move(self, model_key: str, cause: str, rest_seconds: float | None) -> None:
-        """Counts a stream that leaves an instance which lives.
+    def record_move(self, model_key: str, rest_seconds: float | None) -> None:
+        """Counts a stream that leaves a draining instance.
 
-        cause: one word. rest_seconds: time for which it would have stayed at a draining instance;
-        None without a forecast.
+        rest_seconds: time for which it would have stayed; None without a forecast.
         """
         moved = self._model_counters(model_key).moved
-        moved[cause] = moved.get(cause, 0) + 1
+        moved[at.MOVED] = moved.get(at.MOVED, 0) + 1
         if rest_seconds is not None:
             moved[at.MOVED_WITH_FORECAST] = moved.get(at.MOVED_WITH_FORECAST, 0) + 1
             moved[at.MOVED_REST] = moved.get(at.MOVED_REST, 0) + round(rest_seconds * 1e6)

@@ -5,7 +5,7 @@ Routing itself is the pure core in `routing`; this module gives it the current f
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Final
@@ -161,15 +161,6 @@ class RoleRouters:
     def ready_instances(self, key: str) -> Mapping[str, Instance]:
         """Returns the ready instances of a model by id."""
         return self._ready_instances.get(key, _NO_INSTANCES)
-
-    def ejected(self, key: str, now: float) -> Collection[str]:
-        """Returns the ready instances of a model that get no requests now."""
-        return self._outlier_detector.ejected(self.ready_instances(key), now)
-
-    def has_own_revision(self, key: str, request: RouteRequest, instance_id: str) -> bool:
-        """Whether an instance is of the revision that serves a request."""
-        split = self._canaries.get(key)
-        return split is None or instance_id not in split.rejected_for(request, NO_INSTANCES)
 
     def has_instances(self, key: str) -> bool:
         """Whether the model has an instance of this role, ready or not."""

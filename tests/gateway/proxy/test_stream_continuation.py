@@ -477,8 +477,52 @@ async def test_streams_leave_an_instance_that_drains_and_go_on_elsewhere() -> No
         assert logged.break_seconds is not None
         assert logged.recomputed_tokens == 4
         assert "continued after drain, behind 1 tokens" in logged.latest.decision.reason
-        assert running.gateway.telemetry.models[MODEL_KEY].moved == {"drain": 1}
+        assert running.gateway.telemetry.models[MODEL_KEY].moved == {"moved": 1}
         assert {load.inflight for load in running.loads().values()} == {0}
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+async def test_a_move_that_is_refused_charges_no_retry_and_names_the_last_cause(refusals: int) -> None:
+    met: list[list[int]] = []
+    go_on = asyncio.Event()
+
+    async def script(call: EngineCall) -> None:
+        met.append(prompt_of(call.json))
+        if 1 < len(met) <= 1 + refusals:
+            await call.respond({"error": {"message": "full"}}, status="503 Service Unavailable")
+            return
+        await call.start_stream()
+        await call.event(opening(met[-1]))
+        if len(met) == 1:
+            await call.event(chunk({"content": "one "}, [11]))
+            await call.wait_closed()
+            return
+        await go_on.wait()
+        await call.event(chunk({"content": "two"}, [12], "stop"))
+        await call.event(counts(4, 1))
+        await call.finish()
+
+    async with scripted_engine(script) as one, scripted_engine(script) as two, scripted_engine(script) as three:
+        fleet = with_profile(fleet_of([one.url, two.url, three.url]), builtin_profile("l4-qwen8b"))
+        async with running_gateway(fleet) as running, asyncio.TaskGroup() as tasks:
+            answer = tasks.create_task(request(running.url, CHAT))
+            await wait_until(lambda: any(isinstance(one, RelayedStream) for one in running.gateway._inflight.values()))
+            (stream,) = [one for one in running.gateway._inflight.values() if isinstance(one, RelayedStream)]
+            budget = running.gateway.stack.relay._stream_resume._retry_budget
+            while budget.take(stream.context.caller, running.gateway._now()):
+                pass
+            with_draining(running, stream.instance_id)
+            await wait_until(lambda: len(met) == 3)
+            assert met[1:] == [[*PROMPT, 11]] * 2
+            if refusals == 1:
+                planned = running.gateway.stack.admission.models[MODEL_KEY].policy.kv_capacity
+                assert [sequence.earlier for sequence in planned._sequences.values()] == [1]
+                go_on.set()
+                assert text_of(shown(await answer)) == "one two"
+            else:
+                error = (await answer).events[-1]
+                assert "stream_drain" not in error
+                assert "no engine could continue it (no-instance)" in error
 
 
 async def test_without_another_instance_a_stream_stays_where_it_drains() -> None:

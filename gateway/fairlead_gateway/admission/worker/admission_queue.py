@@ -52,7 +52,6 @@ from typing import Final
 
 from fairlead.fleet.model import Fleet, InstanceState, Model
 from fairlead_gateway.admission.admission_policy import MAX_PASSED_OVER, MIN_BACKLOG_SECONDS, POLL_SECONDS, BacklogDecay
-from fairlead_gateway.admission.defragmentation import InstanceMemory, MemoryWait
 from fairlead_gateway.admission.fair_share import MAX_COMPARED, FairShare
 from fairlead_gateway.admission.kv_capacity import MAX_WAITING_STEP_SHARE
 from fairlead_gateway.admission.request_queue import CallerBounds, CallerClass, has_credit, waits_behind
@@ -275,7 +274,6 @@ class LateBindingQueue:
     """The waiting requests of all models, by model, instance and request id.
 
     on_exit: called with the model and the cause when a request leaves the queue.
-    on_waiting: called with each model that has requests here, at every check.
     admissions: by model; each has the service of its callers, and the plan of the engines' memory.
     """
 
@@ -284,10 +282,8 @@ class LateBindingQueue:
         runtime: WorkerRuntime,
         routers: RoleRouters,
         on_exit: Callable[[str, str], None],
-        on_waiting: Callable[[str], None],
         admissions: Mapping[str, ModelAdmission],
     ) -> None:
-        self._on_waiting = on_waiting
         self._admissions = admissions
         self._on_exit = on_exit
         self._routers = routers
@@ -443,30 +439,6 @@ class LateBindingQueue:
         self._timer = None
         self._refuse_expired(self._now())
         self._dispatch_ready()
-        for key in list(self._waiting):
-            self._on_waiting(key)
-
-    def waiting_instances(self, key: str) -> Collection[str]:
-        """Returns the instances for which requests of a model wait."""
-        return self._waiting.get(key, _NO_QUEUES).keys()
-
-    def memory_wait(self, key: str, admission: ModelAdmission, now: float) -> MemoryWait | None:
-        """Returns the requests for one instance, if the first of them lacks memory there.
-
-        Of several such instances, the one whose first request has waited longest counts.
-        """
-        router, found = self._routers.router(key), None
-        oldest = now
-        for name, queue in self._waiting.get(key, _NO_QUEUES).items():
-            queued = queue.first(self._callers[key].fair_share)
-            endpoint = None if router is None else router.endpoint(name)
-            if queued is None or endpoint is None or queued.queued_at >= oldest:
-                continue
-            missing = admission.missing_memory(queued.context, endpoint.load, now)
-            if missing > 0.0:
-                oldest = queued.queued_at
-                found = MemoryWait(len(queue.requests), {name: missing}, queued.context.policy.tier)
-        return found
 
     def _dispatch_ready(self) -> None:
         """Starts the requests that can start, one at a time, since each counts for the next."""
@@ -604,10 +576,6 @@ class LateBindingQueue:
         )
 
 
-def _ignore(key: str) -> None:
-    del key
-
-
 def _next(
     queue: InstanceQueue, share: FairShare, admission: ModelAdmission | None, endpoint: Endpoint | None, now: float
 ) -> QueuedDispatch | None:
@@ -635,7 +603,6 @@ class AdmissionController:
     models: the queues before an instance is chosen, of the models that have one.
     late_binding_queue: the queue after it.
     on_needs_instance: called repeatedly with each model whose requests wait for its first instance.
-    on_waiting: called repeatedly with each model that makes room, while its requests wait.
     """
 
     def __init__(
@@ -652,11 +619,8 @@ class AdmissionController:
         self._telemetry = telemetry
         self._has_api_keys = has_api_keys
         self._on_needs_instance = on_needs_instance
-        self.on_waiting: Callable[[str], None] = _ignore
         self.models: dict[str, ModelAdmission] = {}
-        self.late_binding_queue = LateBindingQueue(
-            runtime, routers.serving, telemetry.record_queue_exit, self._on_waiting, self.models
-        )
+        self.late_binding_queue = LateBindingQueue(runtime, routers.serving, telemetry.record_queue_exit, self.models)
 
     def update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet; called after the routers have replaced theirs."""
@@ -676,7 +640,6 @@ class AdmissionController:
                     self._has_api_keys,
                     self._on_needs_instance,
                 )
-                admission.on_waiting = self._on_waiting
             admission.update_fleet(model, fleet)
 
     def _needs_queue(self, key: str, model: Model, fleet: Fleet) -> bool:
@@ -688,28 +651,6 @@ class AdmissionController:
         grows = model.objectives.ttft_per_kilo_token_seconds > 0.0
         has_profiles = any(instance.profile is not None for instance in instances)
         return expects_instance or grows or self._has_api_keys or has_profiles
-
-    def _on_waiting(self, key: str) -> None:
-        admission = self.models.get(key)
-        if admission is not None and admission.defragments:
-            self.on_waiting(key)
-
-    def memory_wait(self, key: str, now: float) -> MemoryWait | None:
-        """Returns the requests of a model that wait because the first of them lacks memory.
-
-        None if there are none, or if the model makes no room for them.
-        """
-        admission = self.models.get(key)
-        if admission is None or not admission.defragments:
-            return None
-        return admission.memory_wait(now) or self.late_binding_queue.memory_wait(key, admission, now)
-
-    def instance_memory(self, key: str, now: float) -> list[InstanceMemory]:
-        """Returns the memory of a model's ready instances for which it is known."""
-        admission = self.models.get(key)
-        if admission is None:
-            return []
-        return admission.instance_memory(self.late_binding_queue.waiting_instances(key), now)
 
     def try_admit(self, context: RequestContext, now: float) -> bool:
         """Returns True if the request may be routed now, False if it must wait in the queue.

@@ -5,7 +5,7 @@ A request leaves the queue through a callback, so that a plain one waits without
 
 import asyncio
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -17,7 +17,6 @@ from fairlead_gateway.admission.admission_policy import (
     AdmissionRequest,
     AdmissionVerdict,
 )
-from fairlead_gateway.admission.defragmentation import InstanceMemory, MemoryWait
 from fairlead_gateway.admission.fair_share import FairShare, decode_seconds
 from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.request_queue import RequestQueue
@@ -49,10 +48,7 @@ class _WaitingRequest:
 
 
 class ModelAdmission:
-    """The queue of one model, with its policy.
-
-    on_waiting: called with the model at every check of the queue.
-    """
+    """The queue of one model, with its policy."""
 
     def __init__(
         self,
@@ -65,8 +61,6 @@ class ModelAdmission:
     ) -> None:
         self._key = key
         self._on_needs_instance = on_needs_instance
-        self.on_waiting: Callable[[str], None] | None = None
-        self.defragments = False
         self._notified_at = -math.inf
         self._ready_since = -math.inf
         self._routers = routers.serving
@@ -99,7 +93,7 @@ class ModelAdmission:
         """Takes over the model's spec and instances, and checks the queue."""
         instances = fleet.instances.get(self._key, ())
         ready = [instance for instance in instances if instance.state is InstanceState.READY]
-        self._model, self.defragments = model, model.defragments
+        self._model = model
         self._router = self._routers.router(self._key)
         self._is_disaggregated = is_disaggregated(instances)
         self.policy.separate_long = not self._is_disaggregated
@@ -238,8 +232,11 @@ class ModelAdmission:
         memory = self._kv_tokens.get(local.instance) if self._binds_memory_late else None
         if bound is None and memory is None:
             return True
-        engine = self._memory_of(router, local, memory)
-        other_tokens = engine.other_tokens
+        total = router.total_load(local)
+        other_tokens = local.tokens_of_others(total)
+        engine = EngineLoad(local.instance, 0.0, 0.0, memory, other_tokens)
+        engine.limit_sequences(bound, total.sent)
+        engine.withhold_memory(self._routers.memory_shares.get(local.instance, 1.0))
         if engine.free_sequences <= 0.0:
             small_share = other_tokens > 0.0 and self.fair_share.has_small_share(context.caller)
             if not engine.has_free_sequence(small_share=small_share):
@@ -250,51 +247,6 @@ class ModelAdmission:
             return True
         request = context.admission_request or self._admission_request(context)
         return not self.policy.lacks_memory(request, engine, self._now() if now is None else now)
-
-    def _memory_of(self, router: ModelRouter, local: EndpointLoad, kv_tokens: float | None) -> EngineLoad:
-        """Returns an instance of which only the memory and the free sequences are known."""
-        total = router.total_load(local)
-        engine = EngineLoad(local.instance, 0.0, 0.0, kv_tokens, local.tokens_of_others(total))
-        engine.limit_sequences(self._routers.sequence_bounds.get(local.instance), total.sent)
-        engine.withhold_memory(self._routers.memory_shares.get(local.instance, 1.0))
-        return engine
-
-    def memory_wait(self, now: float) -> MemoryWait | None:
-        """Returns the queued requests, if the next one lacks memory at every instance."""
-        if not self._queued:
-            return None
-        ejected = self._routers.ejected(self._key, now)
-        return self.policy.memory_wait([load for load in self._engine_loads(now) if load.id not in ejected], now)
-
-    def missing_memory(self, context: RequestContext, local: EndpointLoad, now: float) -> float:
-        """Returns the tokens that an instance lacks for a request; 0 if it fits."""
-        if self._router is None:
-            return 0.0
-        request = context.admission_request or self._admission_request(context)
-        engine = self._memory_of(self._router, local, self._kv_tokens.get(local.instance))
-        return self.policy.missing_tokens(request, engine, now)
-
-    def instance_memory(self, waiting: Collection[str], now: float) -> list[InstanceMemory]:
-        """Returns the memory of the ready instances for which it is known.
-
-        waiting: instances for which a request waits.
-        """
-        router, found = self._router, list[InstanceMemory]()
-        if router is None:
-            return found
-        ejected = self._routers.ejected(self._key, now)
-        for endpoint in router.endpoints:
-            engine = self._memory_of(router, endpoint.load, self._kv_tokens.get(endpoint.id))
-            if engine.kv_tokens is not None:
-                sequences = self.policy.kv_capacity.forecasts(endpoint.id, now)
-                is_closed = endpoint.id in waiting or endpoint.id in ejected
-                free = 0.0 if is_closed else engine.free_sequences
-                found.append(
-                    InstanceMemory(
-                        endpoint.id, endpoint.profile, engine.kv_tokens, sequences, engine.other_tokens, free
-                    )
-                )
-        return found
 
     def plan_memory(self, context: RequestContext, instance: str, now: float, generated: int = 0) -> None:
         """Adds a request to the planned KV of an instance where it will start soon."""
@@ -453,8 +405,6 @@ class ModelAdmission:
         """
         self._timer = None
         self._schedule_release()
-        if self.on_waiting is not None:
-            self.on_waiting(self._key)
 
     def _refuse_without_engines(self, now: float) -> None:
         """Refuses the requests that have waited too long for a first instance.

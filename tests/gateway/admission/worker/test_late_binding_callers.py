@@ -88,7 +88,6 @@ class Scene:
             WorkerRuntime(self.clock, limits, loop),
             cast(RoleRouters, self.engine),
             lambda key, cause: self.exits.append(cause),
-            lambda key: None,
             {KEY: cast(ModelAdmission, AnyMemory())} if has_keys else {},
         )
         self.engine.on_dispatch(None, "e", 0.0)

@@ -36,7 +36,6 @@ REASONS: dict[str, str] = {
     "proxy/stream_moves.py StreamProgress:first_seconds": "a stream of unknown speed moves",
     "proxy/stream_moves.py StreamProgress:token_seconds": "the same",
     "proxy/stream_moves.py MoveDecision:rest_seconds": "a stream without a forecast is not counted as saved time",
-    "admission/defragmentation.py InstanceMemory:inf": "nothing says how many requests it computes at a time",
     "worker/request_context.py AdapterUse.__init__:self.load_seconds": _RECORD,
     "admission/worker/model_admission.py ModelAdmission.__init__:inf": _AT_ONCE,
     "admission/worker/model_admission.py ModelAdmission._settle:inf": "the next bound is that of its tokens",
