@@ -1,4 +1,4 @@
-"""Golden files of `fairlead convert`: what becomes of each manifest of `tests/cli/migration/manifests`.
+"""Golden files of `fairlead convert`: the output and notes of each manifest of a folder of tests.
 
 A golden file has the notes as comments, and then the manifests. There are two for each manifest: of
 its conversion, and of its conversion with `--external`.
@@ -15,7 +15,7 @@ from fairlead_testing.kube.render_cases import golden_text
 from fairlead_testing.yaml_documents import load_documents
 
 ACCELERATOR: Final = "nvidia-h100"
-"""Of manifests that name none."""
+"""The accelerator for manifests that name none."""
 
 
 def convert_file(path: Path, *, external: bool = False) -> Migration:

@@ -20,7 +20,7 @@ from fairlead_testing.waiting import wait_until
 
 Event = dict[str, Any]
 Part = Sequence[Event | bytes | asyncio.Event]
-"""What an engine sends to one call: events, bytes, and events of asyncio that it waits for."""
+"""The events that an engine sends to one call; it waits for events of asyncio."""
 
 CHAT: Event = {
     "model": "tiny",
