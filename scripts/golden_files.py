@@ -1,5 +1,5 @@
-"""Writes the golden files of ``tests/operator/render/cases``, and of ``tests/charts/values`` when
-helm is installed.
+"""Writes the golden files of ``tests/operator/render/cases`` and ``tests/cli/migration/manifests``,
+and of ``tests/charts/values`` when helm is installed.
 
 Read every line of the difference before you commit it. Only the present render version is written:
 files of older versions pin what existing engines run with, and never change.
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from fairlead_operator.render import CURRENT_VERSION, render_model
+from fairlead_testing.cli.golden_conversions import golden_conversions
 from fairlead_testing.kube import helm as chart
 from fairlead_testing.kube.api_server import NO_CLUSTER_PROGRAMS
 from fairlead_testing.kube.render_cases import default_context, golden_text, read_case
@@ -28,6 +29,8 @@ def main() -> int:
             print(f"{case.name}: {problem.message_with_fix}", file=sys.stderr)
             return 1
         (target / case.name).write_text(golden_text(rendered.manifests), encoding="utf-8")
+    for path, text in golden_conversions(TESTS / "cli" / "migration"):
+        path.write_text(text, encoding="utf-8")
     helm = chart.helm_program()
     if helm is None:
         print(NO_CLUSTER_PROGRAMS, file=sys.stderr)

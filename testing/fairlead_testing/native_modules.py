@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from fairlead.runtime import compiled_build
+from fairlead_testing.module_files import load_module
 
 _SETUP = """
 import sys
@@ -60,9 +60,4 @@ def _build(package: str, folder: Path, target: Path) -> None:
 def _module(folder: Path, name: str) -> ModuleType:
     stem = name.rpartition(".")[2]
     path = next(folder / f"{stem}{suffix}" for suffix in EXTENSION_SUFFIXES if (folder / f"{stem}{suffix}").exists())
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(name, path)

@@ -1,6 +1,5 @@
 """The fuzzers themselves: they find broken properties, and inputs of earlier findings pass."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,6 +15,8 @@ from fuzzing.mutate import Mutator
 from fuzzing.target import cuttings
 from fuzzing.targets import TARGETS
 
+from fairlead_testing.module_files import load_module
+
 HERE = Path(__file__).parent
 REGRESSIONS = sorted(path for path in (HERE / "regressions").glob("*/*"))
 LONGEST = 20_000
@@ -27,12 +28,7 @@ def test_what_once_broke_a_property_does_not_any_more(path: Path) -> None:
 
 
 def _test_module(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("corpus", HERE.parent / "gateway" / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module("corpus", HERE.parent / "gateway" / path)
 
 
 def corpora() -> Iterator[tuple[str, str, bytes]]:

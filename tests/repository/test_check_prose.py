@@ -1,11 +1,12 @@
 """The prose checker finds what the style guide forbids, and nothing in plain prose."""
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fairlead_testing.module_files import load_module
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_prose.py"
 LONG = " ".join(["word"] * 26)
@@ -13,12 +14,7 @@ LONG = " ".join(["word"] * 26)
 
 @pytest.fixture(scope="module")
 def checker() -> Any:
-    spec = importlib.util.spec_from_file_location("check_prose", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module("check_prose", SCRIPT)
 
 
 def rules(checker: Any, text: str, *, page: bool = False) -> list[str]:

@@ -207,6 +207,11 @@ async def reset(call: EngineCall) -> None:
     call.reset()
 
 
+async def ends_without_done(call: EngineCall) -> None:
+    """Ends a response in order, without `[DONE]`."""
+    await call.chunk(b"")
+
+
 def responds(value: object, status: str = "200 OK", kind: str = "application/json", more: str = "") -> Script:
     """Returns a script that sends the same response to every request."""
     return lambda call: call.respond(value, status, kind, more)

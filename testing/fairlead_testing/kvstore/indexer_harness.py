@@ -194,6 +194,19 @@ async def indexer_harness(limits: Limits | None = None, *, leased: bool = False)
         await asyncio.to_thread(harness.context.destroy, 0)
 
 
+@asynccontextmanager
+async def exact_engine(
+    *prompts: Sequence[int], limits: Limits | None = None
+) -> AsyncIterator[tuple[IndexerHarness, ZmqEngine]]:
+    """Runs an indexer that knows what its engine `a` has cached after some prompts."""
+    async with indexer_harness(limits) as stage:
+        engine = await stage.connect_engine("a")
+        for prompt in prompts:
+            engine.serve_prompt(*prompt)
+        await stage.wait_exact("a")
+        yield stage, engine
+
+
 def frames(engine: PrefixCacheEngine, *prompts: Sequence[int]) -> list[EventFrame]:
     """Returns the frames that the engine publishes for these prompts."""
     found = []

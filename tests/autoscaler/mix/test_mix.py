@@ -301,14 +301,20 @@ def test_an_answer_is_told_once_and_to_the_model_that_asked() -> None:
     assert list(desk.take_results("one")) == ["Prefill"]
 
 
-def test_a_newer_question_takes_the_place_of_one_that_was_not_begun() -> None:
-    by_hand, solved = ByHand(), []
+def recorded_queue() -> tuple[SolverQueue, ByHand, list[float]]:
+    """Returns a queue, its solver, and the times of the questions that were solved."""
+    by_hand = ByHand()
+    solved: list[float] = []
 
-    def noting(asked: MixRequest) -> MixResult:
+    def solve(asked: MixRequest) -> MixResult:
         solved.append(asked.at)
         return answer(asked)
 
-    desk = SolverQueue(noting, by_hand)
+    return SolverQueue(solve, by_hand), by_hand, solved
+
+
+def test_a_newer_question_takes_the_place_of_one_that_was_not_begun() -> None:
+    desk, by_hand, solved = recorded_queue()
     desk.submit("one", {"Serve": question(5.0)})
     desk.submit("one", {"Serve": question(305.0)})
     by_hand.next()
@@ -334,13 +340,7 @@ def test_what_a_model_asked_that_is_gone_is_forgotten() -> None:
 
 
 def test_many_problems_of_one_namespace_delay_one_of_another_by_one_only() -> None:
-    by_hand, solved = ByHand(), []
-
-    def noting(asked: MixRequest) -> MixResult:
-        solved.append(asked.at)
-        return answer(asked)
-
-    desk = SolverQueue(noting, by_hand)
+    desk, by_hand, solved = recorded_queue()
     for number in range(100):
         desk.submit(f"flood/m{number}", {"Serve": question(number)})
     desk.submit("calm/m", {"Serve": question(1_000.0)})
@@ -351,13 +351,7 @@ def test_many_problems_of_one_namespace_delay_one_of_another_by_one_only() -> No
 
 
 def test_problem_that_is_asked_again_keeps_its_place() -> None:
-    by_hand, solved = ByHand(), []
-
-    def noting(asked: MixRequest) -> MixResult:
-        solved.append(asked.at)
-        return answer(asked)
-
-    desk = SolverQueue(noting, by_hand)
+    desk, by_hand, solved = recorded_queue()
     for at in (0.0, 300.0):
         for name in ("a", "b", "c"):
             desk.submit(f"chat/{name}", {"Serve": question(at)})

@@ -21,8 +21,9 @@ from fairlead.manifests.loader import combine_texts, plan_routes, read_object
 from fairlead_cli.manifest_conversion import Migration, migrate, system_of
 from fairlead_cli.migration.assembly import whole_weights
 from fairlead_cli.migration.drafts import MigrationOptions
-from fairlead_cli.migration.field_reader import WHOLE_OBJECT, Note, Outcome
+from fairlead_cli.migration.field_reader import Note, Outcome
 from fairlead_testing.cli.command_line import run_command_line, run_program
+from fairlead_testing.cli.golden_conversions import golden_conversions
 from fairlead_testing.yaml_documents import load_document, load_documents
 
 MANIFEST = """\
@@ -255,6 +256,20 @@ def reasons(notes: tuple[Note, ...]) -> dict[str, str]:
     return {note.field: note.reason for note in notes}
 
 
+def test_each_manifest_and_its_notes_are_as_in_its_golden_files() -> None:
+    expected = dict(golden_conversions(FOLDER.parent))
+    assert sorted(expected) == sorted((FOLDER.parent / "golden").glob("*.yaml"))
+    for path, text in expected.items():
+        assert text == path.read_text(encoding="utf-8"), (
+            f"{path.name}: run scripts/golden_files.py, read the difference"
+        )
+
+
+def test_a_token_in_plain_text_is_in_no_output() -> None:
+    assert "hf_plain_text" in (FOLDER / "production-stack-disaggregated.yaml").read_text(encoding="utf-8")
+    assert all("hf_plain_text" not in text for _, text in golden_conversions(FOLDER.parent))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("external", [False, True])
 def test_output_is_valid(name: str, external: bool) -> None:
@@ -304,152 +319,16 @@ def is_noted_above(path: tuple[Any, ...], notes: tuple[Note, ...]) -> bool:
     return any(field in dropped for field in above)
 
 
-def test_kserve_configuration_is_merged_and_both_roles_become_pools() -> None:
-    migration = convert("kserve-disaggregated")
-    [manifest] = migration.manifests
-    spec = manifest["spec"]
-    assert spec["model"] == {"uri": "pvc:weights/deepseek", "servedNames": ["deepseek-ai/DeepSeek-V3"]}
-    assert spec["engine"]["image"] == "registry.example.com/vllm:1"
-    assert spec["engine"]["env"] == [{"name": "LEVEL", "value": "DEBUG"}, {"name": "NCCL_DEBUG", "value": "WARN"}]
-    assert spec["engine"]["args"] == ["--enable-expert-parallel"]
-    decode, prefill = spec["pools"]
-    assert (decode["name"], decode["role"], decode["minReplicas"], decode["maxReplicas"]) == ("decode", "Decode", 2, 6)
-    assert decode["parallelism"] == {"data": 16, "nodes": 2}
-    assert decode["template"]["metadata"] == {"annotations": {"k8s.v1.cni.cncf.io/networks": "roce"}}
-    resources = decode["template"]["spec"]["containers"][0]["resources"]
-    assert resources == {"requests": {"cpu": 64, "memory": "256Gi"}, "limits": {"rdma/roce_gdr": 1}}
-    assert (prefill["role"], prefill["minReplicas"]) == ("Prefill", 3)
-    env = prefill["template"]["spec"]["containers"][0]["env"]
-    assert env == [{"name": "ONLY_PREFILL", "value": "1"}]
-    assert spec["kvCache"] == {"offload": {"type": "Native", "memory": "10Gi"}, "transfer": "NIXL"}
-    assert "adapters" not in spec
-    assert spec["autoscaling"] == {"mode": "Auto"}
-    assert spec["rollout"] == {"maxSurge": 1}
-    by_field = reasons(migration.notes)
-    assert "set spec.slo" in by_field["spec.scaling.wva"]
-    assert any("models with Prefill and Decode pools serve no adapters" in note.reason for note in migration.notes)
-    assert "spec.worker" in by_field
-
-
 def test_configuration_that_is_missing_is_reported() -> None:
     service = load("kserve-disaggregated")[1]
     migration = migrate([("f.yaml", service)], H100)
     assert "large is not among the files" in reasons(migration.notes)["spec.baseRefs[0].name"]
 
 
-def test_kserve_runtime_gives_image_and_arguments() -> None:
-    [manifest] = convert("kserve-runtime", MigrationOptions()).manifests
-    spec = manifest["spec"]
-    assert spec["model"] == {"uri": "s3://models/mixtral", "servedNames": ["mixtral-8x7b"]}
-    assert spec["engine"]["image"] == "vllm/vllm-openai:v0.32.0"
-    assert spec["engine"]["args"] == ["--max-model-len=8192"]
-    assert spec["engine"]["env"] == [{"name": "LEVEL", "value": "DEBUG"}]
-    [pool] = spec["pools"]
-    assert (pool["acceleratorClassName"], pool["parallelism"]) == ("nvidia-h100", {"tensor": 2})
-    assert pool["template"]["spec"]["nodeSelector"] == {"gpu": "h100"}
-
-
-def test_aibrix_role_sets_become_pools() -> None:
-    migration = convert("aibrix-disaggregated")
-    [manifest] = migration.manifests
-    spec = manifest["spec"]
-    assert spec["model"] == {"uri": "pvc:weights/Qwen3-8B", "servedNames": ["qwen3-8B"]}
-    decode, prefill = spec["pools"]
-    assert (decode["minReplicas"], decode["maxReplicas"], prefill["minReplicas"]) == (2, 9, 4)
-    assert spec["kvCache"] == {"transfer": "Mooncake"}
-    assert "adapters" not in spec
-    by_field = reasons(migration.notes)
-    assert by_field[WHOLE_OBJECT] == "models with Prefill and Decode pools serve no adapters"
-    assert "routing: Fairlead's gateway" in by_field["spec.template.spec.roles[0]"]
-    assert "2 role sets" in by_field["spec.template.spec.roles[1].replicas"]
-
-
 def test_autoscaler_without_its_target_is_reported() -> None:
     documents = [load("kubeai-fixed")[0], load("aibrix-disaggregated")[1]]
     migration = migrate([("f.yaml", document) for document in documents], H100)
     assert "not among the files" in reasons(migration.notes)["spec.scaleTargetRef"]
-
-
-def test_kubeai_fixed_number_and_adapters() -> None:
-    migration = convert("kubeai-fixed", MigrationOptions())
-    manifest, adapter, stored = migration.manifests
-    [pool] = manifest["spec"]["pools"]
-    assert (pool["acceleratorClassName"], pool["minReplicas"], "maxReplicas" in pool) == ("nvidia-h100", 3, False)
-    assert manifest["spec"]["adapters"] == {"download": {}}
-    assert "autoscaling" not in manifest["spec"]
-    assert adapter["metadata"] == {"name": "phi-code"}
-    assert adapter["spec"] == {"base": "phi", "source": "hf://a/b", "servedNames": ["phi_code"]}
-    assert stored["spec"]["source"] == "s3://bucket/sql"
-    assert "adapters.download.credentials" in reasons(migration.notes)["spec.adapters[1].url"]
-
-
-def test_aibrix_adapters() -> None:
-    migration = convert("aibrix-adapters", MigrationOptions())
-    model, *adapters = migration.manifests
-    assert model["spec"]["adapters"] == {"claimNames": ["weights"], "download": {}}
-    assert model["spec"]["model"]["uri"] == "hf://meta-llama/Llama-3.1-8B-Instruct"
-    assert [(adapter["metadata"], adapter["spec"]) for adapter in adapters] == [
-        (
-            {"name": "sql", "labels": {"team": "data"}},
-            {"base": "llama-8b", "source": "pvc:weights/llms/lora/sql", "replicas": 1},
-        ),
-        ({"name": "legal-v2"}, {"base": "llama-8b", "source": "hf://acme/legal", "servedNames": ["legal.v2"]}),
-        ({"name": "baked"}, {"base": "llama-8b", "source": "file:///opt/lora/baked"}),
-        ({"name": "stored"}, {"base": "llama-8b", "source": "s3://bucket/x"}),
-    ]
-    by_place = {(note.place.split()[-1], note.field): note.reason for note in migration.notes}
-    assert "by replicas" in by_place["legal.v2", "spec.replicas"]
-    assert "adapters.download.credentials" in by_place["stored", "spec.artifactURL"]
-    assert by_place["lost", "spec.baseModel"] == "its base is not among the files: give it, too"
-    assert "model.credentials" in by_place["legal.v2", "spec.credentialsSecretRef"]
-
-
-@pytest.mark.parametrize("name", ["aibrix-adapters", "kubeai-fixed"])
-def test_external_models_get_no_adapters(name: str) -> None:
-    migration = convert(name, MigrationOptions(external=True))
-    assert [manifest["kind"] for manifest in migration.manifests] == ["ModelDeployment"]
-    assert any("the external model serves no adapters" in note.reason for note in migration.notes)
-
-
-def test_llm_d_on_several_nodes() -> None:
-    [manifest] = convert("llm-d-multinode", MigrationOptions()).manifests
-    [pool] = manifest["spec"]["pools"]
-    assert pool["acceleratorClassName"] == "nvidia-h100", "from the node label"
-    assert pool["parallelism"] == {"data": 16, "nodes": 2}
-    assert [container["name"] for container in pool["template"]["spec"]["containers"]] == ["engine", "sidecar"]
-    assert manifest["spec"]["model"]["cache"] == {"claimName": "cache"}
-
-
-def test_production_stack_roles_are_joined() -> None:
-    migration = convert("production-stack-disaggregated")
-    llama, tools = migration.manifests
-    assert llama["metadata"]["name"] == "llama"
-    assert [(pool["role"], pool["minReplicas"]) for pool in llama["spec"]["pools"]] == [("Decode", 1), ("Prefill", 2)]
-    assert llama["spec"]["routing"] == {"preset": "round-robin"}
-    assert tools["spec"]["engine"]["args"] == ["--enable-auto-tool-choice", "--tool-call-parser=hermes"]
-    assert tools["spec"]["model"]["revision"] == "main"
-    assert tools["spec"]["adapters"] == {}
-    written = json.dumps(migration.manifests) + json.dumps([note.describe() for note in migration.notes])
-    assert "hf_plain_text" not in written
-
-
-def test_litellm_entries_that_are_not_engines_are_reported() -> None:
-    migration = convert("litellm-mixed", MigrationOptions())
-    [manifest] = migration.manifests
-    assert manifest["metadata"]["name"] == "qwen3"
-    assert manifest["spec"]["model"]["servedNames"] == ["qwen3", "Qwen3", "chat"]
-    assert manifest["spec"]["pools"] == [
-        {"name": "main", "endpoints": [{"url": "https://gpu.example.internal:8443"}, {"url": "http://gpu:8000"}]}
-    ]
-    by_field = reasons(migration.notes)
-    assert "/engines/v1 is not the address of an engine" in by_field["model_list[2]"]
-    assert by_field["model_list[3]"] == "claude: anthropic is a provider: keep LiteLLM for it"
-    assert by_field["router_settings.model_group_alias"].startswith("gone: ")
-    assert by_field["router_settings.routing_strategy"].startswith("usage-based-routing-v2: ")
-    assert by_field["router_settings.fallbacks"] == "claude is no fallback: it is not carried over itself"
-    assert by_field["litellm_settings.fallbacks"] == "claude is no fallback: it is not carried over itself"
-    assert "spec.budget of a ModelTenant" in by_field["litellm_settings.max_budget"]
-    assert by_field["litellm_settings"].startswith("drop_params: ")
 
 
 @pytest.mark.parametrize(
@@ -546,35 +425,6 @@ def test_the_output_serves_together_on_one_machine(name: str, external: bool) ->
     assert len(plan_routes(loaded)) == has_route
 
 
-def test_rules_of_kthena_become_overrides_and_targets() -> None:
-    migration = convert_route_file(load("kthena-routes"))
-    assert specs(migration, "ModelRoute") == {
-        "assistant": {
-            "servedNames": ["acme/assistant"],
-            "targets": [{"model": "qwen-v1-external", "weight": 70}, {"model": "qwen-v2-external", "weight": 30}],
-            "overrides": [{"headers": {"User-Type": "premium"}, "targets": [{"model": "qwen-v2-external"}]}],
-        }
-    }
-    by_field = {note.field: note.reason for note in migration.notes}
-    assert by_field["spec.rules[0]"].startswith("modelMatch.body.model: lora-a is another name")
-    assert by_field["spec.rules[1]"].startswith("modelMatch.headers.x-user: a route compares whole values")
-    assert by_field["spec.rules"] == "rules[1] takes every request: no rule after it is reached"
-    assert "ModelTenant" in by_field["spec.rateLimit"]
-    assert {"spec.parentRefs", "spec.loraAdapters", "spec.trafficPolicy", "spec.kvConnector"} <= by_field.keys()
-
-
-def test_servers_of_kthena_become_external_models() -> None:
-    migration = convert_route_file(load("kthena-routes"))
-    models = specs(migration, "ModelDeployment")
-    first, second = models["qwen-v1-external"], models["qwen-v2-external"]
-    assert first["model"] == {"uri": "hf://Qwen/Qwen3-8B", "servedNames": ["Qwen/Qwen3-8B"]}
-    assert first["pools"][0]["selector"] == {"matchLabels": {"app": "qwen", "version": "v1"}, "port": 8000}
-    labels = {"app": "qwen", "version": "v2", "role": "decode"}
-    assert second["pools"][0]["selector"] == {"matchLabels": labels, "port": 30000}
-    [note] = notes_of(migration, "spec.workloadPort.protocol")
-    assert note.outcome is Outcome.REQUIRED
-
-
 def kthena_route(**fields: Any) -> list[dict[str, Any]]:
     documents = copy.deepcopy(load("kthena-routes"))
     rules = [{"targetModels": [{"modelServerName": "qwen-v1"}]}]
@@ -631,25 +481,6 @@ def test_a_server_of_kthena_without_a_model_gets_the_name_of_requests() -> None:
     assert not specs(migration, "ModelRoute")
 
 
-def test_weights_of_litellm_become_a_route() -> None:
-    migration = convert_route_file(load("litellm-split"))
-    assert specs(migration, "ModelRoute") == {
-        "assistant": {
-            "servedNames": ["chat"],
-            "targets": [{"model": "assistant-qwen3-8b", "weight": 9}, {"model": "assistant-qwen3-14b", "weight": 1}],
-        }
-    }
-    models = specs(migration, "ModelDeployment")
-    assert models["assistant-qwen3-8b"]["pools"][0]["endpoints"] == [{"url": "http://a:8000"}, {"url": "http://b:8000"}]
-    assert models["assistant-qwen3-8b"]["model"]["servedNames"] == ["Qwen/Qwen3-8B"]
-    assert models["plain"]["model"]["servedNames"] == ["plain", "secret"]
-    assert not notes_of(migration, "model_list[0].litellm_params.weight")
-    [note] = notes_of(migration, "model_list[3].litellm_params.weight")
-    assert note.outcome is Outcome.DROPPED
-    [note] = notes_of(migration, "router_settings.model_group_alias")
-    assert "secret" in note.reason
-
-
 @pytest.mark.parametrize(
     ("first", "second", "weights"),
     [({}, {}, [1, 1]), ({"rpm": 300}, {"rpm": 100}, [3, 1]), ({"weight": 0, "tpm": 4}, {"tpm": 6}, [2, 3])],
@@ -677,29 +508,10 @@ def test_a_split_of_litellm_that_is_wrong_names_its_field(name: str, more: dict[
     assert (refused.value.field or "").endswith(field)
 
 
-def test_a_canary_of_kserve_and_its_stable_revision_become_a_route() -> None:
-    migration = convert_route_file(load("kserve-canary"))
-    assert specs(migration, "ModelRoute") == {
-        "llama": {
-            "servedNames": ["llama3"],
-            "targets": [{"model": "llama-stable", "weight": 9}, {"model": "llama-canary", "weight": 1}],
-        }
-    }
-    models = specs(migration, "ModelDeployment")
-    assert models["llama-canary"]["model"] == {"uri": "hf://meta-llama/Llama-3.3-8B-Instruct"}
-    assert models["llama-stable"]["pools"][0]["minReplicas"] == 4
-
-
 def test_a_canary_of_kserve_alone_is_reported() -> None:
     migration = convert_route_file(load("kserve-canary")[1:])
     assert not specs(migration, "ModelRoute")
     assert [note.outcome for note in notes_of(migration, "spec.predictor.canaryTrafficPercent")] == [Outcome.DROPPED]
-
-
-def test_pods_of_both_revisions_are_one_external_model() -> None:
-    migration = convert_route_file(load("kserve-canary"), external=True)
-    assert [manifest["metadata"]["name"] for manifest in migration.manifests] == ["llama-external"]
-    assert any("pods of both revisions" in note.reason for note in migration.notes)
 
 
 @given(st.lists(st.fractions(min_value=0, max_value=10**9), min_size=1, max_size=16))

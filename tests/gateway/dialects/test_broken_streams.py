@@ -8,8 +8,9 @@ import pytest
 
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, hang_up, streams, token
 from fairlead_testing.engines.scripted import named_event as event
+from fairlead_testing.gateway.broken_streams import answer_over_gate
 from fairlead_testing.gateway.running_gateway import gateway_before
-from fairlead_testing.http.raw_client import RawConnection, post_request, send
+from fairlead_testing.http.raw_client import post_request, send
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
@@ -107,14 +108,10 @@ async def test_a_stream_that_ends_without_its_last_event_is_not_said_to_break(
 
     body = BODIES.get(path) or {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": True}
     async with gateway_before([script]) as running:
-        connection = await RawConnection.connect(running.url)
-        await connection.send(post_request(body, path=path))
-        await connection.reader.readuntil(b"\n\n")
-        is_read.set()
-        rest = await connection.reader.readuntil(b'"code":"stream_cut"')
-        await connection.close()
+        rest = (await answer_over_gate(running, body, path, b"\n\n", is_read)).body
     cause = b"the engine ended the stream without " + last_name.encode() if ends else b"the engine broke off"
     assert b'"message":"%b; the answer is incomplete' % cause in rest
+    assert b'"code":"stream_cut"' in rest
 
 
 async def test_an_error_event_has_a_number_where_others_have_none() -> None:
@@ -133,12 +130,7 @@ async def test_an_error_event_of_the_engine_counts_as_a_failure_and_passes_as_it
         await call.chunk(b"")
 
     async with gateway_before([script] * 2) as running:
-        connection = await RawConnection.connect(running.url)
-        await connection.send(post_request(BODIES[path], path=path))
-        await connection.reader.readuntil(STARTS[path])
-        is_read.set()
-        rest = await connection.reader.readuntil(b"0\r\n\r\n")
-        await connection.close()
+        rest = (await answer_over_gate(running, BODIES[path], path, STARTS[path], is_read)).body
         assert FAILURES[path] in rest
         assert rest.count(b"event: error") == (path == MESSAGES)
         await wait_until(lambda: running.gateway.inflight_count() == 0)

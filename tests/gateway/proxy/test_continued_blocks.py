@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import signal
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 
@@ -12,18 +10,21 @@ from fairlead_gateway.upstream.sent_blocks import MAX_HELD_SECONDS, SentBlocks
 from fairlead_gateway.upstream.sent_tokens import COMMENT, LONG_TOOL_CALL, TokenMemory
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, named_event
-from fairlead_testing.gateway.running_gateway import (
-    MODEL_KEY,
-    RunningGateway,
-    fleet_of,
-    gateway_of,
-    running_gateway,
+from fairlead_testing.gateway.broken_streams import (
+    Event,
+    Part,
+    answer_over_gate,
+    broken_after,
+    marks_of,
+    named_events,
+    send_part,
 )
-from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+from fairlead_testing.gateway.broken_streams import answer_of as outcome_of
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
+from fairlead_testing.http.raw_client import RawResponse, request
 
 pytestmark = pytest.mark.simulated
 
-Event = dict[str, Any]
 MESSAGE: Event = {
     "model": "tiny",
     "system": "Be brief.",
@@ -32,20 +33,12 @@ MESSAGE: Event = {
     "stream": True,
     "temperature": 0,
 }
-RESPONSE: Event = {
-    "model": "tiny",
+RESPONSE: Event = {"model": "tiny", "stream": True, "temperature": 0} | {
     "instructions": "Be brief.",
     "input": "tell me a story",
     "max_output_tokens": 120,
-    "stream": True,
-    "temperature": 0,
 }
 PATHS = {"messages": ("/v1/messages", MESSAGE), "responses": ("/v1/responses", RESPONSE)}
-
-
-def events_of(answer: RawResponse) -> list[Event]:
-    parts = [part.partition("data: ")[2] for part in answer.body.decode().split("\n\n")]
-    return [json.loads(data) for data in parts if data]
 
 
 def text_of(events: list[Event]) -> str:
@@ -75,19 +68,15 @@ def check_message(events: list[Event]) -> list[Event]:
     is_open = False
     for event in events[1:-2]:
         kind = event["type"]
+        assert is_open is (kind != "content_block_start")
+        assert event["index"] == len(blocks) - is_open
         if kind == "content_block_start":
-            assert not is_open
-            assert event["index"] == len(blocks)
             blocks.append(event["content_block"] | {"json": ""})
             is_open = True
         elif kind == "content_block_stop":
-            assert is_open
-            assert event["index"] == len(blocks) - 1
             is_open = False
         else:
             assert kind == "content_block_delta"
-            assert is_open
-            assert event["index"] == len(blocks) - 1
             delta = event["delta"]
             if delta["type"] == "text_delta":
                 blocks[-1]["text"] += delta["text"]
@@ -126,26 +115,6 @@ def check_response(events: list[Event]) -> list[Event]:
     return items
 
 
-async def broken_after(
-    events: int, running: RunningGateway, engines: list[Any], body: Event, path: str, number: int = signal.SIGKILL
-) -> RawResponse:
-    """The answer to a request whose engine gets a signal after some events."""
-    connection = await RawConnection.connect(running.url)
-    await connection.send(post_request(body, path=path))
-    head = await connection.reader.readuntil(b"\r\n\r\n")
-    used = next(line for line in head.split(b"\r\n") if line.startswith(b"x-fairlead-instance"))
-    got = b""
-    for _ in range(events):
-        got += await connection.reader.readuntil(b"\n\n\r\n")
-    engines[int(used.split(b"e-")[1][:1])].send(number)
-    raw = asyncio.StreamReader()
-    raw.feed_data(head + got + await connection.reader.read())
-    raw.feed_eof()
-    answer = await RawConnection(raw, connection.writer).read_response()
-    await connection.close()
-    return answer
-
-
 @pytest.mark.sockets
 @pytest.mark.parametrize("dialect", PATHS)
 async def test_greedy_stream_is_the_same_when_its_engine_is_killed(dialect: str) -> None:
@@ -154,13 +123,13 @@ async def test_greedy_stream_is_the_same_when_its_engine_is_killed(dialect: str)
         engine_processes(2, "--speed", "0.5") as engines,
         running_gateway(fleet_of([engine.url for engine in engines])) as running,
     ):
-        whole = events_of(await request(running.url, body, path=path))
-        broken = events_of(await broken_after(12, running, engines, body, path))
+        whole = named_events(await request(running.url, body, path=path))
+        broken = named_events(await broken_after(12, running, engines, (path, body)))
         assert text_of(broken) == text_of(whole)
         assert usage_of(broken) == usage_of(whole)
         (check_message if dialect == "messages" else check_response)(broken)
-        (marked,) = [event for event in broken if "fairlead_continued_at" in event]
-        assert 6 <= marked["fairlead_continued_at"] < 120
+        (mark,) = marks_of(broken)
+        assert 6 <= mark < 120
         logged = running.gateway.decisions.latest(1)[0]
         assert [record.decision.rule for record in logged.records][-1] == "continue-1"
         assert (logged.status, logged.error, logged.output_tokens) == (200, None, usage_of(whole)[1])
@@ -177,7 +146,7 @@ async def test_sampled_stream_with_thoughts_is_whole_when_its_engine_is_killed(d
         engine_processes(2, "--reasoning-parser", "--reply-markup", "0.5", "--speed", "0.5") as engines,
         running_gateway(fleet_of([engine.url for engine in engines])) as running,
     ):
-        broken = events_of(await broken_after(9, running, engines, body, path))
+        broken = named_events(await broken_after(9, running, engines, (path, body)))
         parts = (check_message if dialect == "messages" else check_response)(broken)
         assert parts[0]["type"] in ("thinking", "reasoning")
         assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
@@ -225,7 +194,7 @@ def call_of(name: str, index: int) -> list[bytes]:
     return [block, delta('{"a": 1}', index, "partial_json", "input_json")]
 
 
-def talker(*parts: Sequence[bytes | asyncio.Event], met: list[Event], reads_ids: bool = True) -> Script:
+def talker(*parts: Part, met: list[Event], reads_ids: bool = True) -> Script:
     """An engine of messages that sends one part for each call, and hangs up but after the last."""
 
     async def script(call: EngineCall) -> None:
@@ -249,28 +218,24 @@ def talker(*parts: Sequence[bytes | asyncio.Event], met: list[Event], reads_ids:
                 | {"usage": {"input_tokens": count - 4, "cache_read_input_tokens": 4, "output_tokens": 0}},
             )
         )
-        for event in parts[len(met) - 1]:
-            await (call.chunk(event) if isinstance(event, bytes) else event.wait())
-        if len(met) < len(parts):
-            raise HangUp
-        await call.chunk(b"")
+        await send_part(call, parts, len(met))
 
     return script
 
 
+OPEN = [start("text", text="")]
 ASKED: Event = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50, "stream": True}
 PROMPT = "<user>hi<assistant>"
 
 
-async def answer_of(*parts: Sequence[bytes], met: list[Event], reads_ids: bool = True, **more: object) -> RawResponse:
+async def answer_of(*parts: Part, met: list[Event], reads_ids: bool = True, **more: object) -> RawResponse:
     """The answer of engines that send these parts, one after the other."""
     script = talker(*parts, met=met, reads_ids=reads_ids)
-    async with gateway_of(script, script) as (running, *_):
-        return await request(running.url, {**ASKED, **more}, path="/v1/messages")
+    return (await outcome_of([script] * 2, met, {**ASKED, **more}, "/v1/messages")).answer
 
 
 def error_of(answer: RawResponse) -> str:
-    event = events_of(answer)[-1]
+    event = named_events(answer)[-1]
     assert event["type"] == "error"
     return str(event["error"]["message"])
 
@@ -278,10 +243,10 @@ def error_of(answer: RawResponse) -> str:
 @pytest.mark.sockets
 async def test_message_goes_on_behind_its_text() -> None:
     met: list[Event] = []
-    first = [start("text", text=""), delta("Once "), delta("upon ")]
-    rest = [start("text", text=""), delta("a time."), stop(), *last_events(3)]
+    first = [*OPEN, delta("Once "), delta("upon ")]
+    rest = [*OPEN, delta("a time."), stop(), *last_events(3)]
     answer = await answer_of(first, rest, met=met, temperature=1)
-    events = events_of(answer)
+    events = named_events(answer)
     assert [block["text"] for block in check_message(events)] == ["Once upon a time."]
     assert events[0]["message"]["id"] == "msg-1"
     assert usage_of(events) == (len(PROMPT), len("Once upon ") + 3)
@@ -301,15 +266,15 @@ async def test_message_goes_on_behind_its_text() -> None:
 )
 async def test_cached_and_new_tokens_of_the_prompt_are_those_of_the_first_engine(counts: dict[str, int]) -> None:
     text = "Once upon "
-    first, rest = [start("text", text=""), delta(text)], [start("text", text=""), delta("a."), stop()]
+    first, rest = [*OPEN, delta(text)], [*OPEN, delta("a."), stop()]
     script = talker(first, [*rest, *last_events(2, counts=counts)], met=[])
-    async with gateway_of(script, script) as (running, *_):
-        events = events_of(await request(running.url, ASKED, path="/v1/messages"))
-        opened, last = events[0]["message"]["usage"], events[-2]["usage"]
-        assert {**opened, "output_tokens": len(text) + 2} == {name: last[name] for name in opened}
-        assert usage_of(events)[0] == len(PROMPT)
-        (logged,) = running.gateway.decisions.latest(1)
-        assert logged.prompt_tokens == len(PROMPT)
+    outcome = await outcome_of([script] * 2, [], ASKED, "/v1/messages")
+    events = named_events(outcome.answer)
+    opened, last = events[0]["message"]["usage"], events[-2]["usage"]
+    assert {**opened, "output_tokens": len(text) + 2} == {name: last[name] for name in opened}
+    assert usage_of(events)[0] == len(PROMPT)
+    (logged,) = outcome.running.gateway.decisions.latest(1)
+    assert logged.prompt_tokens == len(PROMPT)
 
 
 @pytest.mark.sockets
@@ -324,8 +289,8 @@ async def test_message_goes_on_within_and_behind_its_thoughts() -> None:
         start("text", 1, text=""),
         delta("It is", 1),
     ]
-    rest = [start("text", text=""), delta(" one."), stop(), *last_events(5)]
-    blocks = check_message(events_of(await answer_of(first, then, rest, met=met)))
+    rest = [*OPEN, delta(" one."), stop(), *last_events(5)]
+    blocks = check_message(named_events(await answer_of(first, then, rest, met=met)))
     assert [block["type"] for block in blocks] == ["thinking", "text"]
     assert blocks[1]["text"] == "It is one."
     assert met[1]["kv_transfer_params"]["prompt_token_ids"] == tokens_of(PROMPT + "<think>Let me think")
@@ -337,9 +302,9 @@ async def test_message_goes_on_within_and_behind_its_thoughts() -> None:
 @pytest.mark.sockets
 async def test_call_of_a_tool_is_held_until_the_message_ends() -> None:
     met: list[Event] = []
-    first = [start("text", text=""), delta("I look. "), stop(), *call_of("f", 1)]
+    first = [*OPEN, delta("I look. "), stop(), *call_of("f", 1)]
     answer = await answer_of(first, [*call_of("g", 0), stop(), *last_events(4, "tool_use")], met=met)
-    blocks = check_message(events_of(answer))
+    blocks = check_message(named_events(answer))
     assert [block.get("name") for block in blocks] == [None, "g"]
     assert json.loads(blocks[1]["json"]) == {"a": 1}
 
@@ -350,7 +315,7 @@ async def test_message_without_text_is_asked_for_again() -> None:
     rest = [*call_of("f", 0), stop(), *last_events(4, "tool_use")]
     choice = {"type": "tool", "name": "f"}
     answer = await answer_of(call_of("f", 0), rest, met=met, tool_choice=choice)
-    (block,) = check_message(events_of(answer))
+    (block,) = check_message(named_events(answer))
     assert json.loads(block["json"]) == {"a": 1}
     assert met[1] == met[0]
 
@@ -358,8 +323,8 @@ async def test_message_without_text_is_asked_for_again() -> None:
 @pytest.mark.sockets
 async def test_message_at_its_limit_is_ended() -> None:
     met: list[Event] = []
-    answer = await answer_of([start("text", text=""), delta("Once ")], [], met=met, max_tokens=5)
-    events = events_of(answer)
+    answer = await answer_of([*OPEN, delta("Once ")], [], met=met, max_tokens=5)
+    events = named_events(answer)
     assert [block["text"] for block in check_message(events)] == ["Once "]
     assert events[-2]["delta"]["stop_reason"] == "max_tokens"
     assert usage_of(events) == (len(PROMPT), 5)
@@ -367,27 +332,28 @@ async def test_message_at_its_limit_is_ended() -> None:
 
 
 @pytest.mark.sockets
-async def test_error_event_of_an_engine_is_kept_back_if_another_one_goes_on() -> None:
+@pytest.mark.parametrize(
+    ("rest", "more", "shown_error"),
+    [
+        ([[*OPEN, delta("more"), stop(), *last_events(3)]], {}, ""),
+        ([[*OPEN, delta("more"), stop(), *last_events(3)]], {"stop_sequences": ["x"]}, "EngineCore died"),
+        ([[], []], {}, "EngineCore died"),
+    ],
+    ids=["another goes on", "it may not", "the next breaks at once"],
+)
+async def test_error_event_of_an_engine_is_kept_back_if_another_one_goes_on(
+    rest: list[Part], more: Event, shown_error: str
+) -> None:
     error = named_event("error", error={"type": "internal_error", "message": "EngineCore died"})
-    rest = [start("text", text=""), delta("more"), stop(), *last_events(3)]
-    for more in ({}, {"stop_sequences": ["x"]}):
-        gate = asyncio.Event()
-        talks = talker([start("text", text=""), delta("Once "), gate, error], rest, met=[])
-        async with gateway_of(talks, talks) as (running, *_):
-            connection = await RawConnection.connect(running.url)
-            await connection.send(post_request({**ASKED, **more}, path="/v1/messages"))
-            got = await connection.reader.readuntil(b"Once ")
-            gate.set()
-            raw = asyncio.StreamReader()
-            raw.feed_data(got + await connection.reader.readuntil(b"\r\n0\r\n\r\n"))
-            raw.feed_eof()
-            answer = await RawConnection(raw, connection.writer).read_response()
-            await connection.close()
-        if more:
-            assert error_of(answer) == "EngineCore died"
-            assert answer.body.count(b"event: error") == 1
-        else:
-            assert [block["text"] for block in check_message(events_of(answer))] == ["Once more"]
+    gate = asyncio.Event()
+    talks = talker([*OPEN, delta("Once "), gate, error], *rest, met=[])
+    async with gateway_of(talks, talks) as (running, *_):
+        answer = await answer_over_gate(running, {**ASKED, **more}, "/v1/messages", b"Once ", gate)
+    assert answer.body.count(b"event: error") == answer.body.count(b"EngineCore died") == bool(shown_error)
+    if shown_error:
+        assert error_of(answer) == shown_error
+    else:
+        assert [block["text"] for block in check_message(named_events(answer))] == ["Once more"]
 
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}
@@ -405,22 +371,22 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
     ],
 )
 async def test_message_that_cannot_go_on_says_why(more: Event, reason: str) -> None:
-    answer = await answer_of([start("text", text=""), delta("Once ")], [], met=[], **more)
+    answer = await answer_of([*OPEN, delta("Once ")], [], met=[], **more)
     assert f"({reason})" in error_of(answer)
 
 
 @pytest.mark.sockets
 async def test_engine_that_does_not_read_token_ids_gives_no_answer() -> None:
-    rest = [start("text", text=""), delta("Hello, how can I help?"), stop(), *last_events(3)]
-    answer = await answer_of([start("text", text=""), delta("Once ")], rest, met=[], reads_ids=False)
+    rest = [*OPEN, delta("Hello, how can I help?"), stop(), *last_events(3)]
+    answer = await answer_of([*OPEN, delta("Once ")], rest, met=[], reads_ids=False)
     assert "(ids-not-read)" in error_of(answer)
-    assert text_of(events_of(answer)) == "Once "
+    assert text_of(named_events(answer)) == "Once "
 
 
 def test_blocks_count_what_they_keep_and_give_up_beyond_it() -> None:
     memory = TokenMemory(3_000)
     blocks = SentBlocks(memory, b"b" * 1_000, float)
-    assert blocks.take([start("text", text=""), delta("w" * 900)]) == [start("text", text=""), delta("w" * 900)]
+    assert blocks.take([*OPEN, delta("w" * 900)]) == [*OPEN, delta("w" * 900)]
     blocks.take([delta("w" * 1_100)])
     assert memory.used_bytes == 3_000
     assert not blocks.problem
@@ -428,44 +394,30 @@ def test_blocks_count_what_they_keep_and_give_up_beyond_it() -> None:
     assert memory.used_bytes == 0
     blocks = SentBlocks(memory, b"b" * 1_000, float)
     tool = [stop(), *call_of("f", 1)]
-    assert blocks.take([start("text", text=""), delta("w"), *tool]) == [start("text", text=""), delta("w")]
+    assert blocks.take([*OPEN, delta("w"), *tool]) == [*OPEN, delta("w")]
     assert blocks.take([delta("w" * 9, 2)]) == [COMMENT]
     assert blocks.take([delta("w" * 9_000, 2)]) == [b"".join([*tool, delta("w" * 9, 2), delta("w" * 9_000, 2)])]
     assert (blocks.problem, memory.used_bytes) == ("memory", 0)
     blocks = SentBlocks(memory, b"b" * 1_000, float)
-    assert blocks.take([start("text", text=""), delta("w" * 3_000)])[1:] == [delta("w" * 3_000)]
+    assert blocks.take([*OPEN, delta("w" * 3_000)])[1:] == [delta("w" * 3_000)]
     assert (blocks.problem, memory.used_bytes) == ("memory", 0)
 
 
 @pytest.mark.sockets
 async def test_message_keeps_its_usage_and_is_counted_once_if_its_end_lacks() -> None:
     for part, more in (([delta("Once "), stop(), last_events(3)[0]], {}), ([delta("Once ")], {"max_tokens": 5})):
-        script = talker([start("text", text=""), *part], [], met=[])
-        async with gateway_of(script, script) as (running, *_):
-            check_message(events_of(await request(running.url, {**ASKED, **more}, path="/v1/messages")))
-            assert running.gateway.decisions.latest(1)[0].output_tokens == (5 if more else 3)
-            assert running.gateway.telemetry.models[MODEL_KEY].continued == ({"whole": 1} if more else {})
-
-
-@pytest.mark.sockets
-async def test_error_event_is_sent_if_the_next_engine_breaks_at_once() -> None:
-    error, gate = named_event("error", error={"type": "internal_error", "message": "EngineCore died"}), asyncio.Event()
-    talks = talker([start("text", text=""), delta("Once "), gate, error], [], [], met=[])
-    async with gateway_of(talks, talks) as (running, *_):
-        connection = await RawConnection.connect(running.url)
-        await connection.send(post_request(ASKED, path="/v1/messages"))
-        got = await connection.reader.readuntil(b"Once ")
-        gate.set()
-        got += await connection.reader.readuntil(b"\r\n0\r\n\r\n")
-        await connection.close()
-    assert got.count(b"EngineCore died") == 1
+        script = talker([*OPEN, *part], [], met=[])
+        outcome = await outcome_of([script] * 2, [], {**ASKED, **more}, "/v1/messages")
+        check_message(named_events(outcome.answer))
+        assert outcome.running.gateway.decisions.latest(1)[0].output_tokens == (5 if more else 3)
+        assert outcome.continued == ({"whole": 1} if more else {})
 
 
 @pytest.mark.sockets
 async def test_message_goes_on_at_an_engine_with_other_line_breaks() -> None:
-    rest = [start("text", text=""), delta("a "), delta("time."), stop(), *last_events(3)]
+    rest = [*OPEN, delta("a "), delta("time."), stop(), *last_events(3)]
     whole = b"".join(rest).replace(b"\n", b"\r\n")
-    events = events_of(await answer_of([start("text", text=""), delta("Once ")], [whole], met=[]))
+    events = named_events(await answer_of([*OPEN, delta("Once ")], [whole], met=[]))
     assert [block["text"] for block in check_message(events)] == ["Once a time."]
 
 
@@ -480,16 +432,13 @@ def test_events_without_a_type_are_not_held() -> None:
 @pytest.mark.parametrize("number", [1, 2])
 async def test_event_with_the_name_of_another_ends_no_stream(number: int) -> None:
     odd = b'event: content_block_delta\ndata: {"type":"error","error":{"type":"api_error","message":"no"}}\n\n'
-    first, rest = (
-        [start("text", text=""), delta("Once ")],
-        [start("text", text=""), delta("a "), delta("time."), stop()],
-    )
+    first, rest = [*OPEN, delta("Once ")], [*OPEN, delta("a "), delta("time."), stop()]
     rest = [*rest[:2], *[odd] * 3, *rest[2:], *last_events(3)]
     parts = [first, rest] if number == 2 else [[*first, *rest[1:]]]
     answer = await answer_of(*parts, met=[])
-    assert text_of([event for event in events_of(answer) if event["type"] != "error"]) == "Once a time."
+    assert text_of([event for event in named_events(answer) if event["type"] != "error"]) == "Once a time."
     assert answer.body.count(odd) == 3
-    assert events_of(answer)[-1]["type"] == "message_stop"
+    assert named_events(answer)[-1]["type"] == "message_stop"
 
 
 @pytest.mark.sockets
@@ -504,7 +453,7 @@ async def test_message_does_not_go_on_if_the_template_leaves_its_thoughts_out() 
 @pytest.mark.parametrize("answers", [True, False])
 async def test_message_that_breaks_engines_is_sent_to_few(more: str, answers: bool) -> None:
     met: list[Event] = []
-    inner = talker(*[[start("text", text=""), delta("O")]] * 6, [], met=met)
+    inner = talker(*[[*OPEN, delta("O")]] * 6, [], met=met)
 
     async def script(call: EngineCall) -> None:
         if met and not answers and call.path == "/v1/messages":
@@ -512,8 +461,7 @@ async def test_message_that_breaks_engines_is_sent_to_few(more: str, answers: bo
             raise HangUp
         await inner(call)
 
-    async with gateway_of(*[script] * 6) as (running, *_):
-        answer = await request(running.url, ASKED, path="/v1/messages", more=more)
+    answer = (await outcome_of([script] * 6, met, ASKED, "/v1/messages", more)).answer
     assert "(poison)" in error_of(answer)
     assert len(met) == (2 if answers else 3)  # an idle connection may be the reason, so it is sent again
 
@@ -521,7 +469,7 @@ async def test_message_that_breaks_engines_is_sent_to_few(more: str, answers: bo
 def test_call_that_takes_long_is_sent_as_it_comes() -> None:
     seconds = [0.0]
     blocks = SentBlocks(TokenMemory(10_000), b"b", lambda: seconds[0])
-    blocks.take([start("text", text=""), delta("w")])
+    blocks.take([*OPEN, delta("w")])
     held = [stop(), *call_of("f", 1)]
     assert blocks.take(held) == [COMMENT]
     seconds[0] = MAX_HELD_SECONDS + 1

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import openai
 import pytest
@@ -11,14 +10,14 @@ import pytest
 from fairlead_gateway.dialects.chat_forms import chat_form
 from fairlead_gateway.upstream.sent_blocks import SentBlocks
 from fairlead_gateway.upstream.sent_tokens import TokenMemory
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, named_event
+from fairlead_testing.engines.scripted import EngineCall, Script, named_event
+from fairlead_testing.gateway.broken_streams import Event, Part, answer_over_gate, named_events, send_part
+from fairlead_testing.gateway.broken_streams import answer_of as outcome_of
 from fairlead_testing.gateway.running_gateway import gateway_of
-from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+from fairlead_testing.http.raw_client import RawResponse, request
 
 pytestmark = pytest.mark.simulated
 
-Event = dict[str, Any]
-Part = Sequence[bytes | asyncio.Event]
 ASKED: Event = {"model": "tiny", "input": "hi", "max_output_tokens": 50, "stream": True}
 PROMPT = "<user>hi"
 TEXT, THOUGHTS = ("message", "output_text"), ("reasoning", "reasoning_text")
@@ -46,11 +45,7 @@ def talker(*parts: Part, met: list[Event]) -> Script:
             begun = {"id": f"resp_{len(met)}", "model": "tiny", "output": []}
             await call.start_stream()
             await call.chunk(numbered("created", 0, response=begun))
-            for event in parts[len(met) - 1]:
-                await (call.chunk(event) if isinstance(event, bytes) else event.wait())
-            if len(met) < len(parts):
-                raise HangUp
-            await call.chunk(b"")
+            await send_part(call, parts, len(met))
 
     return script
 
@@ -84,17 +79,10 @@ def completed(number: int, *output: Event, **details: int) -> bytes:
     return numbered("completed", number, response={"id": "other", "output": list(output), "usage": usage})
 
 
-def events_of(answer: RawResponse) -> list[Event]:
-    parts = [part.partition("data: ")[2] for part in answer.body.decode().split("\n\n")]
-    return [json.loads(data) for data in parts if data]
-
-
 async def answer_of(*parts: Part, more: str = "") -> list[Event]:
     """The events of an answer; their numbers have no gap, and nothing is kept of it."""
-    script = talker(*parts, met=[])
-    async with gateway_of(script, script) as (running, *_):
-        events = events_of(await request(running.url, ASKED, path="/v1/responses", more=more))
-        assert running.gateway.stack.relay._stream_resume._dispatcher.token_memory.used_bytes == 0
+    outcome = await outcome_of([talker(*parts, met=[])] * 2, [], ASKED, "/v1/responses", more)
+    events = named_events(outcome.answer)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     return events
 
@@ -162,7 +150,7 @@ async def events_until_deadline(gate: asyncio.Event, *parts: Part) -> list[Event
     async with gateway_of(script, script) as (running, *_):
         answer = await request(running.url, ASKED, path="/v1/responses", more="x-request-timeout: 3\r\n")
         gate.set()
-    return events_of(RawResponse(200, {}, [answer.body.replace(b":\n\n", b"")]))
+    return named_events(RawResponse(200, {}, [answer.body.replace(b":\n\n", b"")]))
 
 
 @pytest.mark.sockets
@@ -184,15 +172,7 @@ async def test_numbers_go_on_if_a_continued_stream_outgrows_its_memory() -> None
     async with gateway_of(script, script) as (running, *_):
         memory = running.gateway.stack.relay._stream_resume._dispatcher.token_memory
         memory.max_bytes = 3_000
-        connection = await RawConnection.connect(running.url)
-        await connection.send(post_request(ASKED, path="/v1/responses"))
-        got = await connection.reader.readuntil(b"a a ")
-        gate.set()
-        raw = asyncio.StreamReader()
-        raw.feed_data(got + await connection.reader.read())
-        raw.feed_eof()
-        events = events_of(await RawConnection(raw, connection.writer).read_response())
-        await connection.close()
+        events = named_events(await answer_over_gate(running, ASKED, "/v1/responses", b"a a ", gate))
         assert memory.used_bytes == 0
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert "(memory)" in events[-1]["message"]

@@ -12,6 +12,7 @@ from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
     Script,
+    ends_without_done,
     event,
     hang_up,
     reset,
@@ -332,10 +333,6 @@ async def reports_an_error(call: EngineCall) -> None:
 async def aborts(call: EngineCall) -> None:
     await call.event(ABORTED)
     await call.finish()
-
-
-async def ends_without_done(call: EngineCall) -> None:
-    await call.chunk(b"")
 
 
 async def sends_bad_chunks(call: EngineCall) -> None:

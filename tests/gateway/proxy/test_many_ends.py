@@ -15,7 +15,7 @@ from fairlead.tenants.model import Tenant
 from fairlead_gateway.http.timers import MAX_ENDS_PER_TURN
 from fairlead_gateway.idempotency.worker import keyed_requests
 from fairlead_gateway.routing.load import inflight
-from fairlead_testing.engines.scripted import EngineCall, token
+from fairlead_testing.engines.scripted import silent, silent_after_token
 from fairlead_testing.gateway.running_gateway import (
     ALIKE,
     GOOD,
@@ -36,16 +36,6 @@ pytestmark = pytest.mark.simulated
 COUNT = 200
 PROMPT = "word " * 2_000
 LIMITS = replace(Limits(), queue_seconds=20.0)
-
-
-async def _silent(call: EngineCall) -> None:
-    await call.wait_closed()
-
-
-async def _streaming(call: EngineCall) -> None:
-    await call.start_stream()
-    await call.event(token("a"))
-    await call.wait_closed()
 
 
 class Burst:
@@ -83,7 +73,7 @@ class Burst:
 async def _burst(kind: str, count: int = COUNT) -> AsyncIterator[Burst]:
     body: dict[str, Any] = GOOD | {"messages": [{"role": "user", "content": PROMPT}], "stream": kind == "relayed"}
     more = authorization("acme") + ("x-request-timeout: 30\r\n" if kind == "timed" else "")
-    async with scripted_engine(_streaming if kind == "relayed" else _silent) as engine:
+    async with scripted_engine(silent_after_token if kind == "relayed" else silent) as engine:
         fleet = fleet_of([engine.url], objectives=GROWING if kind == "queued" else ALIKE)
         if kind in ("queued", "assigned"):
             fleet = with_profile(fleet, SLOW)

@@ -7,12 +7,14 @@ import pytest
 from fairlead.fleet.model import InstanceState
 from fairlead.limits import Limits
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token
+from fairlead_testing.gateway.broken_streams import answer_of, send_part
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
+PARTS = [[{"id": "x", **token("one ")}], [{"id": "y", **token("two", "stop")}]]
 PLAIN: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "tell me a story"}]}
 STARTING, READY = InstanceState.STARTING, InstanceState.READY
 STREAM: dict[str, Any] = {**PLAIN, "max_tokens": 60, "temperature": 0, "stream": True}
@@ -57,11 +59,7 @@ async def test_stream_is_resumed_over_a_new_connection_if_the_idle_one_is_stale(
         if len(streams) == 2:
             raise HangUp  # as an engine that closes an idle connection at this moment
         await call.start_stream()
-        if len(streams) == 1:
-            await call.event({"id": "x", **token("one ")})
-            raise HangUp
-        await call.event({"id": "y", **token("two", "stop")})
-        await call.finish()
+        await send_part(call, PARTS, 1 if len(streams) == 1 else 2)
 
     async with scripted_engine(script) as first, scripted_engine(script) as second:
         urls = [first.url, second.url]
@@ -94,18 +92,11 @@ async def test_a_stream_is_resumed_by_an_engine_that_refuses_to_count_its_tokens
             await call.chunk(b"")
             return
         await call.start_stream()
-        if len(streams) == 1:
-            await call.event({"id": "x", **token("one ")})
-            raise HangUp
-        await call.event({"id": "y", **token("two", "stop")})
-        await call.finish()
+        await send_part(call, PARTS, 1 if len(streams) == 1 else 2)
 
-    async with scripted_engine(script) as first, scripted_engine(script) as second:  # noqa: SIM117
-        async with running_gateway(fleet_of([first.url, second.url])) as running:
-            answer = await request(running.url, STREAM)
-            assert answer.events[-1] == "[DONE]", answer.body
-            assert ["stream_options" in call.json for call in streams] == [True, True, False]
-            assert streams[2].json["continue_final_message"] is True
-            assert streams[2].json["max_tokens"] == 59
-            assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
-            assert {load.inflight for load in running.loads().values()} == {0}
+    outcome = await answer_of([script] * 2, [], STREAM)
+    assert outcome.text == "one two"
+    assert ["stream_options" in call.json for call in streams] == [True, True, False]
+    assert streams[2].json["continue_final_message"] is True
+    assert streams[2].json["max_tokens"] == 59
+    assert outcome.continued == {"whole": 1}

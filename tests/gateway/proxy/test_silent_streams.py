@@ -11,7 +11,7 @@ import pytest
 
 from fairlead.limits import Limits
 from fairlead_gateway.resilience.worker.engine_progress import hang_seconds
-from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine
+from fairlead_testing.engines.scripted import EngineCall, event, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request
 
@@ -88,10 +88,6 @@ def rising() -> Callable[[], int]:
     return lambda: next(count)
 
 
-async def no_answer(call: EngineCall) -> None:
-    await call.wait_closed()
-
-
 async def not_found(call: EngineCall) -> None:
     await call.respond({"detail": "Not Found"}, "404 Not Found")
 
@@ -108,12 +104,12 @@ ALIVE: dict[str, tuple[Page, Page, str]] = {
     "it says not what it runs": (shows(None, lambda: 7), healthy, "sglang"),
     "no counters": (shows(1, None), healthy, "vllm"),
     "no page": (not_found, healthy, "sglang"),
-    "a page between steps": (no_answer, healthy, "llamacpp"),
-    "no kind": (no_answer, no_answer, "openai"),
+    "a page between steps": (silent, healthy, "llamacpp"),
+    "no kind": (silent, silent, "openai"),
 }
 HUNG: dict[str, tuple[Page, Page, str]] = {
     "nothing moves": (STILL, healthy, "vllm"),
-    "it does not answer": (no_answer, no_answer, "vllm"),
+    "it does not answer": (silent, silent, "vllm"),
 }
 
 

@@ -7,42 +7,41 @@ from typing import Any
 
 import pytest
 
-from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_testing.engines.disaggregated import engine_processes
-from fairlead_testing.engines.scripted import EngineCall, HangUp, Script
-from fairlead_testing.gateway.running_gateway import (
-    MODEL_KEY,
-    RunningGateway,
-    fleet_of,
-    gateway_of,
-    running_gateway,
-)
-from fairlead_testing.http.raw_client import RawResponse, request
-from fairlead_testing.waiting import wait_until
-from tests.gateway.proxy.test_stream_continuation import (
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, hang_up
+from fairlead_testing.gateway.broken_streams import (
+    BOTH,
     CALL,
     CHAT,
     PROMPT,
     TEXT,
+    Event,
+    Outcome,
+    answer_of,
     broken_after,
+    chat_engine,
     chunk,
     counts,
+    marks_of,
     opening,
+    relayed_stream,
     shown,
     text_of,
     with_draining,
 )
+from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of, gateway_of, running_gateway
+from fairlead_testing.http.raw_client import request
 
 pytestmark = pytest.mark.simulated
 
-SCHEMA: dict[str, Any] = {"response_format": {"type": "json_object"}}
+SCHEMA: Event = {"response_format": {"type": "json_object"}}
 PIECES = ['{"a', '": "', "Z\u00fc", "rich", " <", "\U0001f600", '"', ", ", '"b": ', "1}", ""]
 IDS = list(range(11, 11 + len(PIECES)))
 WHOLE = "".join(PIECES)
 USAGE = counts(len(PROMPT), len(IDS))
 
 
-def grouped(size: int, pieces: Sequence[str] = PIECES, field: str = "content", **more: Any) -> list[dict[str, Any]]:
+def grouped(size: int, pieces: Sequence[str] = PIECES, field: str = "content", **more: Any) -> list[Event]:
     """The events of an answer, with that many tokens in each; the last one ends it."""
     ids, events = range(IDS[0], IDS[0] + len(pieces)), []
     for at in range(0, len(pieces), size):
@@ -52,26 +51,18 @@ def grouped(size: int, pieces: Sequence[str] = PIECES, field: str = "content", *
     return events
 
 
-class Engines:
-    """Engines whose streams break behind an event, one after the other; the last is whole.
+Answer = tuple[list[Event], int | None]
+"""The events of an engine, and how many it sends before it breaks; None: all."""
 
-    met: the bodies that they got.
-    """
 
-    def __init__(self, *answers: tuple[list[dict[str, Any]], int | None]) -> None:
-        self.met: list[dict[str, Any]] = []
-        self._answers = answers
+def replaying(*answers: Answer, met: list[Event]) -> Script:
+    """Returns the script of engines that send one answer for each call. met: gets the bodies."""
 
-    @property
-    def script(self) -> Script:
-        """The script of each of them."""
-        return self._answer
-
-    async def _answer(self, call: EngineCall) -> None:
-        self.met.append(call.json)
-        events, cut = self._answers[len(self.met) - 1]
+    async def script(call: EngineCall) -> None:
+        met.append(call.json)
+        events, cut = answers[len(met) - 1]
         await call.start_stream()
-        named = {"id": f"chatcmpl-{len(self.met)}", "created": len(self.met)}
+        named = {"id": f"chatcmpl-{len(met)}", "created": len(met)}
         for event in [opening(PROMPT), *events[:cut]]:
             await call.event(event | named)
             await asyncio.sleep(0.01)  # simulated; each is a read of its own
@@ -80,43 +71,40 @@ class Engines:
         await call.event(USAGE | named)
         await call.finish()
 
+    return script
 
-async def answer_of(engines: Engines, change: dict[str, Any], count: int = 2) -> tuple[RawResponse, RunningGateway]:
-    async with gateway_of(*[engines.script] * count) as (running, *_):
-        answer = await request(running.url, CHAT | change)
-        assert running.gateway.stack.relay._sent_text_memory.used_bytes == 0
-        assert running.gateway.stack.relay._stream_resume._dispatcher.token_memory.used_bytes == 0
-        return answer, running
+
+async def replayed(change: Event, *answers: Answer, count: int = 2, more: str = "") -> Outcome:
+    """Returns the answer to a chat from engines with these answers."""
+    met: list[Event] = []
+    return await answer_of([replaying(*answers, met=met)] * count, met, CHAT | change, more=more)
 
 
 @pytest.mark.parametrize("cut", range(len(PIECES)))
 async def test_a_schema_stream_that_is_cut_anywhere_is_whole_and_counts_once(cut: int) -> None:
-    engines = Engines((grouped(1), cut), (grouped(1), None))
-    answer, running = await answer_of(engines, SCHEMA)
-    events = shown(answer)
-    assert text_of(events) == WHOLE
+    outcome = await replayed(SCHEMA, (grouped(1), cut), (grouped(1), None))
+    events = outcome.events
+    assert outcome.text == WHOLE
     assert [event["usage"] for event in events if event.get("usage")] == [USAGE["usage"]]
     assert {(event["id"], event["created"]) for event in events} == {("chatcmpl-1", 1)}
-    assert [event["fairlead_continued_at"] for event in events if "fairlead_continued_at" in event] == [cut]
-    assert sum('"role"' in data for data in answer.events) == 1
-    assert all('token_ids":[' not in data for data in answer.events)
-    first, second = engines.met
+    assert marks_of(events) == [cut]
+    assert sum('"role"' in data for data in outcome.answer.events) == 1
+    assert all('token_ids":[' not in data for data in outcome.answer.events)
+    first, second = outcome.met
     assert first == second
     assert isinstance(first["seed"], int)
-    logged = running.gateway.decisions.latest(1)[0]
+    logged = outcome.running.gateway.decisions.latest(1)[0]
     assert f"continued by replay after cut, behind {cut} tokens" in logged.latest.decision.reason
     assert (logged.error, logged.output_tokens, logged.recomputed_tokens) == (None, len(IDS), len(PROMPT) + cut)
     assert logged.break_seconds is not None
-    assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
-    assert {load.inflight for load in running.loads().values()} == {0}
+    assert outcome.continued == {"whole": 1}
 
 
 @pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (2, 3), (2, 20)], ids=str)
 async def test_a_replay_with_other_events_is_cut_within_one(sizes: tuple[int, int]) -> None:
     first, second = (grouped(size) for size in sizes)
     for cut in range(1, len(first)):
-        answer, _ = await answer_of(Engines((first, cut), (second, None)), SCHEMA)
-        assert text_of(shown(answer)) == WHOLE, cut
+        assert (await replayed(SCHEMA, (first, cut), (second, None))).text == WHOLE, cut
 
 
 @pytest.mark.parametrize(
@@ -124,12 +112,11 @@ async def test_a_replay_with_other_events_is_cut_within_one(sizes: tuple[int, in
     [{"stop": ["never"]}, {"frequency_penalty": 0.5}, {"bad_words": ["x"]}, {"structured_outputs": {"regex": "a+"}}],
     ids=lambda change: next(iter(change)),
 )
-async def test_what_engines_begin_anew_is_replayed(change: dict[str, Any]) -> None:
-    engines = Engines((grouped(1), 4), (grouped(1), None))
-    answer, _ = await answer_of(engines, change)
-    assert text_of(shown(answer)) == WHOLE
-    assert engines.met[0] == engines.met[1]
-    assert "seed" in engines.met[0]
+async def test_what_engines_begin_anew_is_replayed(change: Event) -> None:
+    outcome = await replayed(change, (grouped(1), 4), (grouped(1), None))
+    assert outcome.text == WHOLE
+    assert outcome.met[0] == outcome.met[1]
+    assert "seed" in outcome.met[0]
 
 
 @pytest.mark.parametrize(
@@ -143,24 +130,20 @@ async def test_what_engines_begin_anew_is_replayed(change: dict[str, Any]) -> No
     ],
     ids=["own", "greedy", "not replayed", "no penalty", "from its tokens"],
 )
-async def test_only_sampled_requests_that_need_a_replay_get_a_seed(change: dict[str, Any], seed: int | None) -> None:
-    engines = Engines((grouped(1), None))
-    await answer_of(engines, change, 1)
-    assert engines.met[0].get("seed") == seed
+async def test_only_sampled_requests_that_need_a_replay_get_a_seed(change: Event, seed: int | None) -> None:
+    assert (await replayed(change, (grouped(1), None), count=1)).met[0].get("seed") == seed
 
 
 async def test_a_seed_of_null_is_none() -> None:
-    engines = Engines((grouped(1), None))
-    await answer_of(engines, SCHEMA | {"seed": None}, 1)
-    assert isinstance(engines.met[0]["seed"], int)
+    assert isinstance((await replayed(SCHEMA | {"seed": None}, (grouped(1), None), count=1)).met[0]["seed"], int)
 
 
-def other_text(at: int) -> list[dict[str, Any]]:
+def other_text(at: int) -> list[Event]:
     """The answer with one event whose tokens are the same, and whose text is not."""
     return grouped(1, [*PIECES[:at], "x" * len(PIECES[at]), *PIECES[at + 1 :]])
 
 
-def other_tokens(at: int) -> list[dict[str, Any]]:
+def other_tokens(at: int) -> list[Event]:
     """The answer with one event whose text is the same, and whose tokens are not."""
     events = grouped(1)
     events[at]["choices"][0]["token_ids"] = [99]
@@ -179,58 +162,47 @@ def other_tokens(at: int) -> list[dict[str, Any]]:
     ],
     ids=["text", "tokens", "ends", "breaks off", "another field", "text before its tokens"],
 )
-async def test_a_replay_that_differs_ends_the_stream_and_shows_nothing(second: list[dict[str, Any]]) -> None:
-    answer, running = await answer_of(Engines((grouped(1), 4), (second, None)), SCHEMA)
-    assert "no engine could continue it (replay-differs)" in answer.events[-1]
-    assert text_of([json.loads(data) for data in answer.events[:-1]]) == "".join(PIECES[:4])
-    assert running.gateway.telemetry.models[MODEL_KEY].not_continued == {"replay-differs": 1}
-    assert running.gateway.telemetry.models[MODEL_KEY].continued == {"broken": 1}
-    assert running.gateway.decisions.latest(1)[0].not_continued == "replay-differs"
+async def test_a_replay_that_differs_ends_the_stream_and_shows_nothing(second: list[Event]) -> None:
+    outcome = await replayed(SCHEMA, (grouped(1), 4), (second, None))
+    assert outcome.refusal == "replay-differs"
+    assert text_of([json.loads(data) for data in outcome.answer.events[:-1]]) == "".join(PIECES[:4])
+    assert outcome.running.gateway.telemetry.models[MODEL_KEY].not_continued == {"replay-differs": 1}
+    assert outcome.continued == {"broken": 1}
+    assert outcome.running.gateway.decisions.latest(1)[0].not_continued == "replay-differs"
 
 
 async def test_an_engine_with_another_prompt_replays_nothing() -> None:
     async def script(call: EngineCall) -> None:
-        met.append(call)
+        met.append(call.json)
         await call.start_stream()
-        await call.event(opening(PROMPT[: 4 - len(met)]))
-        for event in grouped(1)[:4]:
+        for event in (opening(PROMPT[: 4 - len(met)]), *grouped(1)[:4]):
             await call.event(event)
-        if len(met) == 1:
-            raise HangUp
-        await call.finish()
+        await (hang_up if len(met) == 1 else EngineCall.finish)(call)
 
-    met: list[EngineCall] = []
-    async with gateway_of(script, script) as (running, *_):
-        answer = await request(running.url, CHAT | SCHEMA)
-    assert "(replay-differs)" in answer.events[-1]
+    met: list[Event] = []
+    assert (await answer_of([script] * 2, met, CHAT | SCHEMA)).refusal == "replay-differs"
 
 
 async def test_a_second_and_a_third_break_are_replayed_from_the_start() -> None:
     pieces = [f"{number} " for number in range(40)]
     whole = grouped(1, pieces)
     # The second engine breaks before it comes to where the first one broke.
-    engines = Engines((whole, 20), (whole, 10), (whole, 35), (whole, None))
-    answer, running = await answer_of(engines, SCHEMA, 4)
-    events = shown(answer)
-    assert text_of(events) == "".join(pieces)
-    assert len(engines.met) == 4
-    assert all(body == engines.met[0] for body in engines.met)
-    assert [event["fairlead_continued_at"] for event in events if "fairlead_continued_at" in event] == [20, 35]
-    assert running.gateway.telemetry.models[MODEL_KEY].continued == {"whole": 1}
+    outcome = await replayed(SCHEMA, (whole, 20), (whole, 10), (whole, 35), (whole, None), count=4)
+    assert outcome.text == "".join(pieces)
+    assert outcome.met == [outcome.met[0]] * 4
+    assert marks_of(outcome.events) == [20, 35]
+    assert outcome.continued == {"whole": 1}
 
 
 async def test_a_request_on_which_engines_end_at_the_same_token_goes_to_no_third() -> None:
-    engines = Engines((grouped(1), 9), (grouped(1), 9), (grouped(1), None))
-    answer, _ = await answer_of(engines, SCHEMA, 3)
-    assert "no engine could continue it (poison)" in answer.events[-1]
-    assert len(engines.met) == 2
+    outcome = await replayed(SCHEMA, (grouped(1), 9), (grouped(1), 9), (grouped(1), None), count=3)
+    assert (outcome.refusal, len(outcome.met)) == ("poison", 2)
 
 
 async def test_a_break_behind_the_finish_needs_no_other_engine() -> None:
-    engines = Engines((grouped(1), len(PIECES)))
-    answer, _ = await answer_of(engines, SCHEMA)
-    assert text_of(shown(answer)) == WHOLE
-    assert shown(answer)[-1]["usage"]["completion_tokens"] == len(IDS)
+    outcome = await replayed(SCHEMA, (grouped(1), len(PIECES)))
+    assert outcome.text == WHOLE
+    assert outcome.events[-1]["usage"]["completion_tokens"] == len(IDS)
 
 
 async def test_reasoning_and_content_are_compared_apart_and_calls_follow_them() -> None:
@@ -240,24 +212,20 @@ async def test_reasoning_and_content_are_compared_apart_and_calls_follow_them() 
     first = [*thought, chunk({"content": "So:"}, [13]), *ends]
     merged = [chunk({"reasoning": "I see", "content": "So:"}, [11, 12, 13]), *ends]
     for cut in range(1, 5):
-        engines = Engines((first, cut), (merged, None))
-        answer, _ = await answer_of(engines, {"tool_choice": "required", "tools": []})
-        deltas = [choice["delta"] for event in shown(answer) for choice in event["choices"]]
+        outcome = await replayed({"tool_choice": "required", "tools": []}, (first, cut), (merged, None))
+        deltas = [choice["delta"] for choice in outcome.choices]
         assert "".join(delta.get("reasoning") or "" for delta in deltas) == "I see"
-        assert "".join(delta.get("content") or "" for delta in deltas) == "So:"
+        assert outcome.text == "So:"
         assert sum(len(delta.get("tool_calls") or []) for delta in deltas) == 1
 
 
 async def test_a_client_that_asks_for_token_ids_gets_each_once() -> None:
     for cut in range(1, 6):
-        engines = Engines((grouped(2), cut), (grouped(3), None))
-        answer, _ = await answer_of(engines, SCHEMA | {"return_token_ids": True})
-        events = shown(answer)
-        assert [token for event in events for one in event["choices"] for token in one.get("token_ids") or []] == IDS
-        assert text_of(events) == WHOLE
+        outcome = await replayed(SCHEMA | {"return_token_ids": True}, (grouped(2), cut), (grouped(3), None))
+        assert (outcome.token_ids, outcome.text) == (IDS, WHOLE)
 
 
-def with_logprobs(size: int) -> list[dict[str, Any]]:
+def with_logprobs(size: int) -> list[Event]:
     """The events of an answer with the log probability of each token."""
     events = grouped(size)
     for event in events:
@@ -267,48 +235,40 @@ def with_logprobs(size: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("change", [{}, {"stop": ["x"]}], ids=["schema", "stop"])
-async def test_log_probabilities_come_once_for_each_token(change: dict[str, Any]) -> None:
+async def test_log_probabilities_come_once_for_each_token(change: Event) -> None:
     for cut in range(1, 6):
-        engines = Engines((with_logprobs(2), cut), (with_logprobs(3), None))
-        answer, _ = await answer_of(engines, SCHEMA | change | {"logprobs": True})
-        given = [one["logprobs"]["content"] for event in shown(answer) for one in event["choices"] if one["logprobs"]]
+        change = SCHEMA | change | {"logprobs": True}
+        outcome = await replayed(change, (with_logprobs(2), cut), (with_logprobs(3), None))
+        given = [choice["logprobs"]["content"] for choice in outcome.choices if choice["logprobs"]]
         assert [entry["logprob"] for entries in given for entry in entries] == [-token for token in IDS]
-        assert text_of(shown(answer)) == WHOLE
+        assert outcome.text == WHOLE
 
 
 @pytest.mark.parametrize("logprobs", [{"content": []}, {"content": {}}, {}, []], ids=str)
 async def test_log_probabilities_that_are_not_by_token_end_the_stream(logprobs: Any) -> None:
-    engines = Engines((grouped(2), 2), (grouped(3, logprobs=logprobs), None))
-    answer, _ = await answer_of(engines, SCHEMA | {"logprobs": True})
-    assert "no engine could continue it (logprobs)" in answer.events[-1]
+    answers = (grouped(2), 2), (grouped(3, logprobs=logprobs), None)
+    assert (await replayed(SCHEMA | {"logprobs": True}, *answers)).refusal == "logprobs"
 
 
 async def test_an_engine_that_hides_its_tokens_replays_nothing() -> None:
     hidden = grouped(1)
     for event in hidden:
         event["choices"][0]["token_ids"] = None
-    answer, _ = await answer_of(Engines((grouped(1), 3), (hidden, None)), SCHEMA)
-    assert "no engine could continue it (no-token-ids)" in answer.events[-1]
+    assert (await replayed(SCHEMA, (grouped(1), 3), (hidden, None))).refusal == "no-token-ids"
 
 
 async def test_requests_beyond_the_memory_of_all_are_not_kept() -> None:
-    engines = Engines((grouped(1), 3), (grouped(1), None))
-    async with gateway_of(engines.script, engines.script) as (running, *_):
+    script = replaying((grouped(1), 3), (grouped(1), None), met=[])
+    async with gateway_of(script, script) as (running, *_):
         running.gateway.stack.relay._sent_text_memory.max_bytes = 10
         answer = await request(running.url, CHAT | SCHEMA)
     assert "no engine could continue it (memory)" in answer.events[-1]
 
 
 async def test_a_stream_with_a_deadline_is_replayed_too() -> None:
-    engines = Engines((grouped(1), 4), (grouped(3), None))
-    async with gateway_of(engines.script, engines.script) as (running, *_):
-        answer = await request(running.url, CHAT | SCHEMA, more="x-request-timeout: 60\r\n")
-        assert text_of(shown(answer)) == WHOLE
-        assert running.gateway.stack.relay._sent_text_memory.used_bytes == 0
-    engines = Engines((grouped(1), 4), (other_text(2), None))
-    async with gateway_of(engines.script, engines.script) as (running, *_):
-        answer = await request(running.url, CHAT | SCHEMA, more="x-request-timeout: 60\r\n")
-        assert "no engine could continue it (replay-differs)" in answer.events[-1]
+    more = "x-request-timeout: 60\r\n"
+    assert (await replayed(SCHEMA, (grouped(1), 4), (grouped(3), None), more=more)).text == WHOLE
+    assert (await replayed(SCHEMA, (grouped(1), 4), (other_text(2), None), more=more)).refusal == "replay-differs"
 
 
 ODD: list[Any] = [7, 1.5, True, "x", {}, {"a": [1]}, [], [7], ["x"], [[]], None]
@@ -317,21 +277,18 @@ ODD: list[Any] = [7, 1.5, True, "x", {}, {"a": [1]}, [], [7], ["x"], [[]], None]
 @pytest.mark.parametrize("change", [SCHEMA, {}], ids=["replay", "tokens"])
 @pytest.mark.parametrize("field", ["token_ids", "delta", "logprobs", "finish_reason", "choices", "usage", "content"])
 async def test_next_engine_that_sends_fields_of_other_types_breaks_no_more_than_its_stream(
-    field: str, change: dict[str, Any]
+    field: str, change: Event
 ) -> None:
     for value in ODD:
         first, second = grouped(1), grouped(1)
         for event in second[1:]:
-            choice: dict[str, Any] = event["choices"][0]
+            choice: Event = event["choices"][0]
             holder = event if field in ("choices", "usage") else choice["delta"] if field == "content" else choice
             event["other"] = {"token_ids": choice["token_ids"]}
             holder[field] = value
-        engines = Engines((first, 4), (second, None), *[(grouped(1), 0)] * 8)
-        async with gateway_of(*[engines.script] * 2) as (running, *_):
-            answer = await request(running.url, CHAT | change)
-            assert answer.events[-1] == "[DONE]" or "error" in json.loads(answer.events[-1]), value
-            assert "internal" not in answer.events[-1], value
-            assert running.gateway.stack.relay._token_memory.used_bytes == 0
+        last = (await replayed(change, (first, 4), (second, None), *[(grouped(1), 0)] * 8)).answer.events[-1]
+        assert last == "[DONE]" or "error" in json.loads(last), value
+        assert "internal" not in last, value
 
 
 @pytest.mark.parametrize("value", ODD, ids=str)
@@ -340,30 +297,17 @@ async def test_last_event_of_any_type_is_no_defect(value: Any) -> None:
         event = chunk({"content": "one "}, [21, 22])
         (event if field == "choices" else event["choices"][0])[field] = value
         event["other"] = {"token_ids": [21, 22]}
-        engines = Engines((([*grouped(1)[:2], event]), 3), *[(grouped(1), 0)] * 8)
-        async with gateway_of(*[engines.script] * 2) as (running, *_):
-            answer = await request(running.url, CHAT)
-            assert answer.events[-1] == "[DONE]" or "internal" not in answer.events[-1], value
+        outcome = await replayed({}, ([*grouped(1)[:2], event], 3), *[(grouped(1), 0)] * 8)
+        assert "internal" not in outcome.answer.events[-1], value
 
 
 async def test_a_stream_that_needs_a_replay_stays_where_it_drains() -> None:
     go_on = asyncio.Event()
-
-    async def script(call: EngineCall) -> None:
-        met.append(call)
-        await call.start_stream()
-        await call.event(opening(PROMPT))
-        for event in grouped(1):
-            await call.event(event)
-            await go_on.wait()
-        await call.finish()
-
-    met: list[EngineCall] = []
+    met: list[Event] = []
+    script = chat_engine([grouped(1)[0], go_on, *grouped(1)[1:]], met=met)
     async with gateway_of(script, script) as (running, *_), asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(request(running.url, CHAT | SCHEMA))
-        await wait_until(lambda: any(isinstance(one, RelayedStream) for one in running.gateway._inflight.values()))
-        (stream,) = running.gateway._inflight.values()
-        assert isinstance(stream, RelayedStream)
+        stream = await relayed_stream(running)
         with_draining(running, stream.instance_id)
         assert not stream.move()
         go_on.set()
@@ -372,30 +316,27 @@ async def test_a_stream_that_needs_a_replay_stays_where_it_drains() -> None:
 
 
 async def test_a_completion_that_echoes_its_prompt_is_asked_for_no_tokens() -> None:
-    engines = Engines((grouped(1), None))
-    async with gateway_of(engines.script) as (running, *_):
-        await request(running.url, TEXT | {"echo": True}, path="/v1/completions")
-    assert "return_token_ids" not in engines.met[0]
+    met: list[Event] = []
+    await answer_of([replaying((grouped(1), None), met=met)], met, TEXT | {"echo": True}, "/v1/completions")
+    assert "return_token_ids" not in met[0]
 
 
 @pytest.mark.sockets
-@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+@pytest.mark.parametrize(("path", "body"), BOTH)
 @pytest.mark.parametrize(
     "change",
     [{"stop": ["never said"]}, {"presence_penalty": 0.5}, {"stop": ["never said"], "temperature": 0}],
     ids=["stop", "penalty", "greedy"],
 )
-async def test_streams_of_killed_engines_have_the_text_of_unbroken_ones(
-    path: str, body: dict[str, Any], change: dict[str, Any]
-) -> None:
+async def test_streams_of_killed_engines_have_the_text_of_unbroken_ones(path: str, body: Event, change: Event) -> None:
     body = {**body, "ignore_eos": True, "max_tokens": 200, "seed": 5, **change}
     async with (
         engine_processes(2, "--speed", "0.5") as engines,
         running_gateway(fleet_of([engine.url for engine in engines])) as running,
     ):
         whole = shown(await request(running.url, body, path=path))
-        events = shown(await broken_after(9, running, engines, body, path))
+        events = shown(await broken_after(9, running, engines, (path, body)))
         assert text_of(events) == text_of(whole)
         assert events[-1]["usage"] == whole[-1]["usage"]
-        (marked,) = [event for event in events if "fairlead_continued_at" in event]
-        assert 6 <= marked["fairlead_continued_at"] < 200
+        (mark,) = marks_of(events)
+        assert 6 <= mark < 200

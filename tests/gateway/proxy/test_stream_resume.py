@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,17 +15,10 @@ from fairlead_gateway.proxy.continuation import SentText, splice_events
 from fairlead_gateway.upstream.sent_tokens import TokenMemory
 from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_testing.engines.disaggregated import engine_processes
-from fairlead_testing.engines.scripted import (
-    EngineCall,
-    HangUp,
-    Script,
-    event,
-    role,
-    scripted_engine,
-    streams,
-    token,
-    usage,
-)
+from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, role, scripted_engine, streams, token, usage
+from fairlead_testing.gateway.broken_streams import CHAT as SAMPLED_CHAT
+from fairlead_testing.gateway.broken_streams import TEXT as SAMPLED_TEXT
+from fairlead_testing.gateway.broken_streams import Part, broken_after, send_part, shown, text_of
 from fairlead_testing.gateway.running_gateway import (
     MODEL_KEY,
     RecordedReports,
@@ -34,72 +26,35 @@ from fairlead_testing.gateway.running_gateway import (
     fleet_of,
     gateway_of,
     running_gateway,
+    with_profile,
 )
-from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request, request
+from fairlead_testing.http.raw_client import request
 from fairlead_testing.waiting import wait_until
 
 pytestmark = pytest.mark.simulated
 
-PROFILE = builtin_profile("h100-llama8b")
-CHAT: dict[str, Any] = {
-    "model": "tiny",
-    "messages": [{"role": "user", "content": "tell me a story"}],
-    "max_tokens": 200,
-    "temperature": 0,
-    "stream": True,
-    "stream_options": {"include_usage": True},
-}
-TEXT: dict[str, Any] = {**CHAT, "prompt": "once upon a time"}
-del TEXT["messages"]
-
-
-def text_of(events: list[str]) -> str:
-    """The text of a stream."""
-    parts = []
-    for data in events:
-        for choice in [] if data == "[DONE]" else json.loads(data).get("choices", []):
-            parts.append(choice["text"] if "text" in choice else choice["delta"].get("content") or "")
-    return "".join(parts)
-
-
-async def broken_by(
-    number: signal.Signals, running: RunningGateway, engines: list[Any], body: dict[str, Any], path: str
-) -> RawResponse:
-    """The answer to a request whose engine gets a signal once some of it has come."""
-    connection = await RawConnection.connect(running.url)
-    await connection.send(post_request(body, path=path))
-    head = await connection.reader.readuntil(b"\r\n\r\n")
-    used = next(line for line in head.split(b"\r\n") if line.startswith(b"x-fairlead-instance"))
-    got = b""
-    for _ in range(8):
-        got += await connection.reader.readuntil(b"\n\n\r\n")
-    engines[int(used.split(b"e-")[1][:1])].send(number)
-    raw = asyncio.StreamReader()
-    raw.feed_data(head + got + await connection.reader.read())
-    raw.feed_eof()
-    answer = await RawConnection(raw, connection.writer).read_response()
-    await connection.close()
-    return answer
+CHAT = SAMPLED_CHAT | {"max_tokens": 200, "temperature": 0}
+TEXT = SAMPLED_TEXT | {"max_tokens": 200, "temperature": 0}
+CHAT_PATH, TEXT_PATH = "/v1/chat/completions", "/v1/completions"
 
 
 @pytest.mark.sockets
-@pytest.mark.parametrize(("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)])
+@pytest.mark.parametrize(("path", "body"), [(CHAT_PATH, CHAT), (TEXT_PATH, TEXT)])
 async def test_greedy_stream_is_the_same_when_its_engine_is_killed(path: str, body: dict[str, Any]) -> None:
     async with (
         engine_processes(2, "--speed", "0.5") as engines,
         running_gateway(fleet_of([engine.url for engine in engines])) as running,
     ):
         whole = await request(running.url, body, path=path)
-        broken = await broken_by(signal.SIGKILL, running, engines, body, path)
+        broken = await broken_after(8, running, engines, (path, body))
         assert broken.complete
-        assert broken.events[-1] == "[DONE]"
-        assert text_of(broken.events) == text_of(whole.events)
-        shown = [json.loads(data) for data in broken.events[:-1]]
-        assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in shown}) == 1
-        counted, expected = shown[-1]["usage"], json.loads(whole.events[-2])["usage"]
-        assert counted["completion_tokens"] == expected["completion_tokens"] == 200
-        assert counted["prompt_tokens"] == expected["prompt_tokens"]
-        assert counted["total_tokens"] == expected["total_tokens"]
+        events = shown(broken)
+        assert text_of(events) == text_of(shown(whole))
+        assert len({(event["id"], event["created"], event["model"]) for event in events}) == 1
+        counted, expected = events[-1]["usage"], shown(whole)[-1]["usage"]
+        for name in ("completion_tokens", "prompt_tokens", "total_tokens"):
+            assert counted[name] == expected[name]
+        assert counted["completion_tokens"] == 200
         logged = running.gateway.decisions.latest(1)[0]
         assert [record.decision.rule for record in logged.records][-1] == "continue-1"
         assert (logged.status, logged.error, logged.output_tokens) == (200, None, 200)
@@ -114,31 +69,30 @@ async def test_greedy_stream_of_a_silent_engine_that_no_longer_listens_is_resume
         engine_processes(2, "--speed", "0.5", "--on-sigterm", "silence") as engines,
         running_gateway(fleet_of([engine.url for engine in engines]), limits) as running,
     ):
-        path = "/v1/chat/completions"
-        whole = await request(running.url, CHAT, path=path)
-        rest = await broken_by(signal.SIGTERM, running, engines, CHAT, path)
-        assert rest.events[-1] == "[DONE]"
-        assert text_of(rest.events) == text_of(whole.events)
+        whole = await request(running.url, CHAT)
+        rest = await broken_after(8, running, engines, (CHAT_PATH, CHAT), signal.SIGTERM)
+        assert text_of(shown(rest)) == text_of(shown(whole))
         reason = running.gateway.decisions.latest(1)[0].latest.decision.reason
         assert reason.startswith("continued after gone, behind "), reason
 
 
-def breaks_then_goes_on(met: list[EngineCall]) -> Script:
-    """Says two tokens and breaks off; the next engine says two more."""
+PARTS: list[Part] = [
+    [role(), token("one "), token("two ")],
+    [role(), token("three "), token("four", "stop"), usage(9, 4, 2)],
+]
+
+
+def breaks_then_goes_on(met: list[EngineCall], *parts: Part) -> Script:
+    """Sends one part for each call, and breaks off but after the last."""
 
     async def script(call: EngineCall) -> None:
         met.append(call)
         await call.start_stream()
         named = {"id": f"chatcmpl-{len(met)}", "created": len(met), "model": "tiny"}
-        await call.event({**named, **role()})
-        if len(met) == 1:
-            await call.event({**named, **token("one ")})
-            await call.event({**named, **token("two ")})
-            raise HangUp
-        await call.event({**named, **token("three ")})
-        await call.event({**named, **token("four", "stop")})
-        await call.event({**named, **usage(9, 4, 2)})
-        await call.finish()
+        named_parts = [
+            [named | event if isinstance(event, dict) else event for event in part] for part in parts or PARTS
+        ]
+        await send_part(call, named_parts, len(met))
 
     return script
 
@@ -148,8 +102,7 @@ async def test_the_other_engine_gets_the_answer_so_far_and_what_is_left_of_the_t
     script = breaks_then_goes_on(met)
     async with gateway_of(script, script) as (running, *_):
         answer = await request(running.url, CHAT)
-        assert text_of(answer.events) == "one two three four"
-        assert answer.events[-1] == "[DONE]"
+        assert text_of(shown(answer)) == "one two three four"
         first, second = met[0].json, met[1].json
         assert second["messages"] == [*first["messages"], {"role": "assistant", "content": "one two "}]
         assert (second["continue_final_message"], second["add_generation_prompt"]) == (True, False)
@@ -215,26 +168,13 @@ def planned_sequences(running: RunningGateway) -> dict[str, int]:
 
 async def test_the_kv_of_a_resumed_stream_is_planned_at_the_engine_that_resumes_it() -> None:
     calls: list[EngineCall] = []
-    streaming, done = asyncio.Event(), asyncio.Event()
-
-    async def script(call: EngineCall) -> None:
-        calls.append(call)
-        await call.start_stream()
-        await call.event({"id": "a", "created": 1, "model": "tiny", **token("one ")})
-        if len(calls) == 1:
-            raise HangUp
-        streaming.set()
-        await done.wait()
-        await call.event({"id": "b", "created": 2, "model": "tiny", **token("two", "stop")})
-        await call.finish()
-
+    done = asyncio.Event()
+    script = breaks_then_goes_on(calls, [token("one ")], [token("one "), done, token("two", "stop")])
     async with scripted_engine(script) as first, scripted_engine(script) as second:
-        fleet = fleet_of([first.url, second.url])
-        instances = tuple(replace(instance, profile=PROFILE) for instance in fleet.instances[MODEL_KEY])
-        fleet = replace(fleet, instances={MODEL_KEY: instances})
+        fleet = with_profile(fleet_of([first.url, second.url]), builtin_profile("h100-llama8b"))
         async with running_gateway(fleet) as running, asyncio.TaskGroup() as tasks:
             answer = tasks.create_task(request(running.url, CHAT))
-            await streaming.wait()
+            await wait_until(lambda: len(calls) == 2)
             record = running.gateway.decisions.latest(1)[0].latest
             assert planned_sequences(running) == {record.decision.chosen: 1}
             done.set()
@@ -282,36 +222,21 @@ _NULLS = (
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/v1/chat/completions", {**CHAT, **dict.fromkeys((*_NULLS, "top_logprobs", "tools", "tool_choice"))}),
-        ("/v1/completions", {**TEXT, **dict.fromkeys((*_NULLS, "echo", "suffix", "best_of"))}),
-        ("/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True, "continuous_usage_stats": None}}),
-        ("/v1/chat/completions", {**CHAT, "continue_final_message": False, "return_token_ids": False}),
-        ("/v1/chat/completions", {**CHAT, "metadata": {"use_beam_search": "yes"}}),
+        (CHAT_PATH, {**CHAT, **dict.fromkeys((*_NULLS, "top_logprobs", "tools", "tool_choice"))}),
+        (TEXT_PATH, {**TEXT, **dict.fromkeys((*_NULLS, "echo", "suffix", "best_of"))}),
+        (CHAT_PATH, {**CHAT, "stream_options": {"include_usage": True, "continuous_usage_stats": None}}),
+        (CHAT_PATH, {**CHAT, "continue_final_message": False, "return_token_ids": False}),
+        (CHAT_PATH, {**CHAT, "metadata": {"use_beam_search": "yes"}}),
     ],
 )
 async def test_what_is_null_is_absent_and_the_stream_goes_on(path: str, body: dict[str, Any]) -> None:
     met: list[EngineCall] = []
-
-    async def script(call: EngineCall) -> None:
-        met.append(call)
-        await call.start_stream()
-        first = len(met) == 1
-        piece: dict[str, Any] = token("one " if first else "two", None if first else "stop")
-        if path == "/v1/completions":
-            piece["choices"][0] = {
-                "index": 0,
-                "text": "one " if first else "two",
-                "finish_reason": None if first else "stop",
-            }
-        await call.event({"id": "x", **piece})
-        if first:
-            raise HangUp
-        await call.finish()
-
+    pieces = token("one "), token("two", "stop")
+    for piece in pieces if path == TEXT_PATH else ():
+        piece["choices"][0]["text"] = piece["choices"][0].pop("delta")["content"]
+    script = breaks_then_goes_on(met, *[[piece] for piece in pieces])
     async with gateway_of(script, script) as (running, *_):
-        answer = await request(running.url, body, path=path)
-        assert text_of(answer.events) == "one two"
-        assert answer.events[-1] == "[DONE]"
+        assert text_of(shown(await request(running.url, body, path=path))) == "one two"
         assert len(met) == 2
 
 
@@ -324,16 +249,10 @@ async def test_a_seed_allows_it_too() -> None:
 
 async def test_resumed_stream_that_breaks_again_ends_with_an_error_at_no_third_engine() -> None:
     met: list[EngineCall] = []
-
-    async def script(call: EngineCall) -> None:
-        met.append(call)
-        await call.start_stream()
-        await call.chunk(event({"id": "x", **token("a ")}))
-        raise HangUp
-
+    script = breaks_then_goes_on(met, *[[token("a ")]] * 3, [])
     async with gateway_of(script, script, script) as (running, *_):
         answer = await request(running.url, CHAT)
-        assert text_of(answer.events[:-1]) == "a a "
+        assert text_of([json.loads(data) for data in answer.events[:-1]]) == "a a "
         assert '"code":"stream_cut"' in answer.events[-1]
         assert len(met) == 2
         assert running.gateway.telemetry.models[MODEL_KEY].continued == {"broken": 1}
@@ -364,7 +283,7 @@ async def test_silent_resumption_is_awaited_however_long_ago_the_stream_began() 
         old.set()
         await wait_until(lambda: any(record.consecutive_failures["timeout"] for record in breaker._records.values()))
         go_on.set()
-        assert text_of((await asked).events) == "one two"
+        assert text_of(shown(await asked)) == "one two"
 
 
 async def test_a_stream_longer_than_what_is_kept_is_not_continued() -> None:

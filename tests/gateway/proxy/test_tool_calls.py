@@ -11,10 +11,10 @@ import pytest
 from fairlead_gateway.dialects.chat import CHAT
 from fairlead_gateway.proxy.tool_calls import MAX_NUMBERED_BYTES, MAX_NUMBERED_CALLS, ToolCallIndexer
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script
+from fairlead_testing.gateway.broken_streams import CHAT as CHAT_BODY
+from fairlead_testing.gateway.broken_streams import chunk, counts, opening, shown
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, gateway_of
 from fairlead_testing.http.raw_client import request
-from tests.gateway.proxy.test_stream_continuation import CHAT as CHAT_BODY
-from tests.gateway.proxy.test_stream_continuation import chunk, counts, opening, shown
 
 pytestmark = pytest.mark.simulated
 

@@ -10,7 +10,17 @@ import pytest
 
 from fairlead.fleet.model import Fleet, RequestPolicy
 from fairlead.limits import Limits
-from fairlead_testing.engines.scripted import EngineCall, HangUp, event, named_event, scripted_engine, silent
+from fairlead_testing.engines.scripted import (
+    EngineCall,
+    HangUp,
+    ends_without_done,
+    event,
+    hang_up,
+    named_event,
+    reset,
+    scripted_engine,
+    silent,
+)
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request
 
@@ -63,14 +73,6 @@ ANSWERS: dict[str, tuple[str, dict[str, Any], bytes]] = {
 ENDS: dict[bool, bytes] = {False: b"[DONE]", True: b'"message_stop"'}
 
 
-async def _resets(call: EngineCall) -> None:
-    call.reset()
-
-
-async def _hangs_up(call: EngineCall) -> None:
-    raise HangUp
-
-
 async def _cuts_an_event(call: EngineCall) -> None:
     await call.chunk(b'data: {"choices": [], "us')
     raise HangUp
@@ -81,11 +83,7 @@ async def _sends_no_json(call: EngineCall) -> None:
     await call.wait_closed()
 
 
-async def _ends_orderly(call: EngineCall) -> None:
-    await call.chunk(b"")
-
-
-BREAKS = [_resets, _hangs_up, _cuts_an_event, _sends_no_json, _ends_orderly, silent]
+BREAKS = [reset, hang_up, _cuts_an_event, _sends_no_json, ends_without_done, silent]
 
 
 def _fleet(urls: list[str], engine: str, *, resumes: bool = True) -> Fleet:
@@ -171,7 +169,7 @@ async def test_deadline_of_a_client_behind_the_finish_reason(name: str, engine: 
 
 
 async def test_usage_that_the_client_wants_is_counted_by_the_tokens() -> None:
-    answer, running, _ = await _answer("ids", "vllm", _resets, stream_options={"include_usage": True})
+    answer, running, _ = await _answer("ids", "vllm", reset, stream_options={"include_usage": True})
     check_whole("ids", answer, running)
     (usage,) = [found for found in map(json.loads, answer.events[:-1]) if not found["choices"]]
     assert usage["usage"] == {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2}

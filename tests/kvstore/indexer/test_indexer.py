@@ -20,7 +20,7 @@ from fairlead_kvstore.reader.engine_subscription import (
 )
 from fairlead_kvstore.reader.namespace_slots import NamespaceSlots
 from fairlead_testing.kvstore.block_store import SingleInstanceStore, restored_table, stored_event
-from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, frames, indexer_harness
+from fairlead_testing.kvstore.indexer_harness import MODEL, IndexerHarness, exact_engine, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmqEngine
 from fairlead_testing.waiting import wait_until
@@ -133,10 +133,7 @@ async def test_instances_follow_the_fleet() -> None:
 
 
 async def test_sleep_drops_blocks_before_the_engine_reports_a_clear() -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A) as (stage, engine):
         for state, believed in ((InstanceState.SLEEPING, 0), (InstanceState.STARTING, 0), (InstanceState.READY, 0)):
             stage.instances["a"] = replace(stage.instances["a"], state=state)
             stage.apply_fleet()
@@ -255,10 +252,7 @@ async def test_hostile_frames_affect_only_their_own_engine() -> None:
 
 
 async def test_oversized_message_ends_only_its_connection() -> None:
-    async with indexer_harness(replace(LIMITS, kv_events_bytes=10_000)) as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A, limits=replace(LIMITS, kv_events_bytes=10_000)) as (stage, engine):
         engine.send(EventFrame(1, bytes(20_000)))
         await wait_until(lambda: stage.status("a").counts["disconnects"] == 1)
         assert not stage.status("a").state.complete
@@ -282,10 +276,7 @@ async def test_eviction_for_another_model_reaches_the_index_of_its_own_model() -
 
 
 async def test_indexer_defect_drops_the_instance_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A) as (stage, engine):
         whole = stage.store.apply
         broken = {1}
 

@@ -20,7 +20,7 @@ from fairlead_kvstore.reader.engine_subscription import (
     KV_SETTLE_SECONDS,
 )
 from fairlead_testing.kvstore.block_store import instance_state
-from fairlead_testing.kvstore.indexer_harness import frames, indexer_harness
+from fairlead_testing.kvstore.indexer_harness import exact_engine, frames, indexer_harness
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.waiting import wait_until
 
@@ -31,10 +31,7 @@ A, B, C = list(range(1, 10)), list(range(100, 117)), list(range(200, 209))
 
 
 async def test_subscription_from_the_start_is_complete() -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A) as (stage, _):
         assert stage.credited_blocks("a", A) == 2
         assert (stage.status("a").counts["batches"], stage.status("a").problem) == (1, "")
 
@@ -51,10 +48,7 @@ async def test_late_subscription_replays_earlier_batches() -> None:
 
 
 async def test_missing_numbers_are_replayed_without_a_loss() -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A) as (stage, engine):
         engine.serve_prompt(*B, lose=True)
         engine.serve_prompt(*C)
         await stage.wait_exact("a")
@@ -68,10 +62,7 @@ async def test_missing_numbers_are_replayed_without_a_loss() -> None:
 
 
 async def test_reordered_and_repeated_frames_change_nothing() -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A) as (stage, engine):
         second, third, fourth = frames(engine.engine, B, C, [*A, 11, 12, 13, 14])
         engine.send(third, second, second, fourth, fourth, third)
         await stage.wait_exact("a")
@@ -82,10 +73,7 @@ async def test_reordered_and_repeated_frames_change_nothing() -> None:
 
 @pytest.mark.parametrize("fault", ["mute", "half"])
 async def test_missing_replay_drops_the_instance_which_is_learned_again(fault: str) -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A) as (stage, engine):
         engine.ignores_replays, engine.max_replayed = fault == "mute", 1 if fault == "half" else None
         engine.serve_prompt(*B, lose=True)
         engine.serve_prompt(*C)
@@ -103,11 +91,7 @@ async def test_missing_replay_drops_the_instance_which_is_learned_again(fault: s
 
 
 async def test_rest_of_an_abandoned_replay_is_taken_for_none_of_the_next() -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        for prompt in (A, B):
-            engine.serve_prompt(*prompt)
-        await stage.wait_exact("a")
+    async with exact_engine(A, B) as (stage, engine):
         engine.engine = PrefixCacheEngine(capacity=400, seed=3)  # behind the same sockets
         for prompt in (C, A, B):
             engine.serve_prompt(*prompt, lose=True)
@@ -119,10 +103,7 @@ async def test_rest_of_an_abandoned_replay_is_taken_for_none_of_the_next() -> No
 
 
 async def test_slow_replay_holds_live_frames() -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A) as (stage, engine):
         engine.holds_replays = True
         engine.serve_prompt(*B, lose=True)
         engine.serve_prompt(*C)
@@ -181,11 +162,7 @@ async def test_gap_without_replay_drops_the_instance() -> None:
 
 @pytest.mark.parametrize("prompts", [0, 1, 2, 5])
 async def test_engine_restarted_on_its_port_begins_a_new_epoch(prompts: int) -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        for prompt in (A, B):
-            engine.serve_prompt(*prompt)
-        await stage.wait_exact("a")
+    async with exact_engine(A, B) as (stage, _):
         another = stage.start_engine("a", PrefixCacheEngine(capacity=400, seed=7))
         for number in range(prompts):  # before the subscription
             another.serve_prompt(*range(1_000 * number, 1_000 * number + 9))
@@ -201,10 +178,7 @@ async def test_engine_restarted_on_its_port_begins_a_new_epoch(prompts: int) -> 
 
 
 async def test_short_disconnect_loses_nothing() -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A) as (stage, engine):
         same = engine.engine
         stage.start_engine("a", same)
         same.serve_prompt(B)
@@ -223,10 +197,7 @@ async def test_short_disconnect_loses_nothing() -> None:
 
 
 async def test_engine_that_stays_away_loses_its_blocks() -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A) as (stage, engine):
         engine.close()
         await wait_until(lambda: not stage.status("a").connected)
         stage.loop.advance(KV_RESTART_SECONDS / 2)
@@ -238,10 +209,7 @@ async def test_engine_that_stays_away_loses_its_blocks() -> None:
 
 
 async def test_loss_of_the_last_batch_is_detected_in_silence() -> None:
-    async with indexer_harness() as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A) as (stage, engine):
         engine.serve_prompt(*B, lose=True)
         asked = len(engine.replay_requests)
         # In small steps: the replay must not time out before the engine has its request.
@@ -272,10 +240,7 @@ async def test_orphans_without_a_start_wait_and_the_instance_is_incomplete() -> 
 
 
 async def test_too_many_held_frames_abandon_the_replay() -> None:
-    async with indexer_harness(replace(LIMITS, kv_replay_buffered=3)) as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A, limits=replace(LIMITS, kv_replay_buffered=3)) as (stage, engine):
         engine.holds_replays = True
         engine.serve_prompt(*B, lose=True)
         for start in range(300, 800, 100):
@@ -374,10 +339,7 @@ async def test_batches_that_wait_are_bounded_and_more_count_as_a_gap() -> None:
     first, second = frames(PrefixCacheEngine(capacity=10_000), range(1, 9_000), range(20_000, 29_000))
     waiting = len(first.payload)
     limits = replace(LIMITS, kv_slice_bytes=128, kv_turn_bytes=128, kv_pending_bytes=waiting + 100)
-    async with indexer_harness(limits) as stage:
-        engine = await stage.connect_engine("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
+    async with exact_engine(A, limits=limits) as (stage, _):
         (subscription,) = [member.subscription for member in stage.indexer._members.values()]
         assert subscription is not None
         await wait_until(lambda: not subscription._sequencer.is_replaying)

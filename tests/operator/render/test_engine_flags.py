@@ -1,7 +1,6 @@
 """Every rendered flag exists in the engine version that docs/reference/engines.md names."""
 
 import argparse
-import importlib.util
 import json
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from fairlead.api.spec.engine import EngineType
 from fairlead.manifests.lint import CONFLICTS_BY_ENGINE
 from fairlead_operator.render import CURRENT_VERSION
 from fairlead_sim.server import command_line
+from fairlead_testing.module_files import load_module
 from fairlead_testing.yaml_documents import load_documents
 
 ROOT = Path(__file__).parents[3]
@@ -21,12 +21,7 @@ KNOWN = json.loads((ROOT / "fairlead" / "manifests" / "engine_flags.json").read_
 
 
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("engine_flags", ROOT / "scripts" / "generators" / "engine_flags.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module("engine_flags", ROOT / "scripts" / "generators" / "engine_flags.py")
 
 
 def containers(kind: str) -> list[tuple[str, list[str]]]:

@@ -1,6 +1,5 @@
 """Fault runs: some seeds of ``make nightly``, and faults that the invariant checker must find."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from fairlead_testing.fleet_faults.runner import (
     run_scenario,
     run_seed,
 )
+from fairlead_testing.module_files import load_module
 from fairlead_testing.pytest_hooks.nightly import shortened
 
 SEED_BATCHES = shortened([range(first, first + 12) for first in range(0, 48, 12)], [(2, 4, 5, 9, 24, 49)])
@@ -163,11 +163,7 @@ def test_the_script_writes_its_report(tmp_path: Path) -> None:
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Returns the script's `main` with these arguments, in this process."""
-    spec = importlib.util.spec_from_file_location("nightly_fleet", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_module("nightly_fleet", SCRIPT)
     monkeypatch.setattr(script, "run_compiled", lambda: None)
     monkeypatch.setattr(script, "ProcessPoolExecutor", ThreadPoolExecutor)
 

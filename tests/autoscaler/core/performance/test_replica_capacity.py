@@ -245,6 +245,11 @@ def at_busy(step: StepModel, mix: MeanRequest, targets: LatencyTargets, busy: fl
     return missed_shares(step, mix, targets, busy / step.engine_seconds(mix), replicas)
 
 
+def assert_no_share_is_greater(some: MissedShares, others: MissedShares) -> None:
+    pairs = zip(astuple(some)[:4], astuple(others)[:4], strict=True)
+    assert all(less <= more + 1e-12 for less, more in pairs), (some, others)
+
+
 @given(PROFILES, MIXES, OBJECTIVES, BUSY, REPLICAS)
 def test_shares_are_between_none_and_all(
     profile: EngineProfile, mix: MeanRequest, targets: LatencyTargets, busy: float, replicas: float
@@ -280,10 +285,7 @@ def test_with_more_requests_on_each_replica_no_share_is_smaller(
 ) -> None:
     step = StepModel.from_profile(profile)
     few, many = (at_busy(step, mix, targets, each, replicas) for each in (busy, busy * times))
-    assert all(less <= more + 1e-12 for less, more in zip(astuple(few)[:4], astuple(many)[:4], strict=True)), (
-        few,
-        many,
-    )
+    assert_no_share_is_greater(few, many)
 
 
 @given(PROFILES, MIXES, OBJECTIVES, BUSY, REPLICAS, st.floats(1.0, 30.0))
@@ -292,10 +294,7 @@ def test_equally_busy_replicas_miss_no_more_the_more_they_are(
 ) -> None:
     step = StepModel.from_profile(profile)
     few, many = (at_busy(step, mix, targets, busy, each) for each in (replicas, replicas * times))
-    assert all(less <= more + 1e-12 for less, more in zip(astuple(many)[:4], astuple(few)[:4], strict=True)), (
-        few,
-        many,
-    )
+    assert_no_share_is_greater(many, few)
 
 
 @given(PROFILES, MIXES, OBJECTIVES, BUSY, REPLICAS, st.floats(1.0, 10.0))
@@ -309,10 +308,7 @@ def test_later_targets_miss_no_more(
         None if targets.itl_seconds is None else targets.itl_seconds * times,
     )
     early, late = (at_busy(step, mix, each, busy, replicas) for each in (targets, later))
-    assert all(less <= more + 1e-12 for less, more in zip(astuple(late)[:4], astuple(early)[:4], strict=True)), (
-        early,
-        late,
-    )
+    assert_no_share_is_greater(late, early)
 
 
 def test_without_a_target_nothing_misses_it() -> None:

@@ -1,13 +1,11 @@
-"""Routes of a fleet file: what they become, and the messages about mistakes in them."""
-
-from collections.abc import Callable
+"""Routes of a fleet file: targets, fallbacks and shadows, and messages about mistakes in them."""
 
 import pytest
 
-from fairlead.errors import FileProblem, ManifestError
+from fairlead.errors import ManifestError
 from fairlead.fleet.file.format import format_fleet_file, parse_fleet_file
 from fairlead.fleet.model import next_fleet
-from fairlead.routes.model import RequestRewrite, Route, RouteRule, RouteTarget
+from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteRule, RouteTarget, Shadow
 
 TEXT = """\
 models:
@@ -21,6 +19,27 @@ routes:
       - {headers: {X-Canary: "yes"}, tenants: [acme], targets: [{model: chat/big, weight: 0}]}
       - {tenants: [beta], targets: [{model: tiny}], rewrite: {caps: {n: 1}}}
     rewrite: {defaults: {temperature: 0.2, top_k: 20}, caps: {max_tokens: 1024}}
+"""
+FALLBACKS = """\
+models:
+  - {name: big, instances: []}
+  - {name: middle, instances: []}
+  - {name: small, namespace: chat, allowedRoutes: ['*'], instances: []}
+routes:
+  - name: assistant
+    targets: [{model: big}]
+    onFailure:
+      - {when: [Unavailable, NoCapacity], to: middle}
+      - {when: [ContextTooLong], after: middle, to: chat/small}
+"""
+SHADOW = """\
+models:
+  - {name: big, instances: []}
+  - {name: next, namespace: chat, allowedRoutes: [default], instances: []}
+routes:
+  - name: assistant
+    targets: [{model: big}]
+    shadow: {model: chat/next, percent: 20}
 """
 REWRITE = RequestRewrite((("temperature", 0.2), ("top_k", 20)), (("max_tokens", 1024),))
 
@@ -48,9 +67,29 @@ def test_a_changed_route_is_a_new_fleet_with_the_same_members() -> None:
     assert next_fleet(fleet, fleet.models, fleet.instances, routes=fleet.routes) is fleet
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "line", "field", "message", "fix"),
-    [
+def test_fallbacks_are_read_and_written() -> None:
+    fleet = parse_fleet_file(FALLBACKS, file="f")
+    unavailable = frozenset({FailureKind.UNAVAILABLE, FailureKind.NO_CAPACITY})
+    assert fleet.routes["default/assistant"].fallbacks == (
+        Fallback("default/middle", unavailable),
+        Fallback("chat/small", frozenset({FailureKind.CONTEXT_TOO_LONG}), "default/middle"),
+    )
+    assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
+
+
+def test_shadow_is_read_and_written() -> None:
+    fleet = parse_fleet_file(SHADOW, file="f")
+    assert fleet.routes["default/assistant"].shadow == Shadow("chat/next", 20)
+    assert parse_fleet_file(format_fleet_file(fleet), file="f") == fleet
+
+
+def test_all_conversations_are_copied_by_default() -> None:
+    fleet = parse_fleet_file(SHADOW.replace(", percent: 20", ""), file="f")
+    assert fleet.routes["default/assistant"].shadow == Shadow("chat/next", 100)
+
+
+MISTAKES: dict[str, list[tuple[str, str, int, str, str, str]]] = {
+    TEXT: [
         ("acme/assistant", "tiny", 6, "routes[0].servedNames",
          'clients cannot reach the route by "tiny": default/tiny has it', "use another name"),
         ("acme/assistant", "org/tiny", 6, "routes[0].servedNames",
@@ -74,12 +113,47 @@ def test_a_changed_route_is_a_new_fleet_with_the_same_members() -> None:
         ("X-Canary", "X Canary", 9, "routes[0].overrides[0].headers.X Canary",
          '"X Canary" is not the name of a header', "write it like x-canary"),
     ],
-)  # fmt: skip
+    FALLBACKS: [
+        ("to: chat/small", "to: chat/smal", 10, "routes[0].onFailure[1].to",
+         'no model of this file is "chat/smal"', "did you mean chat/small?"),
+        ("to: chat/small", "to: middle", 10, "routes[0].onFailure[1].to",
+         "the fallbacks form a loop: default/middle → default/middle", "remove this entry"),
+        ("to: chat/small", "to: big", 10, "routes[0].onFailure[1].to",
+         "the fallbacks form a loop: default/big → default/middle → default/big", "or name with `after`"),
+        ("to: chat/small", "to: default/big", 10, "routes[0].onFailure[1].to",
+         "the fallbacks form a loop: default/big → default/middle → default/big", "or name with `after`"),
+        ("after: middle, to: chat/small", "to: big", 10, "routes[0].onFailure[1].to",
+         "the model is the only target of the route", "name another model"),
+        ("after: middle", "after: chat/small", 10, "routes[0].onFailure[1].to",
+         "the fallbacks form a loop: chat/small → chat/small", "remove this entry"),
+        ("after: middle", "after: chat/tiny", 10, "routes[0].onFailure[1].after",
+         "no request of the route goes to chat/tiny", "name a target"),
+        ("ContextTooLong", "TooLong", 10, "routes[0].onFailure[1].when[0]", "TooLong", "ContextTooLong"),
+        ("[ContextTooLong]", "[]", 10, "routes[0].onFailure[1].when", "must not be empty", "fill it"),
+        ("[Unavailable, NoCapacity]", "[Unavailable, Unavailable]", 9, "routes[0].onFailure[0].when[1]",
+         "is already given", ""),
+    ],
+    SHADOW: [
+        ("chat/next, p", "chat/nxt, p", 7, "routes[0].shadow.model", 'no model of this file is "chat/nxt"',
+         "did you mean chat/next?"),
+        ("chat/next, p", "big, p", 7, "routes[0].shadow.model", "the model is the only target of the route",
+         "name another model"),
+        ("percent: 20", "percent: 101", 7, "routes[0].shadow.percent", "101", "100"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "line", "field", "message", "fix"),
+    [(text, *row) for text, rows in MISTAKES.items() for row in rows],
+)
 def test_a_mistake_names_line_field_and_fix(
-    old: str, new: str, line: int, field: str, message: str, fix: str, first_problem: Callable[[str], FileProblem]
+    text: str, old: str, new: str, line: int, field: str, message: str, fix: str
 ) -> None:
-    assert old in TEXT
-    problem = first_problem(TEXT.replace(old, new))
+    assert old in text
+    with pytest.raises(ManifestError) as refused:
+        parse_fleet_file(text.replace(old, new), file="f")
+    problem = refused.value.problems[0]
     assert (problem.line, problem.field) == (line, field)
     assert message in problem.message
     assert fix in problem.fix

@@ -72,6 +72,16 @@ async def watched_file(path: Path) -> AsyncIterator[WatchedFile]:
         await watched.fleets.aclose()  # type: ignore[attr-defined]  # watch() is an async generator
 
 
+@asynccontextmanager
+async def loaded_file(folder: Path) -> AsyncIterator[tuple[Path, WatchedFile]]:
+    """A file with one instance, whose fleet has come."""
+    path = folder / "fleet.yaml"
+    path.write_text(text(9001))
+    async with watched_file(path) as watched:
+        await watched.next()
+        yield path, watched
+
+
 async def test_current_fleet_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text(9001))
@@ -86,10 +96,7 @@ async def test_current_fleet_comes_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("edit", [Path.write_text, replace_file])
 async def test_edits_in_place_and_replacements_are_loaded(tmp_path: Path, edit: Callable[[Path, str], object]) -> None:
-    path = tmp_path / "fleet.yaml"
-    path.write_text(text(9001))
-    async with watched_file(path) as watched:
-        await watched.next()
+    async with loaded_file(tmp_path) as (path, watched):
         edit(path, text(9001, 9002))
         fleet = await watched.next()
         assert [instance.id for instance in fleet.instances["default/tiny"]] == ["127.0.0.1/9001/0", "127.0.0.1/9002/0"]
@@ -117,10 +124,7 @@ async def test_epoch_counts_only_membership_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["models: [", "", "modells: []\n", "\xff"])
 async def test_broken_edit_keeps_the_last_good_fleet_and_is_reported(tmp_path: Path, broken: str) -> None:
-    path = tmp_path / "fleet.yaml"
-    path.write_text(text(9001))
-    async with watched_file(path) as watched:
-        await watched.next()
+    async with loaded_file(tmp_path) as (path, watched):
         coming = asyncio.ensure_future(watched.next())
         path.write_bytes(broken.encode("latin-1"))
         async with asyncio.timeout(PATIENCE):
@@ -134,10 +138,7 @@ async def test_broken_edit_keeps_the_last_good_fleet_and_is_reported(tmp_path: P
 
 
 async def test_missing_file_is_reported_and_its_return_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "fleet.yaml"
-    path.write_text(text(9001))
-    async with watched_file(path) as watched:
-        await watched.next()
+    async with loaded_file(tmp_path) as (path, watched):
         coming = asyncio.ensure_future(watched.next())
         path.unlink()
         async with asyncio.timeout(PATIENCE):
@@ -148,10 +149,7 @@ async def test_missing_file_is_reported_and_its_return_is_noticed(tmp_path: Path
 
 
 async def test_edit_without_changes_yields_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "fleet.yaml"
-    path.write_text(text(9001))
-    async with watched_file(path) as watched:
-        await watched.next()
+    async with loaded_file(tmp_path) as (path, watched):
         replace_file(path, "# a comment\n" + text(9001))
         replace_file(path, "# another\n" + text(9001))
         coming = asyncio.ensure_future(watched.next())

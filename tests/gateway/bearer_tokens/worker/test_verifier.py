@@ -48,11 +48,6 @@ def verifier() -> Verifier:
     return Verifier()
 
 
-def with_header(token: str, **fields: Any) -> str:
-    _, claims, signature = token.split(".")
-    return f"{encode(json.dumps(fields).encode())}.{claims}.{signature}"
-
-
 # --- accepted
 
 
