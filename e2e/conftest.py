@@ -19,18 +19,15 @@ SESSION = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the option for lanes side by side."""
     forked_processes.add_option(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names the session, the same in all of its processes, and gives each lane to one of them."""
     config.stash[SESSION] = uuid.uuid4().hex
     config.pluginmanager.register(forked_processes.ForkedProcesses(lambda item: lane(item.get_closest_marker("lane"))))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders tests by lane and position."""
     items.sort(key=lambda item: lane_position(item.get_closest_marker("lane")))
 
 

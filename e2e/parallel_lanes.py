@@ -34,6 +34,5 @@ def lane(marker: LaneMarker | None) -> str:
 
 
 def lane_position(marker: LaneMarker | None) -> tuple[int, int]:
-    """Returns the order of a test: the place of its lane, then its own within the lane."""
     position = _POSITION if marker is None else int(str(marker.kwargs.get("position", _POSITION)))
     return LANES.index(lane(marker)), position

@@ -62,15 +62,12 @@ class DecisionText:
         self._inputs = inputs
 
     def reason(self) -> str:
-        """Returns the reason in one sentence."""
         return self._reason
 
     def rejected(self) -> tuple[RejectedCandidate, ...]:
-        """Returns the candidates that were not chosen."""
         return self._rejected
 
     def inputs(self) -> Mapping[str, DecisionInput]:
-        """Returns the numbers used, by name."""
         return self._inputs
 
 
@@ -219,13 +216,10 @@ class _ExplanationAfter:
         self._decision = decision
 
     def reason(self) -> str:
-        """Returns the reason in one sentence."""
         return f"{self._describe()}; then {self._decision.rule}: {self._decision.reason}"
 
     def rejected(self) -> tuple[RejectedCandidate, ...]:
-        """Returns the candidates that were not chosen."""
         return self._decision.rejected
 
     def inputs(self) -> Mapping[str, DecisionInput]:
-        """Returns the numbers used, by name."""
         return self._decision.inputs

@@ -36,12 +36,10 @@ class BadInput(FairleadError):
 
 
 def first_line(error: object, max_chars: int = 120) -> str:
-    """Returns the first line of an error's text, at most `max_chars` long; "" without text."""
     return (str(error).splitlines() or [""])[0][:max_chars]
 
 
 def plain_text(text: str) -> str:
-    """Returns text of a file without characters that control a terminal; ends of lines stay."""
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 

@@ -17,7 +17,6 @@ _PRIVATE_SUFFIXES: Final = (".localhost", ".svc", ".cluster.local", ".internal")
 
 
 def normalize_host_names(names: Iterable[str]) -> frozenset[str]:
-    """Returns names as `is_trusted_host` compares them."""
     return frozenset(name.lower().rstrip(".") for name in names)
 
 

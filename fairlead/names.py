@@ -65,6 +65,5 @@ def closest_matches(name: str, known: Iterable[str], *, count: int = 3) -> list[
 
 
 def suggest_fix(name: object, known: Iterable[str], otherwise: str) -> str:
-    """Returns how to correct a name that is not known: the most similar one, or `otherwise`."""
     matches = closest_matches(name, known, count=1) if isinstance(name, str) else []
     return f"did you mean {matches[0]}?" if matches else otherwise

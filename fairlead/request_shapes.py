@@ -39,7 +39,6 @@ class RequestShapeGrid:
         return (len(self.prompt) - 1) * (len(self.output) - 1)
 
     def bucket_index(self, prompt_tokens: float, output_tokens: float) -> int:
-        """Returns the index of the bucket of a request."""
         return _bucket(self.prompt, prompt_tokens) * (len(self.output) - 1) + _bucket(self.output, output_tokens)
 
     def bucket_center(self, index: int) -> tuple[float, float]:

@@ -372,7 +372,6 @@ def settings_types() -> dict[str, type]:
 
 
 def settings_table() -> list[SettingRow]:
-    """Returns every setting of every process, in the order of docs/reference/settings.md."""
     return [_row(process, item) for process, settings in settings_types().items() for item in fields(settings)]
 
 
@@ -383,7 +382,6 @@ def _row(process: str, item: "Field[Any]") -> SettingRow:
 
 
 def variable_name(name: str) -> str:
-    """Returns the environment variable of a field: `manage_token` → `FAIRLEAD_MANAGE_TOKEN`."""
     return VARIABLE_PREFIX + name.upper()
 
 

@@ -16,6 +16,33 @@ _UNIT_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 
 DURATION_PATTERN = r"^(\d+(\.\d+)?(us|ms|s|m|h|d))+$"
 """The grammar of durations as a regular expression, for schemas."""
 
+SIZE_PATTERN = r"^[1-9][0-9]{0,8}(\.[0-9]{1,3})?(Mi|Gi|Ti)$"
+"""Sizes in powers of two, as Kubernetes writes them."""
+_SIZE_UNITS = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+NANO_USD_PER_USD: Final = 1_000_000_000
+_NANO_USD_PER_CENT: Final = 10_000_000
+_NANO_USD_PER_MICRO_USD: Final = 1_000
+_NANO_USD_PER_TOKEN: Final = 1_000
+"""The price of a token at one dollar per million tokens, in billionths of a dollar."""
+USD_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
+"""Amounts of US dollars."""
+TOKEN_PRICE_PATTERN = r"^[0-9]{1,6}(\.[0-9]{1,3}0*)?$"
+"""US dollars per million tokens, in steps of 0.001: a token costs whole billionths of a dollar."""
+
+_QUANTITY_SUFFIXES = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1)}
+QUANTITY_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,24})?([num]|[eE][+-]?[0-9]{1,3})?$"
+"""Numbers as Kubernetes writes quantities: a decimal, and n, u or m behind it, or an exponent."""
+
+_RESOURCE_SUFFIXES = (
+    {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3}
+    | {letter: 1e3**power for power, letter in enumerate("MGTPE", 2)}
+    | {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", 1)}
+)
+
+PERCENTAGE_PATTERN = r"^(100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?)%$"
+"""A share as a percentage, at most 100%."""
+
 
 def parse_duration(text: str, *, field: str = "duration") -> float:
     """Returns the seconds of a duration: `"1m30s"` → `90.0`. Raises BadInput naming `field`."""
@@ -48,13 +75,7 @@ def format_duration(value: float) -> str:
 
 
 def format_exact_duration(value: float) -> str:
-    """Returns a duration that parses back to exactly `value`, for files: `0.8` → `"0.8s"`."""
     return f"{Decimal(repr(float(value))):f}s"
-
-
-SIZE_PATTERN = r"^[1-9][0-9]{0,8}(\.[0-9]{1,3})?(Mi|Gi|Ti)$"
-"""Sizes in powers of two, as Kubernetes writes them."""
-_SIZE_UNITS = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def parse_size(text: str, *, field: str = "size") -> int:
@@ -62,17 +83,6 @@ def parse_size(text: str, *, field: str = "size") -> int:
     if not re.fullmatch(SIZE_PATTERN.strip("^$"), text):
         raise BadInput(f"{text!r} is not a size", field=field, hint="write it like 512Mi, 64Gi or 2Ti")
     return int(Decimal(text[:-2]) * _SIZE_UNITS[text[-2:]])
-
-
-NANO_USD_PER_USD: Final = 1_000_000_000
-_NANO_USD_PER_CENT: Final = 10_000_000
-_NANO_USD_PER_MICRO_USD: Final = 1_000
-_NANO_USD_PER_TOKEN: Final = 1_000
-"""The price of a token at one dollar per million tokens, in billionths of a dollar."""
-USD_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
-"""Amounts of US dollars."""
-TOKEN_PRICE_PATTERN = r"^[0-9]{1,6}(\.[0-9]{1,3}0*)?$"
-"""US dollars per million tokens, in steps of 0.001: a token costs whole billionths of a dollar."""
 
 
 def parse_usd(text: str, *, field: str = "amount") -> int:
@@ -99,7 +109,6 @@ def format_usd(nano_usd: int) -> str:
 
 
 def format_exact_usd(nano_usd: int) -> str:
-    """Returns billionths of a US dollar as dollars, without rounding: `400` → `"0.0000004"`."""
     return f"{(Decimal(nano_usd) / NANO_USD_PER_USD).normalize():f}"
 
 
@@ -121,11 +130,6 @@ def parse_token_price(text: str, *, field: str = "price") -> int:
 def format_token_price(nano_usd: int) -> str:
     """Returns the price of a token as US dollars per million tokens: `400` → `"0.4"`."""
     return f"{(Decimal(nano_usd) / _NANO_USD_PER_TOKEN).normalize():f}"
-
-
-_QUANTITY_SUFFIXES = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1)}
-QUANTITY_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,24})?([num]|[eE][+-]?[0-9]{1,3})?$"
-"""Numbers as Kubernetes writes quantities: a decimal, and n, u or m behind it, or an exponent."""
 
 
 def parse_quantity(value: int | str, *, field: str = "quantity") -> float:
@@ -152,23 +156,12 @@ def format_quantity(value: float) -> int | str:
     return f"{(number / _QUANTITY_SUFFIXES[suffix]).normalize():f}{suffix}"
 
 
-_RESOURCE_SUFFIXES = (
-    {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3}
-    | {letter: 1e3**power for power, letter in enumerate("MGTPE", 2)}
-    | {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", 1)}
-)
-
-
 def parse_resource(text: object) -> float | None:
     """Returns an amount of a resource (`500m`, `4Gi`, `1e3`) as a number; None if invalid."""
     match = re.fullmatch(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([A-Za-z]*)", str(text))
     if match is None or match[2] not in _RESOURCE_SUFFIXES:
         return None
     return float(match[1]) * _RESOURCE_SUFFIXES[match[2]]
-
-
-PERCENTAGE_PATTERN = r"^(100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?)%$"
-"""A share as a percentage, at most 100%."""
 
 
 def parse_percentage(text: str, *, field: str = "percentage") -> float:
@@ -179,5 +172,4 @@ def parse_percentage(text: str, *, field: str = "percentage") -> float:
 
 
 def format_percentage(share: float) -> str:
-    """Returns a share as a percentage that reads back to exactly `share`: `0.999` → `"99.9%"`."""
     return f"{(Decimal(repr(float(share))) * 100).normalize():f}%"

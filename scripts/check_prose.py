@@ -149,7 +149,6 @@ def check_docstring(text: str, before: str, line: int, prose: Prose) -> None:
 
 
 def is_empty(word: str, owner: str) -> bool:
-    """Returns whether a word says nothing that the owner's name does not say."""
     return f" {word} " in FILLERS or any(word.startswith(part[:4]) for part in owner.lower().split("_") if part)
 
 
@@ -167,7 +166,6 @@ def check_page(text: str, prose: Prose) -> None:
 
 
 def blank_code(text: str) -> str:
-    """Returns the text with its code spans blanked."""
     return CODE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
 
 

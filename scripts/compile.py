@@ -107,7 +107,6 @@ def main() -> int:
 
 
 def compiled_modules(root: Path, patterns: Iterable[str]) -> list[str]:
-    """Returns the modules below `root` that match `patterns` and that mypyc can compile."""
     paths = dict.fromkeys(path for pattern in patterns for path in sorted(root.glob(pattern)))
     return [str(path.relative_to(root)) for path in paths if not _defines_struct(path)]
 

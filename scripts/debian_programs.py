@@ -53,7 +53,6 @@ class DebianProgram:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Returns the variable by which the program finds its libraries."""
         return {"LD_LIBRARY_PATH": os.pathsep.join(str(self.root / folder) for folder in _LIBRARY_FOLDERS)}
 
 

@@ -26,7 +26,6 @@ MAX_LISTING = 200_000
 
 
 def repository_path(page: str) -> PurePosixPath:
-    """Returns where a page of the site lies in the repository."""
     return PurePosixPath(page.removeprefix(SOURCE)) if page.startswith(SOURCE) else PurePosixPath("docs", page)
 
 
@@ -99,5 +98,4 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Points the links of a page at what the site has, and removes the names of figures."""
     return rewrite_links(FIGURE.sub("", GENERATED.sub("", markdown)), page.file.src_uri)[0]

@@ -50,7 +50,6 @@ _HEADERS = {
 
 
 def management_description() -> dict[str, Any]:
-    """Returns what the management port answers at `/openapi.json`."""
     nothing = cast(Any, None)  # the description needs neither state nor probes
     return create_api(nothing, nothing).openapi()
 
@@ -163,7 +162,6 @@ def _tables(schemas: dict[str, Any]) -> str:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """Returns a JSON type in words, with a link to its table."""
     return " or ".join(dict.fromkeys(_types(schema))) or "any"
 
 

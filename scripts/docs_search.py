@@ -16,7 +16,6 @@ TABLE = Path(__file__).resolve().parents[1] / "docs" / ".search.yml"
 
 @cache
 def table() -> dict[str, dict[str, Any]]:
-    """Returns the boosts by folder and the words by page."""
     loaded: dict[str, dict[str, Any]] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     return loaded
 
@@ -30,7 +29,6 @@ def search_metadata(url: str) -> dict[str, Any]:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Gives a page the boost of its folder."""
     page.meta["search"] = search_metadata(page.url)
     return markdown
 

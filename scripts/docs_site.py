@@ -52,7 +52,6 @@ def tools() -> Path:
 
 
 def version() -> str:
-    """Returns the release line of this tree, such as ``0.1``: patches share their pages."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return ".".join(project["version"].split(".")[:2])
 

@@ -58,7 +58,6 @@ def llms_text(name: str, pages: list[Any]) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Gives a page its description."""
     page.meta.setdefault("description", first_sentence(markdown))
     return markdown
 

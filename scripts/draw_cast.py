@@ -38,7 +38,6 @@ def main() -> None:
 
 
 def _banner(lines: Sequence[str]) -> list[str]:
-    """Returns the line that begins with ``ready``, and those after it."""
     first = next(number for number, line in enumerate(lines) if line.startswith("ready "))
     return [line.rstrip() for line in lines[first : first + BANNER_LINES]]
 

@@ -96,7 +96,6 @@ class Terminal:
         os.close(self.child)
 
     def screen(self) -> str:
-        """Returns the last complete redraw of a live view."""
         return last_redraw(self._written.decode(errors="replace"))
 
     def _read(self) -> None:
@@ -108,7 +107,6 @@ class Terminal:
 
 
 def last_redraw(written: str) -> str:
-    """Returns the last view that another has replaced, or what follows the last replacement."""
     views = [part for part in _REDRAW.split(written.replace("\r\n", "\n")) if part.strip()]
     return views[-2] if len(views) > 1 else views[-1]
 
@@ -158,7 +156,6 @@ def output(environment: Mapping[str, str], *command: str) -> str:
 
 
 def draw_terminal(name: str, title: str, text: str) -> None:
-    """Writes the picture of a terminal."""
     (IMAGES / f"{name}.svg").write_text(terminal_svg(name, title, [text.rstrip()]), encoding="utf-8")
 
 

@@ -48,12 +48,10 @@ class PageBrowser:
         self._resize(800)
 
     def open(self, url: str) -> None:
-        """Opens a page."""
         self._call("Page.enable")
         self._call("Page.navigate", url=url)
 
     def evaluate(self, script: str) -> Any:
-        """Returns the value of an expression in the page."""
         return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def wait(self, script: str, patience_seconds: float) -> None:

@@ -242,17 +242,14 @@ class ControlLoop:
         return True
 
     def last_records(self) -> Mapping[str, TickRecord]:
-        """Returns the last record of each model."""
         return {key: run.last_record for key, run in self._runs.items() if run.last_record is not None}
 
     @property
     def is_frozen(self) -> bool:
-        """Whether nothing is written."""
         return self._options.is_frozen
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process writes."""
         return self._options.is_leader()
 
     def notes(self) -> list[str]:

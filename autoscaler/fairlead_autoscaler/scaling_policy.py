@@ -51,17 +51,14 @@ class EnforcedPlan:
 
     @property
     def instances(self) -> int:
-        """Replicas that should exist, serving or asleep."""
         return self.replicas + self.asleep
 
     @property
     def is_growing(self) -> bool:
-        """Whether more replicas should exist than now."""
         return self.instances > self.desired + self.asleep_desired
 
     @property
     def needs_write(self) -> bool:
-        """Whether there is a difference to write."""
         return self.unwritten is None and (self.replicas, self.asleep) != (self.desired, self.asleep_desired)
 
 
@@ -185,7 +182,6 @@ class _PoolEnforcer:
 
 
 def describe_replicas(replicas: int, asleep: int) -> str:
-    """Returns a number of replicas as text: `3`, or `3 and 2 asleep`."""
     return f"{replicas} and {asleep} asleep" if asleep else f"{replicas}"
 
 

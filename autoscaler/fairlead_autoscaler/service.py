@@ -95,7 +95,6 @@ class AutoscalerService:
         )
 
     def stop(self) -> None:
-        """Stops the process. What was written stays."""
         self._stop.set()
 
     def problems(self) -> list[str]:

@@ -29,6 +29,9 @@ INTERVAL_SECONDS = 15.0
 _MEAN_TURNS = 4.0
 """Mean number of turns of a conversation."""
 
+_FIRST_SEED = 10_000
+_PERCENT = 100.0
+
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRevision:
@@ -149,10 +152,6 @@ def _draw_turn_count(draw: random.Random) -> int:
     while draw.random() > 1.0 / _MEAN_TURNS:
         count += 1
     return count
-
-
-_FIRST_SEED = 10_000
-_PERCENT = 100.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,6 @@ class MeasurementCache(Generic[C]):
         return {cell: self._found[self._key(cell)] for cell in wanted}
 
     def name(self, cell: C) -> str:
-        """Returns the name of a cell in progress messages."""
         return self._key(cell)[1]
 
     def _key(self, cell: C) -> tuple[str, str]:
@@ -68,5 +67,4 @@ class MeasurementCache(Generic[C]):
 
 
 def print_progress(text: str) -> None:
-    """Prints a line of progress to the standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -38,7 +38,6 @@ class BenchmarkPart:
 
     @property
     def module(self) -> str:
-        """The full name of its module."""
         return f"fairlead_bench.{self.path}"
 
     def summary(self) -> str:

@@ -55,7 +55,6 @@ class Goals(dict[str, str]):
     """
 
     def value(self, metric: str, unit: str, value: float | None) -> ResultRow:
-        """Returns a row whose goal is about the value itself."""
         goal = self.get(metric)
         return ResultRow(metric, value, unit, None, None, None, goal, goal is None or meets_goal(goal, value))
 
@@ -72,7 +71,6 @@ NO_GOALS = Goals()
 
 
 def load_goals(benchmark: str) -> Goals:
-    """Returns the goals of one benchmark, as committed."""
     table = yaml.load(GOALS.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
     return Goals((item["metric"], item["goal"]) for item in table[benchmark])
 

@@ -32,7 +32,6 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The URL for a client on this machine; a wildcard host becomes loopback."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{Address(host, self.port)}"
 

@@ -12,15 +12,6 @@ from fairlead_cli.examples import example_lines
 
 LOCAL, OPERATE, TOOLS = "Run locally", "Operate", "Tools"
 
-
-class Verb(NamedTuple):
-    """A verb: its function (``module:name`` in this package), and one sentence for the help."""
-
-    group: str
-    function: str
-    sentence: str
-
-
 _VERBS_BY_GROUP: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
     LOCAL: {
         "up": (
@@ -90,12 +81,7 @@ _VERBS_BY_GROUP: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
 
 The function has the words as its name.
 """
-VERBS: Final = {
-    words: Verb(group, f"{module}:{words.replace(' ', '_').replace('-', '_')}", sentence)
-    for group, rows in _VERBS_BY_GROUP.items()
-    for words, (module, sentence) in rows.items()
-}
-"""Words of a verb → where it is; tests hold the documentation to this table."""
+
 NOUNS: Final = {
     "local": "Look at what runs on this machine.",
     "explain": "Explain a request, where a prompt would go, a model's replicas, and a shadow's answers.",
@@ -112,6 +98,22 @@ _DEFAULT_VERBS: Final = {"tenants": "list", "catalog": "list"}
 """Noun → the verb that it means alone, or before an option."""
 
 
+class Verb(NamedTuple):
+    """A verb: its function (``module:name`` in this package), and one sentence for the help."""
+
+    group: str
+    function: str
+    sentence: str
+
+
+VERBS: Final = {
+    words: Verb(group, f"{module}:{words.replace(' ', '_').replace('-', '_')}", sentence)
+    for group, rows in _VERBS_BY_GROUP.items()
+    for words, (module, sentence) in rows.items()
+}
+"""Words of a verb → where it is; tests hold the documentation to this table."""
+
+
 def with_default_verb(arguments: Sequence[str]) -> list[str]:
     """Returns the command line with the verb that its noun means, if it has none."""
     verb = _DEFAULT_VERBS.get(arguments[0]) if arguments else None
@@ -122,7 +124,6 @@ def with_default_verb(arguments: Sequence[str]) -> list[str]:
 
 
 def _epilogue(words: str, program: str) -> str:
-    """Returns the end of a verb's help, in Markdown: a line that stays one ends with two spaces."""
     lines = example_lines(words, _NAMES.get(program, "fairlead"))
     return "  \n".join(["Examples:", *(f"`{line}`" for line in lines)])
 

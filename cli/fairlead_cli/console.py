@@ -66,7 +66,6 @@ def allow_any_encoding() -> None:
 
 
 def terminal_text(text: str) -> str:
-    """Returns text without the characters that control a terminal."""
     return text.translate(_REPLACED)
 
 

@@ -56,5 +56,4 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
 
 
 def example_lines(words: str, program: str) -> list[str]:
-    """Returns the command lines of a verb's examples."""
     return [f"{program} {line}" for line in EXAMPLES[words]]

@@ -24,6 +24,8 @@ PROBLEM: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 
+_NAMED_FIELDS: Final = ("--", "spec.", "metadata.")
+
 
 def run_query(fetch: Callable[[], T], render: Callable[[T], str]) -> int:
     """Fetches, prints and returns the exit code.
@@ -42,12 +44,8 @@ def run_query(fetch: Callable[[], T], render: Callable[[T], str]) -> int:
 
 
 def report_failure(reason: object, code: int) -> int:
-    """Prints the reason to stderr and returns the exit code."""
     print(plain_text(f"fairlead: {reason}"), file=sys.stderr)
     return code
-
-
-_NAMED_FIELDS: Final = ("--", "spec.", "metadata.")
 
 
 class UnusableIndex(FairleadError):

@@ -14,7 +14,6 @@ def known(value: float | None, show: Callable[[float], str]) -> str:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Returns ``210ms``, ``1.25s``."""
     return known(seconds, lambda value: format_duration(value) if value >= 1e-4 else "0s")
 
 
@@ -37,7 +36,6 @@ def format_count(value: float | None) -> str:
 
 
 def format_rate(value: float | None) -> str:
-    """Returns ``6.9/s`` for ``6.93``."""
     return known(value, "{:.1f}/s".format)
 
 
@@ -50,12 +48,10 @@ def align_columns(rows: Sequence[Sequence[str]], gap: str = "   ") -> str:
 
 
 def printable(text: str) -> str:
-    """Returns text of an engine or of Redis without characters that control a terminal."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def pluralize(number: int, noun: str) -> str:
-    """Returns ``1 engine``, ``8 engines``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 

@@ -61,6 +61,30 @@ _OTHER_SERVERS: Final = frozenset(
 """(API group, kind) of objects that serve models in systems that no conversion reads."""
 _NO_FIELD: Final = "convert does not read this field: see the reference of the API for one that says it"
 
+_CHART_VALUES: Final = "; of a Helm chart, convert what `helm template` renders"
+_RECREATE: Final = (
+    "; a new pod starts before the old one ends, and cannot mount a ReadWriteOnce claim on another node: use a claim "
+    "for several nodes, keep the pods on one node, or set minReplicas to 0 and back for each change"
+)
+_HTTP_ROUTES: Final = ("HTTPRoute", "Ingress", "VirtualService")
+_FOR_OLD_ENGINES: Final = (
+    *(*_HTTP_ROUTES, "GRPCRoute", "DestinationRule", "NetworkPolicy"),
+    *("ServiceMonitor", "PodMonitor", "PodDisruptionBudget"),
+)
+_OTHER_OBJECTS: Final = {
+    "ModelBooster": "kthena makes a ModelServing of it: convert that one (kubectl get modelservings -o yaml)"
+}
+_SERVE_NO_MODEL: Final = (
+    *("InferencePool", "InferenceModel", "InferenceObjective", "InferenceModelRewrite", "VLLMRouter", "CacheServer"),
+    *("KVCache", "AutoscalingPolicy", "AutoscalingPolicyBinding", "PodGroup", "PodSet"),
+)
+"""Kinds of the other systems that route, scale or store, but run no engine."""
+_LEFT_OUT: Final = (
+    "nothing is written while a model is left out: correct it, or take it out of the files to convert the rest"
+)
+_GIVE_VALUES: Final = "it installs a chart: if that runs engines, give its values as a file; else apply it as before"
+_OLD_ENGINES: Final = "it serves the old engines: keep it until the cut-over, then delete it with them"
+
 
 @dataclass(frozen=True, slots=True)
 class System:
@@ -237,34 +261,8 @@ def _unread_notes(reader: FieldReader, reasons: Mapping[str, str]) -> list[Note]
 
 
 def _recreates_with_claim(reader: FieldReader) -> bool:
-    """Returns True for a workload that ends its pods before new ones mount their claim."""
     spec = str(reader.peek("spec"))
     return "'type': 'Recreate'" in spec and ("'persistentVolumeClaim'" in spec or "pvc://" in spec)
-
-
-_CHART_VALUES: Final = "; of a Helm chart, convert what `helm template` renders"
-_RECREATE: Final = (
-    "; a new pod starts before the old one ends, and cannot mount a ReadWriteOnce claim on another node: use a claim "
-    "for several nodes, keep the pods on one node, or set minReplicas to 0 and back for each change"
-)
-_HTTP_ROUTES: Final = ("HTTPRoute", "Ingress", "VirtualService")
-_FOR_OLD_ENGINES: Final = (
-    *(*_HTTP_ROUTES, "GRPCRoute", "DestinationRule", "NetworkPolicy"),
-    *("ServiceMonitor", "PodMonitor", "PodDisruptionBudget"),
-)
-_OTHER_OBJECTS: Final = {
-    "ModelBooster": "kthena makes a ModelServing of it: convert that one (kubectl get modelservings -o yaml)"
-}
-_SERVE_NO_MODEL: Final = (
-    *("InferencePool", "InferenceModel", "InferenceObjective", "InferenceModelRewrite", "VLLMRouter", "CacheServer"),
-    *("KVCache", "AutoscalingPolicy", "AutoscalingPolicyBinding", "PodGroup", "PodSet"),
-)
-"""Kinds of the other systems that route, scale or store, but run no engine."""
-_LEFT_OUT: Final = (
-    "nothing is written while a model is left out: correct it, or take it out of the files to convert the rest"
-)
-_GIVE_VALUES: Final = "it installs a chart: if that runs engines, give its values as a file; else apply it as before"
-_OLD_ENGINES: Final = "it serves the old engines: keep it until the cut-over, then delete it with them"
 
 
 @Parameter(name="*")

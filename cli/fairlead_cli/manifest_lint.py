@@ -55,7 +55,6 @@ class LintReport:
 
     @property
     def remarks(self) -> list[str]:
-        """The lines that are shown if there is no problem."""
         return [*map(str, self.notes), *self.contents]
 
 

@@ -20,7 +20,6 @@ _CONTEXT: Final = RenderContext(
 
 
 def render(model: ModelDeployment, classes: Mapping[str, AcceleratorClass]) -> RenderedModel:
-    """Returns the objects of a model, as a new cluster gets them."""
     metadata = model.metadata.model_copy(update={"uid": "00000000-0000-0000-0000-000000000000"})
     return render_model(model.model_copy(update={"metadata": metadata}), classes, _CONTEXT)
 

@@ -46,12 +46,10 @@ class ClusterOptions:
 
     @property
     def names_cluster(self) -> bool:
-        """Whether an option names a cluster or an installation."""
         return any(option is not None for option in (self.kubeconfig, self.context, self.install_namespace))
 
     @property
     def is_explicit(self) -> bool:
-        """Whether an option names a cluster, an installation or a namespace of models."""
         return self.names_cluster or self.namespace is not None
 
 
@@ -65,12 +63,10 @@ class InstallationOptions:
 
     @property
     def cluster(self) -> ClusterOptions:
-        """Returns these options as options of a cluster."""
         return ClusterOptions(self.kubeconfig, self.context, install_namespace=self.install_namespace)
 
 
 def qualified_name(model: str | None, namespace: str | None) -> str | None:
-    """Returns the model with the namespace of ``-n``, if the model has none."""
     return f"{namespace}/{model}" if model and namespace and "/" not in model else model
 
 

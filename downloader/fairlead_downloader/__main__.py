@@ -45,6 +45,11 @@ PLAIN_REGISTRIES_VARIABLE: Final = "OCI_PLAIN_HTTP_REGISTRIES"
 """Registries that are reached without TLS, as `HOST:PORT`, with commas between them."""
 _CONFIG_FILES: Final = (".dockerconfigjson", "config.json")
 
+_MAX_BODY_BYTES: Final = 16 * 1024
+_SOURCES: Final = {scheme: re.compile(pattern) for scheme, pattern in DOWNLOAD_PATTERNS.items()}
+_REVISION: Final = re.compile(REVISION_PATTERN.strip("^$"))
+_DIGEST: Final = re.compile(DIGEST_PATTERN.strip("^$"))
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs until SIGTERM or SIGINT, and returns 0; 2 if it cannot start."""
@@ -115,12 +120,6 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a folder that may hold a Docker configuration, as .dockerconfigjson or config.json",
     )
     return parser.parse_args(arguments)
-
-
-_MAX_BODY_BYTES: Final = 16 * 1024
-_SOURCES: Final = {scheme: re.compile(pattern) for scheme, pattern in DOWNLOAD_PATTERNS.items()}
-_REVISION: Final = re.compile(REVISION_PATTERN.strip("^$"))
-_DIGEST: Final = re.compile(DIGEST_PATTERN.strip("^$"))
 
 
 class _DownloadRequest(msgspec.Struct, forbid_unknown_fields=True):

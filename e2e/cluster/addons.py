@@ -41,9 +41,14 @@ _PROBE = {
     },
 }
 
+NAME = "metrics-server"
+_PORT = 4443
+_READY_SECONDS = 120.0
+
+OCI_REGISTRY_READY_SECONDS = 30.0
+
 
 def is_installed(cluster: RunningCluster) -> bool:
-    """Whether the cluster knows LeaderWorkerSets."""
     kinds = cluster.output("kubectl", "get", "crds", "--output=name")
     return f"customresourcedefinition.apiextensions.k8s.io/{_CRD}" in kinds.split()
 
@@ -78,11 +83,6 @@ def _wait_for_webhook(cluster: RunningCluster) -> None:
             if time.monotonic() > end:
                 raise
             time.sleep(0.5)
-
-
-NAME = "metrics-server"
-_PORT = 4443
-_READY_SECONDS = 120.0
 
 
 def start(record: RunRecord, cluster: RunningCluster, plane: ControlPlane) -> None:
@@ -136,9 +136,6 @@ def _manifests() -> list[dict[str, Any]]:
         },
     }
     return [service, endpoints, api]
-
-
-OCI_REGISTRY_READY_SECONDS = 30.0
 
 
 @contextmanager

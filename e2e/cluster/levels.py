@@ -104,13 +104,11 @@ def memory_usage(run: Path) -> None:
 
 
 def add_node(run: Path) -> None:
-    """Adds a second node to the cluster in ``run``."""
     with _check_alone("full"):
         full_level.add_node(*_full_cluster(run))
 
 
 def remove_node(run: Path) -> None:
-    """Removes the second node of the cluster in ``run``; does nothing where there is none."""
     with _check_alone("full"):
         full_level.remove_node(*_full_cluster(run))
 

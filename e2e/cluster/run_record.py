@@ -23,13 +23,12 @@ from scripts.release.release_run import ReleaseError, print_progress, progress_s
 
 __all__ = ["ClusterError", "print_progress", "progress_step"]
 
+STOP_SECONDS = 5.0
+"""From SIGTERM to SIGKILL. An API server whose etcd is gone would wait for much longer."""
+
 
 class ClusterError(ReleaseError):
     """Raised for problems with a cluster that the user can mend; the message says how."""
-
-
-STOP_SECONDS = 5.0
-"""From SIGTERM to SIGKILL. An API server whose etcd is gone would wait for much longer."""
 
 
 class RunRecord:
@@ -51,15 +50,12 @@ class RunRecord:
         partial.replace(self._path)
 
     def get(self, name: str, otherwise: Any = None) -> Any:
-        """A fact that was written down."""
         return self._held.get(name, otherwise)
 
     def remove(self) -> None:
-        """All is undone."""
         self._path.unlink(missing_ok=True)
 
     def log(self, name: str) -> Path:
-        """Returns the log file of a process."""
         return self.run / f"{name}.log"
 
     def start(self, name: str, command: Sequence[str | Path], environ: dict[str, str] | None = None) -> None:
@@ -81,12 +77,10 @@ class RunRecord:
         self.update(processes=self.get("processes", {}) | {name: [pid, start_time(pid)]})
 
     def is_alive(self, name: str) -> bool:
-        """Whether the process of this name runs."""
         pid, moment = self.get("processes", {}).get(name, (0, None))
         return moment is not None and start_time(pid) == moment
 
     def pids(self) -> dict[str, int]:
-        """Name → process id of what runs."""
         return {name: pid for name, (pid, _) in self.get("processes", {}).items() if self.is_alive(name)}
 
     def stop(self, name: str) -> None:
@@ -102,7 +96,6 @@ class RunRecord:
                 time.sleep(0.02)
 
     def forget(self, *names: str) -> None:
-        """Removes processes that were stopped from the record: the rest is a whole cluster."""
         kept = {name: entry for name, entry in self.get("processes", {}).items() if name not in names}
         self.update(processes=kept)
 
@@ -151,11 +144,9 @@ class RunningCluster:
 
     @property
     def kubeconfig(self) -> Path:
-        """The kubeconfig of its administrator."""
         return self.run / "admin.kubeconfig"
 
     def shell_line(self) -> str:
-        """For ``eval``."""
         return f"export KUBECONFIG={self.kubeconfig} PATH={self.binaries}:$PATH"
 
     def environ(self) -> dict[str, str]:
@@ -177,6 +168,5 @@ class RunningCluster:
         return done.stdout
 
     def apply(self, *manifests: dict[str, Any]) -> None:
-        """``kubectl apply`` them."""
         document = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
         self.command("kubectl", "apply", "-f", "-", given=document)

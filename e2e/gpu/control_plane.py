@@ -37,6 +37,10 @@ from fairlead_testing.waiting import wait_until
 SECRET: Final = "a secret of the test"
 SLO: Final = SloTargets(ttft_seconds=2.0, itl_seconds=0.1)
 
+_SETTLE_SECONDS: Final = 0.1
+"""An event reaches the index within some milliseconds of a step."""
+_LISTED: Final = 20
+
 
 class ControlPlane:
     """Redis and an indexer for all engines of a group; gateways and an autoscaler on request.
@@ -68,7 +72,6 @@ class ControlPlane:
 
     @property
     def redis_url(self) -> str:
-        """Address of the Redis that has the index."""
         return self._redis.url
 
     def start_gateway(self, preset: str) -> GatewayProcess:
@@ -142,11 +145,6 @@ class Autoscaler:
             **{name: plan[name] for name in ("replicas", "rule", "reason")},
             "inputs": {name: plan["inputs"][name]["value"] for name in inputs if name in plan["inputs"]},
         }
-
-
-_SETTLE_SECONDS: Final = 0.1
-"""An event reaches the index within some milliseconds of a step."""
-_LISTED: Final = 20
 
 
 async def compare_index(

@@ -49,6 +49,11 @@ _POLL_SECONDS: Final = 0.2
 _INDEX_CHATS: Final = 8
 """A multiple of the number of engines, so that a chat reaches the same one each time."""
 
+PROMPTS: Final = 24
+_LEAST_TOKENS: Final = 1_300
+"""Shorter prompts stay on one engine."""
+_ROLES: Final = ("kv_producer", "kv_consumer")
+
 
 class EngineFaults:
     """The parts `kill`, `sleep` and `adapter`: one after another on the engines of a fleet."""
@@ -173,7 +178,6 @@ class EngineFaults:
         return numbers
 
     async def _probe_index(self) -> Numbers:
-        """Compares the index for prompts that each engine gets twice."""
         chats = [[{"role": "user", "content": f"{number} " + " abc def ghi" * 400}] for number in range(_INDEX_CHATS)]
         return await compare_index(self._group, self._plane, [*chats, *chats])
 
@@ -228,12 +232,6 @@ def _stream(text: str) -> TextPrompt:
 
 def _since(began: float) -> float:
     return round(time.monotonic() - began, 2)
-
-
-PROMPTS: Final = 24
-_LEAST_TOKENS: Final = 1_300
-"""Shorter prompts stay on one engine."""
-_ROLES: Final = ("kv_producer", "kv_consumer")
 
 
 class PrefillDecode:

@@ -46,6 +46,28 @@ _CHAT_TEMPLATE: Final = (
 )
 """The template of simulated engines."""
 
+MODEL: Final = "gpu-model"
+MODEL_KEY: Final = f"default/{MODEL}"
+BLOCK_TOKENS: Final = 16
+MAX_PROMPT_TOKENS: Final = 32_768
+MAX_SEQUENCES: Final = 256
+
+START_SECONDS: Final = 180.0
+COMPARED_SHAPE: Final = "tiny"
+"""The shape whose weights are written, for comparisons of answers."""
+SIMULATED_PROFILE: Final = "h100-llama8b"
+_MEMORY_SHARE: Final = 0.9
+_WORKSPACE_BYTES: Final = 4 * 10**9
+"""Activations, graphs and the CUDA context of one engine."""
+_GRAPH_SIZES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_ENVIRONMENT: Final = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_SERVER_DEV_MODE": "1",  # caches can be emptied, and engines sleep
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -61,7 +83,6 @@ class ModelShape:
 
     @property
     def head_width(self) -> int:
-        """Width of one attention head."""
         return self.width // self.heads
 
     @property
@@ -74,7 +95,6 @@ class ModelShape:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of one token in the KV cache."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_width
 
 
@@ -265,28 +285,8 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-MODEL: Final = "gpu-model"
-MODEL_KEY: Final = f"default/{MODEL}"
-BLOCK_TOKENS: Final = 16
-MAX_PROMPT_TOKENS: Final = 32_768
-MAX_SEQUENCES: Final = 256
 FLEET_STEP_TOKENS, CURVE_STEP_TOKENS = 2_048, 8_192
 """Tokens of a step: of an engine that shares an accelerator, and of one that has it alone."""
-START_SECONDS: Final = 180.0
-COMPARED_SHAPE: Final = "tiny"
-"""The shape whose weights are written, for comparisons of answers."""
-SIMULATED_PROFILE: Final = "h100-llama8b"
-_MEMORY_SHARE: Final = 0.9
-_WORKSPACE_BYTES: Final = 4 * 10**9
-"""Activations, graphs and the CUDA context of one engine."""
-_GRAPH_SIZES: Final = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_ENVIRONMENT: Final = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_SERVER_DEV_MODE": "1",  # caches can be emptied, and engines sleep
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +355,6 @@ class EngineSlot:
 
     @property
     def name(self) -> str:
-        """The instance's id."""
         return f"e-{self.number}"
 
 
@@ -425,7 +424,6 @@ class EngineGroup:
         return max(engine.started_seconds for engine in self.engines.values())
 
     def version(self) -> str:
-        """Returns the release of an engine that runs, as it says itself."""
         engine = next(iter(self.engines.values()))
         return str(json.loads(fetch(f"{engine.url}/version"))["version"])
 

@@ -53,6 +53,12 @@ _COMPARED: Final = ("h100-", "h200-")
 _SWEEPS: Final = 20_000
 _TOKEN_IDS: Final = (1_000, 30_000)
 
+PRESETS: Final = ("dual-hash", "round-robin", "least-request")
+LOAD: Final = 0.8
+_COST_SECONDS: Final = 60.0
+_PATIENCE_SECONDS: Final = 90.0
+_SEED: Final = 7
+
 
 @dataclass(frozen=True, slots=True)
 class CostGrid:
@@ -93,7 +99,6 @@ class DecodeCost:
 
     @property
     def mean_context(self) -> float:
-        """Tokens before each sequence, in the mean over the measured steps."""
         return self.context + (_SHORT + _LONG) / 2
 
 
@@ -339,13 +344,6 @@ def _solve_nonnegative(rows: Sequence[Sequence[float]]) -> list[float]:
         if change < 1e-12:
             break
     return [value / length for value, length in zip(found, lengths, strict=True)]
-
-
-PRESETS: Final = ("dual-hash", "round-robin", "least-request")
-LOAD: Final = 0.8
-_COST_SECONDS: Final = 60.0
-_PATIENCE_SECONDS: Final = 90.0
-_SEED: Final = 7
 
 
 @dataclass(frozen=True, slots=True)

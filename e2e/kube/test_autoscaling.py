@@ -93,7 +93,6 @@ def test_an_engine_sleeps_while_nobody_asks_and_wakes_with_the_next_request(
 
 
 def _marks(here: Kubectl, name: str) -> dict[str, str | None]:
-    """Returns the sleep annotations of a model's pods."""
     pods = here.get("pods", "-l", f"fairlead.io/model={name}")["items"]
     return {pod["metadata"]["uid"]: pod["metadata"]["annotations"].get("fairlead.io/sleep") for pod in pods}
 

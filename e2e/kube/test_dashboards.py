@@ -94,7 +94,6 @@ EXPECTED_EMPTY = {
 
 
 def priced_engine() -> Manifest:
-    """Returns an accelerator with a price, so that the autoscaler counts costs."""
     return resource("AcceleratorClass", CLASS, costPerHour="1.50", profile={"preset": "tiny-cpu"})
 
 

@@ -37,7 +37,6 @@ def rendered(here: Kubectl, case: str) -> list[Manifest]:
 
 
 def running(here: Kubectl, selector: str) -> dict[str, Manifest]:
-    """Pods by name."""
     return {pod["metadata"]["name"]: pod for pod in here.get("pods", "-l", selector)["items"]}
 
 

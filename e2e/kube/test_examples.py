@@ -66,12 +66,10 @@ class StreamedAnswer:
 
     @property
     def instance(self) -> str:
-        """The uid of the pod that gave it."""
         return self.fields["x-fairlead-instance"].partition("/")[0]
 
     @property
     def models(self) -> set[str]:
-        """Returns the names that the events have for the model."""
         return {json.loads(one)["model"] for one in self.data[:-1]}
 
 
@@ -146,12 +144,10 @@ class AppliedExample:
         return found
 
     def _gateways(self) -> list[str]:
-        """The names of gateways that serve and stay."""
         pods = [pod for pod in self.release.pods("gateway").values() if "deletionTimestamp" not in pod["metadata"]]
         return [pod["metadata"]["name"] for pod in pods if is_ready(pod)]
 
     def roles(self, role: str) -> dict[str, Manifest]:
-        """Its pods of one role."""
         return {uid: pod for uid, pod in self.pods.items() if pod["metadata"]["labels"].get("fairlead.io/role") == role}
 
 

@@ -84,7 +84,6 @@ def _serve(here: Kubectl, release: HelmRelease, manifest: Manifest) -> tuple[Dep
 
 
 def _hang(here: Kubectl, pod: Manifest) -> None:
-    """Stops the engine of a pod in its core, as the fault `core-hung`; its health check answers."""
     assert here.run("exec", pod["metadata"]["name"], "--", "python3", "-c", _HANG).strip() == "200"
 
 

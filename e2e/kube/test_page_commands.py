@@ -67,7 +67,6 @@ def _folder(tmp_path: Path) -> Path:
 
 
 def _namespaces(here: Kubectl) -> set[str]:
-    """Returns the namespaces but those of tests, which may run at the same time."""
     names = {manifest["metadata"]["name"] for manifest in here.get("namespaces")["items"]}
     return {name for name in names if not name.startswith("e2e-")}
 

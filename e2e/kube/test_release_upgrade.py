@@ -46,11 +46,9 @@ class Release:
 
     @property
     def path(self) -> Path:
-        """The folder of its programs."""
         return self.sources / ".venv" / "bin"
 
     def fairlead(self, here: Kubectl, *words: str) -> str:
-        """Returns the output of its command line."""
         command = [str(self.path / "fairlead"), *words]
         return subprocess.run(command, env=dict(here.environ), check=True, capture_output=True, text=True).stdout
 
@@ -84,7 +82,6 @@ def released(kubectl: Kubectl, releases: tuple[Release, Release]) -> Iterator[He
 
 
 def git(folder: Path, *words: str) -> str:
-    """Returns the output of a git command."""
     return subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 

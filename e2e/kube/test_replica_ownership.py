@@ -50,12 +50,10 @@ def hpa(here: Kubectl, name: str, least: int, most: int, kind: tuple[str, str] =
 
 
 def said(found: DeployedModel) -> str:
-    """The words of the condition."""
     return str(found.condition("Autoscaling").get("message", ""))
 
 
 def decisions(release: HelmRelease) -> int:
-    """Looks that both autoscalers have made: while it grows, both live and may write."""
     return sum(_ticks(release, pod["metadata"]["name"]) for pod in release.pods("autoscaler").values())
 
 

@@ -29,6 +29,41 @@ GROUPS = [pytest.param("group", 2, 2, marks=_LOAD), pytest.param("alone", 1, 2, 
 """Three rollouts of groups of nodes take minutes of waiting, so they belong to ``make e2e LOAD=1``.
 """
 
+_RATE = 8.0
+_TALK = """
+import json, random, sys, threading, time, urllib.request
+url, key, model, rate = sys.argv[1:]
+fields = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+counts, lock = {"answers": 0, "failed": []}, threading.Lock()
+over = threading.Event()
+def ask():
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": f"{random.random()} Why?"}]}
+    try:
+        request = urllib.request.Request(url, json.dumps(body).encode(), fields)
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            whole = b"[DONE]" in answer.read()[-40:]
+        said = "" if whole else "the stream ended early"
+    except OSError as error:
+        said = repr(error)
+    with lock:
+        counts["answers"] += not said
+        counts["failed"] += [said] if said else []
+def arrive():
+    while not over.wait(random.expovariate(float(rate))):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        threads.append(thread)
+threads = []
+arriving = threading.Thread(target=arrive)
+arriving.start()
+sys.stdin.read()
+over.set()
+arriving.join()
+for thread in threads:
+    thread.join()
+print(json.dumps({"answers": counts["answers"], "failed": counts["failed"][:5]}))
+"""
+
 
 def grouped_model(name: str, *, replicas: int, nodes: int) -> Manifest:
     """Returns a model whose instances have a node each, or several."""
@@ -72,7 +107,6 @@ class ReadyMinimum(KubectlWatch):
 
 
 def rollout(here: Kubectl, *words: str) -> tuple[int, str]:
-    """``fairlead rollout …``: its exit code and what it prints."""
     return run_fairlead(here, "rollout", *words, "--namespace", here.namespace, codes=(0, 1))
 
 
@@ -127,42 +161,6 @@ def test_a_change_is_held_let_through_and_taken_back(
     assert (got.status, got.text.rstrip()[-12:]) == (200, "data: [DONE]")
     labels = ("-l", f"fairlead.io/model={name}")
     eventually("its pods are gone", lambda: not here.get("pods", *labels)["items"], seconds=120)
-
-
-_RATE = 8.0
-_TALK = """
-import json, random, sys, threading, time, urllib.request
-url, key, model, rate = sys.argv[1:]
-fields = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-counts, lock = {"answers": 0, "failed": []}, threading.Lock()
-over = threading.Event()
-def ask():
-    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": f"{random.random()} Why?"}]}
-    try:
-        request = urllib.request.Request(url, json.dumps(body).encode(), fields)
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            whole = b"[DONE]" in answer.read()[-40:]
-        said = "" if whole else "the stream ended early"
-    except OSError as error:
-        said = repr(error)
-    with lock:
-        counts["answers"] += not said
-        counts["failed"] += [said] if said else []
-def arrive():
-    while not over.wait(random.expovariate(float(rate))):
-        thread = threading.Thread(target=ask)
-        thread.start()
-        threads.append(thread)
-threads = []
-arriving = threading.Thread(target=arrive)
-arriving.start()
-sys.stdin.read()
-over.set()
-arriving.join()
-for thread in threads:
-    thread.join()
-print(json.dumps({"answers": counts["answers"], "failed": counts["failed"][:5]}))
-"""
 
 
 class Traffic:

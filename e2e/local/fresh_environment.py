@@ -20,11 +20,9 @@ class FreshEnvironment:
         subprocess.run([base, "-m", "venv", str(folder / "v")], check=True, env=self.variables)
 
     def program(self, name: str) -> str:
-        """Returns the path of an installed program."""
         return str(self.folder / "v" / "bin" / name)
 
     def pip(self, *words: str) -> None:
-        """Runs pip in the environment. Fails with its output."""
         done = self.run("pip", *words, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
 

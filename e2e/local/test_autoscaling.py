@@ -82,13 +82,11 @@ class LocalLoad:
             self.failed.append(f"{answer.status}: {answer.body[-200:]!r}")
 
     async def finished(self) -> None:
-        """All that were sent are over."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
 
 def ready(up: LocalStack) -> int:
-    """Engines that get requests, as the gateway sees it."""
     fleet = httpx.get(f"{up.manage}/api/fleet", timeout=PATIENCE_SECONDS).json()
     return sum(instance["state"] == "Ready" for model in fleet["models"] for instance in model["instances"])
 
@@ -102,7 +100,6 @@ def served(up: LocalStack) -> int:
 
 
 async def until(seen: Callable[[], bool], what: str) -> None:
-    """Waits for a condition during the load."""
     await asyncio.to_thread(block_until, seen, what)
 
 

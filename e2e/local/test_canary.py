@@ -58,6 +58,8 @@ _SPLIT = (
 CHAT = "/v1/chat/completions"
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n".encode()
 
+ERROR = {"error": {"message": TEXT, "type": CANARY, "code": CANARY}}
+
 
 async def script(call: EngineCall) -> None:
     """Behaves as the field `user` says."""
@@ -99,7 +101,6 @@ async def _long(call: EngineCall) -> None:
         await call.event(token(CANARY))
 
 
-ERROR = {"error": {"message": TEXT, "type": CANARY, "code": CANARY}}
 BEHAVIOURS: dict[str, Script] = {
     "honest": well_behaved,
     "hang-up": hang_up,

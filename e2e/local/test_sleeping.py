@@ -32,7 +32,6 @@ spec:
 
 
 def instances(up: LocalStack) -> tuple[Instance, ...]:
-    """Returns the instances of the supervisor's fleet file."""
     path = Path(up.state()["fleet_file"])
     return parse_fleet_file(path.read_text(), file=str(path)).instances["default/tiny"]
 

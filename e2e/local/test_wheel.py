@@ -26,6 +26,40 @@ pytestmark = pytest.mark.extended
 FIRST_TOKEN_SECONDS = 60.0
 """A promise of the release: from the start of `fairlead up` to the first token."""
 
+_SEAM = """
+from importlib.util import find_spec
+from types import SimpleNamespace as Endpoint
+from fairlead_sim.seams import autoscaler, router
+from fairlead_sim.adapters.external_request import ExternalRequest
+from fairlead_sim.gateways import late_binding
+from fairlead_sim.workload.traces import TraceRequest
+
+assert [name for name in ("transcripts", "faults") if find_spec(f"fairlead_sim.{name}")] == []
+core = router({"n": 2, "live": ["a", "b"], "block_tokens": 512, "ttft_slo": 2.0, "prefill_s_per_token": 1e-4})
+endpoints = [
+    Endpoint(
+        id=id, up=True, inflight=0, waiting=0, running=0, held=0, pending_prefill_tokens=0, inflight_tokens=0,
+        kv_util=0.0, matched_tokens=0,
+    )
+    for id in ("a", "b")
+]
+request = ExternalRequest(TraceRequest("r", 0.0, 1_024, 8, (1, 2)), (11, 12))
+chosen = core.pick(request, endpoints, 0.0)
+assert chosen in ("a", "b")
+assert core.rebalance(endpoints, 0.0) == []
+assert core.order_key(request) is not None
+core.on_first_token(request, chosen, 0.2, 0)
+core.on_complete(request, chosen, 0.5, 8)
+profile = {"step_base": 0.01, "step_per_seq": 1e-4, "step_per_kv_token": 1e-8, "step_per_prompt_token": 1e-4}
+pool = {"role": "both", "cost": 1.0, "min": 1, "max": 4, "max_num_seqs": 64, "kv_tokens": 100_000}
+pool |= {"startup_p50": 60.0, "startup_p90": 90.0, "profile": profile | {"chunk": 512}}
+info = {"slo": {"ttft": 2.0, "itl": 0.1}, "timeout": 30.0, "interval": 5.0, "pools": {"main": pool}}
+scaler = autoscaler(info | {"ttft_le": [1.0, 2.0], "itl_le": [0.05, 0.1]})
+counts = {"desired": 1, "ready": 1, "pending": 0, "draining": 0, "pending_age": []}
+print(scaler.step({"t": 5.0, "gateway": None, "pools": {"main": counts | {"replicas": None}}}))
+"""
+"""Drives both seams of outside tools, with holding and rebalancing."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunningUp:
@@ -106,41 +140,6 @@ def test_the_first_commands_work_without_an_extra(installed: FreshEnvironment) -
     kubectl = installed.run("kubectl-fairlead", "status", "--kubeconfig", str(installed.folder / "absent"))
     assert kubectl.returncode == 3
     assert "Traceback" not in kubectl.stderr
-
-
-_SEAM = """
-from importlib.util import find_spec
-from types import SimpleNamespace as Endpoint
-from fairlead_sim.seams import autoscaler, router
-from fairlead_sim.adapters.external_request import ExternalRequest
-from fairlead_sim.gateways import late_binding
-from fairlead_sim.workload.traces import TraceRequest
-
-assert [name for name in ("transcripts", "faults") if find_spec(f"fairlead_sim.{name}")] == []
-core = router({"n": 2, "live": ["a", "b"], "block_tokens": 512, "ttft_slo": 2.0, "prefill_s_per_token": 1e-4})
-endpoints = [
-    Endpoint(
-        id=id, up=True, inflight=0, waiting=0, running=0, held=0, pending_prefill_tokens=0, inflight_tokens=0,
-        kv_util=0.0, matched_tokens=0,
-    )
-    for id in ("a", "b")
-]
-request = ExternalRequest(TraceRequest("r", 0.0, 1_024, 8, (1, 2)), (11, 12))
-chosen = core.pick(request, endpoints, 0.0)
-assert chosen in ("a", "b")
-assert core.rebalance(endpoints, 0.0) == []
-assert core.order_key(request) is not None
-core.on_first_token(request, chosen, 0.2, 0)
-core.on_complete(request, chosen, 0.5, 8)
-profile = {"step_base": 0.01, "step_per_seq": 1e-4, "step_per_kv_token": 1e-8, "step_per_prompt_token": 1e-4}
-pool = {"role": "both", "cost": 1.0, "min": 1, "max": 4, "max_num_seqs": 64, "kv_tokens": 100_000}
-pool |= {"startup_p50": 60.0, "startup_p90": 90.0, "profile": profile | {"chunk": 512}}
-info = {"slo": {"ttft": 2.0, "itl": 0.1}, "timeout": 30.0, "interval": 5.0, "pools": {"main": pool}}
-scaler = autoscaler(info | {"ttft_le": [1.0, 2.0], "itl_le": [0.05, 0.1]})
-counts = {"desired": 1, "ready": 1, "pending": 0, "draining": 0, "pending_age": []}
-print(scaler.step({"t": 5.0, "gateway": None, "pools": {"main": counts | {"replicas": None}}}))
-"""
-"""Drives both seams of outside tools, with holding and rebalancing."""
 
 
 def test_outside_tools_drive_the_seams_of_the_wheel(installed: FreshEnvironment) -> None:

@@ -26,7 +26,6 @@ _PATHS = {"messages": "/v1/messages", "responses": "/v1/responses"}
 
 
 def dialect_of(number: int) -> str:
-    """Returns the dialect of a request: one in nine is a chat, and the others are in halves."""
     return "chat" if number % 9 == 8 else "messages" if number % 9 % 2 else "responses"
 
 

@@ -32,6 +32,13 @@ from fairlead_testing.reports import ReportLine, commit, lines_as_json, machine
 
 TIMEOUT_SECONDS = 30.0
 
+READY_SECONDS = 60.0
+
+ROOT = Path(__file__).parents[2]
+SEED = int(os.environ.get("FAIRLEAD_SOAK_SEED", "7"))
+FULL = os.environ.get("FAIRLEAD_SOAK", "") == "full"
+REPORT = ROOT / "bench" / "results" / "soak.json" if FULL else ROOT / "out" / "soak.json"
+
 
 def write_fleet(path: Path, urls: Sequence[str], model: str = "tiny", *, resumes: bool = True) -> None:
     """One model with an instance for each URL, all ready."""
@@ -103,9 +110,6 @@ async def send_request(
     return *check(answer, tokens), answer.fields.get("x-fairlead-instance", "")
 
 
-READY_SECONDS = 60.0
-
-
 class ForkedEngines:
     """Engines on fixed ports; ``kill`` ends one as a crash does, ``start`` starts it again."""
 
@@ -117,7 +121,6 @@ class ForkedEngines:
 
     @property
     def urls(self) -> list[str]:
-        """The engines' URLs, whether or not they run."""
         return [f"http://127.0.0.1:{port}" for port in self.ports]
 
     async def start(self, number: int) -> None:
@@ -150,12 +153,6 @@ async def start_engines(count: int, *arguments: str) -> AsyncIterator[ForkedEngi
                 process.kill()
 
 
-ROOT = Path(__file__).parents[2]
-SEED = int(os.environ.get("FAIRLEAD_SOAK_SEED", "7"))
-FULL = os.environ.get("FAIRLEAD_SOAK", "") == "full"
-REPORT = ROOT / "bench" / "results" / "soak.json" if FULL else ROOT / "out" / "soak.json"
-
-
 def write(
     part: str, begun: float, figures: Mapping[str, Any], lines: list[ReportLine], path: Path = REPORT
 ) -> list[ReportLine]:
@@ -179,12 +176,10 @@ def write(
 
 
 def scaled_count(variable: str, small: int, full: int) -> int:
-    """Returns an amount: small in tests, full in ``make soak``, or that of a variable."""
     return int(os.environ.get(variable, full if FULL else small))
 
 
 def scaled_number(variable: str, small: float, full: float) -> float:
-    """Returns an amount as `scaled_count` does; it may have a fraction."""
     return float(os.environ.get(variable, full if FULL else small))
 
 

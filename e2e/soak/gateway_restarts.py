@@ -61,6 +61,16 @@ LONG_STREAMS = 2
 LONG_TOKENS = 30_000
 OUTLASTED = "ended with the error event of a drain"
 
+ENGINES = 2
+GATEWAYS = 3
+ROUNDS = 2
+TOKEN_SECONDS = 1.0
+"""The time for which clients may still connect to a gateway after its SIGTERM."""
+STREAMS = ("FAIRLEAD_SOAK_STREAMS", 60, 1_000)
+PATIENCE_SECONDS = 90.0
+"""The time that a stream may take beyond its tokens."""
+WHOLE = "complete"
+
 
 class GatewayAddresses:
     """Addresses to which clients may connect, like the endpoints of a Service."""
@@ -197,17 +207,6 @@ async def run_restarts(folder: Path) -> list[ReportLine]:
     return write("rolling_restarts", begun, figures, lines)
 
 
-ENGINES = 2
-GATEWAYS = 3
-ROUNDS = 2
-TOKEN_SECONDS = 1.0
-"""The time for which clients may still connect to a gateway after its SIGTERM."""
-STREAMS = ("FAIRLEAD_SOAK_STREAMS", 60, 1_000)
-PATIENCE_SECONDS = 90.0
-"""The time that a stream may take beyond its tokens."""
-WHOLE = "complete"
-
-
 @dataclass(frozen=True, slots=True)
 class DrainScenario:
     """One scenario.
@@ -264,7 +263,6 @@ class StreamClients:
                 tasks.create_task(self._client())
 
     def stop(self) -> None:
-        """Lets no client ask again."""
         self._is_over = True
 
     async def _client(self) -> None:
@@ -343,12 +341,10 @@ class GatewayFleet:
 
 
 async def run_drains(folder: Path) -> list[ReportLine]:
-    """The part with the short drain; the lines that do not hold."""
     return await _run(folder, SHORT)
 
 
 async def run_long(folder: Path) -> list[ReportLine]:
-    """The part of ten minutes; the lines that do not hold."""
     return await _run(folder, LONG)
 
 

@@ -82,6 +82,29 @@ KILL_SECONDS = 0.45
 _KNOWN = ("complete", "ended with an error event")
 KILLS = ("FAIRLEAD_SOAK_KILLS", 12, 1_000)
 
+LANES = 8
+SAMPLES = 12
+MAX_DELAY_SECONDS = 0.020
+WARM = 5_000 if FULL else 400
+MALFORMED = ("FAIRLEAD_SOAK_MALFORMED", 4_000, 100_000)
+_STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Z]")
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/rerank", "/v1/odd")
+
+VOLUME_ENGINES = 2
+CONNECTIONS = 64
+STREAMED = 4  # every fourth stretch of the load is streams
+EVENTS = 8
+SECONDS = 5.0 if FULL else 1.0
+VOLUME = ("FAIRLEAD_SOAK_REQUESTS", 20_000, 1_000_000)
+VOLUME_WARM = 15_000
+"""Requests before memory is looked at. While tables fill, it grows (99 to 111 MB, then 108 to 114
+for 150,000 requests). A fast machine needs two stretches for them, a busy one five."""
+VOLUME_SAMPLES = 6
+"""The least number of stretches after that, however fast the machine is."""
+
+TOKEN_SHARE = 0.02
+LEDGER_SHARE = 0.001
+
 
 async def ask_chat(url: str, number: int) -> tuple[str, str, str]:
     """Returns a verdict on the answer to a chat, its text if it is greedy, and the instance."""
@@ -119,11 +142,9 @@ class RequestLoad:
         self.sent = 0
 
     def seconds(self) -> float:
-        """Since it began."""
         return time.monotonic() - self._begun
 
     def under_way(self) -> "list[asyncio.Task[None]]":
-        """The requests that wait for their answers now."""
         return list(self._tasks)
 
     async def run(self, done: asyncio.Event) -> None:
@@ -209,7 +230,6 @@ def kill_lines(seen: int, kills: int, broken: Mapping[str, int]) -> list[ReportL
 
 
 def kill_figures(load: RequestLoad) -> dict[str, object]:
-    """Returns what came of the requests."""
     outcomes = dict(sorted(load.outcomes.items()))
     return {"kills": load.kills, "requests": load.outcomes.total(), "outcomes": outcomes, "details": load.strange}
 
@@ -241,15 +261,6 @@ async def run_engine_kills(folder: Path) -> list[ReportLine]:
         ReportLine("greedy answers of one conversation are one text, continued or not", different, not different),
     ]
     return write("engine_kills", begun, {**kill_figures(load), "continued": continued}, lines)
-
-
-LANES = 8
-SAMPLES = 12
-MAX_DELAY_SECONDS = 0.020
-WARM = 5_000 if FULL else 400
-MALFORMED = ("FAIRLEAD_SOAK_MALFORMED", 4_000, 100_000)
-_STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Z]")
-_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/rerank", "/v1/odd")
 
 
 class ValidRequests:
@@ -376,19 +387,6 @@ async def run_malformed(folder: Path) -> list[ReportLine]:
     return write("malformed", begun, figures, lines)
 
 
-VOLUME_ENGINES = 2
-CONNECTIONS = 64
-STREAMED = 4  # every fourth stretch of the load is streams
-EVENTS = 8
-SECONDS = 5.0 if FULL else 1.0
-VOLUME = ("FAIRLEAD_SOAK_REQUESTS", 20_000, 1_000_000)
-VOLUME_WARM = 15_000
-"""Requests before memory is looked at. While tables fill, it grows (99 to 111 MB, then 108 to 114
-for 150,000 requests). A fast machine needs two stretches for them, a busy one five."""
-VOLUME_SAMPLES = 6
-"""The least number of stretches after that, however fast the machine is."""
-
-
 async def run_volume(folder: Path) -> list[ReportLine]:
     """The part; the lines that do not hold."""
     begun, requests = time.monotonic(), scaled_count(*VOLUME)
@@ -436,10 +434,6 @@ def _load(program: Path, url: str, file: Path, stream: bool, number: int) -> dic
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-TOKEN_SHARE = 0.02
-LEDGER_SHARE = 0.001
 
 
 async def run_tenant_limits(folder: Path) -> list[ReportLine]:

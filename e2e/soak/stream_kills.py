@@ -63,6 +63,8 @@ _ARGUMENTS: Final = jsonschema.Draft202012Validator(PARAMETERS)
 _REPORTS: Final = jsonschema.Draft202012Validator(SCHEMA)
 TOOL: Final = {"name": "forecast", "parameters": PARAMETERS}
 
+_SHARES: Final = (("p50", 0.5), ("p99", 0.99))
+
 
 def body_of(number: int) -> tuple[str, dict[str, Any]]:
     """Returns the kind of a request, and its body."""
@@ -221,12 +223,8 @@ class KindCounts:
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:
-    """Returns the median and the 99th percentile; empty without values."""
     ranked = sorted(values)
     return {name: round(ranked[int(share * (len(ranked) - 1))], 4) for name, share in _SHARES if ranked}
-
-
-_SHARES: Final = (("p50", 0.5), ("p99", 0.99))
 
 
 class StreamClient:

@@ -26,6 +26,13 @@ OUTPUT_TOKENS = 16
 _CHARACTERS_PER_TOKEN = 8  # more than any piece of source text has
 KINDS = ("text", "ids", "chat")
 
+TIMEOUT_SECONDS = 300.0
+
+MAX_TIE_NATS = (
+    0.13  # two steps of a bfloat16 between 8 and 16, as large as this model's logits are; one is what is mostly seen
+)
+_BEST = 5
+
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
@@ -37,7 +44,6 @@ class TextPrompt:
     body: Mapping[str, Any]
 
     def as_stream(self) -> "TextPrompt":
-        """The same as a stream."""
         return TextPrompt(self.tokens, self.kind, self.path, {**self.body, "stream": True})
 
 
@@ -90,9 +96,6 @@ def _pieces(draw: Random) -> Iterator[str]:
         text = draw.choice(files).read_text(encoding="utf-8")
         at = draw.randrange(len(text) - LONGEST * _CHARACTERS_PER_TOKEN)
         yield text[at : at + LONGEST * _CHARACTERS_PER_TOKEN]
-
-
-TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(slots=True)
@@ -167,7 +170,6 @@ async def send_prompts(
 
 
 def openai_client(url: str) -> httpx.AsyncClient:
-    """A client without limits of its own."""
     return httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SECONDS, limits=httpx.Limits(max_connections=None))
 
 
@@ -206,14 +208,7 @@ def _text(choice: dict[str, Any]) -> str:
     return str(choice.get("text") or said.get("content") or "")
 
 
-MAX_TIE_NATS = (
-    0.13  # two steps of a bfloat16 between 8 and 16, as large as this model's logits are; one is what is mostly seen
-)
-_BEST = 5
-
-
 def first_difference(want: Sequence[int], got: Sequence[int]) -> int:
-    """The first place with another token; -1 where one answer begins with the other."""
     return next((at for at, pair in enumerate(zip(want, got, strict=False)) if pair[0] != pair[1]), -1)
 
 

@@ -24,7 +24,6 @@ class CheckFailed(AssertionError):
 
 
 def require(holds: object, why: str, numbers: Numbers | None = None) -> None:
-    """Raise Broken unless it holds."""
     if not holds:
         raise CheckFailed(why, numbers)
 
@@ -75,16 +74,13 @@ class VllmReport:
 
     @property
     def all_passed(self) -> bool:
-        """Everything that was checked in this run."""
         return all(part.summary()["held"] for part in self.parts.values())
 
     def begin(self, part: str) -> None:
-        """Starts a part: later checks belong to it."""
         when = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
         self.parts[part] = ReportPart(when, commit(ROOT, mark="+"), self.note)
 
     def end(self) -> None:
-        """Ends the last part: all of its checks were made."""
         next(reversed(self.parts.values())).is_over = True
 
     async def check(self, name: str, what: Callable[[], Awaitable[Numbers]]) -> bool:

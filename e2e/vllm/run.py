@@ -95,13 +95,11 @@ class Scenario(Protocol):
 
 
 async def run(stage: EngineStage, report: VllmReport, parts: Sequence[str]) -> None:
-    """The parts, one after another; one that cannot even begin does not hide the others."""
     for part in parts:
         await _run_part(part, lambda: _scenario(part, stage, report), report)  # noqa: B023 - called at once
 
 
 async def run_in_pods(stage: PodStage, report: VllmReport, parts: Sequence[str]) -> None:
-    """The parts on a cluster, one after another."""
     for part in parts:
         await _run_part(part, lambda: POD_PARTS[part](stage, report), report)  # noqa: B023 - called at once
 

@@ -43,21 +43,17 @@ class AdapterDownload:
 
     @property
     def scheme(self) -> str:
-        """`hf`, `s3`, `gs` or `oci`."""
         return self.source.partition(":")[0]
 
     @property
     def location(self) -> str:
-        """The part of the source after the scheme."""
         return self.source.partition("://")[2]
 
     @property
     def folder_name(self) -> str:
-        """The folder of this content. Other pins of a source have folders of their own."""
         text = "\0".join((self.source, self.revision, self.digest))
         return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
 
     @property
     def engine_path(self) -> str:
-        """The path of the folder in the containers of the pod."""
         return f"{DOWNLOADS_FOLDER}/{self.folder_name}"

@@ -28,5 +28,4 @@ class LoraAdapter:
 
     @property
     def bare_names(self) -> tuple[str, ...]:
-        """The names by which clients reach it, without `namespace/name`."""
         return (self.name,) if self.client_names is None else self.client_names

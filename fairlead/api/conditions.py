@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+STALLED_IF_LASTS: Final = "the model is Stalled if that lasts"
+"""Words of a message of `Reconciling`; the capacity grace follows, such as ``10m``."""
+
+_WHILE_TRUE = "only while True"
+_WHILE_AUTOSCALED = "while the model is autoscaled"
+_OF_ROUTES = "always, on a ModelRoute"
+
 
 class ConditionType(StrEnum):
     """The `type` of an entry of `status.conditions`."""
@@ -31,10 +38,6 @@ class ConditionOwner(StrEnum):
 
     OPERATOR = "operator"
     AUTOSCALER = "autoscaler"
-
-
-STALLED_IF_LASTS: Final = "the model is Stalled if that lasts"
-"""Words of a message of `Reconciling`; the capacity grace follows, such as ``10m``."""
 
 
 class Reason(StrEnum):
@@ -132,9 +135,6 @@ class ReasonInfo:
     advice: str
 
 
-_WHILE_TRUE = "only while True"
-_WHILE_AUTOSCALED = "while the model is autoscaled"
-_OF_ROUTES = "always, on a ModelRoute"
 _OPERATOR, _AUTOSCALER = ConditionOwner.OPERATOR, ConditionOwner.AUTOSCALER
 _TYPES: Final = {
     ConditionType.READY: (
@@ -416,12 +416,10 @@ _REASONS: Final[Mapping[ConditionType, Mapping[Reason, tuple[str, str]]]] = {
 
 
 def condition_types() -> tuple[ConditionTypeInfo, ...]:
-    """Returns the documentation of every condition type, in the order of the reference page."""
     return tuple(ConditionTypeInfo(kind, *texts) for kind, texts in _TYPES.items())
 
 
 def reasons() -> tuple[ReasonInfo, ...]:
-    """Returns the documentation of every reason, grouped by condition type."""
     return tuple(ReasonInfo(reason, kind, *texts) for kind, rows in _REASONS.items() for reason, texts in rows.items())
 
 

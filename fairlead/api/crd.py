@@ -38,7 +38,6 @@ _EXCLUSIVE_BOUNDS = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum
 
 
 def crd_manifest(kind: CustomResourceKind) -> Schema:
-    """Returns the CustomResourceDefinition of one kind. The caller may change it."""
     return copy.deepcopy(_crd_manifest(kind))
 
 
@@ -168,7 +167,6 @@ def _without_null(schema: Schema, path: str) -> Schema:
 
 
 def _nested_defaults(fields: Mapping[str, Schema]) -> Schema:
-    """Returns the default of an object with these fields: the fields' own defaults, by name."""
     return {name: field["default"] for name, field in fields.items() if "default" in field}
 
 

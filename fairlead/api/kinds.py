@@ -43,7 +43,6 @@ class CustomResourceKind:
 
     @property
     def name(self) -> str:
-        """The value of `kind:` in a manifest, such as `ModelDeployment`."""
         return self.model.__name__
 
 
@@ -138,5 +137,4 @@ _KINDS: Final = (
 
 
 def served_kinds() -> tuple[CustomResourceKind, ...]:
-    """Returns the kinds of this release, in the order of docs/reference/api.md."""
     return _KINDS

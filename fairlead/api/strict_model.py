@@ -103,7 +103,6 @@ def _check_unique(items: str, names: list[Any]) -> None:
 
 
 def field_names(model: type[BaseModel]) -> list[str]:
-    """Returns the names of a model's fields as written in files."""
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
@@ -138,5 +137,4 @@ def api_list(
 
 
 def list_map_schema(key: str) -> dict[str, Any]:
-    """Returns the schema of a list whose items are identified and merged by the field `key`."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}

@@ -37,19 +37,29 @@ from fairlead.fleet.model import TokenPrice
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
 
+GROUP = "serving.fairlead.io"
+VERSION = "v1alpha1"
+API_VERSION: Final = "serving.fairlead.io/v1alpha1"
+
+_HAS_PREFILL_CEL = "self.pools.exists(pool, pool.role == 'Prefill')"
+_EXTERNAL_CEL = "self.engine.type in ['External', 'OpenAI']"
+_OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External', 'LlamaCpp', 'OpenAI', 'TRTLLM']"
+_KEPT_REPLICAS_CEL = "oldSelf.hasValue() && oldSelf.value().?replicas == optional.of(self.replicas)"
+"""The operator's number of a model with one pool stays for a moment when the model changes."""
+_SERVED_NAME_FLAG = "--served-model-name"
+_NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
+
 
 def _is_api(spec: Any) -> bool:
     return spec.engine.type is EngineType.OPENAI
 
 
 def _in_pools(spec: Any, find: Callable[[Pool], FieldPath | None]) -> FieldPath | bool:
-    """Returns the path of what `find` finds first in a pool of a spec, or False."""
     found = ((index, path) for index, pool in enumerate(spec.pools) if (path := find(pool)) is not None)
     return next((("pools", index, *path) for index, path in found), False)
 
 
 def _selection(pool: Pool) -> FieldPath | None:
-    """Returns the field by which a pool selects engines, or has a part of their work."""
     return ("selector",) if pool.selector is not None else ("role",) if pool.role is not PoolRole.SERVE else None
 
 
@@ -121,11 +131,6 @@ class Metadata(StrictModel):
     ownerReferences: Any = Field(default=None, exclude=True)  # noqa: N815
 
 
-GROUP = "serving.fairlead.io"
-VERSION = "v1alpha1"
-API_VERSION: Final = "serving.fairlead.io/v1alpha1"
-
-
 def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
     known = {pool.name for pool in spec.pools}
     unknown = [
@@ -134,15 +139,6 @@ def _unknown_schedule_pool(spec: "ModelDeploymentSpec") -> FieldPath | bool:
         if schedule.pool is not None and schedule.pool not in known
     ]
     return ("autoscaling", "schedules", unknown[0], "pool") if unknown else False
-
-
-_HAS_PREFILL_CEL = "self.pools.exists(pool, pool.role == 'Prefill')"
-_EXTERNAL_CEL = "self.engine.type in ['External', 'OpenAI']"
-_OPAQUE_ENGINE_CEL = "self.engine.type in ['Custom', 'External', 'LlamaCpp', 'OpenAI', 'TRTLLM']"
-_KEPT_REPLICAS_CEL = "oldSelf.hasValue() && oldSelf.value().?replicas == optional.of(self.replicas)"
-"""The operator's number of a model with one pool stays for a moment when the model changes."""
-_SERVED_NAME_FLAG = "--served-model-name"
-_NO_SLEEP_CEL = "!has(self.autoscaling.sleep)"
 
 
 class ModelDeploymentSpec(StrictModel):
@@ -462,7 +458,6 @@ class _Object(StrictModel):
 
     @property
     def key(self) -> str:
-        """`namespace/name`, with the namespace `default` if none is given."""
         return f"{self.metadata.namespace or 'default'}/{self.metadata.name}"
 
 
@@ -480,7 +475,6 @@ class _ClusterObject(_Object):
 
     @property
     def key(self) -> str:
-        """The name, which is unique in the cluster."""
         return self.metadata.name
 
 
@@ -508,7 +502,6 @@ class ModelTenant(_ClusterObject):
     spec: Annotated[ModelTenantSpec, Field(examples=["{keys: [...], limits: [...]}"])]
 
     def to_tenant(self) -> Tenant:
-        """Returns the tenant as gateways use it."""
         return self.spec.to_tenant(self.metadata.name)
 
 
@@ -525,7 +518,6 @@ class ModelRoute(_Object):
         return self
 
     def to_route(self) -> Route:
-        """Returns the route as gateways use it, with all names that it claims."""
         return self.spec.to_route(self.metadata.namespace or "default", self.metadata.name)
 
 

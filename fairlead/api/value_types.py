@@ -26,6 +26,62 @@ Int64 = Annotated[int, Field(json_schema_extra={"format": "int64"})]
 MAX_LABEL_VALUE_LENGTH: Final = 63
 """Maximum length of the value of a Kubernetes label."""
 
+_SUBDOMAIN_FIX: Final = "use lower-case letters, digits, - and ., at most {}, beginning and ending with neither"
+
+ContextLength = Annotated[
+    Int32 | None,
+    api_field(
+        "context of the model in tokens, as `/v1/models` shows it; left out = as its engines state it, which "
+        "llama.cpp and most providers do not",
+        "131072",
+        ge=1,
+        le=1 << 30,
+    ),
+]
+
+_RESOURCE_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+
+_COST_PATTERN = units.USD_PATTERN
+
+_MAX_COUNT = 4096
+_PERCENT_PATTERN = r"^([1-9][0-9]?|100)%$"
+
+_LABEL_VALUE_PATTERN = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_LABEL_KEY_PATTERN = re.compile(rf"({DNS_SUBDOMAIN_PATTERN.pattern}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?")
+
+_LabelValue = Annotated[str, Field(json_schema_extra={"maxLength": MAX_LABEL_VALUE_LENGTH})]
+
+_DURATION_FIELD = Field(json_schema_extra={"pattern": units.DURATION_PATTERN, "maxLength": 32})
+
+RequestField = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
+"""The name of a field of a request body."""
+
+FIXED_HEADERS: Final = frozenset(
+    {
+        *("host", "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"),
+        *("content-length", "content-type", "content-encoding", "accept-encoding", "expect"),
+        *("proxy-authenticate", "proxy-authorization", "proxy-connection", "authorization", "x-api-key", "cookie"),
+        *("x-request-id", "x-request-timeout", "x-data-parallel-rank", "x-fairlead-hops", "traceparent", "tracestate"),
+    }
+)
+"""Headers of a connection, credentials of clients, and those that gateways set for engines."""
+
+_DOMAIN_PATTERN = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*)$"
+
+RequestPath = Annotated[str, Field(max_length=256, pattern=r"^/v1(/[A-Za-z0-9_~:@-][A-Za-z0-9._~:@-]*)+(/\*)?$")]
+"""A path under `/v1`; a final `/*` stands for all paths below."""
+
+_MAX_QUANTITY = 3600
+
+_QUANTITY_SCHEMA = {
+    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "x-kubernetes-int-or-string": True,
+    "minimum": 0,
+    "maximum": _MAX_QUANTITY,
+    "pattern": units.QUANTITY_PATTERN,
+    "maxLength": 42,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class TextForm:
@@ -77,7 +133,6 @@ def unit_check(parse: Callable[[str], object], *, normalizes: bool = False) -> C
 _LABEL: Final = TextForm(
     _LABEL_PATTERN, "is not a DNS label", "use lower-case letters, digits and -, at most 63", 63, 1
 )
-_SUBDOMAIN_FIX: Final = "use lower-case letters, digits, - and ., at most {}, beginning and ending with neither"
 _SUBDOMAIN: Final = TextForm(_SUBDOMAIN_PATTERN, "is not a Kubernetes name", _SUBDOMAIN_FIX.format(253), 253, 1)
 _SHORT_SUBDOMAIN: Final = replace(_SUBDOMAIN, fix=_SUBDOMAIN_FIX.format(MAX_LABEL_VALUE_LENGTH))
 
@@ -94,16 +149,6 @@ ObjectName = Annotated[str, _SHORT_SUBDOMAIN]
 """The name of one of Fairlead's objects. A rule of each kind says when it is too long."""
 NamespaceOrAll = Annotated[str, TextForm(rf"^(\*|{DNS_LABEL_PATTERN.pattern})$", _LABEL.message, _LABEL.fix, 63, 1)]
 """The name of a namespace, or `*` for all."""
-ContextLength = Annotated[
-    Int32 | None,
-    api_field(
-        "context of the model in tokens, as `/v1/models` shows it; left out = as its engines state it, which "
-        "llama.cpp and most providers do not",
-        "131072",
-        ge=1,
-        le=1 << 30,
-    ),
-]
 AllowedRoutes = Annotated[
     list[NamespaceOrAll],
     api_field(
@@ -121,7 +166,6 @@ ShortName = Annotated[
 """A Kubernetes name that also fits into a label value."""
 
 
-_RESOURCE_PATTERN = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 ResourceName = Annotated[
     str,
     TextForm(
@@ -129,7 +173,6 @@ ResourceName = Annotated[
     ),
 ]
 
-_COST_PATTERN = units.USD_PATTERN
 Cost = Annotated[str, TextForm(_COST_PATTERN, "is not an amount", 'write it as text without a sign, like "2.50"', 16)]
 """US dollars as text, so that no digit is lost."""
 
@@ -154,9 +197,6 @@ Size = Annotated[
     AfterValidator(unit_check(units.parse_size)),
     Field(json_schema_extra={"pattern": units.SIZE_PATTERN, "maxLength": 16}),
 ]
-
-_MAX_COUNT = 4096
-_PERCENT_PATTERN = r"^([1-9][0-9]?|100)%$"
 
 
 def _check_count_or_percent(value: Any) -> Any:
@@ -188,9 +228,6 @@ CountOrPercent = Annotated[
     ),
 ]
 
-_LABEL_VALUE_PATTERN = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-_LABEL_KEY_PATTERN = re.compile(rf"({DNS_SUBDOMAIN_PATTERN.pattern}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?")
-
 
 def _check_labels(labels: dict[str, str]) -> dict[str, str]:
     for key, value in labels.items():
@@ -204,7 +241,6 @@ def _check_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-_LabelValue = Annotated[str, Field(json_schema_extra={"maxLength": MAX_LABEL_VALUE_LENGTH})]
 Labels = Annotated[dict[str, _LabelValue], AfterValidator(_check_labels)]
 """Kubernetes labels. Each use sets the maximum number of entries."""
 
@@ -237,9 +273,6 @@ def _check_positive_duration(text: str) -> str:
     return text
 
 
-_DURATION_FIELD = Field(json_schema_extra={"pattern": units.DURATION_PATTERN, "maxLength": 32})
-
-
 Duration = Annotated[str, BeforeValidator(_require_unit), AfterValidator(_check_duration), _DURATION_FIELD]
 
 
@@ -261,20 +294,6 @@ ServedName = Annotated[
 """The name of a model in an engine."""
 
 
-RequestField = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
-"""The name of a field of a request body."""
-
-FIXED_HEADERS: Final = frozenset(
-    {
-        *("host", "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"),
-        *("content-length", "content-type", "content-encoding", "accept-encoding", "expect"),
-        *("proxy-authenticate", "proxy-authorization", "proxy-connection", "authorization", "x-api-key", "cookie"),
-        *("x-request-id", "x-request-timeout", "x-data-parallel-rank", "x-fairlead-hops", "traceparent", "tracestate"),
-    }
-)
-"""Headers of a connection, credentials of clients, and those that gateways set for engines."""
-
-
 def _check_header(name: str) -> str:
     if name in FIXED_HEADERS:
         raise field_error(f"{name} is set by the gateway, or is a credential", "remove it")
@@ -286,7 +305,6 @@ RequestHeader = Annotated[
 ]
 """The name of a request header, in lower case."""
 
-_DOMAIN_PATTERN = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*)$"
 MediaDomain = Annotated[
     str,
     TextForm(
@@ -294,9 +312,6 @@ MediaDomain = Annotated[
     ),
 ]
 """The host of URLs, in lower case; `*` stands for all hosts."""
-
-RequestPath = Annotated[str, Field(max_length=256, pattern=r"^/v1(/[A-Za-z0-9_~:@-][A-Za-z0-9._~:@-]*)+(/\*)?$")]
-"""A path under `/v1`; a final `/*` stands for all paths below."""
 
 
 _check_share = unit_check(units.parse_percentage)
@@ -326,7 +341,6 @@ Percentage = Annotated[
 ]
 """A share of requests, more than 0% and at most 100%."""
 
-_MAX_QUANTITY = 3600
 _check_unit = unit_check(units.parse_quantity)
 
 
@@ -348,14 +362,6 @@ def _check_positive_quantity(value: Any) -> Any:
     return value
 
 
-_QUANTITY_SCHEMA = {
-    "anyOf": [{"type": "integer"}, {"type": "string"}],
-    "x-kubernetes-int-or-string": True,
-    "minimum": 0,
-    "maximum": _MAX_QUANTITY,
-    "pattern": units.QUANTITY_PATTERN,
-    "maxLength": 42,
-}
 Quantity = Annotated[int | str, BeforeValidator(_check_quantity), WithJsonSchema(_QUANTITY_SCHEMA)]
 """A number as Kubernetes writes quantities: ``36u``, ``1.5m``, ``0.002``, ``3.6e-05``."""
 PositiveQuantity = Annotated[int | str, BeforeValidator(_check_positive_quantity), WithJsonSchema(_QUANTITY_SCHEMA)]

@@ -83,13 +83,11 @@ class AuditLog:
 
     @property
     def lost(self) -> int:
-        """The number of records that did not reach the stream or the files."""
         in_files = 0 if self._files is None else self._files.lost
         return in_files + (0 if self._stream is None else self._stream.dropped)
 
     @property
     def written(self) -> int:
-        """The number of records since the start."""
         return self._sequence
 
     def add(self, event: AuditEvent) -> None:

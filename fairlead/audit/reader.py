@@ -86,7 +86,6 @@ def _read_file(path: Path, query: AuditQuery) -> FolderContent:
 
 
 def _newest(records: list[AuditRecord], count: int) -> list[AuditRecord]:
-    """Returns the newest records, the oldest first."""
     records.sort(key=lambda record: (record.wall, record.component, record.instance, record.sequence))
     return records[-count:]
 

@@ -134,7 +134,6 @@ _decode: Final = msgspec.json.Decoder(AuditRecord).decode
 
 
 def encode_record(record: AuditRecord) -> bytes:
-    """Returns the record as one line of JSON, without its end."""
     return _encode(record)
 
 
@@ -156,7 +155,6 @@ def to_builtins(record: AuditRecord) -> dict[str, Any]:
 
 
 def short_digest(digest: bytes) -> str:
-    """Returns the first digits of a digest: enough to recognise a key, and too few to use it."""
     return digest.hex()[:SHORT_DIGEST_CHARS]
 
 

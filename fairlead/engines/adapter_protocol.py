@@ -99,7 +99,6 @@ class PodEngineAdapter:
         )
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
-        """Returns the values of a metrics page."""
         return read_signals(self.names, metrics, rank if self.has_ranks else None)
 
     def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:

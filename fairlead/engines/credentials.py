@@ -62,11 +62,9 @@ class EngineCredentials:
         return self._endpoints.resolve if self._endpoints.checks(host) else None
 
     def connection_rules(self, instance: Instance) -> ConnectionRules:
-        """Returns the rules of connections to an instance."""
         return ConnectionRules(partial(self.tls_context, instance.access), self.resolver(_host(instance.url)))
 
     def auth_for(self, address: str) -> EngineAuth:
-        """Returns the secret locations of the engine with this address."""
         return self._auth_by_address.get(address, _NO_AUTH)
 
     def authorization_for(self, address: str) -> bytes:

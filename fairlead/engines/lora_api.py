@@ -37,7 +37,6 @@ _BY_KIND: Final = {
 
 
 def lora_api(kind: str) -> LoraApi:
-    """Returns the paths of a kind of engine that `has_lora_api`."""
     return _BY_KIND[kind]
 
 
@@ -51,5 +50,4 @@ def adapter_prefix(kind: str, model: str) -> str:
 
 
 def has_lora_api(kind: str) -> bool:
-    """Returns whether engines of a kind load adapters at run time."""
     return kind in _BY_KIND

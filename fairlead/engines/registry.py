@@ -14,7 +14,6 @@ def _adapters() -> dict[str, EngineAdapter]:
 
 
 def engine_kinds() -> tuple[str, ...]:
-    """Returns the kinds of engines that have an adapter."""
     return tuple(_adapters())
 
 

@@ -54,11 +54,9 @@ class SimulatedEngine:
         return LocalEngineCommand((*command, *taken), dict(replica.env), prints_ready_line=True, ignored_args=ignored)
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
-        """Returns the values of a metrics page, which has vLLM's names."""
         return read_signals(VLLM_METRICS, metrics, rank)
 
     def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:
-        """Returns the values of several ranks of one metrics page."""
         return read_rank_signals(VLLM_METRICS, metrics, ranks)
 
 

@@ -27,16 +27,17 @@ SLEEP_MODE_FLAG: Final = "--enable-sleep-mode"
 DEV_MODE_VARIABLE: Final = ("VLLM_SERVER_DEV_MODE", "1")
 _MAX_RESPONSE_BYTES: Final = 65_536
 
-
-class SleepRefused(Unavailable):
-    """Raised when an engine responds but refuses; mostly, it was started without sleep mode."""
-
-
 SleepRequester = Callable[[str, str, bytes | None, float], Awaitable[HttpReply]]
 """Sends one HTTP request to an engine: method, URL, body, seconds. Returns whatever is answered.
 
 Raises Unavailable after the seconds.
 """
+
+_HINT: Final = f"start it with {SLEEP_MODE_FLAG} and {'='.join(DEV_MODE_VARIABLE)}"
+
+
+class SleepRefused(Unavailable):
+    """Raised when an engine responds but refuses; mostly, it was started without sleep mode."""
 
 
 class EngineSleepClient:
@@ -101,8 +102,4 @@ async def send_request(method: str, url: str, body: bytes | None, seconds: float
 
 
 def sleep_client() -> EngineSleepClient:
-    """Returns a sleep-mode client that uses HTTP."""
     return EngineSleepClient(send_request)
-
-
-_HINT: Final = f"start it with {SLEEP_MODE_FLAG} and {'='.join(DEV_MODE_VARIABLE)}"

@@ -34,11 +34,9 @@ class Vllm:
         return LocalEngineCommand((*command, *replica.args), env, prints_ready_line=False)
 
     def parse_signals(self, metrics: bytes, rank: int | None = None) -> EngineSignals:
-        """Returns the values of a metrics page."""
         return read_signals(VLLM_METRICS, metrics, rank)
 
     def parse_rank_signals(self, metrics: bytes, ranks: Collection[int]) -> dict[int, EngineSignals]:
-        """Returns the values of several ranks of one metrics page."""
         return read_rank_signals(VLLM_METRICS, metrics, ranks)
 
 

@@ -51,7 +51,6 @@ class NameClaim:
 
     @property
     def key(self) -> str:
-        """`namespace/name`."""
         return f"{self.namespace}/{self.name}"
 
     def has_claim(self, name: str) -> bool:
@@ -60,7 +59,6 @@ class NameClaim:
 
 
 def claim_key(kind: ClaimKind, key: str) -> str:
-    """Returns the key of the claim of the object `namespace/name`; those of kinds differ."""
     return key if kind == MODEL_CLAIM else f"{kind}:{key}"
 
 
@@ -73,7 +71,6 @@ def object_claim(
     *,
     is_releasing: bool = False,
 ) -> NameClaim:
-    """Returns the names that an object claims. Its key differs from those of other kinds."""
     return NameClaim(claim_key(kind, namespace), name, served_names, recorded, is_releasing)
 
 
@@ -83,17 +80,14 @@ def adapter_key(claim_key: str) -> str | None:
 
 
 def is_model_claim(claim_key: str) -> bool:
-    """Returns True for the key of a model's claim, which is the model's own."""
     return ":" not in claim_key
 
 
 def object_key(claim_key: str) -> str:
-    """Returns `namespace/name` of the model, route or adapter whose claim has this key."""
     return claim_key.rpartition(":")[2]
 
 
 def describe_owner(claim_key: str) -> str:
-    """Returns the owner of a name as text, from the key of its claim."""
     kind = claim_key.rpartition(":")[0]
     return f"the {kind} {object_key(claim_key)}" if kind else claim_key
 
@@ -135,7 +129,6 @@ class GrantedNames:
     refused: tuple[RefusedName, ...] = ()
 
     def all_names(self, name: str) -> tuple[str, ...]:
-        """Returns all of them; `name` is the one in the metadata."""
         return (*((name,) if self.has_own_name else ()), *self.served_names)
 
 

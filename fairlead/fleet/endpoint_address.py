@@ -59,7 +59,6 @@ class AllNamespaces:
     """A container of every namespace."""
 
     def __contains__(self, namespace: object) -> bool:
-        """Returns True."""
         return True
 
 

@@ -59,7 +59,6 @@ class EndpointResolver:
             self._model_addresses = pod_addresses | fleet.service_addresses
 
     def checks(self, host: str) -> bool:
-        """Returns whether the addresses of a host are checked."""
         return host in self._namespaces
 
     async def resolve(self, host: str, port: int) -> str:

@@ -68,7 +68,6 @@ class FileFleetSource:
                 yield fleet
 
     def warnings(self) -> list[str]:
-        """Returns a warning while the file has a problem and an older fleet stays in use."""
         return [f"the fleet file cannot be used: {self.problem}"] if self.problem is not None else []
 
     def age_seconds(self) -> float | None:

@@ -75,6 +75,23 @@ SLEEP_ANNOTATION: Final = "fairlead.io/sleep"
 Gateways send it no requests.
 """
 
+_POD_ANNOTATIONS: Final = frozenset(
+    {
+        PORT_ANNOTATION,
+        DATA_PARALLEL_ANNOTATION,
+        TRANSFER_ANNOTATION,
+        BOOTSTRAP_PORT_ANNOTATION,
+        KV_EVENTS_PORT_ANNOTATION,
+        KV_REPLAY_PORT_ANNOTATION,
+        KV_PEERS_PORT_ANNOTATION,
+        SERVED_NAME_ANNOTATION,
+        SLEEP_ANNOTATION,
+        GROUP_SIZE_ANNOTATION,
+        DELETION_COST_ANNOTATION,
+    }
+)
+_MAX_ANNOTATION_CHARS: Final = 1_024
+
 
 class SleepPhase(StrEnum):
     """The phase of a pod with a sleep mark: asleep (or to be put to sleep), waking, or stuck."""
@@ -92,7 +109,6 @@ class SleepMark:
     phase: SleepPhase = SleepPhase.ASLEEP
 
     def annotation_value(self) -> str:
-        """Returns the value of the annotation."""
         return f"{self.level}-{self.phase.value}"
 
 
@@ -151,26 +167,7 @@ def parse_engine_info(annotations: Mapping[str, str]) -> PodEngineInfo:
 
 
 def parse_surge_groups(annotations: Mapping[str, str]) -> int:
-    """Returns the number of surge groups of a LeaderWorkerSet; 0 if it is absent or invalid."""
     return _parse_number(annotations, SURGE_ANNOTATION, 99_999) or 0
-
-
-_POD_ANNOTATIONS: Final = frozenset(
-    {
-        PORT_ANNOTATION,
-        DATA_PARALLEL_ANNOTATION,
-        TRANSFER_ANNOTATION,
-        BOOTSTRAP_PORT_ANNOTATION,
-        KV_EVENTS_PORT_ANNOTATION,
-        KV_REPLAY_PORT_ANNOTATION,
-        KV_PEERS_PORT_ANNOTATION,
-        SERVED_NAME_ANNOTATION,
-        SLEEP_ANNOTATION,
-        GROUP_SIZE_ANNOTATION,
-        DELETION_COST_ANNOTATION,
-    }
-)
-_MAX_ANNOTATION_CHARS: Final = 1_024
 
 
 def used_pod_annotations(annotations: Mapping[str, str]) -> dict[str, str]:

@@ -20,6 +20,17 @@ from fairlead.fleet.signals import EngineSignals
 from fairlead.names import ALL_NAMESPACES
 from fairlead.routes.model import Route
 
+EXTERNAL_API = "openai"
+"""The kind of engine of an OpenAI-compatible API that others run."""
+
+KV_TRANSFERS = ("nixl", "mooncake", "sglang")
+"""The KV transfer protocols that the gateway supports."""
+
+MAX_REQUEST_COST: Final = 10**14
+"""100,000 US dollars. An engine that reports impossible counts at an impossible price cannot make
+sums overflow that belong to all tenants.
+"""
+
 
 class Role(StrEnum):
     """The part of serving that an instance performs."""
@@ -65,13 +76,6 @@ class StreamResume(StrEnum):
 
     AUTO = "Auto"
     NEVER = "Never"
-
-
-EXTERNAL_API = "openai"
-"""The kind of engine of an OpenAI-compatible API that others run."""
-
-KV_TRANSFERS = ("nixl", "mooncake", "sglang")
-"""The KV transfer protocols that the gateway supports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,6 @@ class Instance:
 
     @property
     def replica_id(self) -> str:
-        """Identifies the replica: all data-parallel ranks of one engine belong to it."""
         return self.id if self.dp_rank is None else self.id.rpartition("/")[0] or self.id
 
 
@@ -212,7 +215,6 @@ class UnknownFields(StrEnum):
 
     @classmethod
     def default_of(cls, engines: frozenset[str]) -> "UnknownFields":
-        """Returns the treatment by these types of engines where the model states none."""
         return cls.REFUSE if EXTERNAL_API in engines else cls.PASS
 
 
@@ -234,12 +236,6 @@ class RequestPolicy:
     allowed_paths: frozenset[str] = frozenset()
     allowed_headers: frozenset[str] = frozenset()
     sets_priority: bool = False
-
-
-MAX_REQUEST_COST: Final = 10**14
-"""100,000 US dollars. An engine that reports impossible counts at an impossible price cannot make
-sums overflow that belong to all tenants.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +301,6 @@ class Model:
 
     @property
     def key(self) -> str:
-        """`namespace/name`: the key in every map, metric and Redis key."""
         return f"{self.namespace}/{self.name}"
 
     @property

@@ -63,6 +63,8 @@ _Query = tuple[tuple[str, str], ...]
 _Decoded = TypeVar("_Decoded")
 _DecodePage = Callable[[bytes], ObjectPage]
 
+_IDENTITY_FIELDS = ("name", "namespace", "resourceVersion", "uid")
+
 
 @dataclass(frozen=True, slots=True)
 class RawResponse:
@@ -118,7 +120,6 @@ class KubeApi:
         await self.close()
 
     async def close(self) -> None:
-        """Closes all connections, including watches."""
         await self._transport.close()
         await self._watch_transport.close()
 
@@ -211,7 +212,6 @@ class KubeApi:
         return any(one.get("name") == resource.plural for one in found.get("resources") or [])
 
     async def version(self) -> str:
-        """Returns the API server's version, such as `v1.36.3`."""
         return str((await self._request(HttpRequest("GET", "/version"))).get("gitVersion", ""))
 
     async def get_raw(
@@ -395,7 +395,6 @@ class KubeApi:
                 return ObjectList(items, str(page.metadata.get("resourceVersion", "")))
 
     async def _request(self, request: HttpRequest) -> Manifest:
-        """Sends a request, and returns the object received. Raises KubeError."""
         return await self._request_decoded(request, decode_object, self.limits.kube_response_bytes)
 
     async def _request_decoded(
@@ -477,9 +476,6 @@ class KubeApi:
         return Unreachable(
             f"{request}: {words}", hint=f"the API server is {self.config.server}, from {self.config.source}"
         )
-
-
-_IDENTITY_FIELDS = ("name", "namespace", "resourceVersion", "uid")
 
 
 def _query(**values: str | None) -> _Query:

@@ -36,7 +36,6 @@ def conditions_for(
 
 
 def format_time(wall: float) -> str:
-    """Returns a Unix time as the API's `Time`: `2026-11-20T17:43:20Z`."""
     return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

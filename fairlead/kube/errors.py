@@ -26,6 +26,12 @@ import msgspec
 from fairlead.errors import FairleadError, Unavailable
 from fairlead.kube.json_decoding import decode_json
 
+_UNTYPED_PATCH_MESSAGE = "failed to create typed patch object"
+"""Start of the API server's (1.36) message, with status 500, if an applied object violates the
+schema.
+"""
+_FIELD_LINE = re.compile(r"^\s*(\.[^:\s]+): (.+)$", re.MULTILINE)
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorCause:
@@ -120,11 +126,6 @@ _BY_STATUS: dict[int, type[KubeError]] = {
     422: Invalid,
     429: TooManyRequests,
 }
-_UNTYPED_PATCH_MESSAGE = "failed to create typed patch object"
-"""Start of the API server's (1.36) message, with status 500, if an applied object violates the
-schema.
-"""
-_FIELD_LINE = re.compile(r"^\s*(\.[^:\s]+): (.+)$", re.MULTILINE)
 
 
 def error_from_response(status: int, body: bytes, request: str, retry_after_seconds: float | None = None) -> KubeError:

@@ -12,7 +12,6 @@ _UNKNOWN: Final = "an unknown writer"
 
 
 def field_entries(live: Manifest) -> Iterator[dict[str, Any]]:
-    """Returns the entries of `metadata.managedFields`, except those for the status."""
     return (entry for entry in metadata_of(live).get("managedFields") or [] if entry.get("subresource") != "status")
 
 

@@ -163,7 +163,6 @@ class Informer:
 
     @property
     def is_synced(self) -> bool:
-        """True once all selected objects have been listed for the first time."""
         return self._synced.is_set()
 
     @property
@@ -203,11 +202,9 @@ class Informer:
         return self.is_synced or self.problem is not None
 
     def start(self) -> None:
-        """Starts to run in a task."""
         self._task = asyncio.ensure_future(self.run())
 
     async def stop(self) -> None:
-        """Ends the task that `start` started."""
         await cancel_and_wait(self._task)
 
     async def run(self) -> None:
@@ -311,7 +308,6 @@ class Informer:
                 self._version = str(metadata_of(event.object).get("resourceVersion") or self._version)
 
     def _on_opened(self) -> None:
-        """Clears the last problem: the API server accepted a watch."""
         self.problem = None
 
     def _mark_contact(self) -> None:

@@ -51,7 +51,6 @@ def decode_with(decode: Callable[[bytes], _Decoded], data: bytes) -> _Decoded:
 
 
 def replace_invalid_text(data: bytes) -> bytes:
-    """Returns JSON in which U+FFFD replaces what is no UTF-8, and halves of surrogate pairs."""
     return _ESCAPE.sub(_replace_half_pair, data.decode("utf-8", "replace").encode())
 
 

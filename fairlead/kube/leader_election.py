@@ -121,7 +121,6 @@ def lease_spec(lease: ObservedLease | None, identity: str, timing: LeaseTiming, 
 
 
 def candidate_identity(environment: Mapping[str, str], chance: Callable[[], float]) -> str:
-    """Returns a globally unique name: the pod's name with a random part for each start."""
     host = environment.get("HOSTNAME") or socket.gethostname()
     return f"{host}_{os.getpid()}_{int(chance() * 0xFFFFFFFF):08x}"
 

@@ -24,7 +24,6 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """The value of `apiVersion:` in a manifest, such as `apps/v1`."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
@@ -127,7 +126,6 @@ def resource_of(manifest: Manifest) -> Resource:
 
 
 def selected_fields(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Returns the fields with these names that are there."""
     return {name: values[name] for name in names if name in values}
 
 
@@ -158,7 +156,6 @@ def uid_of(manifest: Manifest) -> str:
 
 
 def resource_version_of(manifest: Manifest) -> int:
-    """Returns `metadata.resourceVersion`, which grows with each change; 0 if it is not a number."""
     text = str(metadata_of(manifest).get("resourceVersion", ""))
     return int(text) if text.isdecimal() else 0
 
@@ -196,10 +193,8 @@ def has_started(pod: Manifest) -> bool:
 
 
 def label_selector(labels: Mapping[str, str]) -> str:
-    """Returns a label selector for all of these labels: `app=x,role=y`."""
     return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
 
 
 def format_micro_time(wall: float) -> str:
-    """Returns a Unix time as the API's `MicroTime`: `2026-11-20T17:43:20.000000Z`."""
     return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

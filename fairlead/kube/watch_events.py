@@ -11,6 +11,9 @@ from fairlead.kube.errors import Unreachable, error_from_status
 from fairlead.kube.json_decoding import decode_json
 from fairlead.kube.resources import Manifest
 
+KnownObjectFinder = Callable[[Manifest], Manifest | None]
+"""Returns the object if exactly this version is already known, given its kind and metadata."""
+
 
 class WatchEventType(StrEnum):
     """The type of a watch event. A bookmark has only a resource version."""
@@ -65,8 +68,6 @@ class _EventHead(msgspec.Struct):
     object: _ObjectHead
 
 
-KnownObjectFinder = Callable[[Manifest], Manifest | None]
-"""Returns the object if exactly this version is already known, given its kind and metadata."""
 _HEAD_DECODER: Final = msgspec.json.Decoder(_EventHead)
 
 

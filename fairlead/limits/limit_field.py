@@ -5,5 +5,4 @@ from typing import Any
 
 
 def limit(value: int | float, why: str) -> Any:
-    """Returns a dataclass field with the default `value`. docs/reference/limits.md shows `why`."""
     return field(default=value, metadata={"why": why})

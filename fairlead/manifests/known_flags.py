@@ -49,7 +49,6 @@ def flag_problem(engine: EngineType, name: str, value: str | None) -> str:
 
 
 def is_known_flag(engine: EngineType, flag: str) -> bool:
-    """Whether an engine has a flag of this name, written in full."""
     return flag in _flags(engine)
 
 

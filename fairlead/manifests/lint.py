@@ -54,6 +54,14 @@ _SCALARS: Final[Mapping[str, tuple[tuple[type, ...], str, str]]] = {
     "Quantity": ((int, float, str), "a quantity", "write it like 64Gi or 500m"),
 }
 
+_OFF: Final = ("false", "0", "no")
+_REMOVE: Final = "remove it"
+
+_WHOLE_MODEL: Final = "gateways treat the engines of all pools alike"
+
+NVIDIA_PREFIX: Final = "nvidia.com/"
+"""The beginning of the resources whose devices the chart's images are built for."""
+
 
 @dataclass(frozen=True, slots=True)
 class LintNote:
@@ -143,10 +151,6 @@ def _lint_scalar(value: Any, kind: str, path: _Path) -> Iterator[LintNote]:
         yield _problem(path, f"must be {wanted}, not {format_value(value)}", fix)
 
 
-_OFF: Final = ("false", "0", "no")
-_REMOVE: Final = "remove it"
-
-
 @dataclass(frozen=True, slots=True)
 class _Conflict:
     """A reason not to give an argument, and what to do instead.
@@ -219,7 +223,6 @@ _BOTH: Final[Mapping[str, _Conflict]] = {
     "--data-parallel-size": _size("data"),
     "--model": _MODEL,
 }
-_WHOLE_MODEL: Final = "gateways treat the engines of all pools alike"
 _OF_ALL_POOLS: Final[Mapping[str, _Conflict]] = {
     "--served-model-name": _Conflict(_WHOLE_MODEL, "remove it; see `model.servedNames`"),
     **dict.fromkeys(
@@ -327,10 +330,6 @@ def _parse_arguments(args: Sequence[str]) -> Iterator[tuple[int, str, str | None
         following = args[index + 1] if index + 1 < len(args) else "-"
         given = value if sign else None if following.startswith("-") else following
         yield index, name.replace("_", "-"), given
-
-
-NVIDIA_PREFIX: Final = "nvidia.com/"
-"""The beginning of the resources whose devices the chart's images are built for."""
 
 
 def lint_spec(
@@ -588,5 +587,4 @@ def _lint_slo(spec: ModelDeploymentSpec, profile: Callable[[Pool], EngineProfile
 
 
 def _has_schedule(spec: ModelDeploymentSpec, pool: Pool) -> bool:
-    """Returns True if a schedule applies to the pool."""
     return any(schedule.pool in (None, pool.name) for schedule in spec.autoscaling.schedules)

@@ -43,12 +43,10 @@ def skip_files(
 
 
 def is_fleet_document(node: YamlNode) -> bool:
-    """Returns True for the document of a fleet file: a mapping with `models`, without `kind`."""
     return isinstance(node.value, dict) and "models" in node.value and "kind" not in node.value
 
 
 def known_kinds() -> set[str]:
-    """Returns the names of all kinds of Fairlead."""
     return {kind.name for kind in served_kinds()}
 
 

@@ -199,7 +199,6 @@ class _Composer:
         self._stack.append(_OpenCollection(line, event.anchor, entries))
 
     def _check_key(self, line: int) -> None:
-        """Raises ManifestError for a mapping or list in the place of a key."""
         if self._stack and isinstance(self._stack[-1].entries, dict) and self._stack[-1].key is None:
             raise self._error_at(line, "a key must be text", "write `key: value`")
 

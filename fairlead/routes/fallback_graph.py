@@ -119,7 +119,6 @@ class FallbackGraph:
         self._order: list[int] = _reverse_topological_order(following)
 
     def models(self) -> list[str]:
-        """Returns the models of the graph."""
         return list(self._names)
 
     def shortest_path(self, failures: Mapping[str, str], weights: Mapping[str, float]) -> FallbackChoice | None:

@@ -46,7 +46,6 @@ class RouteRule:
     min_context_tokens: int = 0
 
     def models(self) -> list[str]:
-        """Returns the keys of the targets that get requests."""
         return [target.model for target in self.targets if target.weight > 0]
 
 
@@ -109,11 +108,9 @@ class Route:
 
     @property
     def key(self) -> str:
-        """`namespace/name`, by which clients reach it too, unless a model has this key."""
         return f"{self.namespace}/{self.name}"
 
     def all_rules(self) -> tuple[RouteRule, ...]:
-        """Returns the overrides, and last the rule for all other requests."""
         return (*self.overrides, RouteRule(self.targets, rewrite=self.rewrite))
 
     def target_paths(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -139,7 +136,6 @@ class Route:
                 yield ("onFailure", index, "after"), fallback.after
 
     def models(self) -> list[str]:
-        """Returns the keys of all targets that get requests, each once."""
         return list(dict.fromkeys(key for rule in self.all_rules() for key in rule.models()))
 
 

@@ -67,13 +67,11 @@ SOURCE_SUFFIXES = (".py", ".pyx", ".pxd")
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Returns the folder of build artifacts: `FAIRLEAD_CACHE`, or `~/.cache/fairlead`."""
     given = environ.get("FAIRLEAD_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "fairlead"
 
 
 def package_folders() -> list[Path]:
-    """Returns the folders of the packages that can be compiled."""
     specs = [find_spec(name) for name in COMPILED_PACKAGES]
     return [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin]
 
@@ -89,7 +87,6 @@ def sources_digest(folders: Iterable[Path]) -> str:
 
 
 def compiled_copy_path(folders: Iterable[Path], cache: Path) -> Path:
-    """Returns the folder for the compiled copy of these sources, whether it exists or not."""
     return cache / f"compiled-{sources_digest(folders)}"
 
 

@@ -78,7 +78,6 @@ class FileWatcher:
         self._task = asyncio.create_task(self._poll_loop(seen), name=f"watch {self._description}")
 
     async def stop(self) -> None:
-        """Stops watching."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
 
@@ -94,7 +93,6 @@ class FileWatcher:
                 await self._reload()
 
     def _state(self) -> str:
-        """Returns what holds after an error, in words."""
         return "the last good state stays" if self._is_loaded else self._tolerated.consequence
 
     async def _reload(self) -> None:
@@ -109,7 +107,6 @@ class FileWatcher:
 
 
 def file_signature(files: Sequence[Path]) -> Signature:
-    """Returns a value that changes when a file is edited, replaced or removed."""
     return tuple(_file_version(path) for path in files)
 
 

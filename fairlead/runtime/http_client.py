@@ -199,13 +199,10 @@ class _ResponseReader:
             self.encoded = True
 
     def on_headers_complete(self) -> None:
-        """Records that the status and the headers have arrived."""
         self.started = True
 
     def on_body(self, data: bytes) -> None:
-        """Stores one part of the body."""
         self.body += data
 
     def on_message_complete(self) -> None:
-        """Records that the response is complete."""
         self.complete = True

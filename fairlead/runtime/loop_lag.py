@@ -27,7 +27,6 @@ class LoopLag:
             self._handle = None
 
     def clear(self) -> None:
-        """Discards all samples, to measure one stretch of work alone."""
         self._lags.clear()
 
     def quantile(self, share: float) -> float | None:

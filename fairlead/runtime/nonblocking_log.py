@@ -76,7 +76,6 @@ class NonBlockingWriter:
         return not self._waiting
 
     def warnings(self) -> list[str]:
-        """Returns a warning if lines were dropped."""
         return [f"log: {self.dropped} lines were dropped, the sink did not take them"] if self.dropped else []
 
     def _start_thread(self) -> None:
@@ -123,7 +122,6 @@ class NonBlockingHandler(logging.Handler):
         self.writer.write(line.encode("utf-8", "replace") + b"\n")
 
     def flush(self) -> None:
-        """Blocks for a short time until all lines are written."""
         self.writer.flush()
 
 
@@ -135,7 +133,6 @@ def on_loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
 
 
 def traceback_lines(error: BaseException | None) -> str:
-    """Returns the locations of a traceback, without the exception's text."""
     return "".join(traceback.format_tb(error.__traceback__)) if error is not None else ""
 
 
@@ -167,5 +164,4 @@ def start_logging(level: str | None) -> None:
 
 
 def log_warnings() -> list[str]:
-    """Returns warnings about this process's log."""
     return [warning for writer in _active_writers for warning in writer.warnings()]

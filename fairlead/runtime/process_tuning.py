@@ -65,7 +65,6 @@ def deny_inspection() -> None:
 
 
 def is_inspectable() -> bool:
-    """Returns whether other processes of the same user may read this one."""
     return sys.platform != "linux" or bool(ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0))
 
 

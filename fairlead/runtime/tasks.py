@@ -78,6 +78,5 @@ class KeyedTasks:
             raise
 
     async def cancel(self) -> None:
-        """Cancels all tasks and returns when they have ended."""
         for task in tuple(self._tasks.values()):
             await cancel_and_wait(task)

@@ -39,7 +39,6 @@ class TenantDocument:
 
 
 def digests_in(text: str) -> frozenset[bytes]:
-    """Returns everything in a text that has the form of a digest."""
     return frozenset(bytes.fromhex(found) for found in _DIGEST.findall(text))
 
 
@@ -65,7 +64,6 @@ def with_keys_in(tenant: Tenant, digests: frozenset[bytes]) -> Tenant:
 
 
 def retain_keys(tenants: Mapping[str, Tenant], digests: frozenset[bytes]) -> dict[str, Tenant]:
-    """Returns all tenants with those of their keys that have one of the digests."""
     return {name: with_keys_in(tenant, digests) for name, tenant in tenants.items()}
 
 

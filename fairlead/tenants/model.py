@@ -95,7 +95,6 @@ class Limit:
 
     @property
     def id(self) -> str:
-        """Identifies the limit within its tenant, also after its amount was changed."""
         window = self.window.value if self.window is not None else "-"
         return f"{self.unit.value}|{window}|{self.key or '*'}|{self.model or '*'}"
 

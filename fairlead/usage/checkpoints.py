@@ -45,7 +45,6 @@ class FileContent:
     spans: list[ReplicaSpan] = field(default_factory=list)
 
     def to_checkpoint(self) -> Checkpoint:
-        """Returns the content as a checkpoint."""
         return Checkpoint(self.offset, self.broken, self.repeated, self.usage.rows(), self.spans)
 
 

@@ -42,26 +42,21 @@ class LedgerFile:
 
     @property
     def lines(self) -> Path:
-        """The path of the lines. They may have been removed after the checkpoint was written."""
         return self.folder / f"{self.kind}-{self.day}-{self.gateway}.jsonl"
 
     @property
     def checkpoint(self) -> Path:
-        """The path of the checkpoint, which need not exist."""
         return self.folder / f"{self.kind}-{self.day}-{self.gateway}.total.json"
 
     def segment(self, number: int) -> "LedgerFile":
-        """Returns a segment of this file; 1 is the first."""
         first = self.gateway.partition("~")[0]
         return replace(self, gateway=first if number == 1 else f"{first}~{number}")
 
     def next_segment(self) -> "LedgerFile":
-        """Returns the segment that continues this one."""
         return self.segment(int(self.gateway.partition("~")[2] or "1") + 1)
 
 
 def file_gateway_name(gateway_id: str) -> str:
-    """Returns a gateway's id as a part of file names."""
     return _UNSAFE.sub("_", gateway_id)[:200] or "_"
 
 

@@ -84,6 +84,5 @@ def parse_day(text: str, field: str) -> date:
 
 
 def days_until(today: date, days: int) -> tuple[date, date]:
-    """Returns the first and the last of so many days, of which the last is today."""
     span = min(days - 1, (today - date.min).days)
     return today - timedelta(days=span), today

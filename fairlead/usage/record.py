@@ -12,6 +12,9 @@ import msgspec
 DIMENSIONS: Final = ("tenant", "key", "model", "adapter", "dialect", "day")
 """The dimensions by which usage can be grouped."""
 
+UsageKey: TypeAlias = tuple[str, str, str, str, str, str, str]
+"""Day, tenant, key, model, adapter, dialect and pool."""
+
 
 class UsageRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The use of one request.
@@ -55,12 +58,7 @@ class UsageRecord(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
 
     @property
     def day(self) -> str:
-        """The UTC day on which the request ended, such as `2026-11-24`."""
         return self.at[:10]
-
-
-UsageKey: TypeAlias = tuple[str, str, str, str, str, str, str]
-"""Day, tenant, key, model, adapter, dialect and pool."""
 
 
 class UsageTotals(msgspec.Struct, rename="camel"):
@@ -91,7 +89,6 @@ class UsageTotals(msgspec.Struct, rename="camel"):
 
     @property
     def identity(self) -> UsageKey:
-        """Returns what the requests of the totals have in common."""
         return self.day, self.tenant, self.key, self.model, self.adapter, self.dialect, self.pool
 
     def add(self, other: "UsageTotals") -> None:
@@ -136,20 +133,16 @@ class UsageTable:
             self._totals((*place, record.prefill_pool)).engine_microseconds += record.prefill_microseconds
 
     def add_totals(self, row: UsageTotals) -> None:
-        """Adds totals to those of the same identity."""
         self._totals(row.identity).add(row)
 
     def add_table(self, other: "UsageTable") -> None:
-        """Adds all totals of another table."""
         for row in other._rows.values():
             self.add_totals(row)
 
     def rows(self) -> list[UsageTotals]:
-        """Returns all totals, in order of their identity."""
         return [self._rows[key] for key in sorted(self._rows)]
 
     def between(self, first_day: str, last_day: str) -> "UsageTable":
-        """Returns the totals of these days, both included."""
         return UsageTable(row for row in self._rows.values() if first_day <= row.day <= last_day)
 
     def _totals(self, key: UsageKey) -> UsageTotals:

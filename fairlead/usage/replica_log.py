@@ -24,6 +24,9 @@ STATES: Final = tuple(state.value for state in (
 """All states. Of several that gateways saw in one second, the first counts."""
 _DAY_SECONDS: Final = 86_400
 
+Capacity: TypeAlias = tuple[str, str, str, str, int | None]
+"""Day, model, pool, state, and price in billionths of a US dollar per hour."""
+
 
 class ReplicaView(msgspec.Struct, frozen=True, array_like=True):
     """A replica as a gateway sees it.
@@ -51,7 +54,6 @@ class ReplicaLine(msgspec.Struct, omit_defaults=True):
 
     @property
     def day(self) -> str:
-        """The UTC day that the line is about."""
         return day_of(self.at if self.is_first else self.at - 1)
 
 
@@ -141,10 +143,6 @@ class ReplicaSpans:
     def _end_span(self, name: str, start: int, view: ReplicaView) -> None:
         if self._at > start:
             self.spans.append(ReplicaSpan(name, start, self._at, view))
-
-
-Capacity: TypeAlias = tuple[str, str, str, str, int | None]
-"""Day, model, pool, state, and price in billionths of a US dollar per hour."""
 
 
 def replica_seconds(spans: Iterable[ReplicaSpan]) -> dict[Capacity, int]:

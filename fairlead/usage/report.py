@@ -29,6 +29,10 @@ IDLE: Final = "Idle"
 _SERVING: Final = (InstanceState.READY.value, InstanceState.DRAINING.value)
 _HOUR_SECONDS: Final = 3_600
 
+UserKey: TypeAlias = tuple[str, str, str, str]
+"""Tenant, key, adapter and dialect."""
+_USER_DIMENSIONS: Final = ("tenant", "key", "adapter", "dialect")
+
 
 @dataclass(frozen=True, slots=True)
 class CostShare(Generic[User]):
@@ -139,11 +143,6 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
 def _capacity_order(item: tuple[Capacity, int]) -> tuple[str, str, str, str, int]:
     day, model, pool, state, price = item[0]
     return day, model, pool, state, -1 if price is None else price
-
-
-UserKey: TypeAlias = tuple[str, str, str, str]
-"""Tenant, key, adapter and dialect."""
-_USER_DIMENSIONS: Final = ("tenant", "key", "adapter", "dialect")
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,6 @@ class GatewayError(FairleadError):
             self.code = code
 
     def body(self, request_id: str) -> bytes:
-        """Returns the OpenAI error object, with the request's id."""
         return error_body(str(self), self.error_type, self.param, self.code, request_id)
 
 
@@ -431,7 +430,6 @@ class EngineLimited(Overloaded):
         self._engine_body = engine_body
 
     def body(self, request_id: str) -> bytes:
-        """Returns the error object of the engine."""
         del request_id
         return self._engine_body
 

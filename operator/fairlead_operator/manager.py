@@ -107,12 +107,10 @@ class Manager:
 
     @property
     def is_leading(self) -> bool:
-        """True while this process may write."""
         return self._elector.is_leading
 
     @property
     def capabilities(self) -> ClusterCapabilities:
-        """The features of the cluster."""
         return self._watcher.capabilities
 
     def stale_cache_reason(self) -> str:
@@ -127,7 +125,6 @@ class Manager:
         self._recorder.record(model, event.type, event.reason, event.action, event.note)
 
     def ignore_self_event(self, key: str) -> None:
-        """Ignores the watch event of our own write."""
         self._queue.ignore_self_event(key)
 
     def judgement(self, key: str, state: CanaryState | None) -> Judgement | None:
@@ -135,7 +132,6 @@ class Manager:
         return None if self._canaries is None else self._canaries.judgement(key, state)
 
     def stop(self) -> None:
-        """Makes `run` end the work, give the lease back and return."""
         self.stopped = True
         self._stop.set()
 

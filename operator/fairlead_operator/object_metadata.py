@@ -48,9 +48,13 @@ GROUP_INDEX_LABEL = "leaderworkerset.sigs.k8s.io/group-index"
 CHILDREN_SELECTOR = f"{MANAGED_BY_LABEL}={FIELD_MANAGER}"
 """The label selector of all children."""
 
+ChildKey = tuple[str, str]
+"""(kind, name). A model's children are in its namespace."""
+
+WORKLOAD_KINDS = ("Deployment", "LeaderWorkerSet")
+
 
 def json_digest(value: Any) -> str:
-    """Returns 16 hex digits that are equal for equal JSON."""
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:16]
 
 
@@ -65,7 +69,6 @@ def label(manifest: Manifest, name: str) -> str:
 
 
 def generation_of(manifest: Manifest) -> int:
-    """Returns `metadata.generation`, the number of spec changes; 0 if absent."""
     return int(metadata_of(manifest).get("generation") or 0)
 
 
@@ -124,23 +127,13 @@ def with_ownership(manifest: Manifest, model: Manifest, installation: str = "") 
 
 
 def with_revision(manifest: Manifest, revision: str) -> Manifest:
-    """Returns the manifest with the hash of the spec that it was made from."""
     notes = {**annotations_of(manifest), MODEL_REVISION_ANNOTATION: revision}
     return {**manifest, "metadata": {**metadata_of(manifest), "annotations": notes}}
 
 
 def is_of_canary(manifest: Manifest) -> bool:
-    """Returns True for a workload or a pod of a canary."""
     return label(manifest, POOL_LABEL).endswith(CANARY_POOL_SUFFIX)
 
 
-ChildKey = tuple[str, str]
-"""(kind, name). A model's children are in its namespace."""
-
-
-WORKLOAD_KINDS = ("Deployment", "LeaderWorkerSet")
-
-
 def child_key(manifest: Manifest) -> ChildKey:
-    """Returns the key of a child within its model."""
     return str(manifest.get("kind", "")), name_of(manifest)

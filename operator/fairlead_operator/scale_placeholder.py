@@ -60,7 +60,6 @@ def replicas_field(model: Manifest) -> ReplicasField:
 
 
 def kept_field(trimmed: Manifest) -> ReplicasField:
-    """Returns the field of a trimmed model."""
     kept = annotation(trimmed, REPLICAS_FIELD_ANNOTATION)
     return ReplicasField(**json.loads(kept)) if kept else ReplicasField((trimmed.get("spec") or {}).get("replicas"))
 

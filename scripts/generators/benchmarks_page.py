@@ -66,7 +66,6 @@ def benchmarks_page(root: Path) -> str:
 
 
 def load(path: Path) -> Any:
-    """Returns a result."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -214,7 +213,6 @@ def _shadow_table(results: Path) -> str:
 
 
 def kept_scenarios(scenarios: Mapping[str, Any]) -> int:
-    """Returns in how many scenarios 99% of the requests were within the SLO."""
     return sum(found["attainment"] >= GOOD for found in scenarios.values())
 
 

@@ -77,7 +77,6 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
 
 
 def values_yaml() -> str:
-    """Returns the defaults, each below its description."""
     head = "# Generated from scripts/generators/chart_values.py by `make generate`. Do not edit.\n"
     return head + "\n".join(_lines(Values, 0)) + "\n"
 
@@ -103,7 +102,6 @@ def _lines(model: type[BaseModel], depth: int) -> Iterator[str]:
 
 
 def table() -> str:
-    """Returns the table of all values with a default."""
     return "| Value | Default | Meaning |\n|---|---|---|\n" + "".join(_rows(Values, ""))
 
 

@@ -54,7 +54,6 @@ def _verb(verb: str, sentence: str, command: App, app: App) -> str:
 
 
 def _rest(details: str) -> str:
-    """Returns the docstring after its first paragraph."""
     _, _, rest = details.partition("\n\n")
     return f"{rest.strip()}\n\n" if rest.strip() else ""
 

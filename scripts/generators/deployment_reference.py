@@ -100,7 +100,6 @@ def _shown(text: str) -> str:
 
 
 def _without_inline(text: str) -> tuple[str, list[str]]:
-    """Returns the text with the content of inline conditions, and what these say."""
     conditions = [f"{content.strip(' ,')}: {_value(condition)}" for condition, content in _INLINE_IF.findall(text)]
     return _INLINE_IF.sub(r"\2", text), conditions
 

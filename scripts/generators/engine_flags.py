@@ -113,7 +113,6 @@ def llama_cpp_declared(text: str) -> Iterator[str]:
 
 
 def tensorrt_llm_flags(source: str) -> tuple[str, list[str]]:
-    """Returns (version, flags) of ``COMMIT:PATH``: a commit and a copy of the source of `serve`."""
     commit, _, path = source.partition(":")
     return f"commit {commit}", sorted(click_options(ast.parse(Path(path).read_text(encoding="utf-8")), "serve"))
 
@@ -137,7 +136,6 @@ def vllm_parsers(binary: str) -> dict[str, list[str]]:
 
 
 def sglang_parsers(wheel: str) -> dict[str, list[str]]:
-    """Returns the names of the parsers of an SGLang wheel."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: keys_of(ast.parse(archive.read(file)), table) for name, (file, table) in _SGLANG_PARSERS.items()}
 

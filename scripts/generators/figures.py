@@ -61,7 +61,6 @@ def figures(results: Path) -> dict[str, str]:
 
 
 def _rows(results: Path, name: str) -> dict[str, Any]:
-    """Returns the rows of a result by metric; of two with one name, that with a goal."""
     rows = load(results / f"{name}.json")["rows"]
     return {row["metric"]: row for row in sorted(rows, key=lambda row: row["goal"] is not None)}
 
@@ -75,7 +74,6 @@ def _count(number: int) -> str:
 
 
 def _values(rows: Mapping[str, Any], pattern: str, key: str = "ratio") -> list[float]:
-    """Returns a value of each row whose whole metric fits the pattern."""
     return [row[key] for name, row in rows.items() if re.fullmatch(pattern, name)]
 
 

@@ -66,7 +66,6 @@ class PackageLicence:
 
     @property
     def line(self) -> str:
-        """The line of the package in the list."""
         return f"{self.name} {self.version}: {self.expression}"
 
 
@@ -105,7 +104,6 @@ def licence_expression(name: str) -> str | None:
 
 
 def licence_ids(expression: str) -> set[str]:
-    """Returns the ids of an SPDX expression. Of alternatives, all are returned."""
     return {word for word in re.split(r"[\s()]+", expression) if word and word not in ("AND", "OR", "WITH")}
 
 

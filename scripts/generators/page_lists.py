@@ -47,7 +47,6 @@ def code_map(root: Path) -> str:
 
 
 def contributing_page(root: Path) -> str:
-    """Returns the index of Contributing, with the code map of CONTRIBUTING.md at its end."""
     page = (root / CONTRIBUTING_PAGE).read_text(encoding="utf-8")
     return f"{page.partition('## Code map')[0].rstrip()}\n\n{code_map(root)}\n"
 

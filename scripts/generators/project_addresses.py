@@ -17,15 +17,6 @@ from fairlead.api.v1alpha1 import GROUP
 from fairlead.distribution import RegisteredAddresses
 from scripts.generators.chart_files import CHART
 
-
-class _BlockDumper(yaml.SafeDumper):
-    """Writes text of several lines as a block."""
-
-
-_BlockDumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
 _URLS = re.compile(r"^\[project\.urls\]\n(?:[^\n\[].*\n)*\n", re.MULTILINE)
 _BEFORE_URLS = "[dependency-groups]\n"
 _NOTE = "# For registries of charts, written by `make generate`. Do not edit.\n"
@@ -43,6 +34,16 @@ _SCREENSHOTS: Final = {
     "A decision explained": "terminal-explain.svg",
 }
 _CHART_PART = re.compile(rf"^{re.escape(_NOTE)}(?:.+\n)*", re.MULTILINE)
+
+
+class _BlockDumper(yaml.SafeDumper):
+    """Writes text of several lines as a block."""
+
+
+_BlockDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
 
 
 def address_files(root: Path, addresses: RegisteredAddresses) -> dict[str, str]:

@@ -10,6 +10,12 @@ from pathlib import Path
 MODEL = "claude-sonnet-4-5"
 KEY = "fl_example_key"
 
+AIDER = (
+    *("--model", "openai/coder", "--no-auto-commits", "--yes-always", "--no-check-update", "--no-show-release-notes"),
+    *("--no-show-model-warnings", "--analytics-disable", "--no-gitignore", "--message", "{prompt}"),
+)
+CODEX = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
+
 
 @dataclass(frozen=True, slots=True)
 class Client:
@@ -41,7 +47,6 @@ class Client:
     has_faults: bool = True
 
     def shown(self, output: str) -> str:
-        """Returns the part of the output that shows an error."""
         return "\n".join(line for line in output.splitlines() if re.search(self.error, line) and line.strip())
 
 
@@ -113,12 +118,6 @@ def _opencode(name: str, package: str, *, is_first: bool = False) -> Client:
         has_faults=is_first,
     )
 
-
-AIDER = (
-    *("--model", "openai/coder", "--no-auto-commits", "--yes-always", "--no-check-update", "--no-show-release-notes"),
-    *("--no-show-model-warnings", "--analytics-disable", "--no-gitignore", "--message", "{prompt}"),
-)
-CODEX = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
 
 CLIENTS = (
     Client(

@@ -114,15 +114,12 @@ class StubServer:
 
     @property
     def url(self) -> str:
-        """The address that clients use."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def begin(self, fault: Fault | None = None) -> None:
-        """Forgets earlier requests; later ones that generate get the fault."""
         self.sent, self.fault, self._faults, self._start = [], fault, 0, time.monotonic()
 
     def add(self, request: SentRequest) -> None:
-        """Keeps a request."""
         with self._lock:
             self.sent.append(request)
 
@@ -144,7 +141,6 @@ class StubServer:
         return answer.status, answer.headers["content-type"], body_of_answer
 
     def seconds(self) -> float:
-        """Returns the time since the start."""
         return round(time.monotonic() - self._start, 2)
 
 

@@ -60,6 +60,17 @@ RELEASE_FILE = "files/release.yaml"
 REPOSITORY = "charts/fairlead"
 """Repository of the chart, below the prefix of the images."""
 
+LAYOUT = "oci"
+"""Folder of the layout in a release. The names of its blobs are their checksums."""
+
+LAUNCHER = Path(__file__).with_name("kubectl-fairlead.sh")
+PLUGIN = "kubectl-fairlead"
+
+OLDEST_PYTHON = "3.11.0"
+
+NOTES = "RELEASE_NOTES.md"
+UNRELEASED = "Unreleased"
+
 
 def package_chart(version: str, digests: Mapping[str, str], registry: str | None) -> bytes:
     """Returns the chart as helm packages it, with the same bytes each time.
@@ -88,7 +99,6 @@ def package_chart(version: str, digests: Mapping[str, str], registry: str | None
 
 
 def chart_metadata(version: str) -> dict[str, Any]:
-    """Returns Chart.yaml of a release."""
     head: dict[str, Any] = yaml.safe_load((CHART / "Chart.yaml").read_text())
     return head | {"version": version, "appVersion": version}
 
@@ -110,10 +120,6 @@ def add_chart_package(layout: OciLayout, version: str, package: bytes) -> Descri
         },
     }
     return layout.add(encode(manifest), MANIFEST)
-
-
-LAYOUT = "oci"
-"""Folder of the layout in a release. The names of its blobs are their checksums."""
 
 
 def build_images(run: ReleaseRun) -> Iterator[Path]:
@@ -193,10 +199,6 @@ def image_digests(entries: Mapping[str, Descriptor], version: str) -> dict[str, 
     return found
 
 
-LAUNCHER = Path(__file__).with_name("kubectl-fairlead.sh")
-PLUGIN = "kubectl-fairlead"
-
-
 def build_plugin(run: ReleaseRun) -> Iterator[Path]:
     """Writes the archive and the manifest; needs the wheel."""
     archive = run.folder / f"{PLUGIN}-{run.version}.tar.gz"
@@ -267,9 +269,6 @@ def krew_manifest(version: str, archive: str, sha256: str, addresses: Registered
     }
 
 
-OLDEST_PYTHON = "3.11.0"
-
-
 def build_wheel(run: ReleaseRun) -> Iterator[Path]:
     """Builds the wheel with the locked hatchling: the same sources give the same bytes."""
     with tempfile.TemporaryDirectory(dir=run.folder) as work:
@@ -291,10 +290,6 @@ def wheel_bill(root: Path) -> str:
     lock = lock_part((root / "requirements" / "dev.txt").read_text(), project["dependencies"])
     packages = locked_packages(lock, OLDEST_PYTHON)
     return bill_of_materials(f"{DISTRIBUTION}:{__version__}", [], packages, kind=ComponentType.LIBRARY)
-
-
-NOTES = "RELEASE_NOTES.md"
-UNRELEASED = "Unreleased"
 
 
 def write_texts(run: ReleaseRun) -> Iterator[Path]:
@@ -325,6 +320,5 @@ def release_notes(changelog: str, version: str) -> str:
 
 
 def refused_licences(text: str) -> list[str]:
-    """Returns the lines of the list of packages whose licences are not allowed."""
     lines = re.findall(r"^([a-z0-9-]+ \S+): (.+)$", text.partition("=" * 80)[0], re.MULTILINE)
     return [f"{package}: {expression}" for package, expression in lines if licence_ids(expression) - ALLOWED_LICENCES]

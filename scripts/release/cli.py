@@ -43,6 +43,16 @@ from scripts.release.signed_files import sign_release, verify_release
 
 BILL = "application/vnd.cyclonedx+json"
 
+PARTS: Final[dict[str, Part]] = {
+    "wheel": build_wheel,
+    "kubectl-plugin": build_plugin,
+    "images": build_images,
+    "chart": build_chart,
+    "texts": write_texts,
+    "signatures": sign_release,
+}
+"""Part → what makes it."""
+
 
 def publish(run: ReleaseRun) -> Iterator[str]:
     """Pushes everything and yields the name of each artefact, with its digest.
@@ -100,17 +110,6 @@ def _push_referrer(client: RegistryClient, repository: Reference, subject: Descr
     )
     digest = descriptor(manifest, MANIFEST)["digest"]
     client.push_manifest(replace(repository, version=digest), manifest, MANIFEST)
-
-
-PARTS: Final[dict[str, Part]] = {
-    "wheel": build_wheel,
-    "kubectl-plugin": build_plugin,
-    "images": build_images,
-    "chart": build_chart,
-    "texts": write_texts,
-    "signatures": sign_release,
-}
-"""Part → what makes it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -47,14 +47,17 @@ MANIFESTS = (INDEX, MANIFEST)
 REF_NAME = "org.opencontainers.image.ref.name"
 """Annotation of an entry of a layout: its name."""
 
+_CHUNK: Final = 1 << 20
+_TIMEOUT: Final = httpx.Timeout(30.0, read=300.0, write=300.0)
+_PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
+_PATH: Final = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*")
+
 
 def encode(document: object) -> bytes:
-    """Returns a document as JSON with sorted keys."""
     return json.dumps(document, sort_keys=True).encode()
 
 
 def digest_of(data: bytes) -> str:
-    """Returns the digest of a blob, with its algorithm."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
@@ -116,11 +119,9 @@ class OciLayout:
             shutil.copyfile(path, target)
 
     def path(self, digest: str) -> Path:
-        """Returns where a blob is."""
         return self.folder / "blobs" / digest.replace(":", "/")
 
     def document(self, digest: str) -> dict[str, Any]:
-        """Returns an index, a manifest or a config."""
         found: dict[str, Any] = json.loads(self.read(digest))
         return found
 
@@ -161,15 +162,8 @@ class OciLayout:
 
 
 def file_digest(path: Path) -> str:
-    """Returns the digest of a file."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-_CHUNK: Final = 1 << 20
-_TIMEOUT: Final = httpx.Timeout(30.0, read=300.0, write=300.0)
-_PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
-_PATH: Final = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*")
 
 
 class RegistryError(Unavailable):

@@ -35,7 +35,6 @@ class Material:
 
 
 def file_material(root: Path, path: str) -> Material:
-    """Returns a file below ``root`` as a material."""
     return Material(path, {"sha256": hashlib.sha256((root / path).read_bytes()).hexdigest()})
 
 

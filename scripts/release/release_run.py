@@ -65,13 +65,11 @@ Part = Callable[[ReleaseRun], Iterable[Path]]
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def print_progress(line: str) -> None:
-    """Prints one line of progress."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -16,7 +16,6 @@ FAILED = Path(__file__).parents[2] / ".pytest_cache" / "v" / "cache" / "lastfail
 
 
 def failed_tests() -> list[str]:
-    """Returns the tests, and files that could not be collected, that failed when they last ran."""
     return sorted(json.loads(FAILED.read_text())) if FAILED.exists() else []
 
 

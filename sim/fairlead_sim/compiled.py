@@ -36,7 +36,6 @@ COMPILED_MODULES = (
 
 
 def package_folders() -> list[Path]:
-    """Returns the folders of all packages that may be compiled."""
     places = [*fairlead_sim.__path__, *fairlead_autoscaler.__path__]
     return [*compiled_build.package_folders(), *map(Path, places)]
 

@@ -20,6 +20,14 @@ from fairlead_gateway.routing import PRESETS, QUEUEING_PRESETS
 from fairlead_sim.adapters.autoscaler_adapter import AutoscalerAdapter, parse_model, parse_settings
 from fairlead_sim.adapters.router_adapter import LateBindingRouterAdapter, RouterAdapter
 
+Operation = Callable[[str, Mapping[str, Any]], str | None]
+"""Runs an operation with its message; returns the reply line or None."""
+
+OPERATIONS_WITHOUT_REPLY: Final = frozenset({"first_token", "complete", "endpoints"})
+"""Operations that get no reply line, not even for an error."""
+
+_INPUT_ERRORS: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+
 
 def router(info: Any, *, preset: str = "dual-hash", seed: int = 0) -> "RouterAdapter":
     """Returns a new routing core for ``info``, a mapping or an object with these attributes.
@@ -43,15 +51,6 @@ def _mix_solver() -> Callable[[MixRequest], MixResult]:
     from fairlead_autoscaler.mix import simulation_solver
 
     return simulation_solver()
-
-
-Operation = Callable[[str, Mapping[str, Any]], str | None]
-"""Runs an operation with its message; returns the reply line or None."""
-
-OPERATIONS_WITHOUT_REPLY: Final = frozenset({"first_token", "complete", "endpoints"})
-"""Operations that get no reply line, not even for an error."""
-
-_INPUT_ERRORS: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class JsonLinesSession:

@@ -92,7 +92,6 @@ class FillerWriter:
 
 
 def _common_start(text: str, other: str) -> int:
-    """Returns the length of the common start of two texts."""
     length = min(len(text), len(other))
     return next((at for at in range(length) if text[at] != other[at]), length)
 

@@ -97,7 +97,6 @@ class LocalStack:
         return code
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to `fairlead up` alone."""
         self.process.send_signal(number)
 
     def state(self) -> dict[str, Any]:
@@ -117,11 +116,9 @@ class LocalStack:
         return found
 
     def pid_of(self, part: str) -> int:
-        """Returns the child of the lowest pid whose command line contains `part`."""
         return min(pid for pid, line in self.children().items() if part in line)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs another `fairlead` command that finds this stack."""
         command = [sys.executable, "-m", "fairlead_cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=self.environment)
 
@@ -155,7 +152,6 @@ class StackFootprint:
         )
 
     def directories(self) -> list[Path]:
-        """Returns the remaining run directories."""
         return list(self.runtime.glob("fairlead/up-*"))
 
     def __iter__(self) -> Iterator[int]:

@@ -44,6 +44,10 @@ _FILE = re.compile(r"# ([\w.-]+\.yaml)\n")
 _COMMANDS = ("sh", "python")
 _BEGIN = "@@ block"
 
+_COMMAND_BLOCK = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^ *```$", re.M | re.S
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -65,7 +69,6 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The name of the file that a manifest becomes."""
         named = _FILE.match(self.text) if self.language == "yaml" else None
         return named[1] if named else None
 
@@ -185,7 +188,6 @@ def missing_line(expected: str, output: str) -> str | None:
 
 
 def simulated_manifest(text: str) -> str:
-    """Returns a manifest with simulated engines instead of real ones, on nodes without devices."""
     return yaml.safe_dump_all([_simulated(document) for document in load_documents(text)], sort_keys=False)
 
 
@@ -204,11 +206,6 @@ def _simulated(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-_COMMAND_BLOCK = re.compile(
-    r"^(?P<indent> *)```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^ *```$", re.M | re.S
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Command:
     """A command of a console block, and the output that the page shows."""
@@ -218,7 +215,6 @@ class Command:
 
 
 def page_files(page: str) -> dict[str, str]:
-    """Returns name → text of the code blocks that have a title."""
     return {block["title"]: block["text"] for block in _COMMAND_BLOCK.finditer(page) if block["title"]}
 
 

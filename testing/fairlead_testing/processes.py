@@ -28,6 +28,11 @@ from fairlead_testing.forks.process import SERVER_MODULE
 
 PATIENCE_SECONDS = 120.0
 
+PROCESS_VARIABLE = "PYTEST_PROCESS"
+"""The environment of each process that runs tests: its number."""
+_SHARES = 16
+_SPAN = 16_384
+
 
 @contextlib.asynccontextmanager
 async def ready_process(
@@ -77,12 +82,10 @@ def start_ready(
 
 
 def cpu_seconds(pid: int) -> float:
-    """Returns the processor time that a process has used."""
     return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
 
 
 def memory_bytes(pid: int, field: str = "VmRSS") -> int:
-    """Returns a line of a process's status, such as its memory or the most that it had."""
     text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return int(text.partition(f"{field}:")[2].split()[0]) * 1024
 
@@ -173,19 +176,11 @@ def _state_and_parent(pid: int) -> tuple[str, int]:
     return fields[0], int(fields[1])
 
 
-PROCESS_VARIABLE = "PYTEST_PROCESS"
-"""The environment of each process that runs tests: its number."""
-_SHARES = 16
-_SPAN = 16_384
-
-
 def unused_port() -> int:
-    """Returns a free loopback port, another one at each call."""
     return next(port for port in _own_share() if _is_free(port))
 
 
 def unused_ports(count: int) -> list[int]:
-    """Returns free loopback ports, all different."""
     return [unused_port() for _ in range(count)]
 
 

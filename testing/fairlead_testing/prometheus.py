@@ -90,7 +90,6 @@ class SeriesRecording:
         self._values: dict[tuple[str, Labels], list[str]] = {}
 
     def hold(self, minutes: float, *scrapes: Scrape) -> None:
-        """Keeps these scrapes constant for `minutes`."""
         self.grow(minutes, *((scrape, scrape) for scrape in scrapes))
 
     def grow(self, minutes: float, *pairs: tuple[Scrape, Scrape], aging: str = "") -> None:
@@ -120,7 +119,6 @@ class SeriesRecording:
 
     @property
     def minutes(self) -> float:
-        """Length of the recording."""
         return self._steps * STEP_SECONDS / 60
 
 
@@ -132,13 +130,11 @@ def _slope(name: str, difference: float, aging: bool) -> float:
 
 
 def format_series(name: str, labels: Iterable[tuple[str, str]]) -> str:
-    """Returns a series in PromQL."""
     inside = ",".join(f'{key}="{escape_label(value)}"' for key, value in labels)
     return f"{name}{{{inside}}}"
 
 
 def escape_label(value: str) -> str:
-    """Returns a label value for quotes."""
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 

@@ -19,7 +19,6 @@ class ReportLine:
 
 
 def lines_as_json(lines: Iterable[ReportLine]) -> list[dict[str, object]]:
-    """Returns the lines as JSON."""
     return [{"line": line.goal, "measured": line.measured, "holds": line.holds} for line in lines]
 
 

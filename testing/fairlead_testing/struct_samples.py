@@ -65,5 +65,4 @@ def sample(kind: Any, number: int = 1, depth: int = 0) -> Any:
 
 
 def encoded(cls: type[msgspec.Struct]) -> str:
-    """Returns the sample of a struct class in MessagePack, as hexadecimal digits."""
     return msgspec.msgpack.encode(sample(types.type_info(cls))).hex()

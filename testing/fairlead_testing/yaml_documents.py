@@ -9,10 +9,8 @@ from fairlead.manifests.yaml_nodes import SAFE_LOADER
 
 
 def load_document(text: str) -> Any:
-    """Returns the only document of a text."""
     return yaml.load(text, Loader=SAFE_LOADER)
 
 
 def load_documents(text: str) -> Iterator[Any]:
-    """Yields the documents of a text."""
     yield from yaml.load_all(text, Loader=SAFE_LOADER)

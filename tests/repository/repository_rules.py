@@ -31,7 +31,13 @@ OF_THEIR_TIME = ("CHANGELOG.md", "docs/contributing/style.md")
 """Pages that may name modules that are gone: history, and examples of names."""
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
-MAX_LINES = 800
+FACT = re.compile(r"Raises|None|[Ee]mpty|seconds|bytes|tokens|[Tt]rue if|per |Why")
+"""Errors, missing results, units and reasons, which no short body shows."""
+PLAIN_DECORATORS = re.compile(
+    r"property|staticmethod|classmethod|override|final|(functools\.)?(cache|lru_cache|cached_property)|"
+    r"(contextlib\.)?(asynccontextmanager|contextmanager)|abstractmethod|\w+\.setter"
+)
+
 MAX_FUNCTION_LINES = 70
 MANY_PARAMETERS = 6
 MAX_PARAMETERS = 8
@@ -53,6 +59,8 @@ class Definition:
     lines: int
     parameters: int
     docstring: str
+    is_short: bool
+    """Set by `is_short_function`."""
 
     @property
     def last_name(self) -> str:
@@ -68,6 +76,8 @@ class Source:
     text: str
     docstring: str
     definitions: list[Definition]
+    late_constants: list[str]
+    """Constants behind the first class or function."""
     imports: list[tuple[str, str]]
     """Module and imported name; the name is empty for a plain import."""
 
@@ -90,7 +100,9 @@ def sources() -> list[Source]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
             tree = ast.parse(text)
-            source = Source(path.relative_to(ROOT).as_posix(), text, ast.get_docstring(tree) or "", [], [])
+            source = Source(
+                path.relative_to(ROOT).as_posix(), text, ast.get_docstring(tree) or "", [], late_constants_of(tree), []
+            )
             _collect(source, tree, "")
             parsed.append(source)
     return parsed
@@ -101,20 +113,29 @@ def reviewed() -> list[Source]:
     return [source for source in sources() if source.package or source.is_support]
 
 
-def lines() -> Iterator[Finding]:
-    """Yields files that are too long."""
-    for source in sources():
-        count = source.text.count("\n")
-        if count > MAX_LINES:
-            yield source.path, f"{count} lines, at most {MAX_LINES}"
-
-
 def function_lines() -> Iterator[Finding]:
     """Yields functions that are too long."""
     for source in reviewed():
         for function in source.definitions:
             if not function.is_class and function.lines > MAX_FUNCTION_LINES:
                 yield source.path, f"{function.name}: {function.lines} lines, at most {MAX_FUNCTION_LINES}"
+
+
+def needless_docstrings() -> Iterator[Finding]:
+    """Yields short functions with a docstring of one line, unless a public one states a fact."""
+    for source in reviewed():
+        for function in source.definitions:
+            text = function.docstring
+            states_fact = not function.last_name.startswith("_") and FACT.search(text)
+            if function.is_short and text and "\n" not in text and not states_fact:
+                yield source.path, f"{function.name} (line {function.line}): {text}"
+
+
+def late_constants() -> Iterator[Finding]:
+    """Yields modules with two or more constants behind their first class or function."""
+    for source in sources():
+        if len(source.late_constants) > 1 and not source.path.startswith("tests/"):
+            yield "all", f"{source.path}: {', '.join(source.late_constants)}"
 
 
 def banned_names() -> Iterator[Finding]:
@@ -204,8 +225,9 @@ def test_names() -> Iterator[Finding]:
 RULES: dict[str, Callable[[], Iterator[Finding]]] = {
     rule.__name__: rule
     for rule in (
-        lines,
         function_lines,
+        needless_docstrings,
+        late_constants,
         banned_names,
         duplicate_classes,
         too_many_parameters,
@@ -244,6 +266,29 @@ def banned_words(heading: str) -> frozenset[str]:
     return frozenset(section.partition("```text\n")[2].partition("```")[0].split())
 
 
+def late_constants_of(tree: ast.Module) -> list[str]:
+    """Returns the constants behind the first class or function that use none of the module's own.
+
+    Names of types are no constants.
+    """
+    own: set[str] = set()
+    late = []
+    for node in tree.body:
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+            own.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and own and node.value is not None:
+            names = [target.id for target in _targets(node) if isinstance(target, ast.Name)]
+            if own.intersection(used.id for used in ast.walk(node.value) if isinstance(used, ast.Name)):
+                own.update(names)
+            else:
+                late += [name for name in names if name.lstrip("_").isupper()]
+    return late
+
+
+def _targets(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return node.targets if isinstance(node, ast.Assign) else [node.target]
+
+
 def _collect(source: Source, node: ast.AST, prefix: str) -> None:
     """Fills ``definitions`` and ``imports`` from the statements below ``node``."""
     for child in ast.iter_child_nodes(node):
@@ -252,7 +297,8 @@ def _collect(source: Source, node: ast.AST, prefix: str) -> None:
             parameters = 0 if isinstance(child, ast.ClassDef) else _count_parameters(child.args)
             docstring = ast.get_docstring(child) or ""
             is_class = isinstance(child, ast.ClassDef)
-            source.definitions.append(Definition(name, is_class, child.lineno, length, parameters, docstring))
+            is_short = not is_class and is_short_function(child)
+            source.definitions.append(Definition(name, is_class, child.lineno, length, parameters, docstring, is_short))
             _collect(source, child, f"{name}.")
         elif isinstance(child, ast.Import):
             source.imports.extend((alias.name, "") for alias in child.names)
@@ -260,6 +306,18 @@ def _collect(source: Source, node: ast.AST, prefix: str) -> None:
             source.imports.extend((child.module or "", alias.name) for alias in child.names)
         elif isinstance(child, BLOCKS):
             _collect(source, child, prefix)
+
+
+def is_short_function(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
+    """Returns whether at most two lines below the docstring do something.
+
+    False with a decorator that may read the docstring.
+    """
+    first, *rest = function.body
+    does_nothing = all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in rest)
+    if does_nothing or (rest[-1].end_lineno or 0) - (first.end_lineno or 0) > 2:
+        return False
+    return all(PLAIN_DECORATORS.fullmatch(ast.unparse(node).partition("(")[0]) for node in function.decorator_list)
 
 
 def _count_parameters(arguments: ast.arguments) -> int:

@@ -1,7 +1,19 @@
 """The repository keeps its rules of layout and naming; exceptions may only become fewer."""
 
+import ast
+
 import pytest
-from repository_rules import RULES, banned_words, exceptions, findings, page_resolves, path_tails, strongly_connected
+from repository_rules import (
+    RULES,
+    banned_words,
+    exceptions,
+    findings,
+    is_short_function,
+    late_constants_of,
+    page_resolves,
+    path_tails,
+    strongly_connected,
+)
 
 SHRINK = "run `.venv/bin/python tests/repository/repository_rules.py --shrink` and commit exceptions.json"
 
@@ -46,3 +58,28 @@ def test_glossary_bans_names_and_words() -> None:
     assert "berth" in banned_words("Banned names")
     assert "whoever" in banned_words("Banned in prose")
     assert banned_words("No such heading") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("text", "late"),
+    [
+        ("A = 1\nclass B: ...\n", []),
+        ("class B: ...\nA = 1\n_C: int = 2\n", ["A", "_C"]),
+        ("def b(): ...\nA = b()\nC = A\n", []),
+        ("class B: ...\nPairs = dict[str, B]\nnames = 1\n", []),
+    ],
+)
+def test_constant_behind_a_class_is_found_unless_it_needs_it(text: str, late: list[str]) -> None:
+    assert late_constants_of(ast.parse(text)) == late
+
+
+@pytest.mark.parametrize("decorator", ["", "@property\n", "@app.get('/')\n"])
+@pytest.mark.parametrize(
+    ("body", "is_short"), [("x = 1", True), ("x = 1\n    y = 2\n    z = 3", False), ("...", False)]
+)
+def test_function_is_short_unless_its_docstring_may_be_read_or_is_all(
+    decorator: str, body: str, is_short: bool
+) -> None:
+    function = ast.parse(f'{decorator}def f():\n    """Does it."""\n    {body}\n').body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert is_short_function(function) == (is_short and "app" not in decorator)

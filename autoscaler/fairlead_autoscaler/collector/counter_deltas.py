@@ -61,7 +61,6 @@ class CounterTracker:
 
 
 def start_tracking(counters: Mapping[CounterKey, float], now: float) -> CounterTracker:
-    """Returns the tracker of a new source."""
     return CounterTracker(dict(counters), now, now)
 
 

@@ -138,7 +138,6 @@ def _prompt_tokens(increases: Mapping[CounterKey, float], key: str) -> float:
 
 
 def _sum_increases(gateways: Iterable[GatewayMetrics], *key: str) -> float | None:
-    """Returns the increase of one counter over all gateways; None if no gateway has counts."""
     known = [gateway.increases for gateway in gateways if gateway.increases is not None]
     return sum(increases.get(key, 0.0) for increases in known) if known else None
 
@@ -263,13 +262,11 @@ class _ModelReader:
         return in_flight - queued, queued
 
     def _slo_counts(self, instance: str, target: str) -> tuple[float, ...] | None:
-        """Returns how many requests met a target and how many missed it; None if unknown."""
         judged, within = self._sum("judged", instance, target), self._sum("within", instance, target)
         return None if judged is None or within is None else (within, max(0.0, judged - within))
 
 
 def reporting_gateways(snapshot: GatewaySnapshot) -> list[GatewayMetrics]:
-    """Returns the gateways whose gauges are known: of this tick, or of a short time ago."""
     return [gateway for gateway in snapshot.gateways if gateway.error is None or gateway.increases is not None]
 
 
@@ -286,7 +283,6 @@ def is_ejected(key: str, replica: Replica, snapshot: GatewaySnapshot, seconds: f
 
 
 def _sum_known(values: Iterable[float | None]) -> float | None:
-    """Returns the sum of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 

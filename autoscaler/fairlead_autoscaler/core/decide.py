@@ -48,7 +48,6 @@ class ScalingCore:
         self.state = state or CoreState()
 
     def step(self, observation: Observation) -> ScalingPlan:
-        """Returns the plan of one tick."""
         self.state, plan = decide(self.state, observation, self.model, self.settings)
         return plan
 

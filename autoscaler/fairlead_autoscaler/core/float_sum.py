@@ -8,5 +8,4 @@ from collections.abc import Iterable
 
 
 def float_sum(values: Iterable[float]) -> float:
-    """Returns the sum of the values, added from the first to the last."""
     return sum(values)

@@ -48,7 +48,6 @@ class ScalingSettings:
     cold_start_price: float = 4.0
 
     def flat(self) -> dict[str, float]:
-        """Returns all values by name."""
         return dataclasses.asdict(self)
 
     def with_values(self, values: Mapping[str, Any]) -> "ScalingSettings":

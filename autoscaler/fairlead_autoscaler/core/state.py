@@ -100,7 +100,6 @@ class CoreState:
 
 
 def encode_state(state: CoreState) -> bytes:
-    """Returns the state as JSON."""
     return msgspec.json.encode(state)
 
 

@@ -319,16 +319,13 @@ class PoolGroup:
 
     @property
     def allows_zero(self) -> bool:
-        """Whether no pool of the group has a minimum."""
         return all(pool.minimum == 0 for pool in self.pools)
 
 
 def pool_groups(model: ModelSpec) -> tuple[PoolGroup, ...]:
-    """Returns the groups of `model`, in the order in which a request meets them."""
     by_role = ((role, tuple(pool for pool in model.pools if pool.role is role)) for role in Role)
     return tuple(PoolGroup(role, pools) for role, pools in by_role if pools)
 
 
 def has_pool_choice(model: ModelSpec) -> bool:
-    """Whether a request of `model` can be served by more than one pool."""
     return any(len(group.pools) > 1 for group in pool_groups(model))

@@ -53,7 +53,6 @@ class TickRecord:
 
     @property
     def scaling_settings(self) -> ScalingSettings:
-        """The settings of the core; those missing from the record have their defaults."""
         known = {name: value for name, value in self.settings.items() if name in DEFAULT_VALUES}
         return ScalingSettings().with_values(known)
 
@@ -63,7 +62,6 @@ _decode: Final = msgspec.json.Decoder(TickRecord).decode
 
 
 def encode_record(record: TickRecord) -> bytes:
-    """Returns the record as one line of JSON, without its end."""
     return _encode(record)
 
 
@@ -165,7 +163,6 @@ class RecordFiles:
 
 
 def record_files(directory: Path) -> list[tuple[int, Path]]:
-    """Returns the numbered files of a recording, in order."""
     matches = ((_NUMBERED.match(path.name), path) for path in directory.iterdir())
     return sorted((int(match[1]), path) for match, path in matches if match)
 

@@ -37,7 +37,6 @@ class SettingChanges:
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def apply_to(self, record: TickRecord) -> tuple[ModelSpec, ScalingSettings]:
-        """Returns model and settings of a record, with the changes."""
         return replace(record.model, **self.model), record.scaling_settings.with_values(self.settings)
 
 
@@ -72,7 +71,6 @@ class PoolReplay:
     has_state: bool
 
     def replica_counts(self, variant: ReplayVariant) -> list[int]:
-        """Returns the planned replicas, moment by moment."""
         return [moment.plan_of(variant).replicas for moment in self.moments]
 
     def mean_need(self, variant: ReplayVariant) -> float | None:

@@ -17,6 +17,22 @@ from fairlead_autoscaler.scaling_policy import EnforcedPlan
 PREFIX = "fairlead_autoscaler_"
 _POOL = ["model", "pool"]
 
+_OBSERVED_GAUGES: Mapping[str, tuple[str, Callable[[PoolObservation], float | None]]] = {
+    "ready_replicas": ("ready replicas", lambda pool: pool.ready),
+    "ejected_replicas": ("of those, the ones that every gateway has ejected", lambda pool: pool.ejected),
+    "pending_replicas": ("replicas that start or wake", lambda pool: pool.pending),
+    "draining_replicas": ("replicas that drain before they stop", lambda pool: pool.draining),
+    "asleep_replicas": ("replicas that sleep or fall asleep", lambda pool: pool.asleep),
+    "waking_replicas": ("replicas that wake", lambda pool: pool.waking),
+}
+_PLAN_GAUGES: Mapping[str, tuple[str, Callable[[EnforcedPlan], float | None]]] = {
+    "desired_replicas": ("desired replicas, as they are", lambda ruling: ruling.desired),
+    "wanted_replicas": ("desired replicas, as decided", lambda ruling: ruling.replicas),
+    "asleep_wanted_replicas": ("replicas that should sleep", lambda ruling: ruling.asleep),
+    "planned_replicas": ("replicas that the core planned, before policy and bounds", lambda ruling: ruling.planned),
+    "held_back": ("1 if the decided number is not written", lambda ruling: float(ruling.unwritten is not None)),
+}
+
 
 class AutoscalerMetrics(Collector):
     """Metric families by model and pool."""
@@ -88,23 +104,6 @@ class AutoscalerMetrics(Collector):
         yield GaugeMetricFamily(f"{PREFIX}tick_seconds", "duration of the last tick", loop.counters.tick_seconds)
         yield GaugeMetricFamily(f"{PREFIX}frozen", "1 while scaling is frozen", float(loop.is_frozen))
         yield GaugeMetricFamily(f"{PREFIX}leads", "1 in the leader, which writes", float(loop.is_leader))
-
-
-_OBSERVED_GAUGES: Mapping[str, tuple[str, Callable[[PoolObservation], float | None]]] = {
-    "ready_replicas": ("ready replicas", lambda pool: pool.ready),
-    "ejected_replicas": ("of those, the ones that every gateway has ejected", lambda pool: pool.ejected),
-    "pending_replicas": ("replicas that start or wake", lambda pool: pool.pending),
-    "draining_replicas": ("replicas that drain before they stop", lambda pool: pool.draining),
-    "asleep_replicas": ("replicas that sleep or fall asleep", lambda pool: pool.asleep),
-    "waking_replicas": ("replicas that wake", lambda pool: pool.waking),
-}
-_PLAN_GAUGES: Mapping[str, tuple[str, Callable[[EnforcedPlan], float | None]]] = {
-    "desired_replicas": ("desired replicas, as they are", lambda ruling: ruling.desired),
-    "wanted_replicas": ("desired replicas, as decided", lambda ruling: ruling.replicas),
-    "asleep_wanted_replicas": ("replicas that should sleep", lambda ruling: ruling.asleep),
-    "planned_replicas": ("replicas that the core planned, before policy and bounds", lambda ruling: ruling.planned),
-    "held_back": ("1 if the decided number is not written", lambda ruling: float(ruling.unwritten is not None)),
-}
 
 
 def _pools(records: Mapping[str, TickRecord]) -> Iterator[Metric]:

@@ -120,7 +120,6 @@ class _InstanceRoom:
 
 
 def is_scaled(spec: ModelDeploymentSpec) -> bool:
-    """Whether the autoscaler decides about the model."""
     return spec.autoscaling.mode is not ScalingMode.DISABLED and not spec.is_external
 
 
@@ -252,12 +251,10 @@ def foreign_writer(workload: Manifest) -> str | None:
 
 
 def is_released(spec: ModelDeploymentSpec, workload: Manifest) -> bool:
-    """Whether the mode is not Auto, or another owner sets the number."""
     return spec.autoscaling.mode is not ScalingMode.AUTO or replicas_owner(spec, workload) is not None
 
 
 def _surge_groups(workload: Manifest) -> int:
-    """Returns the extra groups that the operator added, to replace groups one after the other."""
     has_other_writer = any(manager != FIELD_MANAGER for manager in replicas_managers(workload))
     return 0 if has_other_writer else parse_surge_groups(annotations_of(workload))
 

@@ -23,6 +23,19 @@ from fairlead_autoscaler.history.recorder import TickRecord
 from fairlead_autoscaler.kubernetes.slo_attainment import WINDOW_SECONDS, SLOAttainment
 from fairlead_autoscaler.scaling_policy import EnforcedPlan, describe_replicas
 
+CONDITION_TYPES: Final = (ConditionType.AUTOSCALING, ConditionType.SLO_MET)
+REFRESH_SECONDS: Final = 60.0
+_SHOWN_INPUTS: Final = {
+    "need_replicas": "need",
+    "capacity_requests_per_second": "capacity, requests/s each",
+    "allowed_miss_share": "share that may miss",
+    "forecast_replicas": "forecast",
+    "ready_replicas": "ready",
+    "pending_replicas": "starting",
+}
+"""The inputs of a plan that a message shows, with their names for people."""
+_MISSING_RULES: Final = ("metrics-missing", "metrics-missing-up", "metrics-inconsistent")
+
 
 def scaling_events(before: TickRecord, after: TickRecord) -> list[EventDraft]:
     """Returns an event for each pool that now has the numbers that `before` planned to write."""
@@ -71,20 +84,6 @@ def condition_events(before: Iterable[ConditionValue], after: Iterable[Condition
 def _condition_event(is_warning: bool, reason: str, action: str, message: str) -> EventDraft:
     note = message[:1].upper() + message[1:]
     return EventDraft(EventType.WARNING if is_warning else EventType.NORMAL, reason, action, note)
-
-
-CONDITION_TYPES: Final = (ConditionType.AUTOSCALING, ConditionType.SLO_MET)
-REFRESH_SECONDS: Final = 60.0
-_SHOWN_INPUTS: Final = {
-    "need_replicas": "need",
-    "capacity_requests_per_second": "capacity, requests/s each",
-    "allowed_miss_share": "share that may miss",
-    "forecast_replicas": "forecast",
-    "ready_replicas": "ready",
-    "pending_replicas": "starting",
-}
-"""The inputs of a plan that a message shows, with their names for people."""
-_MISSING_RULES: Final = ("metrics-missing", "metrics-missing-up", "metrics-inconsistent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,6 @@ def slo_condition(record: TickRecord, attainment: SLOAttainment) -> ConditionVal
 
 
 def desired_instances(record: TickRecord) -> dict[str, int]:
-    """Returns the instances that each pool should have, serving or asleep."""
     return {name: ruling.instances for name, ruling in record.rulings.items()}
 
 
@@ -163,7 +161,6 @@ def is_write_due(
 
 
 def has_own_condition(status: Mapping[str, Any]) -> bool:
-    """Whether a status has one of these conditions."""
     return any(condition.get("type") in CONDITION_TYPES for condition in status.get("conditions") or [])
 
 
@@ -198,7 +195,6 @@ def _describe_pool(name: str, record: TickRecord, ruling: EnforcedPlan, owner: s
 
 
 def _describe_cost(record: TickRecord) -> str:
-    """Returns the cost of the planned instances; empty without prices."""
     usd = usd_per_hour(record.model, desired_instances(record))
     return "" if usd is None or not record.rulings else f"; {usd:.2f} USD an hour"
 

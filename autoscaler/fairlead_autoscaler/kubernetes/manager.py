@@ -112,7 +112,6 @@ class Manager:
         )
 
     def stop(self) -> None:
-        """Stops the process, which then releases the Lease."""
         self._process.stop()
 
     async def run(self) -> None:

@@ -228,7 +228,6 @@ class SleepController:
 
 
 def _drop_oldest(entries: dict[Any, Any]) -> None:
-    """Removes the oldest entries above the limit: pods and revisions come and go without end."""
     while len(entries) > _MAX_REMEMBERED:
         del entries[next(iter(entries))]
 
@@ -244,12 +243,10 @@ def sleeping_instances(pods: Iterable[Manifest]) -> int:
 
 
 def pod_instances(pod: Manifest) -> tuple[str, ...]:
-    """Returns the ids of a pod's instances in the fleet."""
     engine = parse_engine_info(annotations_of(pod))
     return tuple(f"{uid_of(pod)}/{engine.port}/{rank}" for rank in range(engine.data_parallel))
 
 
 def pod_url(pod: Manifest) -> str:
-    """Returns the URL of a pod's engine."""
     address = str((pod.get("status") or {}).get("podIP") or "")
     return f"http://{f'[{address}]' if ':' in address else address}:{parse_engine_info(annotations_of(pod)).port}"

@@ -48,7 +48,6 @@ class PoolSleepState:
 
 
 def is_engine_pod(pod: Manifest) -> bool:
-    """Whether a pod serves HTTP and has not ended."""
     return labels_of(pod).get(ENDPOINT_LABEL) == "true" and (pod.get("status") or {}).get("phase") not in _ENDED_PHASES
 
 
@@ -115,5 +114,4 @@ def plan_sleep_steps(state: PoolSleepState, replicas: int, asleep: int, removal_
 
 
 def pod_revision(pod: Manifest) -> str:
-    """Returns the revision of a pod's template."""
     return labels_of(pod).get(POD_REVISION_LABEL, "")

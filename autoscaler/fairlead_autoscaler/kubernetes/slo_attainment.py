@@ -35,7 +35,6 @@ class SLOAttainment:
     samples: tuple[SLOSample, ...] = ()
 
     def judged(self) -> float:
-        """Returns the largest number of requests that were judged against any one target."""
         return max((judged for _, judged in self._sums().values()), default=0.0)
 
     def shares(self) -> dict[str, float]:

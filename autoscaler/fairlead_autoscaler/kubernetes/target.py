@@ -69,6 +69,15 @@ from fairlead_autoscaler.kubernetes.sleep_labels import SleepStatus
 from fairlead_autoscaler.model_spec import sleep_tier
 from fairlead_autoscaler.target import ModelState
 
+_LOG = logging.getLogger("fairlead.autoscaler")
+_MANAGED_SELECTOR: Final = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER})
+_METADATA_FIELDS: Final = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
+_LABELS: Final = (MODEL_LABEL, POOL_LABEL, ENDPOINT_LABEL, POD_REVISION_LABEL, INSTALLATION_LABEL)
+_WORKLOAD_ANNOTATIONS: Final = (SURGE_ANNOTATION, POD_REVISION_LABEL)
+_STATUS_FIELDS: Final = ("phase", "conditions", "containerStatuses", "podIP")
+_DISCOVERY_SECONDS: Final = 60.0
+"""Time between checks whether the cluster has the kind LeaderWorkerSet."""
+
 
 class ModelIndex:
     """Objects by the key of their model. It follows the changes of one or more informers.
@@ -95,22 +104,10 @@ class ModelIndex:
             self._objects.setdefault(model, {})[key] = found
 
     def of_model(self, model: str) -> Sequence[Manifest]:
-        """Returns the objects of one model."""
         return tuple(self._objects.get(model, {}).values())
 
     def by_model(self) -> dict[str, Sequence[Manifest]]:
-        """Returns all objects, by the key of their model."""
         return {model: tuple(objects.values()) for model, objects in self._objects.items()}
-
-
-_LOG = logging.getLogger("fairlead.autoscaler")
-_MANAGED_SELECTOR: Final = label_selector({MANAGED_BY_LABEL: FIELD_MANAGER})
-_METADATA_FIELDS: Final = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
-_LABELS: Final = (MODEL_LABEL, POOL_LABEL, ENDPOINT_LABEL, POD_REVISION_LABEL, INSTALLATION_LABEL)
-_WORKLOAD_ANNOTATIONS: Final = (SURGE_ANNOTATION, POD_REVISION_LABEL)
-_STATUS_FIELDS: Final = ("phase", "conditions", "containerStatuses", "podIP")
-_DISCOVERY_SECONDS: Final = 60.0
-"""Time between checks whether the cluster has the kind LeaderWorkerSet."""
 
 
 class KubernetesTarget:
@@ -225,7 +222,6 @@ class KubernetesTarget:
         return sync_blocked_reason(WatchStatus(one.resource, one.is_synced, one.problem) for one in allowed)
 
     def models(self) -> dict[str, Manifest]:
-        """Returns every ModelDeployment that no other installation manages, by `namespace/name`."""
         return dict(self._models())
 
     def model(self, key: str) -> Manifest | None:
@@ -241,17 +237,14 @@ class KubernetesTarget:
         return [f"{text}: {len(others)}, such as {' of '.join(others[0])}"] if others else []
 
     def _other_installations(self) -> dict[str, str]:
-        """Returns the models of other installations, with the id of each."""
         found = {key_of(model): self._other_installation(model) for model in self._items(MODEL_DEPLOYMENTS)}
         return {key: installation for key, installation in found.items() if installation}
 
     def _other_installation(self, model: Manifest) -> str:
-        """Returns the id of the other installation that manages a model; empty for none."""
         found = installation_of(map(labels_of, self._owned_workloads(model)))
         return "" if found == self.installation else found
 
     def foreign_writers(self) -> dict[str, dict[str, str]]:
-        """Returns the other owners of numbers, by model and pool."""
         return foreign_writers(self._read_models(), self._workload_index.by_model())
 
     def _spec(self, key: str) -> ModelDeploymentSpec | None:
@@ -285,7 +278,6 @@ class KubernetesTarget:
                 yield workload
 
     def pods(self, key: str, pool: str) -> Sequence[Manifest]:
-        """Returns the pods of a pool."""
         return [pod for pod in self._pod_index.of_model(key) if labels_of(pod).get(POOL_LABEL) == pool]
 
     def sleep_level(self, key: str) -> int:

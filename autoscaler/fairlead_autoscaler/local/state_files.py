@@ -18,6 +18,11 @@ from fairlead.fleet.model import SloTargets
 from fairlead.runtime.atomic_write import write_atomic
 from fairlead_autoscaler.core import PoolSpec, ReplicaState, WakeTiming
 
+STATE_FILE: Final = "scaling-there.json"
+"""The supervisor's file."""
+DESIRED_FILE: Final = "scaling-wishes.json"
+"""The autoscaler's file."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalEngine:
@@ -87,11 +92,6 @@ class DesiredPools:
 
     pools: Mapping[str, Mapping[str, DesiredPool]] = field(default_factory=dict)
 
-
-STATE_FILE: Final = "scaling-there.json"
-"""The supervisor's file."""
-DESIRED_FILE: Final = "scaling-wishes.json"
-"""The autoscaler's file."""
 
 _Value = TypeVar("_Value")
 _state_decoder: Final = msgspec.json.Decoder(LocalState)

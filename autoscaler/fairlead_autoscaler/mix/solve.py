@@ -27,6 +27,18 @@ from fairlead_autoscaler.mix.greedy import solve_greedily
 from fairlead_autoscaler.mix.milp import solve_milp, start_stop_prices
 from fairlead_autoscaler.mix.types import AcceleratorMix, MixSettings, PoolCandidate
 
+_FALLBACKS = {
+    "infeasible": (
+        "greedy-infeasible",
+        "the bounds of the pools do not allow what the load needs: greedy, as much as they carry",
+    ),
+    "limit": (
+        "greedy-timeout",
+        "the solver found nothing better in time: greedy, each shape where it is cheapest",
+    ),
+}
+_FAILED = "greedy-failed", "the solver gave no result: greedy, each shape where it is cheapest"
+
 
 def throughput(
     profile: EngineProfile,
@@ -50,19 +62,6 @@ def throughput(
     shape = MeanRequest(prompt, output, prompt_variability=0.0)
     step = StepModel.from_profile(profile)
     return ReplicaModel(step, shape, latency_targets, min_busy=0.0).capacity(1.0).requests_per_second
-
-
-_FALLBACKS = {
-    "infeasible": (
-        "greedy-infeasible",
-        "the bounds of the pools do not allow what the load needs: greedy, as much as they carry",
-    ),
-    "limit": (
-        "greedy-timeout",
-        "the solver found nothing better in time: greedy, each shape where it is cheapest",
-    ),
-}
-_FAILED = "greedy-failed", "the solver gave no result: greedy, each shape where it is cheapest"
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,6 @@ class SolverQueue:
                 self._executor.submit(self._solve_next)
 
     def take_results(self, model: str) -> dict[str, MixResult]:
-        """Returns the replies, by role, that came since the last call."""
         with self._lock:
             return self._results.pop(model, {})
 
@@ -99,7 +98,6 @@ class SolverQueue:
                 del self._results[gone]
 
     def close(self) -> None:
-        """Stops. What is being solved ends, and its reply is dropped."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _solve_next(self) -> None:

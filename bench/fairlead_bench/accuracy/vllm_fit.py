@@ -95,7 +95,6 @@ class PromptWords(Tokenizer):
         self._words = sorted(f" {word}" for word in letters if word.isalpha() and word.islower())
 
     def random_text(self, n_tokens: int, seed: int | str) -> str:
-        """Returns a text of so many words, drawn from ``seed``."""
         return "".join(Random(str(seed)).choices(self._words, k=n_tokens))
 
 
@@ -232,7 +231,6 @@ def start_engines(stage: EngineStage) -> list[EngineProcess]:
 
 
 def load_words(installed: Installation) -> PromptWords:
-    """Returns prompt words of the installed model's vocabulary."""
     told = json.loads((installed.model / "tokenizer.json").read_text(encoding="utf-8"))
     return PromptWords(list(told["model"]["vocab"]))
 

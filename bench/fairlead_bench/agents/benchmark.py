@@ -66,6 +66,15 @@ TOOL_SECONDS: Final = (0.1, 0.5)
 NEAR_TOKENS: Final = 16
 SECRET = "the secret of the gateway of this benchmark"
 
+UNNAMED_ARMS: Final = ("messages", "responses with prompt_cache_key")
+"""Arms that are compared with chat."""
+NAMED_ARMS: Final = (
+    "messages with x-claude-code-session-id",
+    "responses with session_id",
+    "chat with x-session-id",
+)
+"""Arms whose header names the session, which are compared with one pool."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
@@ -91,14 +100,6 @@ ARMS: Final[Mapping[str, Arm]] = {
     "messages with moving cache_control": Arm(CACHED_MESSAGES),
     POOL_ARM: Arm(CHAT, engines=1),
 }
-UNNAMED_ARMS: Final = ("messages", "responses with prompt_cache_key")
-"""Arms that are compared with chat."""
-NAMED_ARMS: Final = (
-    "messages with x-claude-code-session-id",
-    "responses with session_id",
-    "chat with x-session-id",
-)
-"""Arms whose header names the session, which are compared with one pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,6 @@ class AgentRun:
 
     @property
     def counted_share(self) -> float:
-        """The share of the streams that is counted, by the measure that misses most of them."""
         return min(self.counted.values()) / self.streams
 
     @property

@@ -104,7 +104,6 @@ def _turns(session: AgentSession, turn: int) -> list[tuple[str, str]]:
 
 
 def _parameters(number: int) -> Body:
-    """Returns the JSON schema of a tool's arguments."""
     properties = {f"argument_{part}": {"type": "string", "description": f"part {part}"} for part in range(number + 2)}
     return {"type": "object", "properties": properties, "required": list(properties)[:1]}
 
@@ -189,7 +188,6 @@ def responses_body(session: AgentSession, turn: int) -> Body:
 
 
 def keyed_responses_body(session: AgentSession, turn: int) -> Body:
-    """Returns the same with the session's name as ``prompt_cache_key``."""
     return responses_body(session, turn) | {"prompt_cache_key": session.name}
 
 

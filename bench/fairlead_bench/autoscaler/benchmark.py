@@ -65,6 +65,22 @@ COMPARED_PRESETS = ("hpa-concurrency", "kpa-concurrency")
 TUNED = Path("bench/results/autoscaler.json")
 EXCEL, STRETCH = ", to excel", ", at a stretch"
 
+JUDGING_FILE = Path(__file__).with_name("judging_seeds.json")
+OPTIMUM = "offline optimum"
+_GROUPS = {"reference": SCENARIOS, "wider": WIDER_SCENARIOS, "all": KNOWN_SCENARIOS}
+_FIGURES = ("attainment", "servable", "unservable", "cost")
+_WINDOW_FIGURES = ("window_attainment", "window_away")
+"""Figures of scenarios with missing or inconsistent metrics."""
+
+RunKey = tuple[str, int]
+"""Scenario and seed."""
+
+ORACLES = Path(__file__).with_name("offline_optima.json")
+SEARCHED = (*HARD, *METRICS_OUTAGES)
+"""Scenarios on which a preset's best knob is searched: all compared ones but the days."""
+MILLION_A_DAY = 11.6
+ByKnob = dict[float, Mapping[str, Measured]]
+
 
 @dataclass(frozen=True, slots=True)
 class TunedPreset:
@@ -77,7 +93,6 @@ class TunedPreset:
 
     @property
     def name(self) -> str:
-        """As rows and plots call it."""
         return f"{self.preset} at {self.knob:g}{' (best)' if self.best else ' (fixed)'}"
 
 
@@ -189,7 +204,6 @@ def costs_where_both_meet(
 
 
 def beats_goal(preset: str) -> str:
-    """Returns the metric that compares the core's cost with that of a preset."""
     return f"{preset} at its best knob: cost where both keep 99 %, geometric mean: {FAIRLEAD} ÷ it"
 
 
@@ -204,23 +218,11 @@ def simulator_rows(day_seconds: float, quick: Measured, exact: Measured) -> Iter
 
 
 def meets_slo(cell: Measured) -> bool:
-    """Returns whether the cell keeps the target."""
     return cell["attainment"] >= TARGET
 
 
 def _share_meeting_slo(cells: Mapping[str, Measured]) -> int:
     return sum(meets_slo(cells[name]) for name in COMPARED_SCENARIOS)
-
-
-JUDGING_FILE = Path(__file__).with_name("judging_seeds.json")
-OPTIMUM = "offline optimum"
-_GROUPS = {"reference": SCENARIOS, "wider": WIDER_SCENARIOS, "all": KNOWN_SCENARIOS}
-_FIGURES = ("attainment", "servable", "unservable", "cost")
-_WINDOW_FIGURES = ("window_attainment", "window_away")
-"""Figures of scenarios with missing or inconsistent metrics."""
-
-RunKey = tuple[str, int]
-"""Scenario and seed."""
 
 
 def scenario_names(text: str) -> list[str]:
@@ -234,13 +236,11 @@ def scenario_names(text: str) -> list[str]:
 
 
 def judging_seeds(scenario: str) -> list[int]:
-    """Returns the committed seeds for judging a scenario."""
     seeds: list[int] = json.loads(JUDGING_FILE.read_text(encoding="utf-8"))["seeds"][scenario]
     return seeds
 
 
 def drawn_judging_seeds(scenario: str) -> list[int]:
-    """Returns the seeds for judging that the written rule draws."""
     return judging_seeds_of(f"autoscaler scenario {scenario}")
 
 
@@ -340,13 +340,6 @@ def _by_scenario(table: Mapping[RunKey, Measured]) -> dict[str, dict[str, dict[s
         shown = [figure for figure in (*_FIGURES, *_WINDOW_FIGURES) if figure in cell]
         nested.setdefault(scenario, {})[str(seed)] = {figure: round(cell[figure], 5) for figure in shown}
     return nested
-
-
-ORACLES = Path(__file__).with_name("offline_optima.json")
-SEARCHED = (*HARD, *METRICS_OUTAGES)
-"""Scenarios on which a preset's best knob is searched: all compared ones but the days."""
-MILLION_A_DAY = 11.6
-ByKnob = dict[float, Mapping[str, Measured]]
 
 
 def main(arguments: list[str]) -> int:

@@ -141,7 +141,6 @@ def measure_cell(cell: FleetCell) -> Measured:
 
 
 def source_digest(cell: object) -> str:
-    """Returns a digest of the sources of the simulator, its router and the controllers."""
     return _source_digest()
 
 

@@ -33,6 +33,14 @@ AGAIN_SECONDS = 60.0
 QUIET_SECONDS = 400.0
 _GRAIN = 5.0
 
+FAIRLEAD = "fairlead"
+_HINT_SECONDS = 0.5
+"""Seconds from a queued request to the tick that it triggers: 0.2 s at most, and the tick."""
+KNOBS = 6
+MIXED_SCENARIOS = ("smooth-mixed",)
+"""Scenarios with several pools of one role: there our core asks a solver, as it does in the
+autoscaler."""
+
 
 def indicators(scenario: AutoscalingScenario, outcome: ControllerOutcome) -> dict[str, float]:
     """Returns the figures of a cell."""
@@ -120,18 +128,8 @@ def wake_seconds(outcome: ControllerOutcome) -> float:
 
 
 def _first(moments: Sequence[float], begin: float, end: float) -> float | None:
-    """Returns the first of the rising ``moments`` in [begin, end]."""
     at = bisect_left(moments, begin)
     return moments[at] if at < len(moments) and moments[at] <= end else None
-
-
-FAIRLEAD = "fairlead"
-_HINT_SECONDS = 0.5
-"""Seconds from a queued request to the tick that it triggers: 0.2 s at most, and the tick."""
-KNOBS = 6
-MIXED_SCENARIOS = ("smooth-mixed",)
-"""Scenarios with several pools of one role: there our core asks a solver, as it does in the
-autoscaler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +186,11 @@ def run_scenario(
 
 @lru_cache(maxsize=1)
 def scenario_of(name: str, seed: int, traces: str) -> AutoscalingScenario:
-    """Returns the scenario. The last one is kept: the next cell is often of the same."""
     return ALL_SCENARIOS[name](seed, Path(traces) if traces else None)
 
 
 @lru_cache(maxsize=1)
 def unservable_of(name: str, seed: int, traces: str) -> frozenset[int]:
-    """Returns the requests of a scenario that no start could have served."""
     return find_unservable(scenario_of(name, seed, traces))
 
 
@@ -206,7 +202,6 @@ def make_controller(cell: AutoscalerCell, scenario: AutoscalingScenario) -> Cont
 
 
 def preset_at(name: str, knob: float | None, model: ModelSpec) -> Controller:
-    """Returns a new controller of a preset; without a knob, at its default."""
     return build(name, model, **({} if knob is None else {PRESETS[name].parameters[0].name: knob}))
 
 

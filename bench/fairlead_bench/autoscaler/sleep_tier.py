@@ -19,6 +19,8 @@ WAKE_SECONDS: Final = 10.0
 PRICES: Final = MappingProxyType({"a tenth": 0.1, "the whole": 1.0})
 ScenarioMaker = Callable[[int, Path | None], AutoscalingScenario]
 
+QUICK_CASES: Final = SleepTier(8, wake_seconds=WAKE_SECONDS)
+
 
 def scale_from_zero_scenario(seed: int, traces: Path | None = None) -> AutoscalingScenario:
     """Returns a scenario of silence and cold starts, with 15 s for a first token, which a sleeping
@@ -36,7 +38,6 @@ def scale_from_zero_scenario(seed: int, traces: Path | None = None) -> Autoscali
     return replace(found, pools=pools, model=replace(found.model, pools=tuple(pool.facts for pool in pools)))
 
 
-QUICK_CASES: Final = SleepTier(8, wake_seconds=WAKE_SECONDS)
 CASES: Final[Mapping[str, tuple[ScenarioMaker, SleepTier]]] = MappingProxyType(
     {
         "step, up to 8 asleep": (SCENARIOS["step-cold"], QUICK_CASES),

@@ -56,7 +56,6 @@ def scenario_rows(root: Path = Path()) -> list[ScenarioRow]:
 
 
 def figures_digest(rows: Sequence[ScenarioRow]) -> str:
-    """Returns a digest of the figures, which the picture carries."""
     figures = [[row.name, row.tuned, row.unseen, row.others] for row in rows]
     return hashlib.sha256(json.dumps(figures).encode()).hexdigest()[:16]
 

@@ -154,6 +154,5 @@ def rows(goals: Goals) -> list[ResultRow]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measures, writes and prints."""
     given = parse_options(_NAME, "Attacks on the caches of tenants, in simulated time.", arguments)
     return write_results(_NAME, rows(load_goals(_NAME)), seed=7, file=given.out)

@@ -58,7 +58,6 @@ class FairCluster(GatewayCluster):
         return FairGateway(self, f"gateway {self._started}")
 
     def refuse(self, request: str, now: float) -> None:
-        """Ends a request that made room for another one."""
         self._gateway_of.pop(request, None)
         self._simulation().refuse(request, "the queue is full", now)
 

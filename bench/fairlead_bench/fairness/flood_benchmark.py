@@ -67,6 +67,33 @@ from fairlead_testing.gateway.tenant_keys import tenant_document
 from fairlead_testing.http.raw_client import get_request, post_request, send
 from fairlead_testing.redis.valkey import running_valkey
 
+PEPPER = "the pepper of this benchmark"
+
+IN_FLIGHT = 100
+STEADY_RATE = 1.5
+PROMPT_WORDS = 150
+PROMPT_TOKENS = 310
+"""As the engines count such a prompt."""
+OUTPUT_TOKENS = (24, 36, 48)
+WARM_UP_SECONDS = 20.0
+"""A flood that begins at once finds gateways that know neither lengths nor one another."""
+
+_MEMORY_PER_REQUEST = 23 * 16
+"""Tokens of a prompt and the longest answer, in whole blocks."""
+BOUNDS = ("sequences", "memory")
+_OFFERING = 4
+_TOKEN = re.compile(rb'^data: .*"content": ?"(?!")')
+
+_BLOCK_TOKENS = 16
+_HOP_SECONDS = 0.001
+"""From an engine to a gateway: what ends with a step is known after the next one has begun."""
+
+PARTS = ("flood", "weights", "overload")
+GATEWAYS = (1, 3)
+LOADS = (0.5, 1.0, 2.0, 3.0)
+"""Offered load, as a multiple of what the engines can do."""
+_NAME = "flood"
+
 
 @dataclass(frozen=True, slots=True)
 class QueuedWork:
@@ -151,23 +178,9 @@ def ideal_run(
     return run
 
 
-PEPPER = "the pepper of this benchmark"
 FLOOD, STEADY = "flood", ("steady-1", "steady-2")
 ENGINES, PER_ENGINE = 2, 8
-IN_FLIGHT = 100
-STEADY_RATE = 1.5
-PROMPT_WORDS = 150
-PROMPT_TOKENS = 310
-"""As the engines count such a prompt."""
-OUTPUT_TOKENS = (24, 36, 48)
-WARM_UP_SECONDS = 20.0
-"""A flood that begins at once finds gateways that know neither lengths nor one another."""
 _STEP_SECONDS, _PREFILL_TOKEN_SECONDS = 0.044, 1e-4
-_MEMORY_PER_REQUEST = 23 * 16
-"""Tokens of a prompt and the longest answer, in whole blocks."""
-BOUNDS = ("sequences", "memory")
-_OFFERING = 4
-_TOKEN = re.compile(rb'^data: .*"content": ?"(?!")')
 
 
 def engine_profile(bound: str) -> EngineProfile:
@@ -235,7 +248,6 @@ class FloodRun:
         return ENGINES * PER_ENGINE * sum(one.tokens for one in done) / taken
 
     def mean_queue(self) -> float:
-        """Returns how many requests waited in the engines, on average."""
         return sum(self.queued) / max(1, len(self.queued))
 
     def served(self, tenant: str) -> float:
@@ -399,11 +411,6 @@ def _busy_seconds() -> float:
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
-_BLOCK_TOKENS = 16
-_HOP_SECONDS = 0.001
-"""From an engine to a gateway: what ends with a step is known after the next one has begun."""
-
-
 def simulated_waits(answers: Sequence[Answer], floods: Mapping[str, int], gateways: int, seconds: float) -> list[float]:
     """Returns the waits of steady tenants' requests for an engine, after the warm-up, in seconds.
 
@@ -475,20 +482,13 @@ def _run(
 
 
 def _request(number: int, tenant: str, output_tokens: int) -> TraceRequest:
-    """Returns a request whose prompt is like no other one."""
     return TraceRequest(f"{tenant}/{number}", 0.0, PROMPT_TOKENS, output_tokens, (number,), None, tenant)
 
 
-PARTS = ("flood", "weights", "overload")
-GATEWAYS = (1, 3)
-LOADS = (0.5, 1.0, 2.0, 3.0)
-"""Offered load, as a multiple of what the engines can do."""
-_NAME = "flood"
 _LIGHT, _HEAVY = "weight-1", "weight-3"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Returns the smallest value that is at least as large as this share of all."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 

@@ -118,7 +118,6 @@ class BenchmarkSession:
             found.stop()
 
     def stop_all(self) -> None:
-        """Stops all targets."""
         for name in list(self.running):
             self.stop_target(name)
 

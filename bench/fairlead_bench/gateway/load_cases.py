@@ -20,6 +20,14 @@ _SYSTEMS = 8
 _MESSAGE_BYTES = 2_048
 _ALPHABET = "eeeetttaaoooiinnsshhrrddlluucmwfgypbvk"
 
+_FOREVER = 10_000_000
+"""A limit of tokens that lets streams outlive their measurement."""
+
+DECISION_SIZES = ("2k", "32k")
+"""Sizes of which the decision alone is measured."""
+WITH_KV_EVENTS = ", followed"
+"""Behind a size: by a gateway whose engines tell what they hold."""
+
 
 def make_bodies(size: int, *, count: int, seed: int, max_tokens: int, stream: bool) -> list[str]:
     """Returns JSON bodies of ``size`` bytes each (to within a few)."""
@@ -75,10 +83,6 @@ def _prose(rng: random.Random, size: int) -> str:
     return "".join(text)
 
 
-_FOREVER = 10_000_000
-"""A limit of tokens that lets streams outlive their measurement."""
-
-
 @dataclass(frozen=True, slots=True)
 class LoadCase:
     """One kind of load.
@@ -105,12 +109,10 @@ class LoadCase:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of a request's body."""
         return SIZES[self.size]
 
     @property
     def checked_events(self) -> int:
-        """Events that every answer must hold; 0 where streams are not read to their end."""
         return 0 if self.events == _FOREVER else self.events
 
 
@@ -140,10 +142,6 @@ _REQUESTS = (
     LoadCase("request-32k", "32 KB request", "closed", "request", "32k", 32, near=True),
     LoadCase("request-128k", "128 KB request", "closed", "request", "128k", 16, near=True),
 )
-DECISION_SIZES = ("2k", "32k")
-"""Sizes of which the decision alone is measured."""
-WITH_KV_EVENTS = ", followed"
-"""Behind a size: by a gateway whose engines tell what they hold."""
 CASES: Mapping[str, LoadCase] = {
     case.name: case
     for case in (
@@ -212,7 +210,6 @@ class MeasurementPlan:
         return self.rounds if case.near and near_target else min(self.rounds, self.other_rounds)
 
     def seconds_of(self, case: LoadCase) -> float:
-        """Returns the length of each of these rounds."""
         return self.seconds if case.near else self.other_seconds
 
 

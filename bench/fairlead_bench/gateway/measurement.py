@@ -46,7 +46,6 @@ class CaseRun:
 
     @property
     def is_valid(self) -> bool:
-        """Whether its figures may be used."""
         return not self.problems
 
 
@@ -157,12 +156,10 @@ def _problems(case: LoadCase, observed: RunObservations, count: int) -> list[str
 
 
 def counted_units(case: LoadCase, found: Mapping[str, Any]) -> int:
-    """Returns what a load generator counted of the case's unit."""
     return int(found[{"request": "requests", "chunk": "events", "abort": "aborts_measured"}[case.unit]])
 
 
 def bad_requests(found: Mapping[str, Any]) -> int:
-    """Returns the requests that failed, were answered wrongly, or did not end."""
     return int(found["errors"]) + int(found["wrong"]) + int(found["unfinished"])
 
 

@@ -25,9 +25,14 @@ from typing import Protocol
 
 from fairlead.runtime.compiled_build import cache_folder
 
+SOURCES = Path(__file__).with_name("native")
+_MEGABYTES = 256
+"""More than the last level of any cache."""
+_MAX_SECONDS = 3_600
+_FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
+
 
 def cache_path() -> Path:
-    """Returns Fairlead's cache on this machine."""
     return cache_folder(os.environ)
 
 
@@ -46,13 +51,6 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-SOURCES = Path(__file__).with_name("native")
-_MEGABYTES = 256
-"""More than the last level of any cache."""
-_MAX_SECONDS = 3_600
-_FLAGS = ("-O2", "-std=gnu11", "-Wall", "-Wextra")
 
 
 class BuildError(Exception):
@@ -131,15 +129,12 @@ class MockEngine:
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """Each is one engine to a gateway."""
         return self._ports
 
     def set_pace(self, interval_seconds: float) -> None:
-        """Sets the time between the events of a stream; 0 for as fast as possible."""
         self._query(f"interval {round(interval_seconds * 1e6)}")
 
     def stats(self) -> dict[str, int]:
-        """Counters since the start; ``open`` is the number of streams at this moment."""
         found: dict[str, int] = json.loads(self._query("stats"))
         return found
 
@@ -177,7 +172,6 @@ class EngineGroup:
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The ports of all processes."""
         return tuple([port for engine in self._engines for port in engine.ports])
 
     def stats(self) -> dict[str, int]:

@@ -41,22 +41,18 @@ def cpu(run: CaseRun) -> float | None:
 
 
 def core(run: CaseRun) -> float | None:
-    """Returns the share of one core."""
     return run.core_share
 
 
 def under_way(share: str) -> Figure:
-    """Seconds from the engine's write of an event to the client's read of it."""
     return lambda run: run.under_way.get(share)
 
 
 def first_event(share: str) -> Figure:
-    """Seconds from when a request was due to its first event."""
     return lambda run: run.first_event.get(share)
 
 
 def delay(share: str) -> Figure:
-    """Seconds from when a request was due to the end of its answer."""
     return lambda run: run.delay.get(share)
 
 
@@ -76,7 +72,6 @@ class RunTable:
             self._runs.setdefault((run.case, run.target), []).append(run)
 
     def valid_runs(self, case: str, target: str) -> list[CaseRun]:
-        """Returns the runs whose figures may be used."""
         return [run for run in self._runs.get((case, target), []) if run.is_valid]
 
     def median(self, case: str, target: str, figure: Figure) -> float | None:
@@ -91,7 +86,6 @@ class RunTable:
         return None if through is None or direct is None else max(0.0, through - direct)
 
     def targets(self, case: str) -> list[str]:
-        """Returns the targets with any run, valid or not, in the order of the first."""
         return [target for known, target in self._runs if known == case]
 
 
@@ -181,12 +175,10 @@ def decision_goal_rows(decisions: Mapping[str, float | None], tails: DecisionTai
 
 
 def decision_rows(decisions: Mapping[str, float | None], tails: DecisionTails | None) -> list[ResultRow]:
-    """Returns all rows of routing decisions, as a run of nothing else has them."""
     return [*decision_goal_rows(decisions, tails), *_decision_rows(decisions, tails)]
 
 
 def aborts_seen(runs: Sequence[CaseRun]) -> float | None:
-    """Returns the percentage of disconnects that the engine noticed."""
     made = sum(run.aborts for run in runs)
     return 100.0 * sum(run.aborts_seen for run in runs) / made if made else None
 
@@ -271,7 +263,6 @@ def write(
 
 
 def problems(runs: Iterable[CaseRun]) -> list[str]:
-    """Returns the runs whose figures were not used, with the reasons."""
     return [f"{run.case} on {run.target}, round {run.round}: {what}" for run in runs for what in run.problems]
 
 

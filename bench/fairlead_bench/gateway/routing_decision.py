@@ -66,11 +66,9 @@ class DeferredCalls:
         self._due: list[Callable[[], object]] = []
 
     def call_later(self, _seconds: float, callback: Callable[[], object]) -> None:
-        """Stores the call."""
         self._due.append(callback)
 
     def send(self, _message: object) -> bool:
-        """Drops the message."""
         return True
 
     def run(self) -> None:
@@ -180,7 +178,6 @@ def _fleet(count: int) -> Fleet:
 
 
 def instance_id(number: int) -> str:
-    """Returns the id of an instance of this fleet."""
     return f"main-{number}/8000/0"
 
 

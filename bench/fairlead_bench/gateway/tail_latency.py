@@ -61,7 +61,6 @@ class DecisionTails:
 
 
 def measure_tail(*, blocks: int, seed: int) -> DecisionTail:
-    """Returns the figures of a process like a worker's."""
     return DecisionTail(**json.loads(run_like_worker("fairlead_bench.gateway.tail_latency", str(blocks), str(seed))))
 
 
@@ -81,7 +80,6 @@ def measure_run(*, blocks: int, seed: int, batches: int = BATCHES, batch: int = 
 
 
 def p99(values: Sequence[float]) -> float:
-    """Returns the value that at least 99 % of the values do not exceed."""
     return sorted(values)[-(-99 * len(values) // 100) - 1]
 
 

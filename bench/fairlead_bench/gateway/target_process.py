@@ -27,6 +27,11 @@ _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LISTENING = "0A"
 
+_START_SECONDS = 60.0
+_LITELLM_START_SECONDS = 180.0
+_STOP_SECONDS = 3.0
+_SETTLE_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessUsage:
@@ -120,12 +125,6 @@ def _cpu_seconds(pid: int) -> float | None:
         return None
 
 
-_START_SECONDS = 60.0
-_LITELLM_START_SECONDS = 180.0
-_STOP_SECONDS = 3.0
-_SETTLE_SECONDS = 1.0
-
-
 class TargetDied(Exception):
     """Raised when a target has ended by itself."""
 
@@ -147,7 +146,6 @@ class TargetProcess:
         return tree_usage(self._process.pid)
 
     def log_tail(self) -> str:
-        """Returns the end of its log."""
         text = self._log.read_text(encoding="utf-8", errors="replace").strip()
         return text[-400:] or "its log is empty"
 

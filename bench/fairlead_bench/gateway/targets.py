@@ -29,6 +29,39 @@ KEY = "bench-key"
 _PEPPER = "bench-pepper"
 _MODEL = "bench-model"
 
+_ENVOY = """static_resources:
+  listeners:
+  - name: clients
+    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: clients
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes: [{{match: {{prefix: /}}, route: {{cluster: engines, timeout: 0s}}}}]
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+  clusters:
+  - name: engines
+    type: STATIC
+    connect_timeout: 5s
+    lb_policy: LEAST_REQUEST
+    circuit_breakers:
+      thresholds: [{{max_connections: 65536, max_pending_requests: 65536, max_requests: 65536}}]
+    load_assignment:
+      cluster_name: engines
+      endpoints:
+      - lb_endpoints:
+{endpoints}"""
+
+_INSTALL_SECONDS = 900
+
 
 @dataclass(frozen=True, slots=True)
 class TargetLocation:
@@ -43,7 +76,6 @@ class TargetLocation:
 
     @property
     def urls(self) -> list[str]:
-        """The engines as URLs."""
         return [f"http://127.0.0.1:{port}" for port in self.engines]
 
 
@@ -60,17 +92,14 @@ class Target:
 
 
 def gateway_options(help_text: str) -> list[str]:
-    """Returns the options of a full comparison that this gateway has: API keys, one worker."""
     return [option for option in ("--keys", "--workers") if option in help_text]
 
 
 def gateway_environment() -> dict[str, str]:
-    """Returns the environment that the gateway needs to check keys."""
     return {"FAIRLEAD_KEY_PEPPER": _PEPPER}
 
 
 def gateway_help() -> str:
-    """Returns the gateway's help text."""
     command = [sys.executable, "-m", "fairlead_gateway", "--help"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -166,38 +195,6 @@ http {{
     return [str(place.program), "-p", str(place.folder), "-c", str(config)]
 
 
-_ENVOY = """static_resources:
-  listeners:
-  - name: clients
-    address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: clients
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ["*"]
-              routes: [{{match: {{prefix: /}}, route: {{cluster: engines, timeout: 0s}}}}]
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-  clusters:
-  - name: engines
-    type: STATIC
-    connect_timeout: 5s
-    lb_policy: LEAST_REQUEST
-    circuit_breakers:
-      thresholds: [{{max_connections: 65536, max_pending_requests: 65536, max_requests: 65536}}]
-    load_assignment:
-      cluster_name: engines
-      endpoints:
-      - lb_endpoints:
-{endpoints}"""
-
-
 def _envoy(place: TargetLocation) -> list[str]:
     address = "{{socket_address: {{address: 127.0.0.1, port_value: {}}}}}"
     endpoints = "".join(f"        - endpoint: {{address: {address.format(port)}}}\n" for port in place.engines)
@@ -225,9 +222,6 @@ TARGETS: Mapping[str, Target] = {
         Target("litellm", "litellm", _litellm, asked_for=True),
     )
 }
-
-
-_INSTALL_SECONDS = 900
 
 
 class PeerUnavailable(Exception):
@@ -283,7 +277,6 @@ def install_peer(name: str) -> InstalledPeer:
 
 
 def _python(folder: Path, peer: Peer) -> None:
-    """Installs into an environment of its own: two peers have modules of the same name."""
     _run([sys.executable, "-m", "venv", str(folder)])
     _run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *peer.packages])
 

@@ -51,6 +51,30 @@ _COMPILERS = ("scripts/compile.py", "tools/compile.py")
 _COPIED = (".py", ".pyx", ".pxd", ".toml", ".yaml", ".json")
 _SKIPPED = ("tests/", "docs/", "bench/", "e2e/", "charts/", "crds/", "examples/")
 
+_COUNTER_REST_SECONDS = 0.05
+"""A program is at rest this long after its last answer: what it does behind the answer is counted
+with it."""
+_COMMAND_SECONDS = 60.0
+
+_START_SECONDS = 120.0
+_STOP_SECONDS = 20.0
+_SITE = 'import gc, os, sys\ngc.disable()\nsys.executable = os.environ["COUNTED_PYTHON"]\n'
+_SLOW_CLOCK = Path(__file__).with_name("native") / "slow_clock.c"
+
+_PEPPER = "bench-pepper"
+KEY_DIGEST = hmac.new(_PEPPER.encode(), KEY.encode(), hashlib.sha256).hexdigest()
+"""The digest of the clients' key."""
+_PLAIN_BEFORE = 3_000
+"""Plain requests before the first window. Of the first thousand answers a gateway learns more than
+of later ones. Its decision log gets full, too (4,096 requests): from then on, each request drops
+one, as in every gateway that has served for a while."""
+_REST_SECONDS = 2.2
+"""Seconds of rest at the end of a window. A worker does within two seconds what it defers, so a
+window holds all that its requests caused. The cost of a rest without requests is subtracted."""
+_RESTS = 3
+
+PerUnit = Callable[[dict[str, float], dict[str, int]], dict[str, float]]
+
 
 class SourceTree:
     """A folder with one state of all packages. ``revision`` is a commit's short name, or ``working
@@ -127,7 +151,6 @@ def export_working_tree(repository: Path, name: str) -> SourceTree:
 
 
 def is_source(path: str) -> bool:
-    """Returns whether compiling or running the gateway may need this file."""
     return path.endswith(_COPIED) and not path.startswith(_SKIPPED)
 
 
@@ -151,12 +174,6 @@ def instructions_of(dump: Iterable[str]) -> int:
     raise ValueError("a callgrind dump without a summary")
 
 
-_COUNTER_REST_SECONDS = 0.05
-"""A program is at rest this long after its last answer: what it does behind the answer is counted
-with it."""
-_COMMAND_SECONDS = 60.0
-
-
 class ValgrindMissing(Exception):
     """Raised where valgrind is missing and cannot be installed; the text says what to do."""
 
@@ -171,7 +188,6 @@ class InstructionCounter:
         self._dumps = 0
 
     def start(self) -> None:
-        """Begins to count."""
         self._command("instrumentation on")
 
     def count(self, work: Callable[[], object]) -> int:
@@ -222,12 +238,6 @@ def ensure_valgrind() -> str:
             if subprocess.run(["apt-get", "-qq", *step], stdout=subprocess.DEVNULL, check=False).returncode:
                 raise ValgrindMissing(f"apt-get {' '.join(step)} failed; install valgrind and try again")
     return subprocess.run(["valgrind", "--version"], check=True, capture_output=True, text=True).stdout.strip()
-
-
-_START_SECONDS = 120.0
-_STOP_SECONDS = 20.0
-_SITE = 'import gc, os, sys\ngc.disable()\nsys.executable = os.environ["COUNTED_PYTHON"]\n'
-_SLOW_CLOCK = Path(__file__).with_name("native") / "slow_clock.c"
 
 
 class GatewayFailed(Exception):
@@ -291,7 +301,6 @@ class GatewayProcess:
 
     @property
     def worker_pid(self) -> int:
-        """The process that carries requests."""
         return int((self._folder / "worker.pid").read_text())
 
     @contextmanager
@@ -326,22 +335,6 @@ class GatewayProcess:
 def _build(source: Path, library: Path) -> None:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     subprocess.run([*compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-
-
-_PEPPER = "bench-pepper"
-KEY_DIGEST = hmac.new(_PEPPER.encode(), KEY.encode(), hashlib.sha256).hexdigest()
-"""The digest of the clients' key."""
-_PLAIN_BEFORE = 3_000
-"""Plain requests before the first window. Of the first thousand answers a gateway learns more than
-of later ones. Its decision log gets full, too (4,096 requests): from then on, each request drops
-one, as in every gateway that has served for a while."""
-_REST_SECONDS = 2.2
-"""Seconds of rest at the end of a window. A worker does within two seconds what it defers, so a
-window holds all that its requests caused. The cost of a rest without requests is subtracted."""
-_RESTS = 3
-
-
-PerUnit = Callable[[dict[str, float], dict[str, int]], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)

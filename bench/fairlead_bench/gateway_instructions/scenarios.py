@@ -31,6 +31,27 @@ _STREAM_HEAD = (
 )
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
 
+KEY = "bench-key"
+
+LONGER_STREAM = 132
+"""Events of the long stream where streams alone are counted: work by time weighs less."""
+PLAIN_PER_RETRIED = 5
+"""Plain requests with each retried one: a gateway retries at most a fifth of its requests."""
+
+_COMPLETION_TOKENS = 128
+_LONG_ANSWER_TOKENS = 20_000
+"""Two such answers do not fit the KV cache of ``full-model``'s engine (28,672 tokens)."""
+_SPLIT_TOKENS = 2_048
+"""Prompts of that length, none of them cached, go to another engine."""
+_LEARNED_ANSWERS = 1_100
+"""Answers of ``full-model`` before the first window: of the first thousand answers a gateway learns
+more than of later ones."""
+
+_LEARN_SECONDS = 2.5
+"""A gateway uses a forecast of answers for two seconds."""
+
+_READ_SECONDS = 60.0
+
 
 class Call:
     """One request that waits for its answer.
@@ -74,7 +95,6 @@ class Call:
         self._send_whole(200, "OK", body)
 
     def refuse(self) -> None:
-        """Answers 503, as an engine without room does."""
         error = {"message": "the engine is full", "type": "ServiceUnavailableError", "param": None, "code": 503}
         self._send_whole(503, "Service Unavailable", {"error": error})
 
@@ -87,7 +107,6 @@ class Call:
         self._connection.sendall(_STREAM_HEAD + _chunk(b"data: " + _encoded(body) + b"\n\n"))
 
     def send_event(self) -> None:
-        """Sends one event with one token."""
         self._connection.sendall(self._event({"content": " token"}))
 
     def end_stream(self, completion_tokens: int) -> None:
@@ -135,7 +154,6 @@ class ScriptedEngine:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Takes no more connections."""
         self._listener.close()
 
     def _accept(self) -> None:
@@ -209,31 +227,13 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-KEY = "bench-key"
 MODEL, FULL_MODEL, SPLIT_MODEL = "bench-model", "full-model", "split-model"
 SHORT_STREAM, LONG_STREAM = 4, 36
 """Events of the two streams whose difference is the cost of an event."""
-LONGER_STREAM = 132
-"""Events of the long stream where streams alone are counted: work by time weighs less."""
-PLAIN_PER_RETRIED = 5
-"""Plain requests with each retried one: a gateway retries at most a fifth of its requests."""
 PLAIN, WAITING = "plain request", "waiting request"
 STREAM, CHUNK = f"streamed request of {SHORT_STREAM} chunks", "chunk of a stream"
 MESSAGES, RESPONSES = "messages", "responses"
-_COMPLETION_TOKENS = 128
-_LONG_ANSWER_TOKENS = 20_000
-"""Two such answers do not fit the KV cache of ``full-model``'s engine (28,672 tokens)."""
-_SPLIT_TOKENS = 2_048
-"""Prompts of that length, none of them cached, go to another engine."""
-_LEARNED_ANSWERS = 1_100
-"""Answers of ``full-model`` before the first window: of the first thousand answers a gateway learns
-more than of later ones."""
 _ADMISSION_TRIES, _ADMISSION_SECONDS = 10, 5.0
-_LEARN_SECONDS = 2.5
-"""A gateway uses a forecast of answers for two seconds."""
-
-
-_READ_SECONDS = 60.0
 
 
 class WrongAnswer(Exception):
@@ -253,7 +253,6 @@ class Client:
         self._received = b""
 
     def send(self, body: bytes, dialect: str = "chat/completions") -> None:
-        """Sends one request, head and body at once."""
         self._connection.sendall(f"POST /v1/{dialect}{self._head}{len(body)}\r\n\r\n".encode() + body)
 
     def read_answer(self) -> None:
@@ -270,16 +269,13 @@ class Client:
         self.read_event()
 
     def read_event(self) -> None:
-        """Reads one event of a stream."""
         self._read_until(b"\n\n")
 
     def read_end(self) -> None:
-        """Reads the rest of a stream."""
         self._read_until(b"data: [DONE]\n\n")
         self._read_until(b"0\r\n\r\n")
 
     def close(self) -> None:
-        """Ends the connection."""
         self._connection.close()
 
     def _read_head(self) -> str:
@@ -353,7 +349,6 @@ class Script:
         )
 
     def connect(self, port: int) -> None:
-        """Opens the clients' connections."""
         self._clients = [Client(port, KEY) for _ in range(3)]
 
     def await_admission(self, port: int) -> None:
@@ -503,18 +498,15 @@ def scenarios(script: Script) -> dict[str, Scenario]:
 
 
 def scenarios_without_keys(script: Script) -> dict[str, Scenario]:
-    """Returns the scripts that also run at a gateway without API keys."""
     return {name: scenario for name, scenario in scenarios(script).items() if name in ("plain", "waiting")}
 
 
 def stream_scenarios(script: Script) -> dict[str, Scenario]:
-    """Returns the scripts of streamed requests alone; long ones have more chunks than elsewhere."""
     long = Scenario(lambda count: script.streamed(count, LONGER_STREAM), 48)
     return {"short_streams": scenarios(script)["short_streams"], "long_streams": long}
 
 
 def plain_scenario(script: Script) -> dict[str, Scenario]:
-    """Returns the script of plain requests alone."""
     return {"plain": scenarios(script)["plain"]}
 
 

@@ -33,6 +33,21 @@ REST_SECONDS: Final = 3.0
 """The indexer asks an engine a second after connecting for what it may have missed."""
 TIMEOUT_SECONDS: Final = 1_800.0
 
+KINDS: Mapping[str, str] = {
+    "prompts": "prompts that fill a cache",
+    "eviction": "a full cache, half of them removals",
+    "decoding": "32 answers being decoded",
+    "alone": "every block a batch of its own",
+}
+TEN_MILLION = 10_000_000
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+_BLOCKS: Final = {"prompts": 1_000_000, "eviction": 600_000, "decoding": 200_000, "alone": 100_000}
+_ENGINES: Final = {"prompts": 16, "eviction": 4, "decoding": 4, "alone": 4}
+_RATE: Final = 150_000
+"""Blocks a second that are published: more than one indexer on one core follows, so that it is
+never idle."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessCost:
@@ -85,7 +100,6 @@ class ChildProcess:
         return json.loads(line)
 
     def query(self, line: str) -> Any:
-        """Sends a line and returns the answer."""
         self.send(line)
         return self.read()
 
@@ -251,15 +265,6 @@ def _pid(server: Valkey) -> int:
         return int(client.info("server")["process_id"])
 
 
-KINDS: Mapping[str, str] = {
-    "prompts": "prompts that fill a cache",
-    "eviction": "a full cache, half of them removals",
-    "decoding": "32 answers being decoded",
-    "alone": "every block a batch of its own",
-}
-TEN_MILLION = 10_000_000
-
-
 @dataclass(slots=True)
 class IndexFigures:
     """Measured figures. ``runs`` are those of ``IndexRun.plain``, by kind; what was not measured is
@@ -270,7 +275,6 @@ class IndexFigures:
 
 
 def rows(found: IndexFigures) -> list[ResultRow]:
-    """Returns all rows. A goal without its figure does not hold."""
     return [*_goal_rows(found), *_cost_rows(found)]
 
 
@@ -314,7 +318,6 @@ def _rate(some: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _memory_per_block(one: Mapping[str, Any], name: str) -> float:
-    """Bytes a block are megabytes a million."""
     return float(one[name]["grew"] / one["held"])
 
 
@@ -334,14 +337,6 @@ def _median_of(some: Sequence[Mapping[str, Any]], figure: Any) -> float | None:
 
 def _megabytes(size: float | None) -> float | None:
     return None if size is None else size / 1e6
-
-
-ROOT: Final = Path(__file__).resolve().parents[3]
-_BLOCKS: Final = {"prompts": 1_000_000, "eviction": 600_000, "decoding": 200_000, "alone": 100_000}
-_ENGINES: Final = {"prompts": 16, "eviction": 4, "decoding": 4, "alone": 4}
-_RATE: Final = 150_000
-"""Blocks a second that are published: more than one indexer on one core follows, so that it is
-never idle."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -50,12 +50,10 @@ def payloads(kind: str, blocks: int, seed: int) -> Iterator[Payload]:
 
 
 def marker_tokens(seed: int) -> list[int]:
-    """Returns the prompt of the last event."""
     return [200_000 + seed] * SIZE
 
 
 def marker_hash(seed: int) -> int:
-    """Returns the index's hash of the marker."""
     return block_hashes(chain_root(MODEL), marker_tokens(seed), SIZE)[0]
 
 
@@ -77,17 +75,14 @@ def stored_event(tokens: list[int], hashes: list[int], parent: int | None) -> di
 
 
 def removed_event(value: int) -> dict[str, Any]:
-    """Returns the event of one removed block."""
     return {"type": "BlockRemoved", "block_hashes": [value], "medium": "GPU", "group_idx": 0}
 
 
 def encode_batch(events: list[dict[str, Any]]) -> bytes:
-    """Returns the batch as it goes over the wire."""
     return _pack([time.time(), events, 0])
 
 
 def prompt_stream(draw: random.Random) -> Iterator[Payload]:
-    """Yields the events of a cache that fills."""
     while True:
         yield encode_batch([_prompt(draw)[0] for _ in range(8)]), 8 * PER_PROMPT
 
@@ -103,13 +98,11 @@ def eviction_stream(draw: random.Random) -> Iterator[Payload]:
 
 
 def decoding_stream(draw: random.Random) -> Iterator[Payload]:
-    """Yields steps in which two answers fill a block."""
     for events in _steps(draw, 2):
         yield encode_batch(events), len(events)
 
 
 def single_stream(draw: random.Random) -> Iterator[Payload]:
-    """Yields one block a batch."""
     for events in _steps(draw, 1):
         yield encode_batch(events), 1
 

@@ -105,6 +105,43 @@ NAMES: Mapping[PrefillPolicy, str] = {
     PrefillPolicy.SLACK: "decided from slack",
 }
 
+ENGINES = 16
+STARTUP_SECONDS = WARM_START.min_seconds
+
+TrafficPart = tuple[tuple[int, int], float, float]
+"""A shape (prompt and answer tokens), its requests per second, and for how many seconds."""
+
+SEEDS = 5
+QUIET_SECONDS = 8_000
+"""Requests of each kind below saturation, to see the turn."""
+LOAD = 0.85
+
+FULL = (20_000, 60_000)
+"""Requests of each kind at saturation, to see what is finished: half an hour, and an hour and a
+quarter."""
+CROWDED_DIVISIONS = 1.3
+"""Times what the best division carries, as where what one carries is measured."""
+
+BLOCK_TOKENS = 128
+_SECRET = b"mix"
+
+RESULTS = Path(__file__).parents[2] / "results" / "mix.json"
+ROW_GROUPS = MIX, ROLES = "mix", "roles"
+OF_ROLES = "P/D"
+"""The prefix of metrics about prefill and decode."""
+GRID = RequestShapeGrid()
+RATES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+SLICES = 4
+SLICED_SECONDS = 30.0
+SLICED_RATES = (8.0, 64.0)
+SKEWED_SEEDS = 4
+DENSE = 50
+
+ROUTED = "by shape", "all kinds alike", "one kind"
+
+_STATIC = MixSettings(change_share=0.0)
+"""A mix from scratch: nothing runs, so nothing is charged for changing."""
+
 
 def mixed_requests(rate: float, seed: int) -> ArrivalTrace:
     """Returns Poisson arrivals.
@@ -157,7 +194,6 @@ def capacity(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
 
 
 def disaggregated_attainment(prefill: int | None, computing: PrefillPolicy, seed: int) -> float:
-    """Returns the share within the SLOs at one rate."""
     return serve(RATE, prefill, computing, seed).attainment
 
 
@@ -197,16 +233,11 @@ def _capacities(what: str, carried: Mapping[PrefillPolicy, Sequence[float]]) -> 
 
 
 LONG, SHORT_PROMPTS = (8_000, 100), (1_000, 800)
-ENGINES = 16
-STARTUP_SECONDS = WARM_START.min_seconds
 OPTIMUM_SHARE = {LONG: 14, SHORT_PROMPTS: 6}
 """Engines that prefill in the division that carries most of each kind, where each does what its
 role says."""
 SATURATED = {LONG: 17.2, SHORT_PROMPTS: 57.0}
 """Requests per second that it carries, about."""
-
-TrafficPart = tuple[tuple[int, int], float, float]
-"""A shape (prompt and answer tokens), its requests per second, and for how many seconds."""
 
 
 def shift_scenario(
@@ -241,12 +272,10 @@ def shift_scenario(
 
 
 def balanced_controller(made: AutoscalingScenario) -> ControllerOutcome:
-    """Returns the production core."""
     return run_controller(made, ScalingCore(made.model))
 
 
 def fixed_controller(made: AutoscalingScenario) -> ControllerOutcome:
-    """Returns a controller that keeps the first division."""
     return run_controller(made, ScheduleController([]))
 
 
@@ -310,19 +339,10 @@ def saturated_throughput(
     return sum([begin < at <= end for at in ends]) / (end - begin)
 
 
-SEEDS = 5
-QUIET_SECONDS = 8_000
-"""Requests of each kind below saturation, to see the turn."""
-LOAD = 0.85
 DIVISIONS = {shape: (8, *range(best - 1, best + 2)) for shape, best in OPTIMUM_SHARE.items()}
 SLACK_DIVISIONS = {LONG: (8, 11, 12, 13, 14), SHORT_PROMPTS: (8, 3, 4, 5, 6)}
 """Divisions among which the best one is searched, 1:1 first, and those for decode engines that take
 prompts."""
-FULL = (20_000, 60_000)
-"""Requests of each kind at saturation, to see what is finished: half an hour, and an hour and a
-quarter."""
-CROWDED_DIVISIONS = 1.3
-"""Times what the best division carries, as where what one carries is measured."""
 
 
 def measure_shift(seed: int, computing: PrefillPolicy) -> tuple[float, int, float]:
@@ -338,7 +358,6 @@ def measure_shift(seed: int, computing: PrefillPolicy) -> tuple[float, int, floa
 
 
 def run_halved(seed: int, computing: PrefillPolicy) -> float:
-    """Returns the share within the SLOs with a division of 1:1."""
     return fixed_controller(run_shift(LOAD, QUIET_SECONDS, ENGINES // 2, seed, computing=computing)[0]).attainment
 
 
@@ -431,15 +450,10 @@ ROLE_ROWS: tuple[Callable[[int, Goals, MapFunction], list[ResultRow]], ...] = (
 """Whatever there is of them, in the order of the table."""
 
 
-BLOCK_TOKENS = 128
-_SECRET = b"mix"
-
-
 class UnknownLengthRouter(SingleGateway):
     """As of clients that do not say how long an answer may be."""
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
-        """Routes without the length of the answer."""
         return super().route(replace(request, output_tokens=0), now)
 
 
@@ -482,23 +496,9 @@ def _meets_slo(one: RequestResult, objectives: SloTargets) -> bool:
     return not late and (itl is None or (one.tpot_seconds or 0.0) <= itl)
 
 
-RESULTS = Path(__file__).parents[2] / "results" / "mix.json"
-ROW_GROUPS = MIX, ROLES = "mix", "roles"
-OF_ROLES = "P/D"
-"""The prefix of metrics about prefill and decode."""
-GRID = RequestShapeGrid()
-RATES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-SLICES = 4
-SLICED_SECONDS = 30.0
-SLICED_RATES = (8.0, 64.0)
-SKEWED_SEEDS = 4
-DENSE = 50
 ROUTED_PRICES, ROUTED_ITL, ROUTED_RATE, ROUTED_REQUESTS = "hyperscalers", 0.12, 16.0, 3_000
-ROUTED = "by shape", "all kinds alike", "one kind"
 ROUTED_SKEWED, ROUTED_FLEET = "80 % short chat, 20 % documents", {"L4": 8, "H100-80GB": 1}
 """Fleets that are served: of which table, at how many requests a second, and how many."""
-_STATIC = MixSettings(change_share=0.0)
-"""A mix from scratch: nothing runs, so nothing is charged for changing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -567,7 +567,6 @@ def problems(seed: int) -> Iterator[MixProblem]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Returns the geometric mean."""
     return math.exp(sum([math.log(value) for value in values]) / len(values))
 
 

@@ -70,6 +70,33 @@ from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest
 ITL_SECONDS = (0.12, 0.04)
 ACCELERATORS_FILE = Path(__file__).with_name("accelerators.yaml")
 
+FILE = Path(__file__).with_name("tables") / "measured.json"
+
+PRECISION = 0.02
+"""The rate is found to this share of itself."""
+BUSIEST = 0.97
+"""The highest tried rate, as a share of an engine's saturated rate."""
+_SLOWEST = 1 / 64
+"""The lowest tried rate, as a share of the knee."""
+
+_SLOW_MEMORY: Final = ("cpu_token_seconds", "disk_token_seconds", "store_token_seconds")
+
+DRAWN = 20_000
+
+_LENGTHS = {
+    "short chat": ((120.0, 1.2), (160.0, 0.9)),
+    "documents": ((4_000.0, 0.8), (250.0, 0.6)),
+    "conversation": ((1_020.0, 0.84), (150.0, 0.83)),
+    "code": ((1_500.0, 0.79), (20.0, 0.82)),
+}
+"""Median and spread (of the logarithm) of prompts and of answers."""
+WORKLOADS = {
+    **{name: {name: 1.0} for name in _LENGTHS},
+    "80 % short chat, 20 % documents": {"short chat": 0.8, "documents": 0.2},
+    "a quarter of each": dict.fromkeys(_LENGTHS, 0.25),
+}
+"""Shares of requests by kind."""
+
 
 @dataclass(frozen=True, slots=True)
 class PricedProfile:
@@ -144,15 +171,8 @@ def throughput_at_knee(
     ]
 
 
-FILE = Path(__file__).with_name("tables") / "measured.json"
 REQUESTS, FILLING = 10_000, 2_000
 """Number of arrivals, and of the first ones, which are not judged."""
-PRECISION = 0.02
-"""The rate is found to this share of itself."""
-BUSIEST = 0.97
-"""The highest tried rate, as a share of an engine's saturated rate."""
-_SLOWEST = 1 / 64
-"""The lowest tried rate, as a share of the knee."""
 
 
 def serve(profile: EngineProfile, prompt: int, output: int, arrivals: Sequence[float]) -> RequestTable:
@@ -221,9 +241,6 @@ def measure_shape(profile: EngineProfile, shape: tuple[float, float], objectives
     return low
 
 
-_SLOW_MEMORY: Final = ("cpu_token_seconds", "disk_token_seconds", "store_token_seconds")
-
-
 def digest(profile: EngineProfile, objectives: SloTargets) -> str:
     """Returns a short digest of the values that a row was measured with, without their names.
 
@@ -260,7 +277,6 @@ def rows(
 
 
 def load(file: Path = FILE) -> dict[str, tuple[float, ...]]:
-    """Returns the throughput of each shape, by the digest of its inputs."""
     table = json.loads(file.read_text(encoding="utf-8"))
     return {one["digest"]: tuple(one["requests_per_second"]) for one in table["rows"]}
 
@@ -291,21 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-DRAWN = 20_000
 LONGEST_PROMPT, LONGEST_OUTPUT = 16_000.0, 2_000.0
-_LENGTHS = {
-    "short chat": ((120.0, 1.2), (160.0, 0.9)),
-    "documents": ((4_000.0, 0.8), (250.0, 0.6)),
-    "conversation": ((1_020.0, 0.84), (150.0, 0.83)),
-    "code": ((1_500.0, 0.79), (20.0, 0.82)),
-}
-"""Median and spread (of the logarithm) of prompts and of answers."""
-WORKLOADS = {
-    **{name: {name: 1.0} for name in _LENGTHS},
-    "80 % short chat, 20 % documents": {"short chat": 0.8, "documents": 0.2},
-    "a quarter of each": dict.fromkeys(_LENGTHS, 0.25),
-}
-"""Shares of requests by kind."""
 
 
 def histogram(workload: str, grid: RequestShapeGrid, seed: int) -> tuple[float, ...]:

@@ -58,6 +58,8 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 RequestCounts = Counter[tuple[str, str, str]]
 """Requests by verb, resource and subresource."""
 
+ROOT = Path(__file__).parents[3]
+
 
 def api_requests(server: ApiServer) -> RequestCounts:
     """Returns the requests that the API server has answered so far."""
@@ -93,7 +95,6 @@ def reads(requests: RequestCounts) -> int:
     )
 
 
-ROOT = Path(__file__).parents[3]
 NAMESPACE, CONCURRENT_MODELS, SINGLE_MODELS, DELETED_CHILDREN = "bench", 50, 30, 20
 TIMEOUT_SECONDS, QUIET_SECONDS, AGAIN_SECONDS = 900.0, 2.0, 30.0
 
@@ -111,12 +112,10 @@ class BatchFigures:
 
     @property
     def cpu_ms(self) -> float:
-        """For one model."""
         return 1e3 * self.cpu_seconds / self.models
 
     @property
     def writes_each(self) -> float:
-        """For one model."""
         return self.writes / self.models
 
 
@@ -136,11 +135,9 @@ class OperatorFigures:
 
     @property
     def alone(self) -> float | None:
-        """The median."""
         return statistics.median(self.alone_seconds) if self.alone_seconds else None
 
     def plain(self) -> dict[str, Any]:
-        """Returns the figures for a JSON file."""
         return {**asdict(self), "alone_seconds": [round(second, 4) for second in self.alone_seconds]}
 
 
@@ -288,7 +285,6 @@ class OperatorBenchmark:
 
 
 def model(name: str, *args: str) -> Manifest:
-    """Returns a model of one simulated engine."""
     engine = {"type": "Sim", "args": list(args)}
     return model_manifest(name, NAMESPACE, engine=engine, pools=[{"acceleratorClassName": "cpu"}])
 

@@ -61,6 +61,22 @@ from fairlead_testing.waiting import wait_until
 
 TIMEOUT_SECONDS = 300.0
 
+CHILDREN = (DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, CONTROLLER_REVISIONS)
+KINDS = (*CHILDREN, MODEL_DEPLOYMENTS)
+OWN_LABEL = "app.kubernetes.io/managed-by=fairlead"
+
+MODELS = 6
+
+SELF_KILL = ("-m", "fairlead_bench.operator.self_kill")
+Step = str
+STEPS: tuple[Step, ...] = ("create", "change", "rename")
+
+HANDOVER_MODELS = 5
+LOOK_SECONDS = 8.0
+"""Seconds for which a leader works undisturbed: its first list of all models, and some time after
+it."""
+HANDOVERS = (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP)
+
 
 @dataclass(slots=True)
 class TrialVerdict:
@@ -70,7 +86,6 @@ class TrialVerdict:
     broken: list[str] = field(default_factory=list)
 
     def check(self, says: str, holds: bool, found: object = "") -> None:
-        """Records one claim."""
         if not holds:
             self.broken.append(f"{says}: {found}")
 
@@ -185,11 +200,6 @@ async def keep_running(one: TrialCluster) -> AsyncIterator[list[int]]:
         await cancel_and_wait(task)
 
 
-CHILDREN = (DEPLOYMENTS, SERVICES, SERVICE_ACCOUNTS, DISRUPTION_BUDGETS, CONTROLLER_REVISIONS)
-KINDS = (*CHILDREN, MODEL_DEPLOYMENTS)
-OWN_LABEL = "app.kubernetes.io/managed-by=fairlead"
-
-
 class WatchRecorder:
     """Recorder of changes. ``lines`` are those since it was last cleared: ``MODIFIED Deployment
     qwen-main``."""
@@ -223,7 +233,6 @@ async def record_changes(api: KubeApi, namespace: str) -> AsyncIterator[WatchRec
 
 
 async def own_objects(api: KubeApi, namespace: str) -> list[Manifest]:
-    """Returns all children in ``namespace``."""
     return [one for kind in CHILDREN for one in (await api.list(kind, namespace, OWN_LABEL)).items]
 
 
@@ -262,9 +271,6 @@ async def state(api: KubeApi, namespace: str) -> list[Any]:
         conditions = [(each["type"], each["status"], each["reason"]) for each in status.get("conditions") or []]
         found.append((one["kind"], name_of(one), status.get("ready"), sorted(conditions)))
     return sorted(found, key=lambda one: one[:2])
-
-
-MODELS = 6
 
 
 async def run_api_outage(server: ApiServer, seconds: float, logs: Path) -> TrialVerdict:
@@ -375,11 +381,6 @@ def _proxy(server: ApiServer, port: int) -> Path:
     return file
 
 
-SELF_KILL = ("-m", "fairlead_bench.operator.self_kill")
-Step = str
-STEPS: tuple[Step, ...] = ("create", "change", "rename")
-
-
 async def run_crash_points(server: ApiServer, stages: tuple[Step, ...], most: int, logs: Path) -> TrialVerdict:
     """Kills the operator before each of its writes in each stage, and after the last.
 
@@ -453,13 +454,6 @@ async def _step(here: TrialCluster, step: Step) -> None:
         await here.model("qwen", "--max-num-seqs=3")
     else:
         await here.model("qwen", "--max-num-seqs=3", pools=("other",))
-
-
-HANDOVER_MODELS = 5
-LOOK_SECONDS = 8.0
-"""Seconds for which a leader works undisturbed: its first list of all models, and some time after
-it."""
-HANDOVERS = (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP)
 
 
 async def run_handovers(server: ApiServer, seconds: float, logs: Path) -> TrialVerdict:

@@ -36,6 +36,11 @@ from fairlead_bench.results import NO_GOALS, ResultRow, write_results
 
 WINDOW_AFTERMATH_SECONDS = 300.0
 
+NAME = "autoscaler-outside"
+ROOT = Path(__file__).resolve().parents[3]
+_ONE_SEED = frozenset({"chat-day"})
+"""Families that run with one seed unless seeds are named: a run takes minutes."""
+
 
 @dataclass(frozen=True, slots=True)
 class CoreMeasurement:
@@ -67,12 +72,10 @@ class CoreMeasurement:
 
     @property
     def servable_share(self) -> float:
-        """Returns the share within the targets among the requests that could have been served."""
         return self.share * self.requests / max(self.requests - self.unservable, 1)
 
     @property
     def cost_ratio(self) -> float | None:
-        """Returns the cost divided by that of the offline optimum."""
         return None if self.optimum is None else self.replica_hours / self.optimum.replica_hours
 
     def describe(self) -> str:
@@ -152,12 +155,6 @@ def _unservable(scenario: Scenario, options: PlantOptions, record: PlantRecord, 
         is_late and is_late_still and any(shock <= arrival < shock + RESCUE_SECONDS for shock in scenario.shocks)
         for arrival, is_late, is_late_still in zip(scenario.requests.arrivals, late, rescued, strict=True)
     )
-
-
-NAME = "autoscaler-outside"
-ROOT = Path(__file__).resolve().parents[3]
-_ONE_SEED = frozenset({"chat-day"})
-"""Families that run with one seed unless seeds are named: a run takes minutes."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -110,12 +110,10 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Returns the requests whose prompt has begun."""
         return len(self._decoding) + (self._prompt != NO_REQUEST)
 
     @property
     def is_idle(self) -> bool:
-        """Returns whether no phase is under way."""
         return self.phase_end == math.inf
 
     def enqueue(self, request: int, now: float) -> bool:
@@ -223,7 +221,6 @@ class Engine:
         return counters
 
     def requests(self) -> tuple[list[int], list[int]]:
-        """Returns the requests without a first token, and those in their answer."""
         prompts = [self._prompt] if self._prompt != NO_REQUEST else []
         return [*prompts, *self.waiting], [request for _, request in self._decoding]
 

@@ -92,7 +92,6 @@ class OptimumSearch:
         return OfflineOptimum(round(cost, 4), round(late / total, 5), late_by_size, self.runs)
 
     def size_curves(self) -> SizeCurves:
-        """Returns the late requests by pool, size and block, from runs of fixed fleets."""
         return {setup.name: self._pool_curve(setup.name) for setup in self._scenario.pools}
 
     def _pool_curve(self, pool: str) -> dict[int, list[int]]:
@@ -323,6 +322,5 @@ class OptimumFile:
         return found
 
     def _read(self) -> dict[str, Any]:
-        """Returns the entries; another process may have added some."""
         entries: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
         return entries

@@ -35,6 +35,21 @@ from fairlead_sim.seams import autoscaler
 
 _MAX_ORDERS = 20_000
 
+GatewayRule = Callable[[Sequence[Engine], float, random.Random], Engine]
+"""Chooses one of at least one engine, at a time in seconds."""
+
+TOKENS_PER_REQUEST = 220
+"""Prompt tokens that weigh as much as one request in flight."""
+
+RESCUE_SECONDS = 330.0
+"""Length of the help after a sudden change: the longest start, and half a minute."""
+
+_SMOOTHING_SECONDS = 60.0
+_STABLE_LOOKS = 60
+_USUAL_BATCH = 16
+
+_PATIENCE_CHECK_SECONDS = 1.0
+
 
 class Replica:
     """One replica with its engine.
@@ -72,21 +87,17 @@ class ReplicaPool:
             self.become_ready(self._add(0.0, None))
 
     def count(self, state: str) -> int:
-        """Returns the replicas in a state."""
         return sum(replica.state == state for replica in self.replicas)
 
     def order(self, now: float) -> Replica:
-        """Begins a start; it is ready after its start-up time."""
         startup = self._next_startup()
         return self._add(now, startup)
 
     def order_ahead(self, now: float) -> Replica:
-        """Adds a replica that was ordered early enough to be ready now."""
         startup = self._next_startup()
         return self._add(now - startup, startup)
 
     def become_ready(self, replica: Replica) -> None:
-        """Makes a replica routable."""
         replica.state = "ready"
         self.routable.append(replica.engine)
 
@@ -129,13 +140,6 @@ class ReplicaPool:
         return replica
 
 
-GatewayRule = Callable[[Sequence[Engine], float, random.Random], Engine]
-"""Chooses one of at least one engine, at a time in seconds."""
-
-TOKENS_PER_REQUEST = 220
-"""Prompt tokens that weigh as much as one request in flight."""
-
-
 def least_work(engines: Sequence[Engine], now: float, random_source: random.Random) -> Engine:
     """Returns the engine with the fewest prompt tokens to compute, plus 220 for each request."""
     scores = [
@@ -169,14 +173,6 @@ GATEWAY_RULES: Mapping[str, GatewayRule] = {
     "resident": least_resident,
     "random-two": random_two,
 }
-
-
-RESCUE_SECONDS = 330.0
-"""Length of the help after a sudden change: the longest start, and half a minute."""
-
-_SMOOTHING_SECONDS = 60.0
-_STABLE_LOOKS = 60
-_USUAL_BATCH = 16
 
 
 class Controller(Protocol):
@@ -277,7 +273,6 @@ class GatewayCounters:
 
 
 def core_controller(scenario: Scenario, settings: Mapping[str, Any]) -> Controller:
-    """Returns Fairlead's core as an outside tool gets it."""
     controller: Controller = autoscaler(core_info(scenario), **settings)
     return controller
 
@@ -340,9 +335,6 @@ class WorkRule:
             wanted.append(math.ceil(smoothed / self._target - 0.02) + math.ceil(gateway["held"] / 20))
             desired[setup.name] = max(wanted)
         return desired
-
-
-_PATIENCE_CHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)

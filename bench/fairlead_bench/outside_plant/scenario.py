@@ -21,6 +21,26 @@ from fairlead_bench.judging_seeds import judging_seeds_of
 Curve = Callable[[float], float]
 """A value by the time in seconds."""
 
+BLOCK_REQUESTS = 50
+"""Requests of a block of neighbours."""
+
+INTERVAL_SECONDS = 5.0
+MAX_REPLICAS = 60
+TTFT_EDGES = [0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 120.0, 400.0]
+GAP_EDGES = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.18, 0.2, 0.25, 0.3, 0.5, 1.0, 2.0]
+
+_MIN_ANSWER_SHARE = 0.15
+"""Share of short answers among those to long prompts."""
+
+_NEIGHBOURS = (0.045, 0.09)
+"""Scatter of the means of prompts and answers among blocks of neighbours, around a drift."""
+_SHUFFLED_NEIGHBOURS = (0.17, 0.25)
+"""The same where blocks of an hour come in any order."""
+_STRONG_NEIGHBOURS = (0.3, 0.25)
+
+_HUMP = [(0, 11.0), (6, 14.5), (20, 15.5), (28, 22.5), (36, 21.5), (42, 16.5), (46, 17.0), (51, 13.0), (60, 12.0)]
+"""Requests a second by minute."""
+
 
 class Role(Enum):
     """The part of a request that a pool computes. Values are those of the seam."""
@@ -90,13 +110,8 @@ class Lengths:
         )
 
     def block_factor(self, random_source: random.Random) -> float:
-        """Returns the factor of one block of neighbours; its mean is 1."""
         sigma = self.block_sigma
         return math.exp(random_source.gauss(0.0, sigma) - sigma * sigma / 2) if sigma else 1.0
-
-
-BLOCK_REQUESTS = 50
-"""Requests of a block of neighbours."""
 
 
 def poisson_arrivals(random_source: random.Random, rates: Sequence[float], step_seconds: float) -> list[float]:
@@ -189,25 +204,16 @@ STARTUP_P50, STARTUP_P90 = 120.0, 254.4
 
 
 def startup_seconds(draw: float) -> float:
-    """Returns the start-up time for a uniform draw."""
     return 60.0 + 240.0 * draw * draw
 
 
 def startup_times(seed: int, pool: str, count: int) -> Sequence[float]:
-    """Returns the start-up times of a pool's orders, in their sequence."""
     random_source = random.Random(f"startup/{pool}/{seed}")
     return [startup_seconds(random_source.random()) for _ in range(count)]
 
 
 def judging_seeds() -> list[int]:
-    """Returns the seeds of the judgement, on which nothing is tuned."""
     return judging_seeds_of("outside plant")
-
-
-INTERVAL_SECONDS = 5.0
-MAX_REPLICAS = 60
-TTFT_EDGES = [0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 120.0, 400.0]
-GAP_EDGES = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.18, 0.2, 0.25, 0.3, 0.5, 1.0, 2.0]
 
 
 class MetricFault(Enum):
@@ -285,15 +291,6 @@ class Scenario:
 MINUTE, HOUR = 60.0, 3600.0
 CHAT_TTFT, CHAT_GAP = 3.0, 0.15
 _PROMPT_MEAN, _ANSWER_MEAN = 1144.0, 211.0
-_MIN_ANSWER_SHARE = 0.15
-"""Share of short answers among those to long prompts."""
-
-
-_NEIGHBOURS = (0.045, 0.09)
-"""Scatter of the means of prompts and answers among blocks of neighbours, around a drift."""
-_SHUFFLED_NEIGHBOURS = (0.17, 0.25)
-"""The same where blocks of an hour come in any order."""
-_STRONG_NEIGHBOURS = (0.3, 0.25)
 
 
 def _chat_lengths(
@@ -349,10 +346,6 @@ def long_prompts(seed: int) -> Scenario:
     return Scenario("long-prompts", seed, HOUR, requests, (pool,), 30.0, 0.10, shocks=(0.0,))
 
 
-_HUMP = [(0, 11.0), (6, 14.5), (20, 15.5), (28, 22.5), (36, 21.5), (42, 16.5), (46, 17.0), (51, 13.0), (60, 12.0)]
-"""Requests a second by minute."""
-
-
 def noisy_chat(seed: int) -> Scenario:
     """Returns an hour of 8 to 25 requests a second whose mix drifts from prompts to answers."""
     name = f"noisy-chat/{seed}"
@@ -365,13 +358,11 @@ def noisy_chat(seed: int) -> Scenario:
 
 
 def steady_chat(seed: int) -> Scenario:
-    """Returns an hour of 12 requests a second without noise or drift, lengths independent."""
     requests = _chat(f"steady-chat/{seed}", [12.0] * 60, _mean_lengths((0.0, 0.0)))
     return _chat_scenario("steady-chat", seed, HOUR, requests, 11)
 
 
 def alike_neighbours(seed: int) -> Scenario:
-    """Returns a steady hour in which 50 neighbours share a length that is far from the mean."""
     requests = _chat(f"alike-neighbours/{seed}", [12.0] * 60, _mean_lengths(_STRONG_NEIGHBOURS))
     return _chat_scenario("alike-neighbours", seed, HOUR, requests, 11)
 

@@ -52,6 +52,18 @@ OUTPUT_TOKEN_NANO_USD = 1_500
 """Prices of a token, in billionths of a US dollar."""
 _MAX_FAN_OUT = 8
 
+ROUND_TRIP_SECONDS: Final = 0.0005
+_MODEL = "bench"
+_PRICE = TokenPrice(INPUT_TOKEN_NANO_USD, INPUT_TOKEN_NANO_USD, OUTPUT_TOKEN_NANO_USD)
+_ROUTERS = SimpleNamespace(caller_tokens=lambda model_key, caller, request: request.prompt_tokens)
+
+REPLICAS = 3
+_WARM_UP_WINDOWS = 1
+"""Not judged: the store is empty, and no answer was measured."""
+
+ESTIMATED = "fairlead estimated"
+STRICT = "fairlead strict"
+
 
 @dataclass(frozen=True, slots=True)
 class TenantRequest:
@@ -81,7 +93,6 @@ class TenantRequest:
 
     @property
     def seconds(self) -> float:
-        """The duration of its answer."""
         return TTFT_SECONDS + TPOT_SECONDS * self.output_tokens
 
 
@@ -133,12 +144,6 @@ def _request(case: TrafficCase, draw: random.Random, at: float, replicas: int) -
     if case.max_tokens is not None:
         output_tokens = min(output_tokens, case.max_tokens)
     return TenantRequest(at, draw.randrange(replicas), prompt_bytes, prompt_tokens, output_tokens, case.max_tokens)
-
-
-ROUND_TRIP_SECONDS: Final = 0.0005
-_MODEL = "bench"
-_PRICE = TokenPrice(INPUT_TOKEN_NANO_USD, INPUT_TOKEN_NANO_USD, OUTPUT_TOKEN_NANO_USD)
-_ROUTERS = SimpleNamespace(caller_tokens=lambda model_key, caller, request: request.prompt_tokens)
 
 
 class _DistantStore:
@@ -280,14 +285,6 @@ class LeasedLimiter:
             ),
         )
         return cast(RequestContext, fields)
-
-
-REPLICAS = 3
-_WARM_UP_WINDOWS = 1
-"""Not judged: the store is empty, and no answer was measured."""
-
-ESTIMATED = "fairlead estimated"
-STRICT = "fairlead strict"
 
 
 def can_serve(enforcement: str, case: TrafficCase) -> bool:

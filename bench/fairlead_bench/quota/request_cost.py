@@ -82,7 +82,6 @@ class RequestCost:
 
 
 def request_cost(seed: int = 1) -> RequestCost:
-    """Returns the cost, measured in a process like a worker's."""
     return RequestCost(**json.loads(run_like_worker("fairlead_bench.quota.request_cost", str(seed))))
 
 
@@ -170,7 +169,6 @@ class LimitedRequests:
         return least / _BATCH * 1e6
 
     def close(self) -> None:
-        """Closes the event loop."""
         self._loop.close()
 
     def pass_seconds(self, contexts: Sequence[RequestContext]) -> float:
@@ -186,7 +184,6 @@ class LimitedRequests:
         return seconds
 
     def contexts(self, count: int) -> list[RequestContext]:
-        """Returns further requests."""
         return [self._context() for _ in range(count)]
 
     def _context(self) -> RequestContext:
@@ -210,7 +207,6 @@ class _Sink:
     """A supervisor that receives nothing."""
 
     def send(self, message: msgspec.Struct) -> bool:
-        """Drops a message."""
         return True
 
 

@@ -127,7 +127,6 @@ def rows(costs: dict[str, float]) -> list[ResultRow]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measures and writes; 0 when every goal holds."""
     module, adds = "fairlead_bench.routes.request_cost", "Processor time that a route adds to a request."
     return run_cost_benchmark(arguments, NAME, module, adds, rows)
 

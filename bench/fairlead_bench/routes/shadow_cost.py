@@ -121,13 +121,11 @@ async def _context(gateway: Gateway, http_request: HttpRequest, name: str) -> Re
 
 
 def rows(costs: dict[str, float]) -> list[ResultRow]:
-    """Returns a row for each part, with its goal."""
     wanted = load_goals(NAME)
     return [wanted.value(part, "µs", cost) for part, cost in costs.items()]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measures and writes; 0 when every goal holds."""
     module, adds = "fairlead_bench.routes.shadow_cost", "Processor time that a shadow adds to a request."
     return run_cost_benchmark(arguments, NAME, module, adds, rows)
 

@@ -69,6 +69,34 @@ SLO_SHARES = {
 REQUESTS_AN_ENGINE = 1_500
 WINDOW_SECONDS = 30.0
 
+SHARE = 0.85
+STALE_SECONDS = {"fresh": (0.0, 0.0), "0.5 s": (0.5, 0.5), "5 s": (5.0, 5.0)}
+GATEWAYS = (1, 3, 8)
+LENGTH = 0.5
+"""Share of the requests with which a capacity is searched. Why: there are 585 cells."""
+INDEPENDENT = 0.1
+Z = 1.96
+
+REFERENCE_STUDY = {
+    "agents": (21.2, 37.0),
+    "tenants": (22.5, 34.7),
+    "rag": (24.4, 28.1),
+    "flash-crowd": (25.0, 38.9),
+    "bursty": (19.4, 29.4),
+}
+"""Capacity of round robin and of DualMap in the study that the families follow, requests/s."""
+
+DEMO_PRESETS = ("dual-hash", "round-robin", "least-request", "session")
+RATES = (1.0, 4.0, 6.5, 8.0)
+RATE = 6.5
+ENGINES = 8
+OBJECTIVES = SloTargets(ttft_seconds=5.0, itl_seconds=0.3)
+FIGURES = (("p90 TTFT", "ttft_p90", "s"), ("cached tokens", "cached", "share"), ("in objective", "within", "share"))
+SECRETS = 3
+"""Homes are hashes of a secret: a single one is a draw, so each figure is the mean over so many."""
+
+PARTS = ("demo", "bars", "grid")
+
 
 @dataclass(frozen=True, slots=True)
 class RoutingCell:
@@ -158,28 +186,16 @@ class RoutingMeasurements(SharedLab[RoutingCell]):
         self.trace = trace
 
     def name(self, cell: RoutingCell) -> str:
-        """Returns the cell's name without the values that all have."""
         return f"{cell.preset}, {cell.traffic}, seed {cell.seed}"
 
     def capacities(self, cells: Sequence[RoutingCell]) -> list[float]:
-        """Returns the capacity of each cell, in their order."""
         found = self(cells)
         return [found[cell]["capacity"] for cell in cells]
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Returns the geometric mean; 0 if a value is 0."""
     every = list(values)
     return math.exp(math.fsum(map(math.log, every)) / len(every)) if all(value > 0.0 for value in every) else 0.0
-
-
-SHARE = 0.85
-STALE_SECONDS = {"fresh": (0.0, 0.0), "0.5 s": (0.5, 0.5), "5 s": (5.0, 5.0)}
-GATEWAYS = (1, 3, 8)
-LENGTH = 0.5
-"""Share of the requests with which a capacity is searched. Why: there are 585 cells."""
-INDEPENDENT = 0.1
-Z = 1.96
 
 
 def wilson_low(share: float, number: float) -> float:
@@ -210,7 +226,6 @@ def grid_rows(lab: RoutingMeasurements, seeds: Sequence[int]) -> Iterator[Result
 
 
 def metric(family: str, gateways: int, stale: str, preset: str) -> str:
-    """Returns the name of a cell's row."""
     return f"within 5 s, {family}, {gateways} gateways, {stale}: {preset}"
 
 
@@ -237,14 +252,6 @@ def _attainment(found: Sequence[Measured]) -> float:
 
 DEFAULT, DUALMAP = "dual-hash", "dualmap"
 PUBLISHED = ("prefix-cache", "llm-d", "cache-aware", "min-ttft", "preble", DUALMAP)
-REFERENCE_STUDY = {
-    "agents": (21.2, 37.0),
-    "tenants": (22.5, 34.7),
-    "rag": (24.4, 28.1),
-    "flash-crowd": (25.0, 38.9),
-    "bursty": (19.4, 29.4),
-}
-"""Capacity of round robin and of DualMap in the study that the families follow, requests/s."""
 
 
 class RoutingRows:
@@ -271,11 +278,9 @@ class RoutingRows:
     # --- ratios ---------------------------------------------------------------------------------------------------------
 
     def _capacity(self, cell: RoutingCell) -> float:
-        """Returns the geometric mean over the seeds."""
         return geometric_mean(self._lab.capacities([replace(cell, seed=seed) for seed in self._seeds]))
 
     def _prepare(self, cells: Sequence[RoutingCell]) -> None:
-        """Measures cells in parallel before they are needed."""
         self._lab([replace(cell, seed=seed) for cell in cells for seed in self._seeds])
 
     def _ratio(self, metric: str, value: float, versus: str, base: float) -> ResultRow:
@@ -404,16 +409,6 @@ class RoutingRows:
             yield self._goals.ratio(metric, "ratio", value, "study", base)
 
 
-DEMO_PRESETS = ("dual-hash", "round-robin", "least-request", "session")
-RATES = (1.0, 4.0, 6.5, 8.0)
-RATE = 6.5
-ENGINES = 8
-OBJECTIVES = SloTargets(ttft_seconds=5.0, itl_seconds=0.3)
-FIGURES = (("p90 TTFT", "ttft_p90", "s"), ("cached tokens", "cached", "share"), ("in objective", "within", "share"))
-SECRETS = 3
-"""Homes are hashes of a secret: a single one is a draw, so each figure is the mean over so many."""
-
-
 def simulated_rows(wanted: ReplayTraffic, seed: int) -> Iterator[ResultRow]:
     """Returns the rows with goals, then the whole table."""
     measured = {
@@ -489,9 +484,6 @@ def _mean(runs: Iterator[Mapping[str, float | None]]) -> Mapping[str, float | No
         values = [value for run in every if (value := run[what]) is not None]
         found[what] = sum(values) / len(values) if values else None
     return found
-
-
-PARTS = ("demo", "bars", "grid")
 
 
 def main(arguments: list[str]) -> int:

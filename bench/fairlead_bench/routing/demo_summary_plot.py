@@ -59,7 +59,6 @@ def _labels(values: tuple[float, ...], form: str) -> tuple[str, ...]:
 
 
 def figures_digest(found: list[Panel]) -> str:
-    """Returns a digest of the figures, which the picture carries."""
     return hashlib.sha256(json.dumps([panel.labels for panel in found]).encode()).hexdigest()[:16]
 
 

@@ -45,6 +45,8 @@ Body = dict[str, Any]
 """The body of one request."""
 _NAME = "gateways"
 
+REDIS_DELAY_SECONDS = 0.2
+
 
 @dataclass(frozen=True, slots=True)
 class FleetSetting:
@@ -58,7 +60,6 @@ class FleetSetting:
 
 
 SETTINGS = {"short": FleetSetting("tiny-cpu", 1.0, 1_500, 20), "agents": FleetSetting("l4-qwen8b", 2.0, 2_500, 40)}
-REDIS_DELAY_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,13 +92,11 @@ class Cell:
 
     @property
     def arms(self) -> list[Knowledge]:
-        """The arms that are compared in it."""
         has_tiers = self.disturbance.cpu_memory or self.disturbance.store_memory
         return [arm for arm in Knowledge if has_tiers or arm is not Knowledge.BLIND]
 
     @property
     def label(self) -> str:
-        """Names the cell in rows."""
         return f"{self.scenario}: {self.severity}, working set {self.working_set:g}, load {self.load:g}"
 
 

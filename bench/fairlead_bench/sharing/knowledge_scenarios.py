@@ -27,6 +27,11 @@ REQUESTS: Final = 3_000
 WARM_UP_SHARE: Final = 0.1
 """Share of the requests that fill the caches and do not count."""
 
+AGENT_TURNS: Final = 43
+AGENT_INSTRUCTION_TOKENS: Final = 8_192
+AGENT_QUESTION_TOKENS: Final = 600
+AGENT_ANSWER_TOKENS: Final = 120
+
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
@@ -62,11 +67,6 @@ class Disturbance:
     load_price: float = 0.0
     pull_price: float = 0.0
 
-
-AGENT_TURNS: Final = 43
-AGENT_INSTRUCTION_TOKENS: Final = 8_192
-AGENT_QUESTION_TOKENS: Final = 600
-AGENT_ANSWER_TOKENS: Final = 120
 
 SCENARIOS: Final[Mapping[str, Mapping[str, Disturbance]]] = {
     "nothing is wrong": {"one gateway": Disturbance()},

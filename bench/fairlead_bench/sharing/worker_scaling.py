@@ -110,7 +110,6 @@ def _median(values: Iterable[float]) -> float:
 
 
 def _run_loads(commands: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
-    """Runs all load generators at the same time. Returns their reports."""
     loads = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     return [json.loads(load.communicate()[0].splitlines()[-1]) for load in loads]
 

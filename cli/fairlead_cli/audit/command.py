@@ -21,6 +21,14 @@ from fairlead_cli.output import OutputFlag, format_document, is_document
 
 _GATEWAYS = GatewaysSource()
 
+AUDIT_ANSWER: Final = 1_000
+"""Limit: audit records in one answer of `/api/audit`."""
+AUDIT_READ: Final = 100_000
+"""Limit: audit records that `fairlead audit` shows of a folder, the newest ones."""
+
+_SAME_SECONDS = 30.0
+"""Gateways see the same change within this time."""
+
 
 def audit(
     *,
@@ -58,12 +66,6 @@ def audit(
         return render_records(found.records, is_wide=output == "wide")
 
     return run_query(fetch, render)
-
-
-AUDIT_ANSWER: Final = 1_000
-"""Limit: audit records in one answer of `/api/audit`."""
-AUDIT_READ: Final = 100_000
-"""Limit: audit records that `fairlead audit` shows of a folder, the newest ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +119,6 @@ def read_gateways(endpoints: Sequence[ManagementEndpoint], since: float, tenant:
         raise failures[0]
     records.sort(key=lambda record: (record.wall, record.instance, record.sequence))
     return FoundRecords(records, problems)
-
-
-_SAME_SECONDS = 30.0
-"""Gateways see the same change within this time."""
 
 
 def render_records(records: Sequence[AuditRecord], *, is_wide: bool) -> str:

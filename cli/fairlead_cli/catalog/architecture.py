@@ -32,6 +32,19 @@ _WINDOW_SLACK_TOKENS: Final = 16_384
 Source: vLLM 0.32 takes 16,384 on devices of 160 GiB and more, and less on others.
 """
 
+SIZED_TYPES: Final = frozenset(
+    {
+        *("deepseek_v3", "deepseek_v32", "gemma3_text", "gemma4_text", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
+        *("gpt_oss", "kimi_k2", "llama", "llama4_text", "minimax_m2", "mistral", "mistral4", "phi3"),
+        *("qwen2", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe"),
+    }
+)
+"""The `model_type`s whose parameters `architecture` counts, each held to an entry by a test."""
+MAX_CONFIG_BYTES: Final = 2**20
+_FIELD: Final = "--config"
+_UNCOUNTED_FIELDS: Final = ("hidden_size_per_layer_input", "num_kv_shared_layers")
+"""Fields of the small Gemma 4 models, whose embeddings per layer and shared KV are not counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterCounts:
@@ -51,7 +64,6 @@ class ParameterCounts:
 
     @property
     def total(self) -> int:
-        """Parameters of the whole model."""
         return self.layers + self.experts + self.embeddings + self.vision
 
 
@@ -80,7 +92,6 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
 
 
 def expert_count(config: ModelConfig) -> int:
-    """Returns the routed experts of a layer; 0 for a dense model."""
     return config.num_experts or config.num_local_experts or config.n_routed_experts
 
 
@@ -91,17 +102,14 @@ def _moe_layers(config: ModelConfig) -> int:
 
 
 def head_size(config: ModelConfig) -> int:
-    """Returns the values of an attention head."""
     return config.head_dim or config.hidden_size // config.num_attention_heads
 
 
 def full_attention_layers(config: ModelConfig) -> int:
-    """Returns the layers whose attention has no window and is not linear."""
     return config.num_hidden_layers if config.full_attention_layers is None else config.full_attention_layers
 
 
 def full_kv_heads(config: ModelConfig) -> int:
-    """Returns the KV heads of a layer without a window."""
     return config.num_global_key_value_heads or config.num_key_value_heads
 
 
@@ -260,20 +268,6 @@ def _attended_size(config: ModelConfig) -> float:
         return layers * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim) / 2
     other = 0 if config.linear_num_value_heads else layers - full
     return full * _full_head_size(config) + other * head_size(config)
-
-
-SIZED_TYPES: Final = frozenset(
-    {
-        *("deepseek_v3", "deepseek_v32", "gemma3_text", "gemma4_text", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa"),
-        *("gpt_oss", "kimi_k2", "llama", "llama4_text", "minimax_m2", "mistral", "mistral4", "phi3"),
-        *("qwen2", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe"),
-    }
-)
-"""The `model_type`s whose parameters `architecture` counts, each held to an entry by a test."""
-MAX_CONFIG_BYTES: Final = 2**20
-_FIELD: Final = "--config"
-_UNCOUNTED_FIELDS: Final = ("hidden_size_per_layer_input", "num_kv_shared_layers")
-"""Fields of the small Gemma 4 models, whose embeddings per layer and shared KV are not counted."""
 
 
 def read_config_entry(path: str, repository: str) -> CatalogEntry:

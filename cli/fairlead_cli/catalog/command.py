@@ -46,6 +46,16 @@ _NVIDIA_PREFIX = "nvidia-"
 
 _Engine = Annotated[Literal["vllm", "sglang"], Parameter(help="The engine that serves the model.")]
 
+_WIDTH: Final = 120
+_TOKEN_SECRET: Final = "hf-token"
+_STUBS: Final = """\
+  # Next: latency targets, by which requests are routed and replicas scaled.
+  # slo: {ttft: 2s, tpot: 50ms}
+  # autoscaling: {mode: Auto}  # and maxReplicas in the pool
+  # To keep the weights between starts, a PersistentVolumeClaim, below model:
+  #   cache: {claimName: models}
+"""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True)
@@ -216,17 +226,6 @@ def render_list(
     return align_columns(rows)
 
 
-_WIDTH: Final = 120
-_TOKEN_SECRET: Final = "hf-token"
-_STUBS: Final = """\
-  # Next: latency targets, by which requests are routed and replicas scaled.
-  # slo: {ttft: 2s, tpot: 50ms}
-  # autoscaling: {mode: Auto}  # and maxReplicas in the pool
-  # To keep the weights between starts, a PersistentVolumeClaim, below model:
-  #   cache: {claimName: models}
-"""
-
-
 def render_with_class(
     entry: CatalogEntry, plan: MemoryPlan, options: DeploymentOptions, figures: AcceleratorFigures
 ) -> str:
@@ -242,7 +241,6 @@ def render_with_class(
 def render_manifest(
     entry: CatalogEntry, plan: MemoryPlan, options: DeploymentOptions, class_name: str | None = None
 ) -> str:
-    """Returns a ModelDeployment as YAML, below comments on memory and sources."""
     comments = "\n".join(f"# {line}".rstrip() for line in _comments(entry, plan, options))
     return f"{comments}\n{_yaml(model_deployment(entry, plan, options, class_name))}{_STUBS}"
 

@@ -150,7 +150,6 @@ class CatalogEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gated: bool = False
 
     def parsers(self, engine: str) -> Parsers:
-        """Returns the parsers of an engine of `ENGINES`."""
         return self.vllm if engine == "vllm" else self.sglang
 
 

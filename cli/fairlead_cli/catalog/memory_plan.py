@@ -40,7 +40,6 @@ class Device:
 
     @property
     def usable_bytes(self) -> int:
-        """Bytes for weights and KV."""
         return max(0, int(self.memory_bytes * MEMORY_SHARE) - WORKSPACE_BYTES)
 
 
@@ -61,7 +60,6 @@ class MemoryPlan:
 
     @property
     def usable_bytes(self) -> int:
-        """Bytes for weights and KV on all devices."""
         return self.devices * self.device.usable_bytes
 
     @property
@@ -71,12 +69,10 @@ class MemoryPlan:
 
     @property
     def requests(self) -> float:
-        """Requests of the whole context that fit at the same time."""
         return max(0, self.usable_bytes - self.weight_bytes) / self.kv_bytes
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that the KV cache holds, as requests of the whole context."""
         return int(self.requests * self.context)
 
 
@@ -176,7 +172,6 @@ def describe_misfit(request: PlanRequest, figures: Mapping[str, AcceleratorFigur
 
 
 def _more_devices(request: PlanRequest) -> str:
-    """Returns a larger number of the same devices that fits, if the user gave a number."""
     plan = None if request.devices is None else choose_plan(replace(request, devices=None))
     return "" if plan is None else f"--tensor {plan.devices}"
 

@@ -37,6 +37,16 @@ from fairlead_cli.target import ClusterOptions, ModelFlag, is_cluster_target, qu
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 
+_CLUSTER = ClusterOptions()
+
+DIALOGUE_HELP = "/why  why the last request went where it did\n/new  forget the conversation\n/quit or Ctrl-D  leave"
+
+_KNOWN_INPUTS: Final[Mapping[str, Callable[[float | None], str]]] = {
+    "matched_tokens": lambda value: f"{formatting.format_count(value)} tokens cached",
+    "backlog_seconds": lambda value: f"backlog {formatting.format_seconds(value)}",
+    "predicted_ttft_seconds": lambda value: f"first token predicted in {formatting.format_seconds(value)}",
+}
+
 
 class AnswerError(FairleadError):
     """Raised when the gateway answers with an error, or a stream ends with one."""
@@ -119,7 +129,6 @@ class Conversation:
         self._client.close()
 
     def reset(self) -> None:
-        """Forgets all messages but the system message."""
         self._messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def send(self, text: str) -> Iterator[str]:
@@ -263,9 +272,6 @@ def _local_endpoint(url: str, manage: str | None, token: str | None) -> Manageme
     return ManagementEndpoint(address, lambda: address, token)
 
 
-_CLUSTER = ClusterOptions()
-
-
 @dataclass(frozen=True, slots=True)
 class ChatSource:
     """Flags that select the gateway: by its address, or by its cluster."""
@@ -369,9 +375,6 @@ def _colours() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
-DIALOGUE_HELP = "/why  why the last request went where it did\n/new  forget the conversation\n/quit or Ctrl-D  leave"
-
-
 @dataclass(frozen=True, slots=True)
 class Terminal:
     """The terminal of a dialogue, as functions. ``read`` raises EOFError at the end of input;
@@ -444,13 +447,6 @@ def _print_explanation(conversation: Conversation, terminal: Terminal, why: Call
         terminal.remark(f"the gateway has forgotten request {request_id}")
     except StackUnreachable as error:
         terminal.remark(str(error))
-
-
-_KNOWN_INPUTS: Final[Mapping[str, Callable[[float | None], str]]] = {
-    "matched_tokens": lambda value: f"{formatting.format_count(value)} tokens cached",
-    "backlog_seconds": lambda value: f"backlog {formatting.format_seconds(value)}",
-    "predicted_ttft_seconds": lambda value: f"first token predicted in {formatting.format_seconds(value)}",
-}
 
 
 def summarize_decision(decision: api.DecisionOut) -> list[str]:

@@ -33,6 +33,9 @@ OWN_OBJECTS: Final = f"{NAME_LABEL}=fairlead"
 
 OPERATOR, GATEWAY, INDEXER, AUTOSCALER, REDIS = "operator", "gateway", "indexer", "autoscaler", "redis"
 
+MANAGEMENT_PODS_VARIABLE: Final = "FAIRLEAD_MANAGEMENT_PODS"
+WATCH_NAMESPACES_VARIABLE = "FAIRLEAD_WATCH_NAMESPACES"
+
 
 @dataclass(frozen=True, slots=True)
 class SecretReference:
@@ -45,16 +48,10 @@ class SecretReference:
 
 
 def with_component(objects: Sequence[Manifest], name: str) -> list[Manifest]:
-    """Returns the objects with the label of a component."""
     return [object_ for object_ in objects if label_of(object_, COMPONENT_LABEL) == name]
 
 
-MANAGEMENT_PODS_VARIABLE: Final = "FAIRLEAD_MANAGEMENT_PODS"
-WATCH_NAMESPACES_VARIABLE = "FAIRLEAD_WATCH_NAMESPACES"
-
-
 def desired_replicas(deployment: Manifest) -> int:
-    """Returns ``spec.replicas``, 1 by default."""
     replicas = spec_of(deployment).get("replicas")
     return 1 if replicas is None else int(replicas)
 
@@ -104,7 +101,6 @@ def has_redis(deployment: Manifest) -> bool:
 
 
 def service_account(deployment: Manifest) -> str:
-    """Returns the service account of the pods."""
     return str(pod_spec_of(deployment).get("serviceAccountName") or "default")
 
 

@@ -83,6 +83,8 @@ _MAX_REFERENCES: Final = 256
 _MAX_QUERIED_PODS: Final = 16
 """Pods of a component that are queried; an installation has two or three."""
 
+_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----\s+(.+?)-----END CERTIFICATE-----", re.DOTALL)
+
 
 async def collect_facts(
     api: KubeApi, version: str, clock: Clock, *, namespace: str | None, before_install: bool
@@ -187,7 +189,6 @@ async def _common(api: KubeApi, place: str) -> dict[str, Any]:
 
 
 async def _gather(**facts: Awaitable[Any]) -> dict[str, Any]:
-    """Returns facts that are collected at once, by name."""
     return dict(zip(facts, await asyncio.gather(*facts.values()), strict=True))
 
 
@@ -399,7 +400,6 @@ async def _pod_reports(api: KubeApi, pods: Sequence[Manifest]) -> dict[str, Sequ
     return {name: [next(remaining) for _ in pods_by_component[name]] for name in queries}
 
 
-_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----\s+(.+?)-----END CERTIFICATE-----", re.DOTALL)
 _SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED = 0x30, 0xA0, 0x17, 0x18
 
 

@@ -71,11 +71,9 @@ class Installation:
         return self._ready_pods(AUTOSCALER)
 
     def manage_url(self, gateway: Manifest) -> str:
-        """Returns the management address of a gateway, forwarded to this machine."""
         return f"http://{self._forward(gateway, pod_port(gateway, 'manage', GATEWAY_PORT))}"
 
     def autoscaler_url(self, autoscaler: Manifest) -> str:
-        """Returns the address of an autoscaler, forwarded to this machine."""
         return f"http://{self._forward(autoscaler, pod_port(autoscaler, 'http', HTTP_PORT))}"
 
     def client_url(self) -> str:
@@ -171,7 +169,6 @@ class Installation:
         return {} if isinstance(pods, MissingValue) else {uid_of(pod): name_of(pod) for pod in pods}
 
     def pod_names(self, namespace: str) -> Mapping[str, str]:
-        """Returns what `read_pod_names` does, where no event loop runs."""
         return asyncio.run(self.read_pod_names(namespace))
 
     def _ready_pods(self, component: str) -> Sequence[Manifest]:

@@ -22,7 +22,6 @@ class ModelReference:
 
 
 def accelerator_names(model: Manifest) -> list[str]:
-    """Returns the accelerator classes that the pools of a model name."""
     names = [str(pool.get("acceleratorClassName") or "") for pool in spec_of(model).get("pools") or []]
     return [name for name in dict.fromkeys(names) if name]
 

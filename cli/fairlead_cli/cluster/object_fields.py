@@ -16,6 +16,19 @@ from fairlead_cli.formatting import UNKNOWN
 
 Condition = Mapping[str, Any]
 
+MAX_CONDITION_MESSAGE: Final = 800
+"""Length to which the message of a condition is cut. It ends with the advice, which stays whole."""
+
+_STEPS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "m"), (1.0, "s"))
+
+NOT_ALLOWED_PREFIX: Final = "you may not"
+"""Beginning of a reason that is a missing permission."""
+_NO_KIND: Final = ("404 page not found", "the server could not find the requested resource")
+"""Messages of the API server for a path that it does not serve."""
+_DENIED: Final = re.compile(
+    r'cannot (\w+) resource "([^"]+)" in API group "[^"]*" (?:at the cluster scope|in the namespace "([^"]+)")'
+)
+
 
 def label_of(manifest: Manifest, name: str) -> str:
     """Returns a label; empty when it is absent."""
@@ -38,7 +51,6 @@ def spec_of(manifest: Manifest) -> Mapping[str, Any]:
 
 
 def conditions_of(manifest: Manifest) -> Sequence[Condition]:
-    """Returns ``status.conditions``."""
     return [condition for condition in status_of(manifest).get("conditions") or [] if isinstance(condition, dict)]
 
 
@@ -48,7 +60,6 @@ def condition_of(manifest: Manifest, type: str) -> Condition | None:
 
 
 def is_condition_true(manifest: Manifest, type: str) -> bool:
-    """Whether the condition exists and is True."""
     found = condition_of(manifest, type)
     return found is not None and found.get("status") == "True"
 
@@ -79,13 +90,11 @@ def mounted_secrets(volume: Mapping[str, Any]) -> Sequence[MountedSecret]:
 
 
 def pod_spec_of(workload: Manifest) -> Mapping[str, Any]:
-    """Returns the pod spec of a Deployment."""
     template = spec_of(workload).get("template") or {}
     return template.get("spec") or {}
 
 
 def containers_of(pods: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Returns the containers of a pod spec, init containers first."""
     return [*(pods.get("initContainers") or []), *(pods.get("containers") or [])]
 
 
@@ -107,7 +116,6 @@ def arguments_of(workload: Manifest) -> list[str]:
 
 
 def restart_count(pod: Manifest) -> int:
-    """Returns the restarts of all containers of a pod."""
     return sum(int(container.get("restartCount") or 0) for container in status_of(pod).get("containerStatuses") or [])
 
 
@@ -136,7 +144,6 @@ def waiting_reason(pod: Manifest) -> str:
 
 
 def _exit_code(terminated: Mapping[str, Any]) -> str:
-    """Returns the exit code of a container, and whether memory ran out."""
     killed = ", OOMKilled" if terminated.get("reason") == "OOMKilled" else ""
     return f"exit code {terminated['exitCode']}{killed}"
 
@@ -146,17 +153,9 @@ def _statuses(pod: Manifest) -> Iterable[Mapping[str, Any]]:
         yield from status_of(pod).get(kind) or []
 
 
-MAX_CONDITION_MESSAGE: Final = 800
-"""Length to which the message of a condition is cut. It ends with the advice, which stays whole."""
-
-
 def shorten(text: str, max_length: int = 300) -> str:
-    """Returns the text on one line, cut to ``max_length``."""
     text = " ".join(text.split())
     return text if len(text) <= max_length else text[: max_length - 1] + "…"
-
-
-_STEPS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "m"), (1.0, "s"))
 
 
 def parse_http_date(text: str) -> float | None:
@@ -181,13 +180,6 @@ def format_age(since: float | None, now: float) -> str:
 
 
 _Value = TypeVar("_Value")
-NOT_ALLOWED_PREFIX: Final = "you may not"
-"""Beginning of a reason that is a missing permission."""
-_NO_KIND: Final = ("404 page not found", "the server could not find the requested resource")
-"""Messages of the API server for a path that it does not serve."""
-_DENIED: Final = re.compile(
-    r'cannot (\w+) resource "([^"]+)" in API group "[^"]*" (?:at the cluster scope|in the namespace "([^"]+)")'
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,13 @@ _LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)")
 _LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]++|\\.)*+)"')
 _ESCAPED = re.compile(r"\\(.)")
 
+TIMEOUT_SECONDS: Final = 8.0
+MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
+
+_NETWORK_POLICY_HINT: Final = "; a NetworkPolicy may keep the API server out"
+_PRIVATE_HOST: Final = "gateway.localhost"
+"""A host name that management ports accept, for pods that reject the API server's name."""
+
 
 @dataclass(frozen=True, slots=True)
 class MetricSample:
@@ -75,12 +82,7 @@ def _plain(match: re.Match[str]) -> str:
     return "\n" if match[1] == "n" else match[1]
 
 
-TIMEOUT_SECONDS: Final = 8.0
-MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
 GATEWAY_PORT, HTTP_PORT = 8081, 8080
-_NETWORK_POLICY_HINT: Final = "; a NetworkPolicy may keep the API server out"
-_PRIVATE_HOST: Final = "gateway.localhost"
-"""A host name that management ports accept, for pods that reject the API server's name."""
 
 
 class Readiness(msgspec.Struct, frozen=True):

@@ -42,6 +42,26 @@ _REQUEST_PATHS: Final[Mapping[str, str]] = {
 _SHOWN_SHARE: Final = 0.01
 _RESPONSES_FIELDS: Final = ("max_output_tokens", "instructions", "tools", "stream", "previous_response_id", "store")
 
+_COLUMN_HEADINGS: Final[Mapping[str, str]] = {
+    "cost_seconds": "cost",
+    "predicted_ttft_seconds": "first token",
+    "backlog_seconds": "backlog",
+    "matched_tokens": "cached (about)",
+    "inflight": "in flight",
+    "home": "home",
+}
+"""Name of an input → heading, in the order of the columns; other inputs follow under their own
+names.
+"""
+_WIDE_INPUTS: Final = frozenset(
+    {"indexed_tokens", "inflight_tokens", "recompute_seconds", "non_home_price", "unforeseen_share"}
+)
+"""Inputs that only the wide output shows."""
+
+_COMPARED = ("answered", "failed")
+Comparisons = Mapping[str, Sequence[api.ShadowOut]]
+"""By the model that gets the copies."""
+
 
 @dataclass(frozen=True, slots=True)
 class SenderFlags:
@@ -151,7 +171,6 @@ def _names_of(request_id: str) -> Sequence[str]:
 
 
 def _objectives(endpoint: ManagementEndpoint, model: str) -> api.ObjectivesOut | None:
-    """Returns the SLO of a model; None if the gateway no longer serves it."""
     models = endpoint.query(ManagementClient.fleet).models
     return next((known.objectives for known in models if known.key == model), None)
 
@@ -275,23 +294,6 @@ def _name_pods(content: bytes, endpoint: ManagementEndpoint) -> bytes:
     for uid, name in endpoint.installation.pod_names(namespace).items():
         content = content.replace(uid.encode(), name.encode())
     return content
-
-
-_COLUMN_HEADINGS: Final[Mapping[str, str]] = {
-    "cost_seconds": "cost",
-    "predicted_ttft_seconds": "first token",
-    "backlog_seconds": "backlog",
-    "matched_tokens": "cached (about)",
-    "inflight": "in flight",
-    "home": "home",
-}
-"""Name of an input → heading, in the order of the columns; other inputs follow under their own
-names.
-"""
-_WIDE_INPUTS: Final = frozenset(
-    {"indexed_tokens", "inflight_tokens", "recompute_seconds", "non_home_price", "unforeseen_share"}
-)
-"""Inputs that only the wide output shows."""
 
 
 def render_preview(preview: api.RoutePreviewOut, *, wide: bool = False) -> list[str]:
@@ -509,11 +511,6 @@ def _tokens(outcome: api.OutcomeOut) -> list[str]:
     if outcome.output_tokens is not None:
         parts.append(f"{formatting.pluralize(outcome.output_tokens, 'token')} written")
     return parts
-
-
-_COMPARED = ("answered", "failed")
-Comparisons = Mapping[str, Sequence[api.ShadowOut]]
-"""By the model that gets the copies."""
 
 
 def explain_shadow(

@@ -31,6 +31,9 @@ INDEX_TOKENS_BYTES: Final = 64 * 1024 * 1024
 _CLUSTER: Final = ClusterOptions()
 _TOKEN_DECODER: Final = msgspec.json.Decoder(list[int])
 
+INDEX_MODELS: Final = 10_000
+"""Limit: models that `fairlead index` finds in one Redis."""
+
 
 @dataclass(frozen=True, slots=True)
 class IndexSource:
@@ -64,10 +67,6 @@ def read_token_ids(path: Path) -> list[int]:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         text = f"{path} is not a JSON list of token ids: {str(error)[:120]}"
         raise BadInput(text, field="--tokens", hint="write it as [1, 2, 3]") from None
-
-
-INDEX_MODELS: Final = 10_000
-"""Limit: models that `fairlead index` finds in one Redis."""
 
 
 @asynccontextmanager

@@ -84,7 +84,6 @@ class LoadedIndex:
     # --- queries --------------------------------------------------------------------------------------------------------
 
     def instances(self) -> tuple[str, ...]:
-        """Returns all known instances."""
         return tuple(self._blocks)
 
     def completeness(self, instance: str) -> CompletenessMark | None:

@@ -79,7 +79,6 @@ class InstanceContents(msgspec.Struct, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The id, in which the pod's name takes the place of its uid where it is known."""
         return self.id if self.pod is None else self.id.replace(self.id.partition("/")[0], self.pod, 1)
 
 
@@ -111,11 +110,9 @@ class IndexStats(msgspec.Struct, kw_only=True):
 
     @property
     def is_healthy(self) -> bool:
-        """Whether gateways can use the index and an indexer writes it, or nothing needs it."""
         return self.deleted or (not self.trouble and not self.unreadable and self.leader is not None)
 
     def name_pods(self, names: Mapping[str, str]) -> None:
-        """Sets the pods of the instances. ``names``: uid → name."""
         for contents in self.instances:
             contents.pod = names.get(contents.id.partition("/")[0])
 
@@ -184,7 +181,6 @@ def _instance_contents(snapshot: IndexSnapshot, name: str, counted: BlockCounts)
 
 
 def render_stats(all_stats: Sequence[IndexStats], *, is_wide: bool = False) -> RenderableType:
-    """Returns for each model a headline, problems and a table. ``is_wide``: with instances' ids."""
     return Group(*(part for stats in all_stats for part in _model(stats, is_wide)))
 
 
@@ -232,7 +228,6 @@ def _table(instances: Sequence[InstanceContents], is_wide: bool) -> Table:
 
 
 def _text(text: str) -> Text:
-    """Returns text that may have any characters, as an engine may name its adapters."""
     return Text(printable(text))
 
 

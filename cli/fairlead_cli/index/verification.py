@@ -55,6 +55,11 @@ INDEX_ENGINE_BYTES: Final = 1024 * 1024 * 1024
 Content = frozenset[tuple[int, StorageTier]]
 _READ_BYTES: Final = 65_536
 
+_MAX_ATTEMPTS: Final = 4
+_PAUSE_SECONDS: Final = 0.5
+"""Longer than changes wait to be written, so that two snapshots differ."""
+_MAX_CONCURRENT_ENGINES: Final = 4
+
 
 class ReplayedContent(msgspec.Struct, frozen=True):
     """Blocks by an engine's replay. ``whole``: ``content`` has all blocks since the engine's start,
@@ -115,12 +120,6 @@ async def _replayed_frames(endpoint: str, limits: Limits) -> AsyncIterator[Event
             received += len(data)
             stream.feed(data)
     raise Unavailable(f"{endpoint} does not end its replay ({received} bytes)")
-
-
-_MAX_ATTEMPTS: Final = 4
-_PAUSE_SECONDS: Final = 0.5
-"""Longer than changes wait to be written, so that two snapshots differ."""
-_MAX_CONCURRENT_ENGINES: Final = 4
 
 
 class EngineComparison(msgspec.Struct, kw_only=True):

@@ -55,6 +55,8 @@ _Expires = Annotated[
     Parameter(help="When the key expires: a duration from now such as 90d, or a date. Default: never."),
 ]
 
+_DAY_SECONDS = 86_400.0
+
 
 def keys_create(
     tenant: _Tenant,
@@ -246,9 +248,6 @@ def _run(
 
 def _note(text: str) -> None:
     print(plain_text(text), file=sys.stderr)
-
-
-_DAY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)

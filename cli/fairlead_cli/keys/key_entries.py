@@ -24,6 +24,11 @@ SHORT_DIGEST: Final = 12
 _MIN_PREFIX: Final = 6
 _MAX_KEYS: Final = 64  # as in the schema of a ModelTenant
 
+KEY_PREFIX: Final = "fl_"
+_KEY_BYTES: Final = 32
+_MAX_LIFETIME_SECONDS: Final = 3_650 * 86_400.0
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d([Tt ].*)?")
+
 
 @dataclass(frozen=True, slots=True)
 class KeyOwner:
@@ -34,7 +39,6 @@ class KeyOwner:
 
 
 def is_expired(entry: Entry, now: float) -> bool:
-    """Returns whether the key of an entry is no longer accepted."""
     expires_at = parse_time(entry["expiresAt"]) if entry.get("expiresAt") else None
     return expires_at is not None and expires_at <= now
 
@@ -106,7 +110,6 @@ def revoke_key(
 
 
 def short_digest(entry: Entry) -> str:
-    """Returns the beginning of a digest, which identifies a key to people."""
     return str(entry.get("digest", ""))[:SHORT_DIGEST]
 
 
@@ -132,19 +135,11 @@ def _unknown_key(entries: Sequence[Entry], name: str, owner: KeyOwner) -> BadInp
     return BadInput(f"the tenant {owner.tenant} has no valid key {name}", field="NAME", hint=hint)
 
 
-KEY_PREFIX: Final = "fl_"
-_KEY_BYTES: Final = 32
-_MAX_LIFETIME_SECONDS: Final = 3_650 * 86_400.0
-_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d([Tt ].*)?")
-
-
 def create_key() -> str:
-    """Returns a new key: ``fl_`` and 256 random bits in hexadecimal."""
     return KEY_PREFIX + secrets.token_hex(_KEY_BYTES)
 
 
 def key_digest(key: str, pepper: str) -> str:
-    """Returns the HMAC-SHA-256 of a key under the pepper, in hexadecimal."""
     return hmac.new(pepper.encode(), key.encode(), hashlib.sha256).hexdigest()
 
 

@@ -96,7 +96,6 @@ def write_stack_file(directory: Path, stack: RunningStack) -> None:
 
 
 def stacks_at(manage: str | None) -> list[RunningStack]:
-    """Returns the running stacks, the newest first; with a management address, only its stack."""
     url = None if manage is None else service_url(manage, flag="--manage")
     return [stack for stack in running_stacks() if url in (None, stack.manage)]
 

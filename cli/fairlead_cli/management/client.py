@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 5.0
 _AnswerT = TypeVar("_AnswerT")
 
+_HINT = "is the stack running, and is this its management address (`fairlead up` prints it)?"
+
+ManageFlag = Annotated[
+    str | None,
+    Parameter(help="A gateway's management address. Default: that of the running `fairlead up`, else of the cluster."),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class GatewaySnapshot:
@@ -66,19 +73,15 @@ class ManagementClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections."""
         await self._client.aclose()
 
     async def fleet(self) -> api.FleetOut:
-        """Returns models and instances with their load."""
         return await self._get("/api/fleet", api.FleetOut)
 
     async def stats(self) -> api.StatsOut:
-        """Returns the last minute and the totals."""
         return await self._get("/api/stats", api.StatsOut)
 
     async def tenants(self) -> api.TenantsOut:
-        """Returns the tenants, and when their keys were used last."""
         return await self._get("/api/tenants", api.TenantsOut)
 
     async def audit(self, since: float, tenant: str | None, limit: int) -> list[AuditRecord]:
@@ -96,7 +99,6 @@ class ManagementClient:
         return self._read(answer, api.UsageOut)
 
     async def budgets(self, tenant: str) -> list[api.BudgetOut]:
-        """Returns the budgets of a tenant."""
         return (await self._get("/api/budgets", api.BudgetsOut, {"tenant": tenant})).budgets
 
     async def decisions(
@@ -153,7 +155,6 @@ class ManagementClient:
         return answer.content
 
     async def snapshot(self, decisions: int, model: str | None = None) -> GatewaySnapshot:
-        """Returns everything that a view of the stack shows."""
         return GatewaySnapshot(await self.fleet(), await self.stats(), await self.decisions(decisions, model))
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
@@ -213,9 +214,6 @@ class ManagementClient:
             raise StackUnreachable(f"{where} is not Fairlead's management API: {error}", hint=_HINT) from error
 
 
-_HINT = "is the stack running, and is this its management address (`fairlead up` prints it)?"
-
-
 def _error_message(content: bytes) -> str:
     try:
         return msgspec.json.decode(content, type=_ErrorAnswer).error.message
@@ -237,10 +235,6 @@ def _find_instance(fleet: api.FleetOut, instance_id: str) -> api.InstanceOut | N
     )
 
 
-ManageFlag = Annotated[
-    str | None,
-    Parameter(help="A gateway's management address. Default: that of the running `fairlead up`, else of the cluster."),
-]
 _CLUSTER, _INSTALLATION = ClusterOptions(), InstallationOptions()
 
 
@@ -284,7 +278,6 @@ class ManagementEndpoint:
         return asyncio.run(run())
 
     def qualify_model(self, name: str) -> str:
-        """Returns the name by which a gateway knows a model."""
         return name if self.installation is None else self.installation.qualify_model(name)
 
 

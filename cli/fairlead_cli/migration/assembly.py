@@ -53,6 +53,10 @@ _NEEDS_KEY: Final = (
 _ENGINE_NAMES: Final = {"VLLM": "vLLM", "SGLang": "SGLang"}
 _TRANSFER_FLAG: Final = "--kv-transfer-config"
 
+SCALES_FOR_TARGETS: Final = "Fairlead scales for latency targets: set spec.slo"
+BY_CONVERSATION: Final = "shares are of conversations, not of requests: a conversation stays with its model"
+_ROUTE_SUFFIX: Final = "-route"
+
 
 def assemble(draft: ModelDraft, options: MigrationOptions) -> dict[str, Any]:
     """Returns the ModelDeployment. Raises BadInput for what a manifest leaves open."""
@@ -78,12 +82,10 @@ def build_manifest(kind: str, name: str, draft: NamedDraft, spec: dict[str, Any]
 
 
 def dns_label(name: str) -> str:
-    """Returns a name of another system as a DNS label."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def manifest_name(name: str, options: MigrationOptions) -> str:
-    """Returns the name of the ModelDeployment for a model of another system."""
     label = dns_label(name)
     return shorten_name(f"{label}{EXTERNAL_SUFFIX}" if options.external else label)
 
@@ -285,12 +287,10 @@ def _unknown_accelerator(pool: PoolDraft) -> BadInput:
 
 
 def read_sizes(sizes: FieldReader, names: Iterable[str], pool: PoolDraft) -> None:
-    """Stores the sizes of parallelism that are above 1."""
     pool.engine.flags.parallelism |= {name: size for name in names if (size := sizes.number(name)) > 1}
 
 
 def count_ranks(parallelism: Mapping[str, int]) -> int:
-    """Returns the number of ranks of an instance; each has a device of its own."""
     return math.prod(parallelism.get(name, 1) for name in ("tensor", "pipeline", "data"))
 
 
@@ -403,11 +403,6 @@ def join_roles(drafts: Iterable[ModelDraft]) -> list[ModelDraft]:
         if len(draft.pools) == 1:
             draft.pools[0].role, draft.pools[0].name = "Serve", "main"
     return joined
-
-
-SCALES_FOR_TARGETS: Final = "Fairlead scales for latency targets: set spec.slo"
-BY_CONVERSATION: Final = "shares are of conversations, not of requests: a conversation stays with its model"
-_ROUTE_SUFFIX: Final = "-route"
 
 
 @dataclass(slots=True)

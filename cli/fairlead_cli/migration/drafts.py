@@ -41,7 +41,6 @@ class Devices:
     is_cpu: bool = False
 
     def add(self, resource: str, count: int) -> None:
-        """Adds a requested resource. A part of a device outranks the device that it is of."""
         if not _SLICE.search(self.resource) or _SLICE.search(resource):
             self.resource, self.count = resource, count
 

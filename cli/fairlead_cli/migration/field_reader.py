@@ -52,7 +52,6 @@ class Note:
     reason: str
 
     def describe(self) -> str:
-        """Returns a line for people."""
         field_name = "" if self.field == WHOLE_OBJECT else f"{self.field}: "
         return f"{self.place}: {field_name}{_VERBS[self.outcome]}: {self.reason}"
 
@@ -84,18 +83,15 @@ class FieldReader:
         return cls(document, _Record(f"{file}: {subject}" if subject else file, document))
 
     def with_document(self, document: Mapping[str, Any]) -> "FieldReader":
-        """Returns a reader of another document in place of this one, with the same record."""
         self._record.root = document
         return FieldReader(document, self._record)
 
     @property
     def notes(self) -> list[Note]:
-        """The notes about the document."""
         return self._record.notes
 
     @property
     def place(self) -> str:
-        """The file and the object."""
         return self._record.place
 
     def __contains__(self, name: str) -> bool:
@@ -105,11 +101,9 @@ class FieldReader:
         return bool(self._values)
 
     def names(self) -> list[str]:
-        """Returns the names of the fields."""
         return list(self._values)
 
     def peek(self, name: str) -> Any:
-        """Returns a field without marking it as read."""
         return self._values.get(name)
 
     def value(self, name: str, default: Any = None) -> Any:
@@ -139,7 +133,6 @@ class FieldReader:
         return default if found is None else found
 
     def fields(self) -> dict[str, Any]:
-        """Returns all fields with all that is below them, and marks them as read."""
         return {name: self.value(name) for name in self._values}
 
     def flag(self, name: str) -> bool:
@@ -181,7 +174,6 @@ class FieldReader:
         return [FieldReader(item, self._record, (*self.path, name, index)) for index, item in enumerate(found)]
 
     def skip(self, *names: str) -> None:
-        """Marks fields as read whose meaning is elsewhere in the output."""
         self._record.read.update((*self.path, name) for name in names)
 
     def drop(self, name: str, reason: str) -> None:
@@ -213,11 +205,9 @@ class FieldReader:
             self._record.notes.append(found)
 
     def error(self, name: str, message: str, hint: str | None = None) -> BadInput:
-        """Returns the error for a field that cannot be converted."""
         return BadInput(message, field=f"{self.place}: {format_path((*self.path, name))}", hint=hint)
 
     def unread(self) -> Iterator[FieldPath]:
-        """Yields the paths of the document's fields that were not read, in its order."""
         entered = {path[:length] for path in self._record.read for length in range(len(path))}
         yield from self._unread(self._record.root, (), entered)
 

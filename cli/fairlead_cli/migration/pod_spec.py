@@ -72,6 +72,8 @@ _NOT_ROOT: Final = "pods run as user 65532, not as root, unless securityContext 
 ACCOUNT_NOTE: Final = "list the account in the chart's operator.serviceAccounts, or the operator may not use it"
 _HOST_PATH: Final = "hostPath: user 65532 must be able to read it, and the namespace's Pod Security level must allow it"
 
+_BY_ADDRESS: Final = "keep it, and write a ModelDeployment with `engine.type: External` that leads to it"
+
 
 def find_engine(pod: FieldReader, *, mentioned: bool = False) -> FieldReader | None:
     """Returns the container that runs vLLM or SGLang, by its command or its image.
@@ -275,7 +277,6 @@ def node_labels(pod: FieldReader) -> list[str]:
 
 
 def node_affinity(terms: list[Any]) -> dict[str, Any]:
-    """Returns the affinity of pods that need nodes with these terms."""
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
 
 
@@ -374,9 +375,6 @@ def _texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-_BY_ADDRESS: Final = "keep it, and write a ModelDeployment with `engine.type: External` that leads to it"
-
-
 @dataclass(frozen=True, slots=True)
 class OtherEngine:
     """An engine other than vLLM and SGLang.
@@ -392,12 +390,10 @@ class OtherEngine:
 
     @property
     def problem(self) -> str:
-        """Says why it is not converted."""
         return f"convert reads no command line of {self.name}" if self.type else f"Fairlead does not run {self.name}"
 
     @property
     def hint(self) -> str:
-        """Says what to do instead."""
         return f"write a ModelDeployment with `engine.type: {self.type}`" if self.type else _BY_ADDRESS
 
     def runs_in(self, container: FieldReader) -> bool:

@@ -43,6 +43,14 @@ from fairlead_cli.replay.traffic import (
 )
 from fairlead_sim.engine.tokenizer import Tokenizer
 
+UNKNOWN_PRESET = "gateway"
+SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
+KEY_VARIABLE = "FAIRLEAD_API_KEY"
+
+_LINE_SECONDS = 10.0
+_SETTLING_SECONDS = 10.0
+"""Before this, a loop's lag says little: the first prompts are built and connections opened."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayArguments:
@@ -94,11 +102,6 @@ def replay(*, arguments: Annotated[ReplayArguments, Parameter(name="*")] = _DEFA
         on_progress=lambda line: console.print(line, highlight=False),
     )
     return publish(report, arguments.out, console)
-
-
-UNKNOWN_PRESET = "gateway"
-SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
-KEY_VARIABLE = "FAIRLEAD_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,11 +291,6 @@ def measure(
     after = None if manage is None else count_finished_requests(manage)
     reasons = [*lag_doubts(lags, speed), *foreign_request_doubts(before, after, len(plan))]
     return Measurement(scale_times(run.results, speed), lags, reasons, run.seconds)
-
-
-_LINE_SECONDS = 10.0
-_SETTLING_SECONDS = 10.0
-"""Before this, a loop's lag says little: the first prompts are built and connections opened."""
 
 
 class ProgressView:

@@ -47,6 +47,32 @@ from fairlead_cli.replay.traffic import (
 )
 from fairlead_sim.engine.tokenizer import Tokenizer
 
+MIN_SPEED = 0.2
+"""Simulated seconds in one second: time runs no slower."""
+
+MANIFEST_TEMPLATE = """\
+# What `fairlead demo` serves: eight simulated engines of the profile that the routing studies use.
+apiVersion: serving.fairlead.io/v1alpha1
+kind: AcceleratorClass
+metadata: {{name: npu-910b4}}
+spec:
+  profile: {{preset: {profile}}}
+---
+apiVersion: serving.fairlead.io/v1alpha1
+kind: ModelDeployment
+metadata: {{name: demo}}
+spec:
+  model: {{uri: "hf://Qwen/Qwen2.5-7B-Instruct"}}
+  pools:
+    - acceleratorClassName: npu-910b4
+      minReplicas: {engines}
+  slo: {{ttft: {ttft:g}s, tpot: {itl:g}s}}
+"""
+
+_CHILD_EXEC = Path(__file__).parents[1] / "local" / "processes" / "child_exec.py"
+_POLL_SECONDS = 0.05
+_TAIL_LINES = 15
+
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
@@ -71,8 +97,6 @@ class DemoOptions:
 
 
 _DEFAULTS = DemoOptions()
-MIN_SPEED = 0.2
-"""Simulated seconds in one second: time runs no slower."""
 _START_SECONDS, _TAIL_SECONDS = 12.0, 60.0
 """For starting and simulating a stack, in wall seconds; for the last answers, in simulated ones."""
 
@@ -108,26 +132,6 @@ def demo(*, options: Annotated[DemoOptions, Parameter(name="*")] = _DEFAULTS) ->
     )
     report = comparison.run(lambda line: console.print(line, highlight=False), SystemClock())
     return publish(report, options.out, console)
-
-
-MANIFEST_TEMPLATE = """\
-# What `fairlead demo` serves: eight simulated engines of the profile that the routing studies use.
-apiVersion: serving.fairlead.io/v1alpha1
-kind: AcceleratorClass
-metadata: {{name: npu-910b4}}
-spec:
-  profile: {{preset: {profile}}}
----
-apiVersion: serving.fairlead.io/v1alpha1
-kind: ModelDeployment
-metadata: {{name: demo}}
-spec:
-  model: {{uri: "hf://Qwen/Qwen2.5-7B-Instruct"}}
-  pools:
-    - acceleratorClassName: npu-910b4
-      minReplicas: {engines}
-  slo: {{ttft: {ttft:g}s, tpot: {itl:g}s}}
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +187,6 @@ class PresetComparison:
         )
 
     def _expected_seconds(self, speed: float) -> float:
-        """Returns about how long one preset takes, before any was measured."""
         return _START_SECONDS + (len(self.traffic.requests) / self.traffic.rate + _TAIL_SECONDS) / speed
 
     def _measure_valid(
@@ -282,13 +285,7 @@ class _LiveMeasurement:
 
     @property
     def doubts(self) -> list[str]:
-        """Reasons why the measurement is not valid."""
         return [*self.measurement.doubts, *timing_doubts(self.measurement.results, self.rerun)]
-
-
-_CHILD_EXEC = Path(__file__).parents[1] / "local" / "processes" / "child_exec.py"
-_POLL_SECONDS = 0.05
-_TAIL_LINES = 15
 
 
 class LeftoverProcesses(FairleadError):
@@ -350,12 +347,10 @@ class MeasuredStack:
 
     @property
     def addresses(self) -> RunningStack:
-        """Addresses of the running stack."""
         assert self.running_stack is not None
         return self.running_stack
 
     def fleet(self) -> Fleet:
-        """Returns the fleet that the gateway reads."""
         file = Path(self.addresses.fleet_file)
         return fleetfile.parse_fleet_file(file.read_text(encoding="utf-8"), file=file.name)
 

@@ -32,6 +32,8 @@ from fairlead_sim.workload.traces import (
 BUNDLED_NAME: Final = "Mooncake conversation trace"
 """The name of the bundled trace in reports."""
 
+TOKEN_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayTraffic:
@@ -49,7 +51,6 @@ class ReplayTraffic:
         return ideal_cached_share(self.requests)
 
     def with_rate(self, rate: float) -> "ReplayTraffic":
-        """Returns the same requests at another mean rate."""
         return ReplayTraffic(at_rate(self.requests, rate), self.name, rate)
 
 
@@ -74,9 +75,6 @@ def load_traffic(trace: Path | None, *, limit: int | None, rate: float | None, s
     return ReplayTraffic(at_rate(requests, mean_rate), name, mean_rate)
 
 
-TOKEN_BYTES = 4
-
-
 class PromptBuilder:
     """Builder of prompt texts; a block's text is drawn once."""
 
@@ -92,7 +90,6 @@ class PromptBuilder:
         return prompt[: tokens * TOKEN_BYTES]
 
     def messages(self, request: TraceRequest) -> list[dict[str, str]]:
-        """Returns the chat messages of a request."""
         return [{"role": "user", "content": self.text(request)}]
 
     def _block(self, block: int) -> str:

@@ -50,6 +50,11 @@ from fairlead_operator.controller.revisions import (
 )
 from fairlead_operator.object_metadata import MODEL_REVISION_ANNOTATION, UNDO_ANNOTATION, annotation, controller_uid
 
+_POLL_SECONDS: Final = 1.0
+
+_CHANGES: Final = 3
+_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "m"))
+
 
 @dataclass(frozen=True, slots=True)
 class RevisionEntry:
@@ -135,7 +140,6 @@ def choose_undo_revision(status: RolloutStatus, to: int | None) -> ModelRevision
 
 
 def is_canary_under_way(status: RolloutStatus) -> bool:
-    """Whether the spec of a model is tried on instances of its own."""
     return status.choice.canary is not None and status.choice.is_pending
 
 
@@ -158,17 +162,14 @@ def promote_patch(status: RolloutStatus) -> Manifest:
 
 
 def pause_patch() -> Manifest:
-    """Returns the patch that pauses the rollout of a model."""
     return {"spec": {"rollout": {"paused": True}}}
 
 
 def resume_patch() -> Manifest:
-    """Returns the patch that applies the spec: it ends a pause and an undo."""
     return {"metadata": {"annotations": {UNDO_ANNOTATION: None}}, "spec": {"rollout": {"paused": False}}}
 
 
 def undo_patch(status: RolloutStatus, revision: ModelRevision) -> Manifest:
-    """Returns the patch that runs ``revision`` until the spec changes again."""
     return {"metadata": {"annotations": {UNDO_ANNOTATION: f"{revision.number}/{status.choice.current.number}"}}}
 
 
@@ -256,9 +257,6 @@ def _there(kept: Mapping[int, ModelRevision]) -> str:
 
 def _number(record: Manifest) -> int:
     return int(record.get("revision") or 0)
-
-
-_POLL_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,10 +422,6 @@ async def _groups(api: KubeApi, namespace: str, labels: str) -> list[Manifest]:
             return []
         raise
     return found.items
-
-
-_CHANGES: Final = 3
-_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "m"))
 
 
 def to_plain(status: RolloutStatus) -> dict[str, Any]:

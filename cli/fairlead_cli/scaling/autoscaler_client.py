@@ -17,6 +17,17 @@ from fairlead_cli.exit_codes import StackUnreachable
 from fairlead_cli.local.run_directory import newest_stack
 from fairlead_cli.target import ClusterOptions, is_cluster_target
 
+TIMEOUT_SECONDS: Final = 30.0
+_NO_AUTOSCALER_HINT: Final = (
+    "a stack has one where a manifest says `autoscaling: {mode: Auto}`; name another's address with --autoscaler"
+)
+_ADDRESS_HINT: Final = (
+    "--autoscaler is the address of an autoscaler's own port: `fairlead up` prints that of its own, "
+    "and `fairlead local status` shows whether it runs"
+)
+
+_CLUSTER = ClusterOptions()
+
 
 @dataclass(frozen=True, slots=True)
 class PoolScaling:
@@ -35,19 +46,6 @@ class PoolScaling:
     reason: str
     unwritten: str | None = None
     asleep: int = 0
-
-
-TIMEOUT_SECONDS: Final = 30.0
-_NO_AUTOSCALER_HINT: Final = (
-    "a stack has one where a manifest says `autoscaling: {mode: Auto}`; name another's address with --autoscaler"
-)
-_ADDRESS_HINT: Final = (
-    "--autoscaler is the address of an autoscaler's own port: `fairlead up` prints that of its own, "
-    "and `fairlead local status` shows whether it runs"
-)
-
-
-_CLUSTER = ClusterOptions()
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,14 @@ _OTHER_TARGETS: Final = ("need_at_95_replicas", "need_at_99_9_replicas")
 _DISPLAY_TOLERANCE: Final = 0.005
 """A difference that two decimals do not show."""
 
+_AUTOSCALER = AutoscalerSource()
+
+_BOUNDS: Final = ("minimum_replicas", "maximum_replicas")
+_JUDGED: Final = {"ttft": "first token", "itl": "answer"}
+
+_MIN_SHOWN: Final = 0.005
+"""A term that two decimals do not show."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputLabel:
@@ -66,7 +74,6 @@ def _tokens(value: float) -> str:
 
 
 def _exact_share(value: float) -> str:
-    """Returns a share in percent with up to two decimals, and never rounded to 100 %."""
     return f"{100.0 * value if value == 1.0 else min(100.0 * value, 99.99):.2f}".rstrip("0").rstrip(".") + " %"
 
 
@@ -218,9 +225,6 @@ def _difference(value: DecisionInput, need: DecisionInput | None, usd_per_replic
     return f", {abs(more):.2f} {word}{price}"
 
 
-_AUTOSCALER = AutoscalerSource()
-
-
 def explain_scaling(
     model: ModelFlag = None,
     *,
@@ -276,10 +280,6 @@ def _selection_problem(model: str | None, known: Sequence[str], found: Sequence[
         subject = "no model" if model is None else f"the model {model}"
         return f"MODEL: {subject} is not autoscaled; these are: {', '.join(known)}"
     return "no model is autoscaled: set `autoscaling: {mode: Auto}`, or Advise, and a pool's maxReplicas above its minReplicas"
-
-
-_BOUNDS: Final = ("minimum_replicas", "maximum_replicas")
-_JUDGED: Final = {"ttft": "first token", "itl": "answer"}
 
 
 def render_look(look: TickRecord) -> list[str]:
@@ -381,10 +381,6 @@ def _ruling(ruling: EnforcedPlan, plan: PoolPlan | None) -> Iterator[str]:
         yield f"  written: {current} -> {decided}"
 
 
-_MIN_SHOWN: Final = 0.005
-"""A term that two decimals do not show."""
-
-
 @dataclass(frozen=True, slots=True)
 class DecisionTerm:
     """Replicas that one step of a decision adds; negative: that it takes away."""
@@ -450,7 +446,6 @@ def render_terms(model: ModelSpec, pool: str, plan: PoolPlan) -> Iterator[str]:
 
 
 def _group(model: ModelSpec, pool: str) -> tuple[PoolSpec, ...]:
-    """Returns the pools that share the demand of `pool`, those of its role."""
     roles = {spec.role for spec in model.pools if spec.name == pool}
     return tuple(spec for spec in model.pools if spec.role in roles)
 

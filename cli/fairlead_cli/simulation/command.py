@@ -25,6 +25,13 @@ from fairlead_sim.fleet.results import CapacityGoal, RunMetrics
 from fairlead_sim.workload.sources import TrafficSource, load_source
 from fairlead_sim.workload.traces import at_rate
 
+MAX_ENGINES = 1_024
+GUARD_FACTOR = 3.0
+"""At capacity, 99 of 100 first tokens come within this multiple of the latency target."""
+
+COLUMNS = ("preset", "met", "TTFT\np50", "\np90", "\np99", "TPOT\np99", "cached", "σ/µ", "put\nback")
+"""Headings in two lines, so that the table with capacities fits a terminal of 80 columns."""
+
 
 @dataclass(frozen=True, slots=True)
 class SimulationArguments:
@@ -88,11 +95,6 @@ def simulate(
     return 1 if any(result.figures.errors for result in results) else 0
 
 
-MAX_ENGINES = 1_024
-GUARD_FACTOR = 3.0
-"""At capacity, 99 of 100 first tokens come within this multiple of the latency target."""
-
-
 @dataclass(frozen=True, slots=True)
 class SimulationOptions:
     """The simulation to run: checked arguments, and what they name. ``rate``: requests/s."""
@@ -115,7 +117,6 @@ class SimulationOptions:
         return CapacityGoal(seconds=self.arguments.ttft, guard_seconds=GUARD_FACTOR * self.arguments.ttft)
 
     def trial(self, name: str) -> Trial:
-        """Returns the trial of one preset."""
         objectives = SloTargets(ttft_seconds=self.arguments.ttft)
         return Trial(name, self.profile, self.arguments.engines, self.arguments.seed, objectives=objectives)
 
@@ -162,10 +163,6 @@ def compare_presets(options: SimulationOptions, on_progress: Callable[[str], Non
             capacity = trial.capacity(requests, goal=options.capacity_goal, guess=options.rate, prompts=prompts)
         results.append(PresetResult(name, figures, capacity))
     return results
-
-
-COLUMNS = ("preset", "met", "TTFT\np50", "\np90", "\np99", "TPOT\np99", "cached", "σ/µ", "put\nback")
-"""Headings in two lines, so that the table with capacities fits a terminal of 80 columns."""
 
 
 def print_results(options: SimulationOptions, results: Sequence[PresetResult], console: Console) -> None:

@@ -49,7 +49,6 @@ class ClusterTenantStore:
         return pepper
 
     def tenants(self) -> Sequence[Manifest]:
-        """Returns all ModelTenants, by name."""
         return self._run(_list)
 
     def tenant(self, name: str) -> Manifest:
@@ -57,7 +56,6 @@ class ClusterTenantStore:
         return self._run(lambda api: _get(api, name))
 
     def edit_keys(self, name: str, edit: KeyEdit) -> None:
-        """Changes the keys of a tenant; after a conflict, those that it has by then."""
         self._run(lambda api: edit_keys(api, name, edit))
 
     def add_revoked(self, entries: Sequence[Entry]) -> str | None:

@@ -20,6 +20,8 @@ from fairlead_cli.tenants.budget_use import KeyUses, describe_budget, read_budge
 from fairlead_cli.tenants.selection import DEFAULT_FLAGS, ManageFlag, TenantFlagsParameter, open_tenants
 from fairlead_cli.tenants.store import keys_of
 
+_SHOWN_MODELS = 3
+
 
 def tenants_list(
     *, flags: TenantFlagsParameter = DEFAULT_FLAGS, manage: ManageFlag = None, output: OutputFlag = "table"
@@ -70,9 +72,6 @@ def tenants_show(
 
 def _to_plain(tenant: Manifest) -> Manifest:
     return {"name": metadata_of(tenant)["name"], "spec": tenant.get("spec") or {}}
-
-
-_SHOWN_MODELS = 3
 
 
 def render_tenants(tenants: Sequence[Manifest], *, is_wide: bool) -> str:

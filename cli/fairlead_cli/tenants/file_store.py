@@ -56,12 +56,10 @@ class _KeyList:
 
     @property
     def items(self) -> Sequence[yaml.Node]:
-        """The nodes of the entries."""
         return self.node.value if isinstance(self.node, yaml.SequenceNode) else ()
 
     @property
     def newline(self) -> str:
-        """The line break that the text has."""
         return _newline(self.text)
 
 
@@ -102,7 +100,6 @@ def replace_keys(text: str, tenant: str, entries: Sequence[Entry], *, file: str,
 
 
 def is_tenant(value: Any) -> bool:
-    """Returns whether a document of a file is a ModelTenant with a name."""
     return isinstance(value, dict) and value.get("kind") == KIND and isinstance(value.get("metadata"), dict)
 
 
@@ -285,7 +282,6 @@ class FileTenantStore:
         return pepper
 
     def tenants(self) -> Sequence[Manifest]:
-        """Returns all ModelTenants of the file, by name."""
         return self._tenants_of(self._read())
 
     def tenant(self, name: str) -> Manifest:

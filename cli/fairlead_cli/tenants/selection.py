@@ -45,7 +45,6 @@ class TenantFlags:
 
     @property
     def cluster(self) -> ClusterOptions:
-        """The cluster that has the tenants."""
         return ClusterOptions(self.kubeconfig, self.context, install_namespace=self.install_namespace)
 
 

@@ -39,7 +39,6 @@ class TenantStore(Protocol):
 
 
 def keys_of(tenant: Manifest) -> list[Entry]:
-    """Returns the entries of ``spec.keys``."""
     return [dict(entry) for entry in (tenant.get("spec") or {}).get("keys") or []]
 
 

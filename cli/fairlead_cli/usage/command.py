@@ -35,6 +35,10 @@ from fairlead_cli.target import ClusterOptions, ContextFlag, InstallationFlag, K
 from fairlead_cli.usage import focus
 from fairlead_cli.usage.focus import format_csv
 
+_ByFlag = Annotated[str, Parameter(help="What to group by, with commas: tenant, key, model, adapter, dialect, day.")]
+
+NO_USE = "no use in this time"
+
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
@@ -59,7 +63,6 @@ class ReportOptions:
 
     @property
     def cluster(self) -> ClusterOptions:
-        """The cluster whose gateways have ledgers."""
         return ClusterOptions(self.kubeconfig, self.context, install_namespace=self.install_namespace)
 
     def days(self, today: date) -> tuple[str, str]:
@@ -85,7 +88,6 @@ def _parse_span(text: str) -> int:
     return int(match[1])
 
 
-_ByFlag = Annotated[str, Parameter(help="What to group by, with commas: tenant, key, model, adapter, dialect, day.")]
 _Options = Annotated[ReportOptions, Parameter(name="*")]
 _DEFAULTS = ReportOptions()
 
@@ -229,9 +231,6 @@ def to_content(reply: UsageOut) -> LedgerContent:
     return LedgerContent(reply.ledger, usage, replicas, reply.broken, reply.lost)
 
 
-NO_USE = "no use in this time"
-
-
 def render_usage(rows: Sequence[UsageTotals], dimensions: Sequence[str], *, is_wide: bool = False) -> str:
     """Returns a table of what each group used, and the total.
 
@@ -277,7 +276,6 @@ def cost_notes(report: CostReport) -> list[str]:
 
 
 def format_money(nano_usd: int) -> str:
-    """Returns dollars as text."""
     return f"${format_usd(nano_usd)}"
 
 

@@ -34,6 +34,8 @@ from fairlead_cli.formatting import align_columns
 from fairlead_cli.output import OutputFlag, format_document, is_document
 from fairlead_cli.target import ClusterOptions, InstallationOptions, kubeconfig_paths
 
+_DEFAULTS = InstallationOptions()
+
 
 class ClientVersion(msgspec.Struct, frozen=True):
     """The installed command line."""
@@ -84,7 +86,6 @@ class VersionReport(msgspec.Struct, frozen=True):
 
 
 def client_version() -> ClientVersion:
-    """Returns the version of this program and of what it runs on."""
     return ClientVersion(__version__, platform.python_version(), f"{platform.system()} {platform.machine()}".lower())
 
 
@@ -134,9 +135,6 @@ def describe_versions(report: VersionReport) -> str:
     return "\n".join([*lines, "", align_columns([("DEFINITION", "SERVED", "STORED"), *kinds])])
 
 
-_DEFAULTS = InstallationOptions()
-
-
 def version(
     *,
     client: Annotated[bool, Parameter(help="Do not ask the cluster.", negative=())] = False,
@@ -162,7 +160,6 @@ def version(
 
 
 def _has_cluster(options: ClusterOptions) -> bool:
-    """Whether options, a kubeconfig or the environment of a pod name a cluster."""
     return "KUBERNETES_SERVICE_HOST" in os.environ or bool(kubeconfig_paths(options, os.environ, Path.home()))
 
 

@@ -16,7 +16,6 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=15.0, sock_read=60.0
 
 
 def open_session() -> aiohttp.ClientSession:
-    """Returns the session, which uses the proxies that the environment names."""
     headers = {"accept-encoding": "identity", "user-agent": "fairlead-downloader"}
     return aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=True, auto_decompress=False, headers=headers)
 

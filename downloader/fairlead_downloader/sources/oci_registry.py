@@ -39,9 +39,34 @@ _DOCKER_HUB: Final = "docker.io"
 _HUB_KEYS: Final = ("https://index.docker.io/v1/", "index.docker.io", _DOCKER_HUB)
 _PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
 
+_TITLE: Final = "org.opencontainers.image.title"
+_UNPACK: Final = "io.deis.oras.content.unpack"
+_TAR_SUFFIXES: Final = (".tar", ".tar+gzip", ".tar.gzip", "/x-tar", "/gzip", "/x-gzip")
+_MAX_HEADER_BYTES: Final = 1024 * 1024
+_LONG_HEADERS: Final = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+_REFERENCE: Final = re.compile(r"(?P<registry>[^/]+)/(?P<repository>[^:@]+)(:(?P<tag>[^@]+))?(@(?P<digest>.+))?")
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_INDEX_TYPES: Final = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+_ACCEPT: Final = ", ".join(
+    (
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        *_INDEX_TYPES,
+    )
+)
+
 
 def registry_host(registry: str) -> str:
-    """Returns the host that answers for a registry."""
     return "registry-1.docker.io" if registry == _DOCKER_HUB else registry
 
 
@@ -112,19 +137,6 @@ class RegistryLogin:
         self.headers = {"authorization": f"Bearer {token}"}
 
 
-_TITLE: Final = "org.opencontainers.image.title"
-_UNPACK: Final = "io.deis.oras.content.unpack"
-_TAR_SUFFIXES: Final = (".tar", ".tar+gzip", ".tar.gzip", "/x-tar", "/gzip", "/x-gzip")
-_MAX_HEADER_BYTES: Final = 1024 * 1024
-_LONG_HEADERS: Final = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-
-
 class _BoundedHeader(tarfile.TarInfo):
     """A header of an archive; the parts that tarfile reads as a whole have a limit."""
 
@@ -180,21 +192,6 @@ async def _read(content: IO[bytes]) -> AsyncIterator[bytes]:
     while chunk := content.read(CHUNK_BYTES):
         yield chunk
         await asyncio.sleep(0)  # others are served between the chunks
-
-
-_REFERENCE: Final = re.compile(r"(?P<registry>[^/]+)/(?P<repository>[^:@]+)(:(?P<tag>[^@]+))?(@(?P<digest>.+))?")
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_INDEX_TYPES: Final = (
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-)
-_ACCEPT: Final = ", ".join(
-    (
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-        *_INDEX_TYPES,
-    )
-)
 
 
 class OciRegistries:

@@ -49,7 +49,6 @@ def build_tools_for_tests() -> None:
 
 
 def are_built() -> bool:
-    """Whether all of it is there."""
     return all(Path(path).exists() for path in paths().values())
 
 

@@ -24,7 +24,6 @@ class GoMissing(ClusterError):
 
 
 def is_built(level: str) -> bool:
-    """Whether nothing needs to be built for this level."""
     return not _missing(pinned_versions.LEVELS[level])
 
 
@@ -68,7 +67,6 @@ def compile_missing(programs: Sequence[Program]) -> None:
 
 
 def path_of(program: Program) -> Path:
-    """Returns the path of a program, whether or not it is there."""
     return pinned_versions.binaries(program.module) / program.name
 
 

@@ -41,6 +41,26 @@ REGISTRY = "v3.1.2"
 NEEDS_GO = (1, 21)
 """An older Go does not fetch the one that go.mod asks for."""
 
+PAUSE_SOURCE = "pause.c"
+LWS_CHART = "lws-chart"
+
+DEBIAN = (
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "iptables",
+    "nftables",
+    "iproute2",
+    "openssl",
+    "gcc",
+    "libc6-dev",
+)
+"""Debian packages of level *full*."""
+
+_POLICY = Path("/usr/sbin/policy-rc.d")
+
+_PACKAGE = "prometheus"
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -61,8 +81,6 @@ def _kubernetes(name: str, brings: tuple[str, str, str] | None = None) -> Progra
 API = (Program("etcd", "go.etcd.io/etcd/server/v3"), _kubernetes("kube-apiserver"), _kubernetes("kubectl"))
 """Programs of level *api*; the names are those that KUBEBUILDER_ASSETS holds."""
 HELM_PROGRAM = Program("helm", "helm.sh/helm/v4/cmd/helm", link=f"-X helm.sh/helm/v4/internal/version.version={HELM}")
-PAUSE_SOURCE = "pause.c"
-LWS_CHART = "lws-chart"
 NODE = (
     *(_kubernetes(name) for name in ("kube-controller-manager", "kube-scheduler", "kube-proxy")),
     _kubernetes("kubelet", brings=(PAUSE_SOURCE, "k8s.io/kubernetes", "build/pause/linux/pause.c")),
@@ -80,19 +98,6 @@ REGISTRY_PROGRAM = Program("registry", ".", module="registry")
 """The registry from which clusters of tests pull a release."""
 METRICS = Program("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server")
 """Only on request."""
-
-DEBIAN = (
-    "containerd",
-    "runc",
-    "containernetworking-plugins",
-    "iptables",
-    "nftables",
-    "iproute2",
-    "openssl",
-    "gcc",
-    "libc6-dev",
-)
-"""Debian packages of level *full*."""
 
 
 def tags(module: str) -> tuple[str, ...]:
@@ -137,7 +142,6 @@ def digest(module: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of built files, outside the tree."""
     return compiled_build.cache_folder(os.environ)
 
 
@@ -146,9 +150,6 @@ def binaries(module: str = "kubernetes") -> Path:
     versions = {"kubernetes": KUBERNETES, "lws": LWS, "prometheus": PROMETHEUS, "registry": REGISTRY}
     name = f"{'k8s' if module == 'kubernetes' else module}-{versions[module]}"
     return cache_folder() / f"{name}-{digest(module)}"
-
-
-_POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def install() -> None:
@@ -190,9 +191,6 @@ def _installed(name: str) -> bool:
             "level full takes its container runtime from Debian's packages, and this is no Debian"
         ) from None
     return done.stdout == "installed"
-
-
-_PACKAGE = "prometheus"
 
 
 def prometheus_program() -> Path:

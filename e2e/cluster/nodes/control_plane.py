@@ -53,6 +53,9 @@ basicConstraints = critical,CA:FALSE
 {extensions}
 """
 
+READY_SECONDS = 120.0
+LOOPBACK = "127.0.0.1"
+
 
 class CertificateAuthority:
     """The files of one cluster's authority, in ``folder``."""
@@ -61,11 +64,9 @@ class CertificateAuthority:
         self.folder = folder
 
     def certificate(self, name: str) -> Path:
-        """A certificate, PEM."""
         return self.folder / f"{name}.crt"
 
     def key(self, name: str) -> Path:
-        """Its private key, PEM."""
         return self.folder / f"{name}.key"
 
     def make(self, address: str) -> None:
@@ -95,7 +96,6 @@ class CertificateAuthority:
         _openssl("pkey", "-in", str(self.key("sa")), "-pubout", "-out", str(self.folder / "sa.pub"))
 
     def issue_client(self, name: str, group: str, user: str) -> None:
-        """Makes the key and certificate of a client."""
         subject = f"O = {group}\nCN = {user}" if group else f"CN = {user}"
         self._issue(name, subject, "extendedKeyUsage = clientAuth")
 
@@ -132,10 +132,6 @@ def _openssl(*arguments: str) -> None:
     subprocess.run(["openssl", *arguments], check=True, capture_output=True)
 
 
-READY_SECONDS = 120.0
-LOOPBACK = "127.0.0.1"
-
-
 @dataclass(frozen=True, slots=True)
 class ControlPlane:
     """A control plane with the programs of ``binaries``, listening on ``address``; ``whole`` adds
@@ -149,16 +145,13 @@ class ControlPlane:
 
     @property
     def pki(self) -> CertificateAuthority:
-        """Its certificates."""
         return CertificateAuthority(self.record.run / "pki")
 
     @property
     def url(self) -> str:
-        """The URL of the API server."""
         return f"https://{self.address}:{self.port}"
 
     def kubeconfig(self, name: str = "admin") -> Path:
-        """Returns the kubeconfig of a user."""
         return self.record.run / f"{name}.kubeconfig"
 
     def start(self) -> None:
@@ -255,7 +248,6 @@ class ControlPlane:
 
 
 def stop(record: RunRecord) -> None:
-    """The API server before etcd: without etcd it would not stop by itself."""
     for name in ("scheduler", "kcm", "apiserver", "etcd"):
         record.stop(name)
 

@@ -66,7 +66,6 @@ def load_images(run: Path, given: Sequence[OciImage], name: str = NAME) -> None:
 
 
 def stop() -> None:
-    """Remove it."""
     _kind("delete", "cluster", "--name", NAME)
 
 

@@ -52,7 +52,6 @@ def snapshot() -> dict[str, Any]:
 
 
 def bridge_exists() -> bool:
-    """Whether a node is up on this machine: there is room for one."""
     return Path("/sys/class/net", BRIDGE).exists()
 
 
@@ -75,7 +74,6 @@ def mount_memory(folder: Path) -> None:
 
 
 def make_cgroup(name: str) -> None:
-    """Makes a control group below the root of each hierarchy."""
     for root in _hierarchies():
         (root / name).mkdir(exist_ok=True)
 
@@ -164,7 +162,6 @@ def _saved(command: str) -> str:
 
 
 def mounts_below(folder: Path) -> list[str]:
-    """Returns the mounts below a folder, the innermost first."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return sorted((point for point in points if point == str(folder) or point.startswith(f"{folder}/")), reverse=True)
 

@@ -41,59 +41,6 @@ from e2e.cluster.run_record import ClusterError, RunRecord, print_progress, star
 _SHIM = "containerd-shim"
 STOP_SECONDS = 10.0
 
-
-def end_shims(socket: Path) -> int:
-    """Kill the shims of the containerd that listened on ``socket``, and all that they started. How
-    many shims there were.
-
-    Nothing of them runs any more when this returns, or ``STOP_SECONDS`` have passed.
-    """
-    named = {pid for pid in _pids() if _belongs(_words(pid), socket)}
-    parents = {pid: parent for pid in _pids() if (parent := _parent(pid)) is not None}
-    # What a shim has just forked still carries its words.
-    shims = [pid for pid in named if parents.get(pid) not in named]
-    doomed = [*descendants(shims, parents), *shims]
-    moments = {pid: start_time(pid) for pid in doomed}
-    for pid in doomed:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    until = time.monotonic() + STOP_SECONDS
-    while any(at is not None and start_time(pid) == at for pid, at in moments.items()) and time.monotonic() < until:
-        time.sleep(0.02)
-    return len(shims)
-
-
-def descendants(roots: Iterable[int], parents: Mapping[int, int]) -> list[int]:
-    """The descendants of ``roots``, without these, parents first; ``parents`` by child."""
-    found = list(roots)
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return [pid for pid in found if pid not in set(roots)]
-
-
-def _belongs(words: list[str], socket: Path) -> bool:
-    named = itertools.pairwise(words)
-    return bool(words) and Path(words[0]).name.startswith(_SHIM) and ("-address", str(socket)) in named
-
-
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-
-
-def _words(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def _parent(pid: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
 DNS = "10.96.0.10"
 DNS_PORT = 5353
 _READY_PORT = 18181
@@ -152,6 +99,58 @@ _COREFILE = """
 """
 
 
+def end_shims(socket: Path) -> int:
+    """Kill the shims of the containerd that listened on ``socket``, and all that they started. How
+    many shims there were.
+
+    Nothing of them runs any more when this returns, or ``STOP_SECONDS`` have passed.
+    """
+    named = {pid for pid in _pids() if _belongs(_words(pid), socket)}
+    parents = {pid: parent for pid in _pids() if (parent := _parent(pid)) is not None}
+    # What a shim has just forked still carries its words.
+    shims = [pid for pid in named if parents.get(pid) not in named]
+    doomed = [*descendants(shims, parents), *shims]
+    moments = {pid: start_time(pid) for pid in doomed}
+    for pid in doomed:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + STOP_SECONDS
+    while any(at is not None and start_time(pid) == at for pid, at in moments.items()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return len(shims)
+
+
+def descendants(roots: Iterable[int], parents: Mapping[int, int]) -> list[int]:
+    """The descendants of ``roots``, without these, parents first; ``parents`` by child."""
+    found = list(roots)
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return [pid for pid in found if pid not in set(roots)]
+
+
+def _belongs(words: list[str], socket: Path) -> bool:
+    named = itertools.pairwise(words)
+    return bool(words) and Path(words[0]).name.startswith(_SHIM) and ("-address", str(socket)) in named
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _words(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterNode:
     """A node of one run folder, with the Kubernetes programs of ``binaries``.
@@ -165,30 +164,24 @@ class ClusterNode:
 
     @property
     def name(self) -> str:
-        """Its name in the cluster."""
         return NODES[self.number]
 
     @property
     def run(self) -> Path:
-        """The run folder."""
         return self.record.run
 
     @property
     def folder(self) -> Path:
-        """The folder of its files."""
         return self.run / self.name if self.number else self.run
 
     @property
     def kubeconfig(self) -> Path:
-        """The kubeconfig of its kubelet."""
         return self.folder / "node.kubeconfig"
 
     def process(self, program: str) -> str:
-        """Returns the name of its containerd or kubelet in the record."""
         return f"{program}-{self.name}" if self.number else program
 
     def is_alive(self) -> bool:
-        """Whether its processes run."""
         return all(self.record.is_alive(self.process(program)) for program in _PROGRAMS)
 
     def start_runtime(self) -> None:
@@ -203,7 +196,6 @@ class ClusterNode:
         self.record.wait("containerd", 30.0, lambda: self.ctr("version", check=False).returncode == 0)
 
     def load(self, archive: Path) -> None:
-        """Give the node the images of an archive."""
         self.ctr("images", "import", str(archive))
 
     def save(self, archive: Path) -> None:
@@ -280,7 +272,6 @@ class ClusterNode:
             self.ctr("containers", "rm", name, check=False)
 
     def is_dns_ready(self) -> bool:
-        """Whether the DNS has seen the services."""
         return fetch(f"http://{GATEWAY}:{_READY_PORT}/ready") is not None
 
     @property

@@ -42,6 +42,8 @@ RESOURCE_PATHS: Mapping[str, Resource] = {
 TIMEOUT_SECONDS = 30.0
 REREAD_SECONDS = 60.0
 
+Manifest = dict[str, Any]
+
 
 def path_of(namespace: str, words: tuple[str, ...]) -> str | None:
     """Returns the API path that answers ``kubectl get`` with these words; None for what only
@@ -105,9 +107,6 @@ class ApiReader:
             self._connection = None
 
 
-Manifest = dict[str, Any]
-
-
 @dataclass(frozen=True, slots=True)
 class Kubectl:
     """Commands at the cluster that ``environ`` names by KUBECONFIG, in one namespace; plain
@@ -118,7 +117,6 @@ class Kubectl:
     namespace: str = "default"
 
     def in_namespace(self, namespace: str) -> "Kubectl":
-        """The same in another namespace."""
         return replace(self, namespace=namespace)
 
     def run(self, *words: str, given: str | None = None) -> str:
@@ -129,7 +127,6 @@ class Kubectl:
         return done.stdout
 
     def apply(self, *manifests: Manifest) -> None:
-        """Apply them, server-side."""
         document = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
         self.run("apply", "--server-side", "-f", "-", given=document)
 
@@ -141,16 +138,13 @@ class Kubectl:
         return found
 
     def patch(self, name: str, patch: Manifest) -> None:
-        """Merge this into an object."""
         self.run("patch", name, "--type=merge", "-p", json.dumps(patch))
 
     def wait_for_rollout(self, *names: str, seconds: int = 60) -> None:
-        """Wait until these are (``deployment/web``)."""
         for name in names:
             self.run("rollout", "status", name, f"--timeout={seconds}s")
 
     def wait(self, condition: str, *names: str, seconds: int = 60) -> None:
-        """Wait until they are: ``condition=Ready``, ``delete``, ``jsonpath=…``."""
         self.run("wait", f"--for={condition}", *names, f"--timeout={seconds}s")
 
     def evict(self, pod: str, *, seconds: float = 120.0) -> None:
@@ -172,7 +166,6 @@ class Kubectl:
         return self.run("exec", pod, "--", "python3", "-c", code)
 
     def delete_models(self) -> None:
-        """Begin to delete the models of the namespace, where the cluster knows such."""
         self._done("delete", "modeldeployments", "--all", "--wait=false")
 
     def dump(self, folder: Path) -> None:

@@ -42,11 +42,9 @@ class AdapterClient:
         return [(one.status, one.model_or_code()) for one in self._client.send_each([request] * times)]
 
     def wait(self, name: str, answer: tuple[int, str]) -> None:
-        """Waits until ten requests in a row get this answer: there may be several gateways."""
         eventually(f"{name} is answered with {answer}", lambda: self.chat(name, 10) == [answer] * 10)
 
     def parents(self) -> dict[str, str | None]:
-        """Returns the base of each model that a gateway lists."""
         (listed,) = self._client.send_each([GatewayRequest("/v1/models")])
         return {one["id"]: one.get("parent") for one in listed.body["data"]}
 
@@ -122,12 +120,10 @@ def test_adapters_are_applied_requested_changed_and_deleted(here: Kubectl, remem
 
 
 def files_of(version: int) -> dict[str, str]:
-    """Returns the files of a version of the adapter."""
     return {name: text.replace("{}", str(version)) for name, text in FILES.items()}
 
 
 def digest_of(files: dict[str, str]) -> str:
-    """Returns the digest of a folder, by what `sha256sum` would print."""
     lines = (f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in sorted(files.items()))
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 

@@ -32,7 +32,6 @@ class RouteClient:
         ]
 
     def wait(self, name: str, answer: list[Any]) -> None:
-        """Waits until ten requests in a row get this answer: there may be several gateways."""
         eventually(f"{name} is answered with {answer}", lambda: self.answers(name, *["same"] * 10) == [answer] * 10)
 
 

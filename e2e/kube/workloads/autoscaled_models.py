@@ -29,22 +29,18 @@ def autoscaled_model(name: str, *, least: int, most: int = 8, **policy: object) 
 
 
 def desired(here: Kubectl, name: str, pool: str = "main") -> int:
-    """Instances that are asked for."""
     return int(here.get("deployment", f"{name}-{pool}")["spec"].get("replicas", 0))
 
 
 def writers(here: Kubectl, workload: str) -> set[str]:
-    """Returns the field managers that wrote the number."""
     return set(replicas_managers(here.get(workload, "--show-managed-fields")))
 
 
 def ready_replicas(found: DeployedModel) -> int:
-    """Instances that serve, of its first pool."""
     return int(found.get().get("status", {}).get("pools", [{}])[0].get("ready", 0))
 
 
 def condition_reason(found: DeployedModel) -> str:
-    """Returns the reason of the model's condition ``Autoscaling``."""
     return str(found.condition("Autoscaling").get("reason", ""))
 
 

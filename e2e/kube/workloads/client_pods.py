@@ -77,6 +77,10 @@ for path, body, headers in json.loads(requests):
 print(json.dumps(found))
 """
 
+ROOT = Path(__file__).parents[3]
+FULL = os.environ.get("FAIRLEAD_E2E", "") == "full"
+REPORTS = ROOT / "bench" / "results" if FULL else ROOT / "out"
+
 
 @dataclass(frozen=True, slots=True)
 class GatewayAnswer:
@@ -87,7 +91,6 @@ class GatewayAnswer:
     body: Any
 
     def model_or_code(self) -> str:
-        """Returns the model of a completion, or the code of an error."""
         return str(self.body["model"] if self.status == 200 else self.body["error"]["code"])
 
 
@@ -131,7 +134,6 @@ class ClientPod:
         return float(json.loads(self._run(_FIRST, _url("chat/completions"), self.key, body, f"{seconds:g}"))["at"])
 
     def send(self, model: str, tokens: int = 4, *, prompt: str = "Why?") -> ClientAnswer:
-        """One completion, not streamed."""
         return self._answer(_url("chat/completions"), json.dumps(_question(model, tokens, prompt)))
 
     def send_each(self, requests: Iterable[GatewayRequest], key: str = "") -> list[GatewayAnswer]:
@@ -218,7 +220,6 @@ class StreamSession:
         assert kind is not None or code == 0, f"the client of the streams ended with {code}: {said[-2_000:]}"
 
     def begin_no_more(self) -> None:
-        """Begins no further stream; open ones are read to their ends."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
@@ -283,11 +284,6 @@ def _url(path: str) -> str:
 def _question(model: str, tokens: int, prompt: str = "Why?") -> dict[str, Any]:
     messages = [{"role": "user", "content": prompt}]
     return {"model": model, "messages": messages, "max_tokens": tokens, "ignore_eos": True}
-
-
-ROOT = Path(__file__).parents[3]
-FULL = os.environ.get("FAIRLEAD_E2E", "") == "full"
-REPORTS = ROOT / "bench" / "results" if FULL else ROOT / "out"
 
 
 def record_result(part: str, lines: list[ReportLine], *, into: str = "e2e", **figures: Any) -> None:

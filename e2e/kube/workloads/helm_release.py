@@ -40,6 +40,38 @@ VALUES: dict[str, Any] = {
 }
 HELM_SECONDS = 120
 
+AUDIENCE = "fairlead-e2e"
+"""The audience of tokens of service accounts that gateways accept."""
+MANAGEMENT_TOKEN = "token of the team"
+"""A management token that reads the audit records of the tenant ``acme``."""
+_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+_API = """
+import json, ssl
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        allowed = self.headers["authorization"] == "Bearer of-the-provider" and self.path == "/openai/v1/chat/completions"
+        names = ",".join(sorted(name.lower() for name in self.headers))
+        answer = {"model": body["model"], "choices": [{"index": 0, "message": {"content": names}}],
+                  "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+        text = json.dumps(answer if allowed else {"error": {"message": "no"}}).encode()
+        self.send_response(200 if allowed else 401)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("/etc/fairlead/tls.crt", "/etc/fairlead/tls.key")
+server = ThreadingHTTPServer(("0.0.0.0", 8000), Handler)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+
 
 class HelmRelease:
     """One release, in a namespace of its own that holds pods to the strictest standard."""
@@ -58,13 +90,11 @@ class HelmRelease:
         self._defaults = dict(defaults)
 
     def ensure(self) -> None:
-        """Installed, where it is not."""
         if not self.is_installed:
             self.install()
 
     @property
     def is_installed(self) -> bool:
-        """Returns whether the chart is installed."""
         listed = json.loads(self._helm("list", "--output=json", named=False))
         return any(one["name"] == NAME for one in listed)
 
@@ -76,7 +106,6 @@ class HelmRelease:
         self._helm("install", *self.chart, "--wait", f"--timeout={HELM_SECONDS}s", values=values)
 
     def upgrade(self, **values: Any) -> None:
-        """Runs ``helm upgrade`` with these and the tests' values, and waits until all is ready."""
         self._helm("upgrade", *self.chart, "--wait", f"--timeout={HELM_SECONDS}s", values=values)
 
     @contextmanager
@@ -95,15 +124,12 @@ class HelmRelease:
         self.wait_until_replaced("gateway", before)
 
     def rollback(self) -> None:
-        """Runs ``helm rollback`` to the revision before, and waits until all is ready."""
         self._helm("rollback", "--wait", f"--timeout={HELM_SECONDS}s")
 
     def test(self) -> str:
-        """``helm test``; what it says."""
         return self._helm("test", "--logs", f"--timeout={HELM_SECONDS}s")
 
     def uninstall(self) -> None:
-        """``helm uninstall``, and wait until its pods are gone."""
         self._helm("uninstall", "--wait", f"--timeout={HELM_SECONDS}s")
         self.here.wait("delete", "pods", "--all", seconds=HELM_SECONDS)
 
@@ -116,11 +142,9 @@ class HelmRelease:
         self.cluster.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s")
 
     def key(self) -> str:
-        """The first API key, as the notes of the chart say to read it."""
         return base64.b64decode(self.here.get("secret", "fairlead-keys")["data"]["first-key"]).decode()
 
     def pods(self, component: str) -> dict[str, Manifest]:
-        """The pods of a component by uid, those that go included."""
         labels = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/component={component}"
         return {pod["metadata"]["uid"]: pod for pod in self.here.get("pods", "-l", labels)["items"]}
 
@@ -166,12 +190,10 @@ class PublishedRelease:
 
     @property
     def chart(self) -> str:
-        """Returns the chart's address, by digest."""
         return f"oci://{self.prefix}/{REPOSITORY}@{self.chart_digest}"
 
     @property
     def helm_words(self) -> tuple[str, ...]:
-        """Returns how helm gets the chart from a registry of this machine."""
         return (self.chart, "--plain-http")
 
 
@@ -191,39 +213,6 @@ def publish_build(root: Path, folder: Path, prefix: str, *, compiled: bool = Tru
     return PublishedRelease(
         version, prefix, entries[f"{REPOSITORY}:{version}"]["digest"], image_digests(entries, version)
     )
-
-
-AUDIENCE = "fairlead-e2e"
-"""The audience of tokens of service accounts that gateways accept."""
-MANAGEMENT_TOKEN = "token of the team"
-"""A management token that reads the audit records of the tenant ``acme``."""
-_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-_API = """
-import json, ssl
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        allowed = self.headers["authorization"] == "Bearer of-the-provider" and self.path == "/openai/v1/chat/completions"
-        names = ",".join(sorted(name.lower() for name in self.headers))
-        answer = {"model": body["model"], "choices": [{"index": 0, "message": {"content": names}}],
-                  "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
-        text = json.dumps(answer if allowed else {"error": {"message": "no"}}).encode()
-        self.send_response(200 if allowed else 401)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain("/etc/fairlead/tls.crt", "/etc/fairlead/tls.key")
-server = ThreadingHTTPServer(("0.0.0.0", 8000), Handler)
-server.socket = context.wrap_socket(server.socket, server_side=True)
-server.serve_forever()
-"""
 
 
 def external_engines(here: Kubectl, release: HelmRelease, folder: Path) -> Manifest:

@@ -55,7 +55,6 @@ class LifecycleChanges:
         assert self.model.wait_until_settled(pods=2).keys() == engines.keys()
 
     def scale_to_six(self) -> None:
-        """From two."""
         self.model.here.run("scale", f"modeldeployment/{self.model.name}", "--replicas=6")
         self.model.wait_until_settled(pods=6)
 
@@ -69,7 +68,6 @@ class LifecycleChanges:
         assert len(before.keys() & after.keys()) == 3
 
     def scale_to_two(self) -> None:
-        """From six."""
         self.model.here.run("scale", f"modeldeployment/{self.model.name}", "--replicas=2")
         self.model.wait_until_settled(pods=2, seconds=180)
 

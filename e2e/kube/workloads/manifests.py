@@ -13,7 +13,6 @@ SMALL_ENGINE = "e2e-narrow"
 
 
 def image(component: str, tag: str | None = None) -> str:
-    """Returns the name of one of our images on a test cluster."""
     return f"{components.PREFIX}/{component}:{tag or __version__}"
 
 
@@ -68,7 +67,6 @@ def resource(kind: str, name: str, /, **spec: Any) -> Manifest:
 
 
 def pod(name: str, spec: Manifest) -> Manifest:
-    """Returns a pod without a controller."""
     return resource("Pod", name, **spec)
 
 
@@ -91,12 +89,10 @@ def _slow_engine(name: str, **limits: int) -> Manifest:
 
 
 def service(name: str, port: int = PORT) -> Manifest:
-    """A name for the pods that are labelled ``app: name``."""
     return resource("Service", name, selector={"app": name}, ports=[{"port": port, "targetPort": port}])
 
 
 def config_map(name: str, **files: str) -> Manifest:
-    """Files by name; two underscores stand for a dot."""
     data = {key.replace("__", "."): text for key, text in files.items()}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
 

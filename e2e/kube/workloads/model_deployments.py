@@ -15,11 +15,9 @@ class DeployedModel:
     name: str
 
     def get(self) -> Manifest:
-        """The object."""
         return self.here.get("modeldeployment", self.name)
 
     def patch(self, spec: Manifest) -> None:
-        """Merge this into its spec."""
         self.here.patch(f"modeldeployment/{self.name}", {"spec": spec})
 
     def condition(self, kind: str) -> Manifest:
@@ -37,7 +35,6 @@ class DeployedModel:
         }
 
     def ready_pods(self) -> list[Manifest]:
-        """Returns its pods that are ready."""
         return [pod for pod in self.pods().values() if is_ready(pod)]
 
     def wait_until_settled(self, *, pods: int | None = None, seconds: float = 120.0) -> dict[str, Manifest]:

@@ -282,7 +282,6 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 
 def say(line: dict[str, Any]) -> None:
-    """Prints one line."""
     print(json.dumps(line), flush=True)
 
 

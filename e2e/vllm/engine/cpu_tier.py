@@ -34,15 +34,12 @@ class CopyingWorker(OffloadingWorker):
         return True
 
     def submit_store(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
-        """From the cache to the tier."""
         return self._copy(job_id, self._device, self._host, src_spec.block_ids, dst_spec.block_ids)
 
     def submit_load(self, job_id: int, src_spec: Any, dst_spec: Any) -> bool:
-        """From the tier to the cache."""
         return self._copy(job_id, self._host, self._device, src_spec.block_ids, dst_spec.block_ids)
 
     def get_finished(self) -> list[TransferResult]:
-        """Returns what was copied since the last call."""
         done, self._done = self._done, []
         return done
 

@@ -48,7 +48,6 @@ class CuttingProxy:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> str:
-        """Starts it; returns its URL."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 

@@ -45,6 +45,14 @@ _TAKEN_SECONDS = 30.0
 _STOP_SECONDS = 30.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
+MOONCAKE = "mooncake-transfer-engine-non-cuda==0.3.13.post1"
+ABORT_SECONDS = 20  # limit of a waiting prefill or decode in Mooncake; 480 by default
+_HOST = "127.0.0.1"
+_LEASE_SECONDS = 30
+_PLUGIN = "no_accelerator"
+_TIER = "cpu_tier"
+_LIBRARY = "libibverbs1"
+
 
 def fetch(url: str, *, seconds: float = 10.0) -> bytes:
     """The body of a GET. Raises OSError when there is none in time."""
@@ -64,12 +72,10 @@ class EngineProcess:
     started_seconds: float = 0.0
 
     def signal(self, number: int) -> None:
-        """Send a signal to all processes of the engine."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
-        """End it without a word."""
         self.signal(signal.SIGKILL)
         self.process.wait()
 
@@ -99,7 +105,6 @@ class EngineProcess:
         return total
 
     def running(self) -> float:
-        """Requests that it computes or that wait in it."""
         return self.metric("vllm:num_requests_running") + self.metric("vllm:num_requests_waiting")
 
     def lower_spinning_priority(self) -> int:
@@ -241,7 +246,6 @@ class GatewayProcess:
         return found
 
     def stop(self) -> None:
-        """Let it drain; kill it when it takes too long."""
         stop_process(self.process)
 
     def _version(self) -> object:
@@ -307,23 +311,12 @@ def stop_process(process: "subprocess.Popen[str]") -> None:
 
 
 def fleet_of(model: str, engines: Sequence[tuple[EngineProcess, str]], transfer: str | None = None) -> dict[str, Any]:
-    """A model of a fleet file; each engine with its role, its name as id."""
     instances = [{"id": engine.name, "url": engine.url, "role": role} for engine, role in engines]
     return {"name": model, "instances": instances} | ({"kvTransfer": transfer} if transfer else {})
 
 
 def _plain_environment() -> dict[str, str]:
-    """Ours, without what would reach into an engine's interpreter."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FAIRLEAD_", "VLLM_"))}
-
-
-MOONCAKE = "mooncake-transfer-engine-non-cuda==0.3.13.post1"
-ABORT_SECONDS = 20  # limit of a waiting prefill or decode in Mooncake; 480 by default
-_HOST = "127.0.0.1"
-_LEASE_SECONDS = 30
-_PLUGIN = "no_accelerator"
-_TIER = "cpu_tier"
-_LIBRARY = "libibverbs1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +357,6 @@ class KvConnector:
 
 
 def nixl() -> KvConnector:
-    """Came with the engine."""
     return KvConnector("nixl", "NixlConnector", {"num_threads": 0, "kv_lease_duration": _LEASE_SECONDS})
 
 

@@ -50,22 +50,18 @@ class Installation:
 
     @property
     def engine_python(self) -> Path:
-        """The interpreter that has the engine."""
         return self.folder / "engine" / "bin" / "python"
 
     @property
     def clients_python(self) -> Path:
-        """The interpreter that has the clients."""
         return self.folder / "clients" / "bin" / "python"
 
     @property
     def model(self) -> Path:
-        """The model's folder."""
         return self.folder / "model"
 
     @property
     def engine_packages(self) -> Path:
-        """The folder of the engine's packages."""
         return self.folder / "engine" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
     def versions(self) -> dict[str, str]:
@@ -138,7 +134,6 @@ def _clients(found: Installation) -> None:
 
 
 def pip_install(python: Path, *arguments: str) -> None:
-    """Installs packages into the environment of an interpreter."""
     _run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments)
 
 

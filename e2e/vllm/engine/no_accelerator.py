@@ -5,6 +5,5 @@ import torch
 
 
 def answer() -> None:
-    """Leaves machines that have an accelerator as they are."""
     if not torch.accelerator.is_available():
         torch.accelerator.current_device_index = lambda: 0

@@ -70,18 +70,15 @@ class EventRecorder:
         self._socket.close(0)
 
     def restarted(self) -> None:
-        """The engine's process was ended."""
         self._clear()
         self._places.clear()
 
     @property
     def stored(self) -> int:
-        """Blocks with a copy on the GPU."""
         return sum(1 for copies in self._there[GPU].values() if copies > 0)
 
     @property
     def copies(self) -> int:
-        """Copies on the GPU; more than blocks where one lies there twice."""
         return sum(self._there[GPU].values())
 
     def names(self, tokens: Sequence[int], size: int, adapter: str | None, salt: str | None) -> list[Name]:
@@ -109,7 +106,6 @@ class EventRecorder:
         return found
 
     def is_cached(self, tokens: Sequence[int], size: int, adapter: str | None, salt: str | None) -> list[bool]:
-        """Returns which blocks of a prompt are cached on the GPU."""
         return [self._there[GPU][name] > 0 for name in self.names(tokens, size, adapter, salt)]
 
     def index_hashes(self, model_key: str, secret: bytes, medium: str = GPU) -> set[int]:

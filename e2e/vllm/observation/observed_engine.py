@@ -67,6 +67,17 @@ SECRET = b"a secret of the test"
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.005
 
+VOCABULARY = 8_000
+FIRST_TOKEN = 100
+QUIET_SECONDS = 0.2
+_LOOKS = 8
+WAIT_SECONDS = 20.0
+
+HOST = "127.0.0.1"
+LATE_SECONDS = 3.0
+IDLE_SECONDS = 2.0  # the engine's server closes connections after five, just when the next request is on its way
+ENGINE_FLAGS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+
 
 @dataclass(frozen=True, slots=True)
 class EventSource:
@@ -122,15 +133,12 @@ class InProcessIndex:
         self._indexer.update_fleet(Fleet(models={MODEL_KEY: Model("default", MODEL)}, instances={MODEL_KEY: members}))
 
     async def close(self) -> None:
-        """End."""
         await self._indexer.close()
 
     def stamp(self) -> object:
-        """Returns a value that changes with every received event."""
         return self._heard
 
     def mirror(self) -> LoadedIndex | None:
-        """Always there."""
         return self._index
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
@@ -186,7 +194,6 @@ class RedisIndex:
         self._redis.kill()
 
     def stamp(self) -> object:
-        """Returns a value that changes with every received event and reload."""
         return self._heard
 
     def mirror(self) -> LoadedIndex | None:
@@ -239,18 +246,15 @@ def stored_blocks(changes: Sequence[Change]) -> list[float]:
 
 
 def blocks(mirror: LoadedIndex | None, instance: str, chain: Sequence[int], tier: StorageTier) -> int:
-    """Returns how many blocks of a chain the instance has cached, up to a tier."""
     return 0 if mirror is None else mirror.match(instance, chain)[tier]
 
 
 def content(mirror: LoadedIndex | None, instance: str, tier: StorageTier) -> set[int]:
-    """All blocks of an instance in a tier."""
     there: Iterable[tuple[int, StorageTier]] = () if mirror is None else mirror.blocks_of(instance)
     return {own for own, at in there if at is tier}
 
 
 def completeness(mirror: LoadedIndex | None, instance: str) -> tuple[bool, str]:
-    """Returns whether the index claims to be complete for the instance, and its reason if not."""
     known = None if mirror is None else mirror.completeness(instance)
     return known[:2] if known is not None else (False, "nothing is known")
 
@@ -258,13 +262,6 @@ def completeness(mirror: LoadedIndex | None, instance: str) -> tuple[bool, str]:
 def _source_of(source: EventSource) -> Mapping[str, Any]:
     rank = {} if source.rank is None else {"dpRank": source.rank}
     return {"id": source.instance, "url": source.url, **rank}
-
-
-VOCABULARY = 8_000
-FIRST_TOKEN = 100
-QUIET_SECONDS = 0.2
-_LOOKS = 8
-WAIT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +276,6 @@ class TokenPrompt:
     rank: int | None = None
 
     def chain(self, model_key: str, size: int, secret: bytes) -> list[int]:
-        """Its whole blocks as the index names them."""
         extras = None if self.salt is None else {0: [self.salt]}
         return block_hashes(chain_root(model_key, self.adapter, secret=secret), self.tokens, size, extras)
 
@@ -291,7 +287,6 @@ class TokenPrompt:
         return {**chosen, **fixed, **salt, **dict(self.more)}
 
     def continued(self, said: Sequence[int], more: Sequence[int] = ()) -> "TokenPrompt":
-        """The next turn of a conversation: what was said, and something new."""
         return replace(self, tokens=(*self.tokens, *said, *more))
 
 
@@ -326,7 +321,6 @@ class PredictionRow:
     reference_inflight: int = 0
 
     def is_right(self, index: str) -> bool:
-        """Whether it knew."""
         return self.predicted[index] == self.reported
 
 
@@ -427,12 +421,6 @@ def count_by_kind(rows: Sequence[PredictionRow]) -> dict[str, Any]:
 def share(part: float, whole: float) -> float | None:
     """Returns a share; None of nothing."""
     return round(part / whole, 5) if whole else None
-
-
-HOST = "127.0.0.1"
-LATE_SECONDS = 3.0
-IDLE_SECONDS = 2.0  # the engine's server closes connections after five, just when the next request is on its way
-ENGINE_FLAGS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
 
 @dataclass(slots=True)
@@ -538,7 +526,6 @@ class ObservedEngine:
         ]
 
     async def wait_until_quiet(self) -> None:
-        """Waits until all events are received."""
         await wait_until_quiet(self.stamp)
 
     def expect(self, prompt: TokenPrompt, index: IndexUnderTest) -> int:
@@ -562,7 +549,6 @@ class ObservedEngine:
         return predict_cached(held, prompt, BLOCK_TOKENS, 0 if slowest is StorageTier.GPU else slower)
 
     def reference(self, prompt: TokenPrompt) -> int:
-        """The same from counting copies at the engine."""
         recorder = self.recorders[prompt.rank or 0]
         return recorder.cached_blocks(prompt.tokens, BLOCK_TOKENS, prompt.adapter, prompt.salt) * BLOCK_TOKENS
 
@@ -608,7 +594,6 @@ class ObservedEngine:
         return answer
 
     def record_note(self, what: str, *more: object) -> None:
-        """Adds a fact to the recording that no event has."""
         self.happened.append([what, 0, len(self.recorders[0].numbers), *more])
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
@@ -632,11 +617,9 @@ class ObservedEngine:
         return numbers
 
     def differs(self) -> list[str]:
-        """Indexes that do not hold just what is there."""
         return [name for name, one in self.indexes.items() if _differs(self.compare(one))]
 
     def is_complete(self, index: IndexUnderTest) -> bool:
-        """Whether it says that it knows all."""
         return all(completeness(index.mirror(), source.instance)[0] for source in self.sources)
 
     async def equal(self, more: Numbers | None = None, indexes: Mapping[str, IndexUnderTest] | None = None) -> Numbers:
@@ -695,7 +678,6 @@ class ObservedEngine:
 
 
 def matched_tokens(chain: Sequence[int], held: Callable[[int], bool]) -> int:
-    """Returns how many of the first blocks are cached."""
     return next((number for number, one in enumerate(chain) if not held(one)), len(chain))
 
 

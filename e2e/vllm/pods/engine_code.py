@@ -49,5 +49,4 @@ def code_of(source: str) -> str:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """Whether a statement is a string alone, as docstrings are."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -74,7 +74,6 @@ def volumes(installed: Installation, namespace: str) -> list[Manifest]:
 
 
 def accelerator_class() -> Manifest:
-    """Returns the class of the pods: no device, and the speed of the tiny model on a processor."""
     return resource("AcceleratorClass", CLASS, profile={"preset": "tiny-cpu"})
 
 

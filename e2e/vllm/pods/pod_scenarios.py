@@ -67,6 +67,41 @@ HUNG_TIMES = {"after": "30s", "restartAfter": "30s"}
 START_SECONDS = 900.0
 """Seconds until engines serve, at most: two that start together share two cores, with others."""
 
+_CORE = """
+from pathlib import Path
+for folder in Path("/proc").glob("[0-9]*"):
+    try:
+        command = (folder / "cmdline").read_bytes()
+    except OSError:
+        continue
+    if command.startswith(b"VLLM::EngineCore"):
+        print(folder.name)
+"""
+
+_POST = """
+import sys, urllib.request
+url, key, body = sys.argv[1:]
+fields = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+with urllib.request.urlopen(urllib.request.Request(url, body.encode(), fields), timeout=120) as answer:
+    print(answer.read().decode())
+"""
+
+_QUESTIONS = tuple(f"Why is {number} a number? " * 40 for number in (3, 17, 255))
+
+_GREEDY = {"max_tokens": 16, "temperature": 0, "ignore_eos": True}
+
+_MARK = "fairlead.io/Serving"
+_HUNG_SECONDS = 300.0
+"""Seconds until the pod is marked, and from there until it is deleted, at most.
+
+Gateways miss answers first. Then each of the two times of ``HUNG_TIMES`` passes.
+"""
+
+_LONG_TOKENS = 1_300
+_PROMPTS = 12
+_UNDER_FAULT = 8
+_AGAIN_SECONDS = 180.0
+
 
 class StepFailed(RuntimeError):
     """Raised after a step that did not hold: the later steps of a part build on it."""
@@ -117,7 +152,6 @@ class ModelStage:
 
     @property
     def name(self) -> str:
-        """The model's full name, by which the gateway knows it."""
         return f"{self.here.namespace}/{MODEL}"
 
     def manifest(self, *pools: Manifest, engine: Manifest, **spec: object) -> Manifest:
@@ -127,24 +161,19 @@ class ModelStage:
         return resource("ModelDeployment", MODEL, **spec)
 
     def address(self, pod: Manifest) -> str:
-        """Returns the URL of the engine in a pod."""
         return f"http://{pod['status']['podIP']}:{PORT}"
 
     def gateway(self) -> str:
-        """Returns the URL of the gateway's Service."""
         return f"http://{self.stage.release.here.get('service', GATEWAY)['spec']['clusterIP']}"
 
     def pod_of(self, pool: str) -> Manifest:
-        """Returns the first ready pod of a pool."""
         pods = [pod for pod in self.model.pods().values() if pod["metadata"]["labels"]["fairlead.io/pool"] == pool]
         return next(pod for pod in pods if is_ready(pod))
 
     def core(self, pod: Manifest) -> int:
-        """Returns the process id, within its pod, of the engine core."""
         return int(self.here.run("exec", pod["metadata"]["name"], "-c", "engine", "--", "python3", "-c", _CORE))
 
     def send_signal(self, pod: Manifest, process: int, signal: str) -> None:
-        """Sends a signal to a process of a pod."""
         code = f"import os, signal; os.kill({process}, signal.{signal})"
         self.here.run("exec", pod["metadata"]["name"], "-c", "engine", "--", "python3", "-c", code)
 
@@ -172,21 +201,8 @@ class ModelStage:
         return found
 
     def wait_until_gone(self, seconds: float) -> None:
-        """Deletes the model and waits until none of its pods is left."""
         self.here.run("delete", "modeldeployment", MODEL, f"--timeout={seconds:g}s")
         eventually("its pods are gone", lambda: not self.model.pods(going=True), seconds=seconds)
-
-
-_CORE = """
-from pathlib import Path
-for folder in Path("/proc").glob("[0-9]*"):
-    try:
-        command = (folder / "cmdline").read_bytes()
-    except OSError:
-        continue
-    if command.startswith(b"VLLM::EngineCore"):
-        print(folder.name)
-"""
 
 
 @contextmanager
@@ -228,15 +244,6 @@ def post(client: ClientPod, url: str, body: Manifest) -> Manifest:
     return answer
 
 
-_POST = """
-import sys, urllib.request
-url, key, body = sys.argv[1:]
-fields = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-with urllib.request.urlopen(urllib.request.Request(url, body.encode(), fields), timeout=120) as answer:
-    print(answer.read().decode())
-"""
-
-
 def metric(url: str, name: str, **labels: str) -> float:
     """Returns the sum of a metric's series with these labels at an engine; 0 without any."""
     pairs = [f'{key}="{value}"' for key, value in labels.items()]
@@ -246,7 +253,6 @@ def metric(url: str, name: str, **labels: str) -> float:
 
 
 _RATE, _TOKENS = 0.5, 8
-_QUESTIONS = tuple(f"Why is {number} a number? " * 40 for number in (3, 17, 255))
 
 
 class PodsLifecycle:
@@ -354,9 +360,6 @@ class PodsLifecycle:
         return pod_environment.pool(minReplicas=replicas)
 
 
-_GREEDY = {"max_tokens": 16, "temperature": 0, "ignore_eos": True}
-
-
 def _answer(here: ModelStage, url: str, more: Numbers, question: str) -> str:
     body = {"messages": [{"role": "user", "content": question}], **_GREEDY, **more}
     answer = post(here.client, f"{url}/v1/chat/completions", body)
@@ -374,12 +377,6 @@ def _matched(here: ModelStage, tokens: list[int]) -> int:
 
 
 _HUNG_RATE, _HUNG_TOKENS = 1.0, 8
-_MARK = "fairlead.io/Serving"
-_HUNG_SECONDS = 300.0
-"""Seconds until the pod is marked, and from there until it is deleted, at most.
-
-Gateways miss answers first. Then each of the two times of ``HUNG_TIMES`` passes.
-"""
 
 
 class PodsHung:
@@ -443,12 +440,6 @@ class PodsHung:
         return next(
             (str(condition["status"]) for condition in conditions if condition["type"] == _MARK), "" if pod else "False"
         )
-
-
-_LONG_TOKENS = 1_300
-_PROMPTS = 12
-_UNDER_FAULT = 8
-_AGAIN_SECONDS = 180.0
 
 
 class PodsHandoff:

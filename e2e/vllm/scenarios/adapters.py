@@ -169,7 +169,6 @@ class Adapters:
         }
 
     def _engine_loads(self) -> int:
-        """Returns the loads that engines have logged since the part began."""
         logs = self._stage.folder.glob("adapters-*.log")
         return sum(log.read_text(errors="replace").count("Loaded new LoRA adapter") for log in logs)
 
@@ -194,7 +193,6 @@ class _Traffic:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     async def count(self, more: int) -> None:
-        """Waits for so many more answers."""
         until = len(self.answers) + more
         await wait_until(lambda: len(self.answers) >= until, _PHASE_SECONDS, _POLL_SECONDS)
 
@@ -216,7 +214,6 @@ class _SlotWatch:
 
 
 async def _listed(client: httpx.AsyncClient, engine: EngineProcess) -> int:
-    """Returns how many adapters an engine lists. Raises httpx.HTTPError if it does not answer."""
     answer = (await client.get(f"{engine.url}/v1/models")).raise_for_status()
     return sum(model.get("parent") is not None for model in answer.json()["data"])
 
@@ -239,12 +236,10 @@ def answering(text: str, expected: Mapping[str, str]) -> set[str]:
 
 
 def _shared_length(first: str, second: str) -> int:
-    """Returns with how many characters two texts begin alike."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _closest(texts: Sequence[str]) -> int:
-    """Returns the most characters with which two answers begin alike."""
     ordered = sorted(texts)
     return max(_shared_length(*pair) for pair in itertools.pairwise(ordered))
 

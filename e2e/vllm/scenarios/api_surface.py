@@ -187,7 +187,6 @@ class ApiSurface:
         return numbers
 
     def _engine_load(self) -> int:
-        """Requests inside the engine's server."""
         load: int = json.loads(fetch(f"{self.small.url}/load", seconds=30.0))["server_load"]
         return load
 
@@ -316,12 +315,10 @@ class ApiSurface:
 
 
 def _without_ids(one: TextPrompt) -> dict[str, Any]:
-    """Returns a stream's body without the fields that prevent its resumption."""
     return {name: value for name, value in one.body.items() if name != "return_token_ids"}
 
 
 def _with_ids(one: TextPrompt) -> TextPrompt:
-    """The same, and the ids of what is said."""
     return TextPrompt(one.tokens, one.kind, one.path, {**one.body, "return_token_ids": True})
 
 
@@ -334,7 +331,6 @@ async def _is_intact(client: httpx.AsyncClient, said: EngineAnswer) -> bool:
 
 
 def _counted_too(number: int) -> dict[str, Any]:
-    """Usage at the end of what is streamed."""
     return {"stream_options": {"include_usage": True}} if number % 3 else {}
 
 

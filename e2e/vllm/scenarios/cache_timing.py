@@ -80,7 +80,6 @@ class TenantPair:
         ]
 
     def curve_by_time(self) -> float:
-        """Returns the AUC of ranking by time; a fast answer stands for a cached prompt."""
         return area_under_curve([-relative for relative in self.relative_times], self.sent)
 
     def curve_by_tokens(self) -> float:

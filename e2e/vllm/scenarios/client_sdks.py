@@ -36,7 +36,6 @@ _ENGINE_ENVIRONMENT = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
 
 
 def vllm_engine(stage: EngineStage) -> EngineProcess:
-    """Starts vLLM with tools, schemas and a store of responses."""
     return stage.engine("sdks", *_ENGINE_OPTIONS, names=(MODEL,), environment=_ENGINE_ENVIRONMENT)
 
 

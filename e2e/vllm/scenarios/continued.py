@@ -175,12 +175,10 @@ def _add(said: Said, data: str) -> None:
 
 
 def chat(content: str, tokens: int, **more: object) -> StreamRequest:
-    """A greedy chat."""
     return StreamRequest(_CHAT, _fixed(tokens) | {"messages": [{"role": "user", "content": content}]} | more)
 
 
 def completion(prompt: str, tokens: int, **more: object) -> StreamRequest:
-    """A greedy completion."""
     return StreamRequest(_COMPLETIONS, _fixed(tokens) | {"prompt": prompt} | more)
 
 
@@ -190,7 +188,6 @@ def _fixed(tokens: int) -> dict[str, Any]:
 
 
 def prompts(draw: Random, count: int) -> list[str]:
-    """Prompts of 5 to 60 words out of a module of the standard library."""
     words = sorted(set(_WORD.findall(Path(argparse.__file__).read_text(encoding="utf-8"))))
     return [" ".join(draw.sample(words, draw.randint(5, 60))) for _ in range(count)]
 
@@ -247,7 +244,6 @@ class CutFleet:
         return said
 
     def client(self) -> httpx.AsyncClient:
-        """A client of the gateway."""
         return openai_client(self._url)
 
 
@@ -545,7 +541,6 @@ class Continued:
 
 
 def start_random(stage: EngineStage, name: str) -> EngineProcess:
-    """Starts an engine with random weights, in whole precision."""
     return stage.engine(name, *_OPTIONS, core=0, port=unused_port(), environment=_ENVIRONMENT)
 
 

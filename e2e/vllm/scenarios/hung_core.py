@@ -120,16 +120,13 @@ class _Engines:
     stack: LocalStack
 
     def urls(self) -> dict[str, str]:
-        """Returns the URLs of the engines by instance."""
         return {instance["id"].partition("/")[0]: instance["url"] for instance in self._instances()}
 
     def has_replaced(self, instance: str, core: int) -> bool:
-        """Whether an instance has another core than this one, and the gateway may use it."""
         is_ready = any(one["id"].startswith(f"{instance}/") and one["state"] == "Ready" for one in self._instances())
         return is_ready and self.cores().get(instance, core) != core
 
     def core_processes(self) -> set[int]:
-        """Returns the process ids of the engines' cores."""
         return {pid for pid, command in self.stack.children().items() if command.startswith(_CORE)}
 
     def cores(self) -> dict[str, int]:
@@ -143,7 +140,6 @@ class _Engines:
         return found
 
     def lines(self, text: str) -> list[str]:
-        """Returns the lines of the output that contain a text."""
         return [line.strip() for line in self.stack.lines if text in line]
 
     def _instances(self) -> list[dict[str, Any]]:

@@ -66,6 +66,19 @@ LEAST_WITH_EVICTION = 0.82
 SHORT, LONG = 20, 200
 _LONGEST = 3_400
 
+PROMPT = 1_500
+MIXED_IN_TIERS = 200
+
+LARGE_BLOCKS = 8_192
+SMALL_BLOCKS = 40
+SHORT_BUFFER = 20
+TIER_BYTES = 256 * 32 * 1_024  # 256 blocks of the tiny model
+REPORT_SECONDS = 3.0
+MIXED = 150
+Scenario = list[tuple[str, Callable[[], Awaitable[Numbers]]]]
+INDEXES = ("index-peace", "index-clears", "index-eviction", "index-ranks", "index-tiers")
+_LORA = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8")
+
 
 def mixed_prompts(count: int, seed: object, *, step: int) -> Iterator[TokenPrompt]:
     """Prompts that share beginnings (of ``step`` to six times as many tokens) and come again:
@@ -170,10 +183,6 @@ def _later(at: ObservedEngine, before: Mapping[str, int]) -> Numbers:
     return {"through_redis_later_seconds": spread([late - early for early, late in zip(here, there, strict=True)])}
 
 
-PROMPT = 1_500
-MIXED_IN_TIERS = 200
-
-
 class TieredCache:
     """The scenarios. The device has room for three of the prompts, the tier for a little more."""
 
@@ -246,17 +255,6 @@ class TieredCache:
         return await self._at.expect_agreement(first)
 
 
-LARGE_BLOCKS = 8_192
-SMALL_BLOCKS = 40
-SHORT_BUFFER = 20
-TIER_BYTES = 256 * 32 * 1_024  # 256 blocks of the tiny model
-REPORT_SECONDS = 3.0
-MIXED = 150
-Scenario = list[tuple[str, Callable[[], Awaitable[Numbers]]]]
-INDEXES = ("index-peace", "index-clears", "index-eviction", "index-ranks", "index-tiers")
-_LORA = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8")
-
-
 class IndexScenarios:
     """The scenarios of one of the parts."""
 
@@ -266,7 +264,6 @@ class IndexScenarios:
         self._part = part
 
     def _made(self, name: str) -> dict[str, IndexUnderTest]:
-        """Both forms of the index, which know nothing yet."""
         return {"in_process": InProcessIndex(), "through_redis": RedisIndex(self._stage.folder / name)}
 
     async def run(self) -> None:

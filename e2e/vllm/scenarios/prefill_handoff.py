@@ -95,7 +95,6 @@ class HandoffScenario:
     # ------------------------------------------------------------------------------------------------------------
 
     async def _first(self) -> Numbers:
-        """The hand-shake of a pair takes seconds; the rest is measured after it."""
         one = (await make_prompts(self.decode.url, MODEL, count=2, seed=9, least=LONG_TOKENS))[:1]
         return await self._compared(one, self.gateway.url, self._reason, at_once=1)
 
@@ -234,7 +233,6 @@ class HandoffScenario:
         return source, self.decode.metric("vllm:nixl_num_failed_transfers_total")
 
     def _reason(self, request_id: str) -> str:
-        """The gateway's last reason for a request."""
         return str(self.gateway.decision(request_id)["choices"][-1]["reason"])
 
     def _as_value(self) -> Fleet:

@@ -105,7 +105,6 @@ class Tiers:
         self._tier = cpu_tier(stage.folder / "tiers", TIER_BYTES)
 
     async def run(self) -> None:
-        """Both, in order; the engines are gone afterwards."""
         await self._report.check("first token by tier, foreseen and measured", self._foresight)
         await self._report.check("questions to databases", self._questions)
 

@@ -37,6 +37,9 @@ RESPONSE: dict[str, Any] = {"model": MODEL, "input": PROMPT, "max_output_tokens"
 CHAT: dict[str, Any] = {"model": MODEL, "messages": TURNS, "max_tokens": TOKENS, "temperature": 0}
 Said = dict[str, Any]
 
+DIALECTS = ("messages", "responses", "chat")
+CHECKS = [check for name, check in list(globals().items()) if name.startswith(tuple(f"{kind}_" for kind in DIALECTS))]
+
 
 def _message(found: Any) -> Said:
     usage = found.usage
@@ -64,7 +67,6 @@ def _chat(found: Any) -> Said:
 
 
 def _kinds(kinds: list[str]) -> list[str]:
-    """Returns the types of events in order, each run of equal ones once."""
     return [kind for at, kind in enumerate(kinds) if not at or kinds[at - 1] != kind]
 
 
@@ -243,10 +245,6 @@ def chat_errors() -> Said:
         "too long": _refused(send, CHAT, messages=[{"role": "user", "content": "x y " * 9_000}]),
         "temperature": _refused(send, CHAT, temperature=-1),
     }
-
-
-DIALECTS = ("messages", "responses", "chat")
-CHECKS = [check for name, check in list(globals().items()) if name.startswith(tuple(f"{kind}_" for kind in DIALECTS))]
 
 
 def spend(dialect: str) -> Said:

@@ -14,6 +14,8 @@ from fairlead.api.value_types import Choice, CountOrPercent, Int32, Label, Posit
 _TIME_PATTERN = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 _ZONE_PATTERN = r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}$"
 
+TimeOfDay = Annotated[str, Field(pattern=_TIME_PATTERN, max_length=5)]
+
 
 class ScalingMode(StrEnum):
     """The autoscaler's role for a model: set replica counts, advise, or nothing."""
@@ -61,7 +63,6 @@ def _check_mode(value: Any) -> Any:
     return value
 
 
-TimeOfDay = Annotated[str, Field(pattern=_TIME_PATTERN, max_length=5)]
 TimeZone = Annotated[
     str,
     AfterValidator(_check_time_zone),

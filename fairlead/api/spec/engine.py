@@ -15,6 +15,10 @@ from fairlead.fleet.model import RequestPolicy, UnknownFields
 ANY_DOMAIN: Final = "*"
 """The entry of `allowedMediaDomains` that stands for all domains; it is alone in its list."""
 
+_CUSTOM_ONLY_MESSAGE = "{} is for engines of type Custom; Fairlead sets {} of the others"
+
+_PRIORITY_OPTIONS = ("--scheduling-policy=priority", "--enable-priority-scheduling")
+
 
 class EngineType(StrEnum):
     """The program that serves the model."""
@@ -30,7 +34,6 @@ class EngineType(StrEnum):
 
     @property
     def label(self) -> str:
-        """The type in lower case, as labels, settings and fleet files write it."""
         return self.value.lower()
 
 
@@ -51,9 +54,6 @@ def _external_violation(engine: "Engine") -> tuple[str, ...] | bool:
     return (Engine.model_fields[name].alias or name,) if engine.type in _NOT_RUN and name else False
 
 
-_CUSTOM_ONLY_MESSAGE = "{} is for engines of type Custom; Fairlead sets {} of the others"
-
-
 def _custom_only_rule(field: str, attribute: str, known_part: str) -> Rule:
     return Rule(
         cel=f"!has(self.{field}) || self.type in ['Custom', 'External', 'OpenAI']",  # the last two have their own rule
@@ -66,11 +66,7 @@ def _custom_only_rule(field: str, attribute: str, known_part: str) -> Rule:
     )
 
 
-_PRIORITY_OPTIONS = ("--scheduling-policy=priority", "--enable-priority-scheduling")
-
-
 def _orders_by_priority(args: list[str]) -> bool:
-    """Returns whether a command line makes vLLM or SGLang start requests by `priority`."""
     options = [*args, *[f"{name}={value}" for name, value in pairwise(args)]]
     return any(option in options for option in _PRIORITY_OPTIONS)
 

@@ -161,12 +161,10 @@ class ModelSource(StrictModel):
 
     @property
     def scheme(self) -> str:
-        """`hf`, `s3`, `gs`, `oci`, `pvc`, `file` or `openai`."""
         return self.uri.partition(":")[0]
 
     @property
     def location(self) -> str:
-        """The part after the scheme: `Qwen/Qwen3-8B`, `bucket/path`, `claim/path`, `/path`."""
         rest = self.uri.partition(":")[2]
         return rest.lstrip("/") if self.scheme == "pvc" else rest.removeprefix("//")
 

@@ -12,6 +12,11 @@ from fairlead.fleet.model import Role
 PoolRole = Role
 """The role of a pool's instances in serving a request."""
 
+MAX_TEMPLATE_DEPTH = 50
+MAX_TEMPLATE_VALUES = 4096
+MAX_TEMPLATES_VALUES = 2 * MAX_TEMPLATE_VALUES
+"""Values of the templates of all pools of a model."""
+
 
 class Parallelism(StrictModel):
     """The spread of one instance over devices and nodes. It has tensor × pipeline × data ranks."""
@@ -44,12 +49,10 @@ class Parallelism(StrictModel):
 
     @property
     def ranks(self) -> int:
-        """Number of ranks of one instance; each has one device."""
         return self.tensor * self.pipeline * self.data
 
     @property
     def ranks_per_pod(self) -> int:
-        """Number of ranks in each pod of an instance."""
         return self.ranks // self.nodes
 
 
@@ -70,12 +73,6 @@ class TemplateMetadata(StrictModel):
     annotations: dict[str, Annotated[str, Field(max_length=65_536)]] = api_field(
         "annotations of the pods", '{example.com/scrape: "true"}', default_factory=dict, max_length=32
     )
-
-
-MAX_TEMPLATE_DEPTH = 50
-MAX_TEMPLATE_VALUES = 4096
-MAX_TEMPLATES_VALUES = 2 * MAX_TEMPLATE_VALUES
-"""Values of the templates of all pools of a model."""
 
 
 def is_oversized(value: Any, max_values: int = MAX_TEMPLATE_VALUES, max_depth: int = MAX_TEMPLATE_DEPTH) -> bool:

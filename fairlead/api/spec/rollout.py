@@ -75,7 +75,6 @@ class Canary(StrictModel):
 
     @property
     def observe_seconds(self) -> float:
-        """Time of each step."""
         return units.parse_duration(self.observe)
 
 
@@ -110,5 +109,4 @@ class Rollout(StrictModel):
 
     @property
     def drain_seconds(self) -> float:
-        """Time that an instance has to finish its requests."""
         return units.parse_duration(self.drain_timeout)

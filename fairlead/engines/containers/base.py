@@ -58,12 +58,10 @@ class InstancePod:
 
     @property
     def spec(self) -> ModelDeploymentSpec:
-        """The spec of the model."""
         return self.model.spec
 
     @property
     def served_name(self) -> str:
-        """The engine's name for the model. Gateways replace the client's model name by it."""
         return self.spec.model.engine_name or self.model.metadata.name
 
     @property
@@ -73,7 +71,6 @@ class InstancePod:
 
     @property
     def kv_role(self) -> str:
-        """The KV role in vLLM's terms. An instance in role Serve can also receive prefilled KV."""
         sides = {PoolRole.PREFILL: "kv_producer", PoolRole.DECODE: "kv_consumer", PoolRole.SERVE: "kv_both"}
         return sides[self.pool.role]
 
@@ -151,12 +148,10 @@ ContainerBuilder = Callable[[InstancePod], EngineContainer]
 
 
 def env_value(name: str, value: str) -> dict[str, Any]:
-    """Returns an environment variable with a literal value."""
     return {"name": name, "value": value}
 
 
 def env_from_field(name: str, path: str) -> dict[str, Any]:
-    """Returns an environment variable with a field of the pod."""
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
@@ -188,5 +183,4 @@ def host_resources(pod: InstancePod, devices: int) -> tuple[int, int]:
 
 
 def compact_json(value: dict[str, Any]) -> str:
-    """Returns JSON for a command-line flag."""
     return json.dumps(value, separators=(",", ":"))

@@ -45,6 +45,11 @@ done
 """
 """Arguments: URL, maximum seconds, idle seconds, gauges. Result 7 of curl: nothing listens."""
 
+LOAD_GAUGES: Final = ("llamacpp:requests_processing", "llamacpp:requests_deferred")
+_PROGRAM: Final = "/app/llama-server"
+"""Its place in the published server images."""
+_SUFFIX: Final = ".gguf"
+
 
 @dataclass(frozen=True, slots=True)
 class ShellDrain(PreStopDrain):
@@ -58,12 +63,6 @@ class ShellDrain(PreStopDrain):
         assert self.url is not None
         arguments = [self.url, f"{max_seconds:g}", str(IDLE_SECONDS), *self.gauges]
         return {"exec": {"command": ["sh", "-c", SHELL_DRAIN_SCRIPT, "drain", *arguments]}}
-
-
-LOAD_GAUGES: Final = ("llamacpp:requests_processing", "llamacpp:requests_deferred")
-_PROGRAM: Final = "/app/llama-server"
-"""Its place in the published server images."""
-_SUFFIX: Final = ".gguf"
 
 
 def llama_cpp_container(pod: InstancePod) -> EngineContainer:

@@ -71,6 +71,15 @@ _PEER_PATTERN = r"^[^\s:]+:\d{1,5}$|^\[[0-9A-Fa-f:.]+\]:\d{1,5}$"
 _TRANSFER_WORDS = {Transfer.NIXL.value: "nixl", Transfer.MOONCAKE.value: "mooncake", EngineType.SGLANG.value: "sglang"}
 _ZMQ_PATTERN = r"^(tcp://\S+:\d+|ipc:///.{1,106})$"
 
+_EngineUrl = Annotated[str, AfterValidator(unit_check(normalize_engine_url, normalizes=True))]
+_Endpoint = Annotated[str, AfterValidator(unit_check(normalize_endpoint_url, normalizes=True))]
+
+_Path = tuple[str | int, ...]
+_Add = Callable[[_Path, str, str], None]
+"""Adds a problem: the path of its field, a message and a fix."""
+
+_BARE_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
+
 
 def _check_name(text: str) -> str:
     try:
@@ -116,8 +125,6 @@ def _check_transfer(text: str) -> str:
 
 
 _Transfer = Annotated[str, AfterValidator(_check_transfer)]
-_EngineUrl = Annotated[str, AfterValidator(unit_check(normalize_engine_url, normalizes=True))]
-_Endpoint = Annotated[str, AfterValidator(unit_check(normalize_endpoint_url, normalizes=True))]
 _Name = Annotated[str, AfterValidator(_check_name)]
 _Namespace = Annotated[str, AfterValidator(_check_namespace), Field(examples=["default"])]
 _Id = Annotated[str, AfterValidator(_check_id)]
@@ -173,7 +180,6 @@ class FileKvPull(StrictModel):
     latency_seconds: Annotated[float, Field(ge=0, le=60)] = 0.01
 
     def to_kv_pull(self) -> KvPullSource:
-        """Returns the `KvPullSource` of an instance with these values."""
         return KvPullSource(self.address, self.bytes_per_token, self.bytes_per_second, self.latency_seconds)
 
 
@@ -265,7 +271,6 @@ class FileAdapter(StrictModel):
     source: Annotated[str, Field(min_length=1, max_length=1024, examples=["/adapters/sql"])]
 
     def to_adapter(self) -> LoraAdapter:
-        """Returns the adapter as gateways use it."""
         return LoraAdapter(self.name, self.source)
 
 
@@ -349,11 +354,6 @@ class FileFleet(StrictModel):
     routes: Annotated[list[FileRoute], Field(examples=["[{name: assistant, targets: [{model: tiny}]}]"])] = Field(
         default_factory=list
     )
-
-
-_Path = tuple[str | int, ...]
-_Add = Callable[[_Path, str, str], None]
-"""Adds a problem: the path of its field, a message and a fix."""
 
 
 def _check_routes(
@@ -592,9 +592,6 @@ def _check_sizes(content: FileFleet, limits: Limits, add: _Add) -> None:
             add(("models",), f"there are {count:,} {what}; at most {limit:,} are served", "split the fleet")
 
 
-_BARE_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
-
-
 def format_fleet_file(fleet: Fleet) -> str:
     """Returns the fleet as text of a fleet file, one instance per line, without `signals`."""
     lines = ["models:" if fleet.models else "models: []"]
@@ -630,7 +627,6 @@ def _escape(char: str) -> str:
 
 
 def _given(**fields: Any) -> dict[str, Any]:
-    """Returns the fields but those without a value, which are None, False or an empty list."""
     return {name: value for name, value in fields.items() if not (value is None or value is False or value == [])}
 
 
@@ -743,10 +739,8 @@ def _profile_value(profile: EngineProfile) -> str | dict[str, Any]:
 
 
 def profile_fields(profile: EngineProfile) -> dict[str, Any]:
-    """Returns every field of a profile under its name in the fleet file."""
     return {to_camel(item.name): getattr(profile, item.name) for item in fields(EngineProfile)}
 
 
 def write_fleet_file(path: Path, fleet: Fleet) -> None:
-    """Replaces the file at `path`. Readers see the old fleet or the new one."""
     write_atomic(path, format_fleet_file(fleet).encode(), mode=0o644)  # contains no secret

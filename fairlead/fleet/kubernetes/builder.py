@@ -61,6 +61,13 @@ from fairlead.routes.model import Route, visible_route
 
 _Item = TypeVar("_Item", ParsedModel, Instance)
 
+_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_BEYOND_SHARE = "its namespace has more instances than its share"
+PodSelection = tuple[str, str | None]
+"""The pods that external pools of a namespace select: the namespace and the label selector that all
+of its pools have in common. None stands for all pods of the namespace.
+"""
+
 
 def fair_shares(demands: Mapping[str, int], capacity: int) -> dict[str, int]:
     """Returns the max-min fair share of each key: at most its demand, at most `capacity` in all.
@@ -102,12 +109,6 @@ def take_fair_shares(items: Iterable[_Item], capacity: int) -> tuple[list[_Item]
 
 
 _Value = TypeVar("_Value")
-_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_BEYOND_SHARE = "its namespace has more instances than its share"
-PodSelection = tuple[str, str | None]
-"""The pods that external pools of a namespace select: the namespace and the label selector that all
-of its pools have in common. None stands for all pods of the namespace.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +403,6 @@ class _FleetBuilder:
         return found
 
     def _known_first(self, pods: Mapping[str, Manifest]) -> list[Manifest]:
-        """Returns pods in a fixed order, those with instances in the previous fleet first."""
         known = {id.partition("/")[0] for id in self._known_ids}
         return sorted(pods.values(), key=lambda pod: (uid_of(pod) not in known, uid_of(pod)))
 

@@ -67,7 +67,6 @@ class ExternalPool:
     engine: str = DEFAULT_ENGINE_KIND
 
     def make_endpoint(self, id: str, url: str, access: EngineAuth = _NO_AUTH) -> Instance:
-        """Returns an instance at an endpoint that the ModelDeployment names."""
         return replace(self.make_instance(id, url), checks_address=True, access=access)
 
     def make_instance(self, id: str, url: str, state: InstanceState = InstanceState.READY) -> Instance:

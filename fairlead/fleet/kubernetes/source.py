@@ -271,6 +271,5 @@ class KubeFleetSource:
 
 
 def _format_age(seconds: float) -> str:
-    """Returns an age rounded down, so that the text does not change every second."""
     rounded = int(seconds // _AGE_STEP_SECONDS) * _AGE_STEP_SECONDS
     return f"more than {rounded} s" if rounded else "a moment"

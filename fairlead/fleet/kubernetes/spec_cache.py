@@ -61,7 +61,6 @@ class ParsedModel:
 
     @property
     def key(self) -> str:
-        """`namespace/name`."""
         return f"{self.namespace}/{self.name}"
 
 
@@ -85,12 +84,10 @@ class SpecCache:
         self._builtin = {name: _known_accelerator(name, one.spec) for name, one in builtin_accelerators().items()}
 
     def models(self, items: Mapping[str, Manifest]) -> tuple[ParsedModel, ...]:
-        """Returns all models, oldest first."""
         self._models = {key: self._parse_model(key, one) for key, one in items.items()}
         return tuple(sorted((read for _, read in self._models.values()), key=lambda one: (one.created, one.key)))
 
     def find(self, key: str, item: Manifest) -> ParsedModel:
-        """Returns one model, parsed now if it has changed since `models`."""
         return self._parse_model(key, item)[1]
 
     def accelerators(self, items: Iterable[Manifest]) -> tuple[dict[str, KnownAccelerator], tuple[str, ...]]:

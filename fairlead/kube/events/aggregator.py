@@ -75,7 +75,6 @@ class _WaitingEvents:
     _keys: "dict[str, OrderedDict[EventKey, None]]" = field(default_factory=dict)
 
     def add(self, key: EventKey) -> None:
-        """Adds an event that is not here."""
         self._keys.setdefault(key.regarding.namespace, OrderedDict())[key] = None
         self.count += 1
 
@@ -119,7 +118,6 @@ class EventAggregator:
 
     @property
     def waiting(self) -> int:
-        """Number of events that were never written."""
         return self._waiting.count
 
     def add(self, key: EventKey, now: float, wall: float) -> None:
@@ -156,7 +154,6 @@ class EventAggregator:
         return [self._to_write(key, state) for key, state in self._unwritten.items() if state.due_at <= now]
 
     def pending_writes(self) -> list[EventWrite]:
-        """Returns all unwritten events, for the end of a process."""
         return [self._to_write(key, state) for key, state in self._unwritten.items()]
 
     def next_due_at(self) -> float | None:
@@ -238,7 +235,6 @@ class EventAggregator:
         return EventWrite(key, namespace, state.name, manifest=event)
 
     def _can_wait(self, namespace: str) -> bool:
-        """Returns True if an event of a namespace has a place, or may take one of another."""
         return self.waiting < self.max_pending or self._waiting.newest_to_displace(namespace) is not None
 
     def _make_room(self, namespace: str) -> None:
@@ -275,7 +271,6 @@ class EventAggregator:
 
 
 def write_count(write: EventWrite) -> int:
-    """Returns how often the event has happened, according to a write."""
     series = (write.manifest or write.patch or {}).get("series") or {}
     return int(series.get("count", 1))
 

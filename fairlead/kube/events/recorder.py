@@ -46,7 +46,6 @@ class EventRecorder:
 
     @property
     def dropped(self) -> int:
-        """Number of events that were lost: too many at one time, or rejected by the API server."""
         return self._aggregator.dropped
 
     def record(self, about: Manifest, type: EventType, reason: str, action: str, note: str) -> None:

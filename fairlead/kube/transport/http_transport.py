@@ -121,7 +121,6 @@ class HttpTransport:
 
     @property
     def connection_count(self) -> int:
-        """Number of open connections, in use or idle."""
         return len(self._all)
 
     async def send(
@@ -307,12 +306,10 @@ class _Connection(asyncio.Protocol):
         return waiter
 
     def write(self, data: bytes) -> None:
-        """Sends data, unless the connection is lost. The waiting caller then gets an error."""
         if self._transport is not None and not self.lost:
             self._transport.write(data)
 
     def on_timeout(self) -> None:
-        """Fails the request with a TimeoutError."""
         self.timed_out = True
         self._fail(TimeoutError())
 
@@ -325,7 +322,6 @@ class _Connection(asyncio.Protocol):
     # --- callbacks of asyncio --------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by asyncio when the connection is open."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -359,7 +355,6 @@ class _Connection(asyncio.Protocol):
     # --- callbacks of llhttp ---------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by llhttp for each header."""
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:

@@ -36,7 +36,6 @@ class WatchStream:
 
     @property
     def status(self) -> int:
-        """The HTTP status."""
         return self.response.status
 
     def header(self, name: str) -> str:
@@ -44,7 +43,6 @@ class WatchStream:
         return self.response.headers.get(name, "")
 
     def iter_bytes(self) -> AsyncIterator[bytes]:
-        """Returns the parts of the body as they arrive."""
         return self.response.content.iter_any()
 
     async def read_prefix(self, max_bytes: int) -> bytes:

@@ -42,6 +42,13 @@ EVICTION_HORIZON_SECONDS: Final = 10.0
 """An evicted adapter that is needed within this time is a loss."""
 _STEP: Final = 2.0**-52
 
+HALF_LIFE_SECONDS: Final = 60.0
+"""A request counts half as much after this time."""
+FIRST_LOAD_SECONDS: Final = 1.0
+"""The load time of an adapter while none has been measured."""
+_DECAY: Final = log(2.0) / HALF_LIFE_SECONDS
+_LEARNING_SHARE: Final = 0.3
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterCandidate:
@@ -192,17 +199,8 @@ def slot_seconds(residents: Iterable[ResidentValue], queued: Sequence[float], sl
 
 
 def _next_to_evict(residents: Iterable[ResidentValue]) -> ResidentValue | None:
-    """Returns the resident that is evicted next; None without any."""
     others = (resident for resident in residents if not resident.is_kept)
     return min(others, key=lambda resident: (resident.is_busy, resident.value, resident.name), default=None)
-
-
-HALF_LIFE_SECONDS: Final = 60.0
-"""A request counts half as much after this time."""
-FIRST_LOAD_SECONDS: Final = 1.0
-"""The load time of an adapter while none has been measured."""
-_DECAY: Final = log(2.0) / HALF_LIFE_SECONDS
-_LEARNING_SHARE: Final = 0.3
 
 
 class _DecayingCount:
@@ -215,7 +213,6 @@ class _DecayingCount:
         self.at = now
 
     def value_at(self, now: float) -> float:
-        """Returns the count as of `now`."""
         return float(self.value * 2.0 ** (-max(0.0, now - self.at) / HALF_LIFE_SECONDS))
 
 
@@ -237,22 +234,18 @@ class AdapterDemand:
             counted.value, counted.at = counted.value_at(now) + 1.0, now
 
     def rate(self, name: str, now: float) -> float:
-        """Returns the requests a second for an adapter."""
         count = self._counts.get(name)
         return 0.0 if count is None else count.value_at(now) * _DECAY
 
     def share(self, name: str, now: float) -> float:
-        """Returns the share of the model's adapter requests that name this one, from 0 to 1."""
         total, count = self._total.value_at(now), self._counts.get(name)
         return 0.0 if count is None or total <= 0.0 else min(1.0, count.value_at(now) / total)
 
     def on_loaded(self, name: str, seconds: float) -> None:
-        """Learns the time that a load took."""
         self._load_seconds[name] = _smoothed(self._load_seconds.get(name, 0.0), seconds)
         self._mean_load_seconds = _smoothed(self._mean_load_seconds, seconds)
 
     def load_seconds(self, name: str) -> float:
-        """Returns the expected time to load an adapter; that of others if it was never loaded."""
         return self._load_seconds.get(name) or self._mean_load_seconds or FIRST_LOAD_SECONDS
 
     def retain(self, names: frozenset[str]) -> None:

@@ -87,6 +87,29 @@ SHORT_UTILIZATION: Final = 0.4
 _DRAIN_WINDOW_SECONDS: Final = 30.0
 _ROLL_SECONDS: Final = 60.0
 
+DECAY_RATE: Final = 0.7
+MIN_BACKLOG_SECONDS: Final = 0.005
+"""With less, by its profile, an instance answers at once: late binding does not count it as busy.
+
+Why: a wait would cost more than the order of so little work gains.
+"""
+
+_LONG_WINDOW_SECONDS: Final = 10.0
+_MIN_SECONDS: Final = 1.0
+
+POLL_SECONDS: Final = 0.02
+"""Interval of checks without an event: requests of other processes end unseen."""
+OBJECTIVE_SPREAD_RATIO: Final = 1.5
+"""TTFT targets that differ by this factor make order relevant."""
+ALL_LEARNED_ANSWERS: Final = 1_000
+LEARNED_ANSWER_INTERVAL: Final = 8
+"""The first `ALL_LEARNED_ANSWERS` answers are learned, then one of this number."""
+_MAX_LENGTH_CLASSES: Final = 256
+_LONG_CLOSED: Final = (True,)
+MAX_PASSED_OVER: Final = 8
+"""Callers whose requests one check passes over, since each costs a look at all instances."""
+Refusals = Sequence[tuple[str, "AdmissionVerdict"]]  # by id of the request
+
 
 class LengthClasses:
     """The recent work of one model by length class."""
@@ -123,7 +146,6 @@ class LengthClasses:
 
     @property
     def objective_spread(self) -> float:
-        """The loosest TTFT target of the last minutes over the tightest; 1 if there is only one."""
         tightest = min(self._tightest, self._former_tightest)
         return max(self._loosest, self._former_loosest) / tightest if 0.0 < tightest < math.inf else 1.0
 
@@ -153,14 +175,6 @@ class LengthClasses:
             self._short_seconds *= fade
             self._long_seconds *= fade
             self._updated_at = now
-
-
-DECAY_RATE: Final = 0.7
-MIN_BACKLOG_SECONDS: Final = 0.005
-"""With less, by its profile, an instance answers at once: late binding does not count it as busy.
-
-Why: a wait would cost more than the order of so little work gains.
-"""
 
 
 class _Backlog:
@@ -198,10 +212,6 @@ class BacklogDecay:
         return left
 
 
-_LONG_WINDOW_SECONDS: Final = 10.0
-_MIN_SECONDS: Final = 1.0
-
-
 class DrainRate:
     """The drain rate of one queue."""
 
@@ -215,7 +225,6 @@ class DrainRate:
         self._updated_at = now
 
     def on_dispatch(self, prefill_seconds: float, now: float) -> None:
-        """Counts a queued request that was dispatched."""
         self._advance(now)
         self._work += prefill_seconds
 
@@ -235,20 +244,6 @@ class DrainRate:
         self._work *= fade
         self._queued_seconds = self._queued_seconds * fade + _LONG_WINDOW_SECONDS * (1.0 - fade)
         self._updated_at = now
-
-
-POLL_SECONDS: Final = 0.02
-"""Interval of checks without an event: requests of other processes end unseen."""
-OBJECTIVE_SPREAD_RATIO: Final = 1.5
-"""TTFT targets that differ by this factor make order relevant."""
-ALL_LEARNED_ANSWERS: Final = 1_000
-LEARNED_ANSWER_INTERVAL: Final = 8
-"""The first `ALL_LEARNED_ANSWERS` answers are learned, then one of this number."""
-_MAX_LENGTH_CLASSES: Final = 256
-_LONG_CLOSED: Final = (True,)
-MAX_PASSED_OVER: Final = 8
-"""Callers whose requests one check passes over, since each costs a look at all instances."""
-Refusals = Sequence[tuple[str, "AdmissionVerdict"]]  # by id of the request
 
 
 class AdmissionAction(StrEnum):
@@ -303,7 +298,6 @@ class Admitted:
         self.waited_seconds = waited_seconds
 
     def describe(self) -> str:
-        """Returns the text for the decision's reason."""
         return f"queued for {self.waited_seconds:.3f} s ({self.rule}: {self.reason})"
 
 
@@ -383,7 +377,6 @@ class AdmissionPolicy:
     # --- requests that arrive
 
     def admit(self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float) -> AdmissionVerdict:
-        """Decides on a request that arrived. It is queued if the verdict says so."""
         return self.verdict_without_queue(request, engines, now) or self.enqueue(request, engines, now)
 
     def verdict_without_queue(
@@ -413,7 +406,6 @@ class AdmissionPolicy:
     def verdict_of_classified(
         self, request: AdmissionRequest, engines: Sequence[EngineLoad], now: float
     ) -> AdmissionVerdict | None:
-        """Returns the same as `verdict_without_queue`, for a request that was counted before."""
         return None if self._requests else self._admit_without_queue(request, engines, now)
 
     def enqueue(
@@ -512,7 +504,6 @@ class AdmissionPolicy:
         return not engine.may_queue_for_memory(needed, missing)
 
     def _has_own_engines(self, queued: QueuedRequest) -> bool:
-        """Returns True for a long prompt, if the number of instances for those is bounded."""
         return queued.is_long and self.separate_long and self.is_order_relevant()
 
     def _is_closed_to_long(self, engines: Sequence[EngineLoad], now: float) -> bool:

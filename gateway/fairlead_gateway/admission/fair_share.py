@@ -84,7 +84,6 @@ class FairShare:
         return max(self.served_seconds(tenant), least - SAVED_SECONDS / weight)
 
     def present(self) -> Collection[Hashable]:
-        """Returns the tenants that wait in a queue."""
         return self._present.keys()
 
     def on_join(self, tenant: Hashable, weight: float = 1.0) -> None:

@@ -56,6 +56,27 @@ from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS, RouteRequest
 USABLE_SHARE: Final = 0.99
 """Share of the memory that may be planned for: the last block of a sequence is partly empty."""
 
+MAX_WAITING_STEP_SHARE: Final = 0.3
+HEADROOM_PER_TIER: Final = 0.05
+REQUESTS_AHEAD: Final = 2
+"""Requests that may wait inside an instance, of callers that had a small share of the service.
+
+Why: the next sequence or memory that becomes free there is theirs, whichever gateway used it.
+"""
+MAX_SHARE_AHEAD: Final = 0.25
+"""Share of an instance's memory above which a request waits for it in the gateway."""
+UNCHECKED_SHARE: Final = 0.5
+DEFAULT_TOKEN_SECONDS: Final = 0.02
+_TOKEN_SECONDS_SMOOTHING: Final = 0.1
+_CANDIDATE_SECONDS: Final = 0.05
+"""So long the forecast for one request serves admission, its queue and its dispatch. The forecasts
+of `output_lengths` are older.
+"""
+
+HOLD_SECONDS: Final = 10.0
+PAUSE_SECONDS: Final = 50.0
+_MIN_COMPACTED: Final = 64
+
 
 class SequenceForecast:
     """The KV-cache tokens of one sequence: cached now (or once its prompt is computed), and still
@@ -104,24 +125,6 @@ def peak_with(ordered: list[SequenceForecast], joined: SequenceForecast | None) 
 
 def _remaining_tokens(sequence: SequenceForecast) -> float:
     return sequence.remaining_tokens
-
-
-MAX_WAITING_STEP_SHARE: Final = 0.3
-HEADROOM_PER_TIER: Final = 0.05
-REQUESTS_AHEAD: Final = 2
-"""Requests that may wait inside an instance, of callers that had a small share of the service.
-
-Why: the next sequence or memory that becomes free there is theirs, whichever gateway used it.
-"""
-MAX_SHARE_AHEAD: Final = 0.25
-"""Share of an instance's memory above which a request waits for it in the gateway."""
-UNCHECKED_SHARE: Final = 0.5
-DEFAULT_TOKEN_SECONDS: Final = 0.02
-_TOKEN_SECONDS_SMOOTHING: Final = 0.1
-_CANDIDATE_SECONDS: Final = 0.05
-"""So long the forecast for one request serves admission, its queue and its dispatch. The forecasts
-of `output_lengths` are older.
-"""
 
 
 class LengthForecast:
@@ -376,7 +379,6 @@ class KvCapacityPlanner:
             )
 
     def retain(self, instances: frozenset[str]) -> None:
-        """Forgets all other instances that have no sequence in flight."""
         for name in [name for name, usage in self._usage.items() if name not in instances and not usage.sequences]:
             del self._usage[name]
 
@@ -434,7 +436,6 @@ class KvCapacityPlanner:
     def _remaining_of_candidate(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float
     ) -> float:
-        """Returns the tokens to plan for all answers of a request that has not begun."""
         self._forecast_candidate(request, prompt_tokens, length_class, now)
         return request.sequences * self._candidate_tokens
 
@@ -491,11 +492,6 @@ def _unshared_tokens(request: RouteRequest, prompt_tokens: float, blocks: _Promp
         return prompt_tokens
     part = chain.ends[shared - 1] / max(1.0, request.prompt_tokens * BYTES_PER_TOKEN)
     return prompt_tokens * (1.0 - min(1.0, part))
-
-
-HOLD_SECONDS: Final = 10.0
-PAUSE_SECONDS: Final = 50.0
-_MIN_COMPACTED: Final = 64
 
 
 class MemoryHold:

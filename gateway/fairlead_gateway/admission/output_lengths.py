@@ -74,7 +74,6 @@ class LengthHistogram:
             self.total = RECENT_ANSWERS * weight
 
     def rescale(self, weight: float) -> None:
-        """Divides all counts by a weight."""
         self.counts = [count / weight for count in self.counts]
         self.total /= weight
 
@@ -229,12 +228,10 @@ def forecast_table(counts: list[float]) -> list[float]:
 
 
 def bin_of(tokens: float) -> int:
-    """Returns the bin of a length; bin 0 holds one token."""
     return min(BINS - 1, max(0, math.floor(math.log(max(1.0, tokens)) / _LOG_RATIO + 1e-9)))
 
 
 def lower_edge(index: int) -> float:
-    """Returns the shortest length of a bin."""
     return math.exp(index * _LOG_RATIO)
 
 
@@ -270,7 +267,6 @@ def _after(counts: list[float], generated: int) -> tuple[int, float]:
 
 
 def _class_keys(length_class: Hashable, prompt_tokens: float) -> tuple[Hashable, Hashable]:
-    """Returns the narrow and the wide class. Prompt sizes differ by powers of four."""
     return (length_class, _prompt_power(prompt_tokens)), (length_class,)
 
 

@@ -53,6 +53,15 @@ QUANTUM_SECONDS: Final = 0.5
 TIER_WEIGHTS: Final = (10.0, 1.0, 0.1)
 """The weight of a tenant, by tier, besides its own weight."""
 
+_TenantKey = tuple[Hashable, bool]
+
+_EARLIEST: Final = "has the earliest deadline of those that can still be met"
+_MIN_REMOVED: Final = 32
+_MAX_COMPARED: Final = 64
+"""So many overdue requests are compared, in the order in which they became overdue."""
+
+_Rank = tuple[int, float]
+
 
 class QueuedRequest:
     """A queued request. Fields that are not given have their defaults.
@@ -108,17 +117,14 @@ class QueuedRequest:
 
     @property
     def deadline(self) -> float:
-        """When its first token is due."""
         return self.arrived_at + self.objective_seconds
 
     @property
     def latest_start(self) -> float:
-        """When its prefill must begin to meet the deadline."""
         return self.deadline - self.prefill_seconds
 
     @property
     def overdue_at(self) -> float:
-        """When it goes before all others of tenants with credit."""
         return self.arrived_at + OVERDUE_OBJECTIVES * self.objective_seconds - self.prefill_seconds
 
 
@@ -138,7 +144,6 @@ class NextRequest:
 
 
 _HeapEntry = tuple[float, int, QueuedRequest]
-_TenantKey = tuple[Hashable, bool]
 
 
 class _TenantQueue:
@@ -171,7 +176,6 @@ class _TenantCounts:
             self._short += number
 
     def has_open(self, closed: Collection[bool]) -> bool:
-        """Whether a request is queued whose value of `is_long` is not closed."""
         return (self._long > 0 and True not in closed) or (self._short > 0 and False not in closed)
 
     def __bool__(self) -> bool:
@@ -210,7 +214,6 @@ class RequestQueue:
         return request_id in self._requests
 
     def requests(self) -> Iterable[QueuedRequest]:
-        """Returns all queued requests, in order of arrival."""
         return self._requests.values()
 
     def add(self, request: QueuedRequest) -> None:
@@ -304,7 +307,6 @@ class RequestQueue:
             self._fair_share.charge(request.tenant, seconds, request.weight)
 
     def settle(self, request: QueuedRequest, decode_seconds: float) -> None:
-        """Charges the tenant of a charged request for the answer so far, not the expected one."""
         self._fair_share.settle(request.tenant, decode_seconds - request.decode_seconds, request.weight)
         request.decode_seconds = decode_seconds
 
@@ -444,12 +446,6 @@ class RequestQueue:
         return self._requests.get(request.id) is request
 
 
-_EARLIEST: Final = "has the earliest deadline of those that can still be met"
-_MIN_REMOVED: Final = 32
-_MAX_COMPARED: Final = 64
-"""So many overdue requests are compared, in the order in which they became overdue."""
-
-
 def has_credit(served_seconds: float, least_seconds: float, weight: float) -> bool:
     """Returns whether a tenant may go before the one that was served least.
 
@@ -493,7 +489,6 @@ class CallerClass:
 
 ALIKE: Final = CallerClass()
 """The class of callers that do not differ in tier and weight."""
-_Rank = tuple[int, float]
 
 
 class _CallerUsage:
@@ -507,7 +502,6 @@ class _CallerUsage:
         self.caller_class = ALIKE
 
     def rank(self) -> _Rank:
-        """Returns the caller's rank by number of requests; the largest is refused first."""
         return self.caller_class.tier, len(self.requests) / self.caller_class.weight
 
 
@@ -524,21 +518,17 @@ class CallerBounds:
         self.body_bytes = 0
 
     def requests_of(self, caller: Hashable) -> int:
-        """Returns the number of a caller's queued requests."""
         usage = self._callers.get(caller)
         return 0 if usage is None else len(usage.requests)
 
     def callers(self) -> Collection[Hashable]:
-        """Returns the callers with queued requests."""
         return self._callers.keys()
 
     def classes(self) -> list[tuple[Hashable, CallerClass]]:
-        """Returns the callers with queued requests, and their classes."""
         return [(caller, usage.caller_class) for caller, usage in self._callers.items()]
 
     @property
     def has_several_callers(self) -> bool:
-        """Whether requests of more than one caller are queued."""
         return len(self._callers) > 1
 
     def add(self, request_id: str, caller: Hashable, body_bytes: int, caller_class: CallerClass = ALIKE) -> None:
@@ -566,7 +556,6 @@ class CallerBounds:
             self._spare, self._has_spare = usage, True
 
     def has_most(self, caller: Hashable, caller_class: CallerClass = ALIKE) -> bool:
-        """Whether no caller would be refused before this one, with a new request of it."""
         own = caller_class.tier, (self.requests_of(caller) + 1) / caller_class.weight
         return all(usage.rank() <= own for other, usage in self._callers.items() if other != caller)
 

@@ -48,6 +48,13 @@ AUDIT_REPEATS: Final = 1_024
 
 _RECORDED: Final = (Permission.READ, Permission.AUDIT)
 
+EXPIRY_SECONDS: Final = 1.0
+_MAX_FIRST_TENANTS: Final = 16
+"""More tenants than this after none are a source that was read late, and are one record."""
+
+ACTOR = "token file"
+"""The actor of every change; the gateway sees only that the file changed."""
+
 
 class Access(NamedTuple):
     """One request to the management API.
@@ -142,11 +149,6 @@ def _is_denied(status: int) -> bool:
     return status in (401, 403)
 
 
-EXPIRY_SECONDS: Final = 1.0
-_MAX_FIRST_TENANTS: Final = 16
-"""More tenants than this after none are a source that was read late, and are one record."""
-
-
 class AuditService:
     """The audit of the states of one gateway.
 
@@ -180,7 +182,6 @@ class AuditService:
             self.log.add(event)
 
     def on_access(self, access: AccessService) -> None:
-        """Records what changed in the tenants of all sources."""
         self.on_tenants(access.table(), access.author_of, access.revoked_by)
 
     def on_models(self, models: Mapping[str, Model]) -> None:
@@ -214,10 +215,6 @@ class AuditService:
             if key.expires_at is not None and key.expires_at > now
         ]
         self._expiring.sort(key=lambda entry: entry[:2], reverse=True)
-
-
-ACTOR = "token file"
-"""The actor of every change; the gateway sees only that the file changed."""
 
 
 def manage_token_watchers(

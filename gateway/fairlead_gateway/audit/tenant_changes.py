@@ -27,6 +27,9 @@ LIST_ACTOR: Final = "revocation list"
 _MAX_MODELS: Final = 16
 _RECORDED_APART: Final = frozenset({"name", "keys", "subjects", "limits", "models"})
 
+ACTOR = "fleet"
+"""The actor of every change; the gateway sees only that a model changed."""
+
 
 def tenants_loaded(table: TenantTable, actor: str) -> AuditEvent:
     """Returns the event of the first state after a start, with a fingerprint to compare by."""
@@ -220,12 +223,7 @@ def _format_time(seconds: float) -> str:
         return str(seconds)
 
 
-ACTOR = "fleet"
-"""The actor of every change; the gateway sees only that a model changed."""
-
-
 def models_loaded(models: Mapping[str, Model]) -> AuditEvent:
-    """Returns the event of the first fleet after a start."""
     values: dict[str, Value] = {"models": len(models)}
     return AuditEvent(Action.MODELS_LOADED, "Fleet/models", ACTOR, after=values, reason="the gateway started")
 

@@ -143,5 +143,4 @@ def encode_limits(limits: Limits) -> str:
 
 
 def decode_limits(text: str) -> Limits:
-    """Returns the limits that `encode_limits` has written."""
     return replace(Limits(), **msgspec.json.decode(text))

@@ -8,6 +8,10 @@ from fairlead_gateway.dialects.body_form import ALL_SAMPLING, BodyForm
 from fairlead_gateway.dialects.dialect import Dialect, Prompt
 from fairlead_gateway.dialects.schemas import GenerationFields, OptionalInt
 
+CHAT_FORM: Final[BodyForm] = BodyForm(
+    ("max_completion_tokens", "max_tokens"), ALL_SAMPLING, ("n",), has_min_tokens=True
+)
+
 
 class ChatRequest(GenerationFields, kw_only=True, gc=False):
     """`POST /v1/chat/completions`. Most chats set none of the fields from `n` to `tools`."""
@@ -46,9 +50,6 @@ class ListedChatRequest(ChatRequest, kw_only=True, gc=False, forbid_unknown_fiel
     verbosity: Raw | UnsetType = UNSET
 
 
-CHAT_FORM: Final[BodyForm] = BodyForm(
-    ("max_completion_tokens", "max_tokens"), ALL_SAMPLING, ("n",), has_min_tokens=True
-)
 CHAT: Final[Dialect] = Dialect(
     "chat",
     ("/v1/chat/completions",),

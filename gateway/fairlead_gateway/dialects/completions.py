@@ -8,6 +8,9 @@ from fairlead_gateway.dialects.body_form import ALL_SAMPLING, BodyForm
 from fairlead_gateway.dialects.dialect import Dialect, Prompt
 from fairlead_gateway.dialects.schemas import GenerationFields, OptionalInt, OptionalText
 
+# Engines answer a completion without a limit with 16 tokens, as OpenAI does.
+_FORM: Final = BodyForm(("max_tokens",), ALL_SAMPLING, ("n", "best_of"), absent_limit=16, has_min_tokens=True)
+
 
 class CompletionRequest(GenerationFields, kw_only=True):
     """`POST /v1/completions`."""
@@ -32,8 +35,6 @@ class ListedCompletionRequest(CompletionRequest, kw_only=True, forbid_unknown_fi
     use_beam_search: Raw | UnsetType = UNSET
 
 
-# Engines answer a completion without a limit with 16 tokens, as OpenAI does.
-_FORM: Final = BodyForm(("max_tokens",), ALL_SAMPLING, ("n", "best_of"), absent_limit=16, has_min_tokens=True)
 COMPLETIONS: Final[Dialect] = Dialect(
     "completions",
     ("/v1/completions",),

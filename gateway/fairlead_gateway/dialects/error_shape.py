@@ -71,7 +71,6 @@ class ErrorShape:
         return self._event(500, body, sequence_number, response_id)
 
     def only_event(self, status: int, body: bytes) -> bytes:
-        """Returns an error object of an engine or of the gateway as the only event of a stream."""
         return self._event(status, body, None)
 
     def _event(self, status: int, body: bytes, sequence_number: int | None, response_id: str = "") -> bytes:

@@ -13,6 +13,8 @@ from fairlead_gateway.dialects.error_shape import RESPONSES_ERRORS
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.dialects.schemas import GenerationFields, OptionalInt, OptionalText
 
+_ENDS: Final = frozenset((b"response.completed", b"response.incomplete"))
+
 
 class ResponsesRequest(GenerationFields, kw_only=True, gc=False):
     """`POST /v1/responses`."""
@@ -44,7 +46,6 @@ class ListedResponsesRequest(ResponsesRequest, kw_only=True, gc=False, forbid_un
     truncation: Raw | UnsetType = UNSET
 
 
-_ENDS: Final = frozenset((b"response.completed", b"response.incomplete"))
 RESPONSES: Final[Dialect] = Dialect(
     "responses",
     ("/v1/responses",),

@@ -14,6 +14,22 @@ OptionalInt = int | None
 TokenId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 PromptInput = str | list[str | TokenId | list[TokenId]]
 
+PLAIN_MESSAGES_DEPTH = 6
+"""Levels of a body whose messages are all `PlainMessage`; other fields may have more."""
+
+MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
+ITEMS_DECODER = msgspec.json.Decoder(list[Raw])
+NULLABLE_ITEMS_DECODER = msgspec.json.Decoder(list[Raw] | None)
+
+PROMPT_INPUT_DECODER = msgspec.json.Decoder(PromptInput)
+STOP_DECODER = msgspec.json.Decoder(str | list[str] | None)
+LOGIT_BIAS_DECODER = msgspec.json.Decoder(dict[str, float] | None)
+NUMBER_DECODER = msgspec.json.Decoder(float | None)
+
+LAX_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind, strict=False) for kind in (int, float, bool)
+}
+
 
 class StreamOptions(Struct):
     """`stream_options`."""
@@ -156,29 +172,13 @@ class GenerationFields(CommonFields, kw_only=True):
     structured_outputs: Raw | UnsetType = UNSET
 
 
-PLAIN_MESSAGES_DEPTH = 6
-"""Levels of a body whose messages are all `PlainMessage`; other fields may have more."""
-
-MEMBERS_DECODER = msgspec.json.Decoder(dict[str, Raw])
-ITEMS_DECODER = msgspec.json.Decoder(list[Raw])
-NULLABLE_ITEMS_DECODER = msgspec.json.Decoder(list[Raw] | None)
 MESSAGES_DECODER = msgspec.json.Decoder(list[Message])
 PLAIN_MESSAGES_DECODER = msgspec.json.Decoder(list[PlainMessage])
 STREAM_OPTIONS_DECODER = msgspec.json.Decoder(StreamOptions | None)
-PROMPT_INPUT_DECODER = msgspec.json.Decoder(PromptInput)
-STOP_DECODER = msgspec.json.Decoder(str | list[str] | None)
-LOGIT_BIAS_DECODER = msgspec.json.Decoder(dict[str, float] | None)
-NUMBER_DECODER = msgspec.json.Decoder(float | None)
 REPETITION_DECODER = msgspec.json.Decoder(RepetitionDetection | None)
 TOOL_KINDS_DECODER = msgspec.json.Decoder(list[ToolKind] | None)
 TOOLS_DECODER = msgspec.json.Decoder(list[Tool] | None)
 
 
-LAX_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind, strict=False) for kind in (int, float, bool)
-}
-
-
 def has_value(raw: Raw | UnsetType) -> bool:
-    """Whether a field was set; `null` is no value."""
     return raw is not UNSET and bytes(raw) != b"null"

@@ -38,5 +38,4 @@ def without_marks(text: bytes) -> bytes:
 
 
 def _between(found: re.Match[bytes]) -> bytes:
-    """Returns what stands in place of blocks: the bracket, or a comma if blocks follow."""
     return found[1] if found[1] == b"[" or found[2] else b""

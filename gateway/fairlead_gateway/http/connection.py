@@ -51,6 +51,21 @@ _MAX_POLL_DELAY = 1.0
 _TCP_INFO: int | None = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 _CLOSE_WAIT = 8  # state in the first byte of struct tcp_info: the peer has sent FIN
 
+_LINGER_SECONDS: Final = 2.0
+_YIELD_BYTES: Final = 65_536  # after so many bytes in one read, other connections come first
+_CONTINUE_RESPONSE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_STATUS_LINE_START: Final = b"HTTP/1.1 "
+_SSE_COMMENT_CHUNK: Final = b"3\r\n:\n\n\r\n"
+_CHUNK_SIZE_ZERO: Final = b"0"  # a chunk size may begin with any number of zeros
+_MAX_REQUEST_ID_BYTES: Final = 128
+_REQUEST_ID_CHARS: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
+
+# The states of a connection. Why numbers: compiled code looks up the members of an Enum each time.
+_READING: Final = 1
+_RESPONDING: Final = 2
+_LINGERING: Final = 3
+_CLOSED: Final = 4
+
 
 class DisconnectDetector:
     """The poller of one connection's socket. Its delays grow from 1 ms to 1 s.
@@ -112,25 +127,7 @@ def _has_received_fin(connection: socket.socket) -> bool:
         return False
 
 
-_LINGER_SECONDS: Final = 2.0
-_YIELD_BYTES: Final = 65_536  # after so many bytes in one read, other connections come first
-_CONTINUE_RESPONSE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_STATUS_LINE_START: Final = b"HTTP/1.1 "
-_SSE_COMMENT_CHUNK: Final = b"3\r\n:\n\n\r\n"
-_CHUNK_SIZE_ZERO: Final = b"0"  # a chunk size may begin with any number of zeros
-_MAX_REQUEST_ID_BYTES: Final = 128
-_REQUEST_ID_CHARS: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")
-
-
-# The states of a connection. Why numbers: compiled code looks up the members of an Enum each time.
-_READING: Final = 1
-_RESPONDING: Final = 2
-_LINGERING: Final = 3
-_CLOSED: Final = 4
-
-
 def connection_factory(listener: Listener) -> Callable[[], asyncio.Protocol]:
-    """Returns the factory that asyncio calls for the protocol of each new connection."""
     return lambda: cast(asyncio.Protocol, ClientConnection(listener))
 
 
@@ -266,7 +263,6 @@ class ClientConnection(ResponseTransport):
             self._process_requests()
 
     def on_request_released(self) -> None:
-        """Counts the body of the request as buffered no more."""
         self._request_bytes = 0
         self._account_buffered_bytes()
 
@@ -285,7 +281,6 @@ class ClientConnection(ResponseTransport):
         reset_transport(self._transport)
 
     def reset(self) -> None:
-        """Closes the connection at once and drops what is unsent, also in the kernel."""
         reset_transport(self._transport)
 
     def unsent_bytes(self) -> int:
@@ -299,7 +294,6 @@ class ClientConnection(ResponseTransport):
         return acknowledged_bytes(self._transport)
 
     def date(self) -> str:
-        """Returns the value of the Date header."""
         return self._listener.date()
 
     def client_address(self) -> str | None:
@@ -329,7 +323,6 @@ class ClientConnection(ResponseTransport):
     # --- called by the listener, when the gateway drains
 
     def shorten_idle_timeout(self) -> None:
-        """Closes an idle connection after the listener's idle timeout, counted from now."""
         if self._state == _READING and self._awaited == AWAITING_REQUEST and self._parser.is_empty:
             self._idle_timer.restart(self._listener.idle_seconds)
 
@@ -456,7 +449,6 @@ class ClientConnection(ResponseTransport):
             self._reject(bodies_error() if buffered else _unfinished_error())
 
     def _discard_unread(self) -> None:
-        """Drops buffered bytes that will not be used."""
         self._parser = RequestParser(self._limits, self._listener.templates)
 
     # --- closing
@@ -542,12 +534,10 @@ class _ConnectionTimer(IdleTimer):
         self._connection: ClientConnection | None = connection
 
     def cancel(self) -> None:
-        """Stops the timer, and breaks the cycle of references with its connection."""
         super().cancel()
         self._connection = None
 
     def on_expired(self) -> None:
-        """Ends the idle period of the connection."""
         if self._connection is not None:
             self._connection._on_timeout()
 

@@ -37,6 +37,9 @@ _STATUS_LINES: Final = {int(status): f"HTTP/1.1 {int(status)} {status.phrase}\r\
 _MESSAGES_PATH: Final = "/v1/messages"  # whose SDKs show the id that the header `request-id` has
 _CHUNK_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(1_024)]
 
+_DAY_NAMES: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTH_NAMES: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
 
 class ResponseTransport:
     """The connection that a response is written to, as a plain base class.
@@ -115,16 +118,13 @@ class DetachedTransport(ResponseTransport):
         """Does nothing."""
 
     def date(self) -> str:
-        """Returns nothing: no head is sent."""
         return ""
 
     def client_address(self) -> str | None:
-        """Returns the address of the client, if there is one."""
         return self._client_address
 
     @property
     def is_draining(self) -> bool:
-        """False: no connection is to be closed."""
         return False
 
 
@@ -243,7 +243,6 @@ class ResponseWriter:
             self._transport.abort()
 
     def on_request_released(self) -> None:
-        """Called when the request's body is dropped before the response is complete."""
         if not self.finished:
             self._transport.on_request_released()
 
@@ -553,11 +552,9 @@ class Listener:
             connection.refuse_requests(error)
 
     def count_busy(self) -> int:
-        """Returns the number of connections that read or answer a request."""
         return sum(connection.is_busy for connection in self.connections)
 
     def close(self) -> None:
-        """Closes every connection."""
         for connection in list(self.connections):
             connection.close()
 
@@ -567,7 +564,6 @@ def _number(connection: OpenConnection) -> int:
 
 
 def bodies_error() -> Overloaded:
-    """Returns the error of a request for whose body there is no memory now."""
     hint = "try again later, or send a shorter body"
     return Overloaded("too many large bodies at once", hint=hint, headers=(("retry-after", "1"),))
 
@@ -593,10 +589,6 @@ def connection_warnings(taken: int, limits: Limits, max_open_files: int | None) 
         f"{max_open_files} open files; raise that limit: in a cluster that of the nodes' container runtime (such as "
         "`LimitNOFILE` of containerd's systemd unit), elsewhere `ulimit -n`"
     ]
-
-
-_DAY_NAMES: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTH_NAMES: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def http_date(second: int) -> str:

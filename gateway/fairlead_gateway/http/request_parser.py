@@ -55,6 +55,47 @@ _MORE_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*(?::" + _FIELD_TEXT + rb"
 _MAX_SIZE_DIGITS = 16
 _FORBIDDEN_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host"})
 
+HeaderFields = list[tuple[bytes, bytes]]
+
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE: Final = re.compile(rb"([A-Za-z][A-Za-z0-9_-]*) ([!-~]+) HTTP/([0-9])\.([0-9])")
+_FIELD_LINES: Final = re.compile(rb"(?:\r\n" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*)*")
+_HOST_VALUE: Final = re.compile(rb"[0-9A-Za-z\-._~%!$&'()*+,;=:\[\]]*")
+_AUTHORITY: Final = re.compile(rb"([^/?#]+)(.*)")
+_LENGTH_VALUE: Final = re.compile(rb"[0-9]{1,15}")
+_MAX_LENGTH_DIGITS: Final = 15
+_MAX_SHARED_TEMPLATES: Final = 64
+_MAX_SHARED_BYTES: Final = 4_096
+PIPELINED_REQUESTS: Final = 16
+"""Limit: requests read ahead on one connection; then reading pauses."""
+_DIGIT_ZERO: Final = 0x30  # the digit
+_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=[ \t]*(?:\r\n|\Z))", re.IGNORECASE)
+_SINGLE_FIELDS: Final = (
+    *(b"host", b"content-length", b"transfer-encoding", b"expect", b"content-encoding"),
+    *(b"authorization", b"x-api-key"),
+)
+SESSION_HEADERS: Final = (
+    *(b"x-session-id", b"x-claude-code-session-id", b"thread-id", b"session-id", b"session_id"),
+    b"x-session-affinity",
+)
+"""Headers in which clients name a conversation, in the order in which they count."""
+AGENT_HEADER: Final = b"x-claude-code-agent-id"
+"""The agent of a session, which has a conversation of its own."""
+_RARE: Final = b"upgrade x-request-id x-request-timeout x-fairlead-hops idempotency-key".split()
+RARE_FIELDS: Final = frozenset((*_RARE, *SESSION_HEADERS, AGENT_HEADER))
+"""Fields that every request is asked for and few have."""
+_MODEL_PATH: Final = b"/v1/models/"
+_PLAIN_HINT: Final = "send plain JSON; Codex does with `enable_request_compression = false` under `[features]`"
+_STRAY_CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
+_STRAY_CONTROL_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
+
+_MAX_EMPTY_LINES: Final = 16
+_LEADING_EMPTY_LINES: Final = re.compile(rb"(?:\r\n){0,%d}" % (_MAX_EMPTY_LINES + 1))
+
+AWAITING_REQUEST: Final = 1
+AWAITING_HEAD_END: Final = 2
+AWAITING_BODY_END: Final = 3
+
 
 class ChunkedBody:
     """The body of one chunked request, fed with bytes as they arrive."""
@@ -79,7 +120,6 @@ class ChunkedBody:
         self._trailer_bytes = -1  # -1 before the last chunk
 
     def __len__(self) -> int:
-        """Bytes in memory."""
         return len(self._data) + len(self._partial_line)
 
     def feed(self, data: bytes) -> bytes | None:
@@ -102,7 +142,6 @@ class ChunkedBody:
         return None if end is None else data[end:]
 
     def body(self) -> bytes:
-        """Returns the decoded body."""
         return bytes(self._data)
 
     def _read_chunks(self, data: bytes) -> int:
@@ -212,41 +251,6 @@ def _malformed_body() -> BadRequest:
     return BadRequest("the chunked body is malformed", code="malformed_http")
 
 
-HeaderFields = list[tuple[bytes, bytes]]
-
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE: Final = re.compile(rb"([A-Za-z][A-Za-z0-9_-]*) ([!-~]+) HTTP/([0-9])\.([0-9])")
-_FIELD_LINES: Final = re.compile(rb"(?:\r\n" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*)*")
-_HOST_VALUE: Final = re.compile(rb"[0-9A-Za-z\-._~%!$&'()*+,;=:\[\]]*")
-_AUTHORITY: Final = re.compile(rb"([^/?#]+)(.*)")
-_LENGTH_VALUE: Final = re.compile(rb"[0-9]{1,15}")
-_MAX_LENGTH_DIGITS: Final = 15
-_MAX_SHARED_TEMPLATES: Final = 64
-_MAX_SHARED_BYTES: Final = 4_096
-PIPELINED_REQUESTS: Final = 16
-"""Limit: requests read ahead on one connection; then reading pauses."""
-_DIGIT_ZERO: Final = 0x30  # the digit
-_LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=[ \t]*(?:\r\n|\Z))", re.IGNORECASE)
-_SINGLE_FIELDS: Final = (
-    *(b"host", b"content-length", b"transfer-encoding", b"expect", b"content-encoding"),
-    *(b"authorization", b"x-api-key"),
-)
-SESSION_HEADERS: Final = (
-    *(b"x-session-id", b"x-claude-code-session-id", b"thread-id", b"session-id", b"session_id"),
-    b"x-session-affinity",
-)
-"""Headers in which clients name a conversation, in the order in which they count."""
-AGENT_HEADER: Final = b"x-claude-code-agent-id"
-"""The agent of a session, which has a conversation of its own."""
-_RARE: Final = b"upgrade x-request-id x-request-timeout x-fairlead-hops idempotency-key".split()
-RARE_FIELDS: Final = frozenset((*_RARE, *SESSION_HEADERS, AGENT_HEADER))
-"""Fields that every request is asked for and few have."""
-_MODEL_PATH: Final = b"/v1/models/"
-_PLAIN_HINT: Final = "send plain JSON; Codex does with `enable_request_compression = false` under `[features]`"
-_STRAY_CONTROL: Final = re.compile(rb"(?<!\r)\n|\r(?!\n)|\x00")
-_STRAY_CONTROL_PARTIAL: Final = re.compile(rb"(?<!\r)\n|\r[^\n]|\x00")
-
-
 class RequestHead:
     """A parsed request head.
 
@@ -318,7 +322,6 @@ class RequestHead:
         return table.get(name)
 
     def get_rare(self, name: bytes) -> bytes | None:
-        """Returns the same for a name in `RARE_FIELDS`, at once where a head has none of them."""
         return self.get(name) if self._has_rare else None
 
     def first_rare(self, names: tuple[bytes, ...]) -> bytes | None:
@@ -419,7 +422,6 @@ class SharedTemplates:
 
 
 def _shared_key(raw: bytes) -> bytes | None:
-    """Returns the head without the digits of its length; None for a long one, or without length."""
     found = _LENGTH_FIELD.search(raw) if len(raw) <= _MAX_SHARED_BYTES else None
     return None if found is None else b"%b\0%b" % (raw[: found.start(1)], raw[found.end(1) :])
 
@@ -584,15 +586,6 @@ def _malformed_head(raw: bytes, in_request_line: bool) -> BadRequest:
     return BadRequest(f"the request head is malformed: {what}", code="malformed_http")
 
 
-_MAX_EMPTY_LINES: Final = 16
-_LEADING_EMPTY_LINES: Final = re.compile(rb"(?:\r\n){0,%d}" % (_MAX_EMPTY_LINES + 1))
-
-
-AWAITING_REQUEST: Final = 1
-AWAITING_HEAD_END: Final = 2
-AWAITING_BODY_END: Final = 3
-
-
 class RequestParser:
     """The parser of one connection: `feed` takes bytes, `next_request` returns requests.
 
@@ -659,7 +652,6 @@ class RequestParser:
 
     @property
     def unparsed_bytes(self) -> int:
-        """Bytes in memory that no parsed head covers: of an incomplete head, or read ahead."""
         return len(self._buffer) if self._head is None else 0
 
     @property

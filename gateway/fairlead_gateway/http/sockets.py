@@ -54,7 +54,6 @@ class ListenAddress:
 
     @property
     def family(self) -> socket.AddressFamily:
-        """IPv4 or IPv6."""
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     def _check_exclusive(self) -> None:
@@ -113,6 +112,5 @@ def refuse_new_connections(listening: socket.socket) -> bool:
 
 
 def socket_url(bound: socket.socket, *, secure: bool = False) -> str:
-    """Returns the URL of a listening socket."""
     host, port = bound.getsockname()[:2]
     return f"http{'s' if secure else ''}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -65,12 +65,10 @@ class TimerQueue:
         self._armed_until = 0.0
 
     def add(self, timer: "IdleTimer") -> None:
-        """Adds a timer, which is not in the queue."""
         self._heap.append(timer)
         self._move_up(timer, len(self._heap) - 1)
 
     def advance(self, timer: "IdleTimer") -> None:
-        """Moves a timer of the queue forward: its time is earlier now."""
         self._move_up(timer, timer._position)
 
     def remove(self, timer: "IdleTimer") -> None:
@@ -172,11 +170,9 @@ class IdleTimer:
             self._queue.advance(self)
 
     def pause(self) -> None:
-        """Removes the due time. The timer stays in the queue and does nothing there."""
         self._active = False
 
     def cancel(self) -> None:
-        """Stops the timer. A subclass drops its callback, too, which is never called again."""
         self._active = False
         self._queue.remove(self)
 

@@ -81,5 +81,4 @@ def _pinning_context(leaves: list[str]) -> ssl.SSLContext:
 
 
 def _reject_password_prompt() -> str:
-    """Raises; without this callback, an encrypted key would prompt on the terminal."""
     raise ValueError("the key is encrypted; a key without a passphrase is needed")

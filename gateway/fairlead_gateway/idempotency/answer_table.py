@@ -128,11 +128,9 @@ class KeyedAnswer:
 
     @property
     def is_running(self) -> bool:
-        """Whether the request is still served."""
         return not self.is_complete and not self.is_cut
 
     def unread_chunks(self, position: int) -> list[bytes]:
-        """Returns the chunks from a position on."""
         return self.chunks[position - self.forgotten_chunks :]
 
     def trim(self) -> None:
@@ -181,11 +179,9 @@ class AnswerTable:
         self.size = 0
 
     def __len__(self) -> int:
-        """The number of answers, lost ones included."""
         return sum([len(answers.by_key) for answers in self._callers.values()])
 
     def has(self, caller: CallerKey, key: bytes) -> bool:
-        """Whether there is an answer under a key, of any request, which may be lost."""
         answers = self._callers.get(caller)
         return answers is not None and key in answers.by_key
 

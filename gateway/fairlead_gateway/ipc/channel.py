@@ -60,12 +60,10 @@ class Channel(asyncio.Protocol, Generic[T]):
         self.dropped = 0
 
     async def open(self, sock: socket.socket) -> None:
-        """Starts on this socket and the running loop. The channel then owns the socket."""
         sock.setblocking(False)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=sock)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by asyncio when the channel is open."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -95,7 +93,6 @@ class Channel(asyncio.Protocol, Generic[T]):
         del buffer[:begin]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by asyncio when the channel has closed."""
         self._transport = None
         self._on_closed()
 
@@ -106,7 +103,6 @@ class Channel(asyncio.Protocol, Generic[T]):
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes of sent messages that the system's buffers have not taken yet."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def send(self, message: msgspec.Struct) -> bool:
@@ -128,11 +124,9 @@ class Channel(asyncio.Protocol, Generic[T]):
         return True
 
     def close(self) -> None:
-        """Closes the channel after sent messages have gone out."""
         if self._transport is not None:
             self._transport.close()
 
 
 def encode_message(message: msgspec.Struct) -> bytes:
-    """Encodes a message for `send_encoded`."""
     return _encode(message)

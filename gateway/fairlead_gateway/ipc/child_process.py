@@ -125,7 +125,6 @@ class ChildProcess:
             channel.close()
 
     def close(self) -> None:
-        """Ends the process for good."""
         self.is_closed = True
         self.end()
 
@@ -154,7 +153,6 @@ def _receive(channel: socket.socket, size: int, deadline: float) -> bytes:
 
 
 def encode_frame(message: object) -> bytes:
-    """Returns an encoded message behind its length."""
     payload = msgspec.msgpack.encode(message)
     return len(payload).to_bytes(LENGTH_BYTES, "big") + payload
 
@@ -180,6 +178,5 @@ def read_exactly(stream: BinaryIO, size: int) -> bytes:
 
 
 def serve_parent(query_type: type[Query], reply: Callable[[Query], object]) -> None:
-    """Replies to the queries of this process's parent until the socket closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all processes; the parent decides
     serve(sys.stdin.buffer, sys.stdout.buffer, query_type, reply)

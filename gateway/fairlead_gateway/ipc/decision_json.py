@@ -20,6 +20,12 @@ from fairlead_kvstore.redis.codec import encode
 MAX_REJECTED: Final = 16
 _Json = dict[str, Any]
 
+_OUTCOME_FIELDS: Final = (
+    *("status", "error", "attempts", "duration_seconds", "ttft_seconds", "itl_mean_seconds", "prompt_tokens"),
+    *("cached_tokens", "predicted_cached_tokens", "output_tokens", "within_objective", "overhead_seconds"),
+    *("queued_seconds", "break_seconds", "recomputed_tokens", "not_continued"),
+)
+
 
 class PublishedDecision(msgspec.Struct, frozen=True, omit_defaults=True):
     """One entry of the decision stream. ``inputs`` maps a name to (value, age in seconds)."""
@@ -159,13 +165,6 @@ def _handoff(handoff: HandoffRecord) -> _Json:
             for leg in handoff.attempts
         ],
     }
-
-
-_OUTCOME_FIELDS: Final = (
-    *("status", "error", "attempts", "duration_seconds", "ttft_seconds", "itl_mean_seconds", "prompt_tokens"),
-    *("cached_tokens", "predicted_cached_tokens", "output_tokens", "within_objective", "overhead_seconds"),
-    *("queued_seconds", "break_seconds", "recomputed_tokens", "not_continued"),
-)
 
 
 def _outcome(outcome: RequestOutcome) -> _Json:

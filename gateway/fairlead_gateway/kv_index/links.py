@@ -118,7 +118,6 @@ class LinkTable:
         return self._links.get(digest)
 
     def linked_count(self, hashes: Sequence[int]) -> int:
-        """Returns how many blocks from the start of a prompt are linked."""
         return bisect_left(range(len(hashes)), True, key=lambda number: hashes[number] not in self._links)
 
     def token_hashes_of(self, digest: int) -> "array[int]":
@@ -127,7 +126,6 @@ class LinkTable:
         return array("Q") if link is None else link._chain.hashes[: link.depth]
 
     def linked_blocks(self, token_hash: int) -> Collection[int]:
-        """Returns the byte blocks that are linked to a token hash."""
         known = self._by_token_hash.get(token_hash, ())
         return (known,) if isinstance(known, int) else known
 
@@ -158,7 +156,6 @@ class LinkTable:
         return found
 
     def items(self) -> Iterable[tuple[int, Link]]:
-        """Returns all linked byte blocks with their links."""
         return self._links.items()
 
     # --- changes
@@ -258,6 +255,5 @@ class LinkTable:
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Returns how many blocks two chains share from the start, by bisection."""
     shorter = range(min(len(first), len(second)))
     return bisect_left(shorter, True, key=lambda number: first[number] != second[number])

@@ -259,7 +259,6 @@ class PrefixTranslator:
                 self._instances[instance].changed.update(changed)
 
     def clear(self) -> None:
-        """Drops all links, because they are wrong, and withdraws the corrections made with them."""
         self.table.clear()
         self._resend(set(self._reporting()))
 
@@ -284,7 +283,6 @@ class PrefixTranslator:
                 pending.removed.clear()
 
     def resend_all(self) -> None:
-        """Reports everything again: for a new worker, or since blocks were restored."""
         self._resend({*self._instances, *self.blocks.instances(), self._shared_store})
 
     def has_removed_since(self, instance: str, hashes: Iterable[int], since: float) -> bool:
@@ -390,7 +388,6 @@ class PrefixTranslator:
             removed_at.popitem(last=False)
 
     def _level(self, block_hash: int, instance: str) -> int:
-        """Returns the fastest tier in which an instance has a block, or `_NOWHERE`."""
         tiers = self.blocks.tiers(instance, block_hash)
         return (tiers & -tiers).bit_length() - 1 if tiers else _NOWHERE
 
@@ -430,13 +427,11 @@ class PrefixTranslator:
     # --- helpers
 
     def _reporting(self) -> list[str]:
-        """Returns all known instances, with the shared store if it had a block."""
         shared = (self._shared_store,) if self._shared_store in self._instances else ()
         return [*self.blocks.instances(), *shared]
 
     @property
     def is_resending(self) -> bool:
-        """True while blocks remain that are to be reported again."""
         return bool(self._resent_links)
 
     def _resend(self, instances: set[str]) -> None:

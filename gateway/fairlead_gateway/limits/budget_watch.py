@@ -42,7 +42,6 @@ class BudgetState:
 
     @property
     def used_share(self) -> float:
-        """The used share: at least 1 if the budget is used up, above 1 after an overrun."""
         share = self.used / self.amount if self.amount > 0 else 1.0
         return max(1.0, share) if self.is_used_up else share
 
@@ -126,7 +125,6 @@ class BudgetWatch:
         return [BudgetEvent(reached, state)] if is_news and self._speaks(rows) else []
 
     def _speaks(self, rows: Sequence[Row]) -> bool:
-        """Whether this gateway logs for all that hold a part of the budget."""
         return min((row.holder.rpartition("/")[0] for row in rows), default=self._gateway_id) == self._gateway_id
 
 

@@ -17,6 +17,24 @@ _DAY_MS: Final = 86_400_000
 _ERA_DAYS: Final = 146_097
 _FROM_MARCH_0000: Final = 719_468  # days from 0000-03-01 to 1970-01-01
 
+GRANTED: Final = 0
+"""The holder has what it needs."""
+EXHAUSTED: Final = 1
+"""The limit is used up until its window ends, or until requests end."""
+CONTENDED: Final = 2
+"""Enough is left, in slices of other holders; they give it back shortly."""
+NOT_YET: Final = 3
+"""The store lost its state, or is new: it grants nothing until every holder has reported."""
+CLOSED: Final = 4
+"""The store lost its state, and the rest of the window cannot be known."""
+
+UNAVAILABLE: Final = 5
+"""The store does not answer, and the tenant's requests are refused meanwhile."""
+OPEN: Final = 6
+"""The store does not answer, and the tenant's requests are admitted meanwhile."""
+
+_STEPS_OF_A_LIMIT: Final = 256
+
 
 def window_span(window: str, now_ms: int) -> tuple[int, int]:
     """Returns start and end of the window that contains a time; (0, 0) without a window."""
@@ -33,7 +51,6 @@ def window_span(window: str, now_ms: int) -> tuple[int, int]:
 
 
 def previous_start(window: str, start_ms: int) -> int:
-    """Returns the start of the window before the one that starts at `start_ms`."""
     return window_span(window, start_ms - 1)[0]
 
 
@@ -65,26 +82,6 @@ def _month_start(year: int, month: int) -> int:
     return (era * _ERA_DAYS + day - _FROM_MARCH_0000) * _DAY_MS
 
 
-GRANTED: Final = 0
-"""The holder has what it needs."""
-EXHAUSTED: Final = 1
-"""The limit is used up until its window ends, or until requests end."""
-CONTENDED: Final = 2
-"""Enough is left, in slices of other holders; they give it back shortly."""
-NOT_YET: Final = 3
-"""The store lost its state, or is new: it grants nothing until every holder has reported."""
-CLOSED: Final = 4
-"""The store lost its state, and the rest of the window cannot be known."""
-
-UNAVAILABLE: Final = 5
-"""The store does not answer, and the tenant's requests are refused meanwhile."""
-OPEN: Final = 6
-"""The store does not answer, and the tenant's requests are admitted meanwhile."""
-
-
-_STEPS_OF_A_LIMIT: Final = 256
-
-
 def report_step(amount: int) -> int:
     """Returns the part of a limit whose use is reported at once, not at the next interval.
 
@@ -113,12 +110,10 @@ class Row(msgspec.Struct, array_like=True):
 
     @property
     def idle(self) -> int:
-        """The part of the grant that is neither spent nor reserved."""
         return max(0, self.granted - self.returned - self.spent - self.busy)
 
     @property
     def outstanding(self) -> int:
-        """The part of the grant that is not spent."""
         return max(0, self.granted - self.returned - self.spent)
 
     def taken(self, now_ms: int, *, is_strict: bool, has_window: bool) -> int:

@@ -88,12 +88,10 @@ class TenantLedger:
         self._has_news = True
 
     def need(self, limit: str, need: Need) -> None:
-        """Records what a worker needs; the last one counts."""
         if limit in self._limits and need.holder not in self._ended:
             self._needs[limit, need.holder] = need
 
     def forget_need(self, limit: str, holder: str) -> None:
-        """Drops a need that cannot be answered now."""
         self._needs.pop((limit, holder), None)
 
     def end_holder(self, holder: str) -> None:
@@ -119,17 +117,14 @@ class TenantLedger:
 
     @property
     def has_needs(self) -> bool:
-        """Whether a worker waits for a grant."""
         return bool(self._needs)
 
     @property
     def is_behind(self) -> bool:
-        """Whether the store lacks so much that it should have it now: `report_step` of a limit."""
         return any(unsent >= report_step(self._limits[limit].amount) for limit, unsent in self._unsent.items())
 
     @property
     def has_news(self) -> bool:
-        """Whether the store lacks counters, or a lease must be renewed."""
         return self._has_news or self._must_merge or any(row.outstanding > 0 for row in self._own.values())
 
     # The store.
@@ -199,7 +194,6 @@ class TenantLedger:
         return updates
 
     def on_failed(self) -> None:
-        """Notes that the last exchange may not have reached the store."""
         self._has_news = True
 
     def _forget_ended(self, sent: Exchange) -> None:

@@ -37,6 +37,11 @@ from fairlead_gateway.limits.exchange import (
 
 NO_BASE: Final = Base()
 
+FOLD_ROWS: Final = 16
+CONTENDED_MS: Final = 2_000
+KEEP_MS: Final = 60_000
+UNWINDOWED_KEEP_MS: Final = 3_600_000
+
 
 class Account:
     """One limit in one window.
@@ -57,7 +62,6 @@ class Account:
         self.expires_at = 0
 
     def row_of(self, holder: str, start: int) -> Row:
-        """Returns the counters of a holder; those of a new one are 0."""
         return self.rows.setdefault(holder, Row(holder, start, 0, 0, 0))
 
     def merge_base(self, base: Base) -> None:
@@ -69,27 +73,17 @@ class Account:
             self.base = Base(base.until, max(base.used, self.base.used))
 
     def is_folded(self, row: Row) -> bool:
-        """Returns whether the base contains the row already."""
         return row.holder not in self.rows and 0 < row.expires <= self.base.until
 
     def used(self, now_ms: int, *, is_strict: bool, has_window: bool) -> int:
-        """Returns what all holders have used or may still use."""
         rows = self.rows.values()
         return self.base.used + sum(row.taken(now_ms, is_strict=is_strict, has_window=has_window) for row in rows)
 
     def idle_elsewhere(self, holder: str, now_ms: int) -> int:
-        """Returns what other holders with a lease were granted and do not need now."""
         return sum(row.idle for name, row in self.rows.items() if name != holder and row.expires > now_ms)
 
     def live_count(self, now_ms: int) -> int:
-        """Returns the number of holders with a lease."""
         return sum(row.expires > now_ms for row in self.rows.values())
-
-
-FOLD_ROWS: Final = 16
-CONTENDED_MS: Final = 2_000
-KEEP_MS: Final = 60_000
-UNWINDOWED_KEEP_MS: Final = 3_600_000
 
 
 class TenantState:
@@ -129,7 +123,6 @@ class QuotaStore:
         return ExchangeReply(state.epoch, state.since, now_ms, state.is_lost, is_open, limits)
 
     def retain(self, tenants: set[str]) -> None:
-        """Drops the state of other tenants."""
         self.tenants = {name: state for name, state in self.tenants.items() if name in tenants}
 
     def _state(self, tenant: str, exchange: Exchange, now_ms: int) -> TenantState:

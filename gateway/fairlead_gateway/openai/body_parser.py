@@ -270,13 +270,11 @@ class ModelRequest:
         self.has_cache_variants = self.has_cache_variants or bool(digest)
 
     def set_adapter(self, adapter: LoraAdapter) -> None:
-        """Makes this a request for an adapter, which shares no cached block with its base."""
         self.adapter = adapter
         self.cache_key = f"{self.model_key}\0{adapter.name}\0{adapter.source}"
 
     @property
     def answers(self) -> int:
-        """Returns how many answers an engine computes: `n` or `best_of`, for each prompt."""
         return self.sequences * self.prompts
 
     @property
@@ -310,7 +308,6 @@ class ModelRequest:
         return bytes(self.fields.messages) if isinstance(self.fields, ChatRequest) else b""
 
     def release_body(self) -> None:
-        """Releases the body and its fields, once no other engine will need them."""
         self.decoded_fields = None
         self.body = self.client_body = b""
 
@@ -594,7 +591,6 @@ def _item_count(raw: Raw, *, of_lists: bool = True) -> int:
 
 
 def _has_listed_context(listed: Any) -> bool:
-    """Whether a listed chat has one of the fields in `_CONTEXT_FIELDS` that are listed."""
     return listed.tools is not _UNSET or listed.functions is not _UNSET
 
 

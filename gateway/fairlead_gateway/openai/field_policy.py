@@ -372,7 +372,6 @@ def apply_field_policy(body: bytes, members: Members | None, path: str, model: M
 
 
 def removed_fields(members: Members | None) -> tuple[str, ...]:
-    """Returns the names of the fields that `apply_field_policy` removes, whatever their value."""
     return () if members is None else tuple(sorted([name for name in members if name in REMOVED_FIELDS]))
 
 
@@ -522,7 +521,6 @@ def remove_fields(body: bytes, names: frozenset[str] | set[str] = REMOVED_FIELDS
 
 
 def engine_tables(engine: str) -> list[dict[str, str]]:
-    """Returns the tables of an engine type, by path; those of all types if it has none."""
     return [FIELDS[name] for name in _ENGINE_TABLES.get(engine, _ALL_TABLES)]
 
 
@@ -558,7 +556,6 @@ def _check_known(members: Members, path: str, engines: Iterable[str], allowed: f
 
 
 def _is_shown(name: str) -> bool:
-    """Returns True if an error may repeat the name of a field."""
     return name.isidentifier() and name.isascii() and len(name) <= _MAX_SHOWN_CHARACTERS
 
 

@@ -47,6 +47,10 @@ _OPENING: Final = b"[{"
 _BRACE: Final = ord("{")
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 
+_MAX_DECODED_BYTES = 1 << 20
+_DISABLED_VALUES = (b"null", b"false")
+_ABSENT_MEMBER = msgspec.Raw(b"null")
+
 
 def contains_any(body: bytes, patterns: Iterable[bytes]) -> bool:
     """Returns whether one of the short patterns occurs in the body."""
@@ -68,12 +72,10 @@ def splice(body: bytes, start: int, end: int, text: bytes) -> bytes:
 
 
 def prepend_members(body: bytes, fields: Mapping[str, bytes]) -> bytes:
-    """Returns the body with `fields` (JSON texts) added in front; it must not have them yet."""
     return prepend_text(body, members_text(fields))
 
 
 def members_text(fields: Mapping[str, bytes]) -> bytes:
-    """Returns fields (JSON texts) as they stand in an object."""
     return b",".join([msgspec.json.encode(key) + b":" + value for key, value in fields.items()])
 
 
@@ -313,11 +315,6 @@ def _after_space(body: bytes, position: int) -> int:
         return position
     match = _SPACE.match(body, position)
     return match.end() if match else position
-
-
-_MAX_DECODED_BYTES = 1 << 20
-_DISABLED_VALUES = (b"null", b"false")
-_ABSENT_MEMBER = msgspec.Raw(b"null")
 
 
 def is_any_enabled(quoted_names: Iterable[bytes], body: bytes) -> bool:

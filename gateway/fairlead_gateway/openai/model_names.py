@@ -30,6 +30,10 @@ from fairlead_gateway.openai.json_edit import set_members
 _MAX_COMPARED_CHARACTERS = 64
 _MAX_COMPARED_NAMES = 40
 
+_KEYS: Final = (b'"model":', b'"model": ')
+_MAX_PLACES: Final = 16_384
+"""Limit: places in one read where a name or an id is replaced by a longer one."""
+
 
 def resolve_model(name: str, fleet: Fleet) -> Model:
     """Returns the model that a client's name means.
@@ -153,7 +157,6 @@ def resolve_model_entry(name: str, fleet: Fleet, names: dict[str, ModelEntry] | 
 
 
 def _find_entry(name: str, fleet: Fleet) -> ModelEntry | None:
-    """Returns what `client_names` has under a name, without making all of it."""
     key = _resolve_key(name, fleet)
     return _adapter_entries(fleet).get(name) if key is None else ModelEntry(key, fleet.models[key])
 
@@ -241,11 +244,6 @@ def _common_prefix_length(left: Iterable[str], right: Iterable[str]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
-_KEYS: Final = (b'"model":', b'"model": ')
-_MAX_PLACES: Final = 16_384
-"""Limit: places in one read where a name or an id is replaced by a longer one."""
-
-
 def body_with_model(name: str, body: bytes) -> bytes:
     """Returns the body of a request for `name`; an empty body stays empty."""
     return set_members(body, {"model": msgspec.json.encode(name)}) if body else body
@@ -276,7 +274,6 @@ class ServedNameRewriter:
         return data
 
     def rewrite_events(self, events: list[bytes]) -> list[bytes]:
-        """Returns whole events with the client's name."""
         return [self.rewrite(event) for event in events]
 
     def rewrite_chunks(self, chunks: list[bytes], last: bool) -> list[bytes]:

@@ -98,6 +98,32 @@ _MODEL_STARTS: Final = (b'{"model":"', b'{"model": "')
 _MODEL_KEY: Final = b'"model"'
 _WITH_USAGE: Final = set_members(b"{}", {"include_usage": b"true"})
 
+_UNRESUMABLE_FIELDS: Final = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
+_CONTINUOUS_USAGE_KEY: Final = b"continuous_usage_stats"
+_MAYBE_DETERMINISTIC: Final = re.compile(rb'"seed"|"temperature"(?!\s*:\s*-?(?:0\.0{0,9})?[1-9][0-9.]*[\s,}])')
+"""A seed, or a temperature that is not surely other than 0, among the fields of a scanned chat."""
+
+_NO_TOOLS: Final = (b"null", b"[]")
+_MAX_CACHED_STARTS: Final = 1_024
+
+TIMEOUT_HEADER: Final = b"x-request-timeout"
+_MAX_CHARACTERS = 32
+
+BodyParser = Callable[[type[CommonFields], bytes], ModelRequest]
+_METHODS: Final = ("GET", "POST")
+_PLAIN_PATH = re.compile(r"/v1(?!/v1(?:/|$))(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
+_ENGINE_ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_COMMON_PATHS = frozenset(
+    {
+        *("/v1/tokenize", "/v1/detokenize", "/v1/moderations"),
+        *("/v1/audio/speech", "/v1/audio/transcriptions", "/v1/audio/translations"),
+        *("/v1/images/generations", "/v1/images/edits", "/v1/images/variations"),
+    }
+)
+_MAX_QUERY_FIELDS = 50
+_CLOSED_HINT = "the operator of the model opens paths with engine.allowedPaths"
+_HINT = "other paths under /v1 go to the engine of the model that the JSON body, or ?model=, names"
+
 
 def parse_request(
     path: str,
@@ -179,12 +205,6 @@ def bind_to_entry(path: str, request: ModelRequest, entry: ModelEntry, limits: L
     request.bind(entry, prepend_members(body, added) if added else body)
 
 
-_UNRESUMABLE_FIELDS: Final = (b'"continue_final_message"', b'"return_token_ids"', b'"use_beam_search"')
-_CONTINUOUS_USAGE_KEY: Final = b"continuous_usage_stats"
-_MAYBE_DETERMINISTIC: Final = re.compile(rb'"seed"|"temperature"(?!\s*:\s*-?(?:0\.0{0,9})?[1-9][0-9.]*[\s,}])')
-"""A seed, or a temperature that is not surely other than 0, among the fields of a scanned chat."""
-
-
 def can_resume(request: ModelRequest) -> bool:
     """Whether another instance can resume the stream of this request."""
     if request.resumable is not None:
@@ -241,10 +261,6 @@ def _has_continuous_usage(fields: GenerationFields) -> bool:
     if _CONTINUOUS_USAGE_KEY not in options:
         return False
     return bool(msgspec.json.decode(options, type=StreamOptions).continuous_usage_stats)
-
-
-_NO_TOOLS: Final = (b"null", b"[]")
-_MAX_CACHED_STARTS: Final = 1_024
 
 
 class CacheScope:
@@ -383,10 +399,6 @@ def _joined(parts: list[bytes]) -> bytes:
     return b"".join([xxhash.xxh3_64_digest(part) for part in parts])
 
 
-TIMEOUT_HEADER: Final = b"x-request-timeout"
-_MAX_CHARACTERS = 32
-
-
 def client_timeout(head: RequestHead) -> float | None:
     """Returns the client's timeout in seconds; None without the header. Raises BadRequest."""
     value = head.get_rare(TIMEOUT_HEADER)
@@ -441,29 +453,11 @@ def _parse_seconds(text: str) -> float:
     return float(text) if text[-1:].isdigit() or text[-1:] == "." else parse_duration(text)
 
 
-BodyParser = Callable[[type[CommonFields], bytes], ModelRequest]
-_METHODS: Final = ("GET", "POST")
-_PLAIN_PATH = re.compile(r"/v1(?!/v1(?:/|$))(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._~:@-]+)+")
-_ENGINE_ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
-_COMMON_PATHS = frozenset(
-    {
-        *("/v1/tokenize", "/v1/detokenize", "/v1/moderations"),
-        *("/v1/audio/speech", "/v1/audio/transcriptions", "/v1/audio/translations"),
-        *("/v1/images/generations", "/v1/images/edits", "/v1/images/variations"),
-    }
-)
-_MAX_QUERY_FIELDS = 50
-_CLOSED_HINT = "the operator of the model opens paths with engine.allowedPaths"
-_HINT = "other paths under /v1 go to the engine of the model that the JSON body, or ?model=, names"
-
-
 def is_passthrough_path(path: str) -> bool:
-    """Whether an engine may serve a path that the gateway does not know."""
     return _PLAIN_PATH.fullmatch(path) is not None and path not in _ENGINE_ADMIN_PATHS
 
 
 def methods_of(path: str) -> tuple[str, ...]:
-    """Returns the methods with which a path may be passed on."""
     return ("GET", "DELETE", "POST") if dialect_of(path) is STORED_RESPONSE else _METHODS
 
 
@@ -538,13 +532,11 @@ def bind_passthrough(head: RequestHead, request: ModelRequest, entry: ModelEntry
 
 
 def add_query(head: RequestHead, request: ModelRequest) -> None:
-    """Sets the query of a request whose dialect has one, such as `?beta=true`."""
     if request.dialect.grammar is not None:
         request.target = _target(head.path, _parse_query(head.query), request.entry)
 
 
 def _target(path: str, query: list[tuple[str, str]], entry: ModelEntry) -> str:
-    """Returns the target of a request to an engine: the path, and what may pass of the query."""
     passed = [(name, entry.name if name == "model" else value) for name, value in query if name not in REMOVED_FIELDS]
     return f"{path}?{urlencode(passed)}" if passed else path
 

@@ -120,7 +120,6 @@ class ResponseIdRewriter:
         self._is_named = False
 
     def rewrite(self, data: bytes) -> bytes:
-        """Returns a body, or an event, with the ids for the client."""
         return self._with_ids(data if self._before is None else self._before.rewrite(data))
 
     def _with_ids(self, data: bytes) -> bytes:
@@ -134,12 +133,10 @@ class ResponseIdRewriter:
         return data
 
     def rewrite_events(self, events: list[bytes]) -> list[bytes]:
-        """Returns whole events with the ids for the client."""
         events = events if self._before is None else self._before.rewrite_events(events)
         return [self._with_ids(event) for event in events]
 
     def rewrite_chunks(self, chunks: list[bytes], last: bool) -> list[bytes]:
-        """Returns the chunks of a long body; the first one holds the id."""
         chunks = chunks if self._before is None else self._before.rewrite_chunks(chunks, last)
         return [self._with_ids(chunk) for chunk in chunks]
 

@@ -305,7 +305,6 @@ def _too_deep_error(limits: Limits) -> BadRequest:
 
 
 def _check_values(body: bytes, limits: Limits) -> None:
-    """Raises BadRequest if a body has too many values; called before it is parsed."""
     if len(body) > limits.json_values and body.count(b",") > limits.json_values:
         raise BadRequest(f"the body holds more than {limits.json_values} values", code="invalid_json")
 

@@ -98,7 +98,6 @@ class PeerBatch(msgspec.Struct, frozen=True, omit_defaults=True):
 def split_loads(
     loads: Mapping[str, PeerLoad],
 ) -> tuple[dict[str, tuple[int, int, float, float]], dict[str, int]]:
-    """Returns the fields `loads` and `queued` of a batch."""
     return {name: load[:4] for name, load in loads.items()}, {name: load[4] for name, load in loads.items() if load[4]}
 
 
@@ -106,7 +105,6 @@ _batches = msgspec.msgpack.Decoder(PeerBatch)
 
 
 def secret_fingerprint(secret: bytes) -> bytes:
-    """Returns a fingerprint that identifies the secret and reveals nothing else."""
     return hashlib.blake2b(b"which secret keys the hashes", key=secret[:64], digest_size=8).digest()
 
 

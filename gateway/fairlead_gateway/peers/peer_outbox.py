@@ -170,7 +170,6 @@ class PeerOutbox:
             self._busy_models.discard(model)
 
     def on_refused(self, batch: PeerBatch) -> None:
-        """Called when Redis refused the batch: its content is lost."""
         self.dropped += len(batch.sent)
 
     def requeue(self, batches: Sequence[tuple[str, PeerBatch]]) -> None:

@@ -48,6 +48,18 @@ STEADY_SECONDS: Final = 1.0
 """A load present in every report of so long does not decay."""
 _PART_SECONDS: Final = STEADY_SECONDS / 4
 
+DISPATCH_BATCH_SECONDS: Final = 0.05
+"""Limit: dispatches of the workers are batched this long for other gateways."""
+DISPATCH_POLL_SECONDS: Final = 0.05
+"""Limit: interval of polls for dispatches of other gateways."""
+PEERS: Final = 256
+"""Limit: other gateways that are tracked; the load of more is unknown."""
+
+InstanceGroups: TypeAlias = Sequence[Collection[str]]
+"""The instances of a model, in groups of interchangeable ones."""
+LATE_FACTOR: Final = 3.0
+"""A gateway is gone if its next batch is so many times as late as announced."""
+
 
 class _MeanStay:
     """The total seconds that requests were in flight, and how many ended."""
@@ -235,19 +247,6 @@ class _SpreadLoad:
         queued = min(inflight, round(load[4] * wait_share + self.queued))
         seconds, tokens = load[2] * wait_share + self.seconds, load[3] * stay_share + self.tokens
         return inflight, waiting, seconds, tokens, queued
-
-
-DISPATCH_BATCH_SECONDS: Final = 0.05
-"""Limit: dispatches of the workers are batched this long for other gateways."""
-DISPATCH_POLL_SECONDS: Final = 0.05
-"""Limit: interval of polls for dispatches of other gateways."""
-PEERS: Final = 256
-"""Limit: other gateways that are tracked; the load of more is unknown."""
-
-InstanceGroups: TypeAlias = Sequence[Collection[str]]
-"""The instances of a model, in groups of interchangeable ones."""
-LATE_FACTOR: Final = 3.0
-"""A gateway is gone if its next batch is so many times as late as announced."""
 
 
 @dataclass(slots=True)

@@ -382,7 +382,6 @@ class EngineObserver:
                 other.work_before.add(difference)
 
     def _resident_tokens(self) -> float:
-        """Returns the tokens that a decode step reads: prompts and what was generated so far."""
         return self._decoding_prompt_tokens + self._decoding * self._steps_done - self._steps_before_sum
 
     def _advance(self, now: float) -> None:

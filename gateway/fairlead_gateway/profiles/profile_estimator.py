@@ -91,6 +91,21 @@ _DEFAULT_SCALES: Final = (1.5e-3, 5.5e-3, 3.6e-5, 2e-5, 4.9e-8, 1.2e-9, 2e-7, 6.
 """The scales of coefficients whose prior is zero."""
 _SOLVER_ROUNDS: Final = 60
 
+TIMING_SETTLE_SECONDS: Final = 2.5
+"""Limit: the wait before sorting: a worker may be late."""
+TIMING_ROWS_PENDING: Final = 131_072
+"""Limit: timings of all workers that wait to be sorted."""
+TIMING_INFLIGHT: Final = 65_536
+"""Limit: requests in flight that are timed; beyond, the oldest is not measured."""
+
+SOLVE_INTERVAL_SECONDS: Final = 10.0
+MIN_REPORTED_CHANGE: Final = 0.02
+"""Smallest relative change of a prefill or decode step time for which workers get a new profile."""
+SLOWDOWN_SMOOTHING: Final = 0.05
+MAX_SLOWDOWN: Final = 3.0
+MIN_SLOWDOWN_OBSERVATIONS: Final = 40
+_PROBE_TOKENS: Final = 1_000.0
+
 
 @dataclass(slots=True)
 class ProfileRegression:
@@ -174,7 +189,6 @@ class ProfileRegression:
         return self.profile()
 
     def profile(self) -> EngineProfile:
-        """Returns the present profile."""
         seconds = [scale * factor for scale, factor in zip(self._scales, self.factors, strict=True)]
         return replace(self.prior, **dict(zip(_FIELDS, seconds, strict=True)))  # type: ignore[arg-type]
 
@@ -230,22 +244,6 @@ class ProfileRegression:
         return [amount * scale / observation.seconds for amount, scale in zip(amounts, self._scales, strict=True)]
 
 
-TIMING_SETTLE_SECONDS: Final = 2.5
-"""Limit: the wait before sorting: a worker may be late."""
-TIMING_ROWS_PENDING: Final = 131_072
-"""Limit: timings of all workers that wait to be sorted."""
-TIMING_INFLIGHT: Final = 65_536
-"""Limit: requests in flight that are timed; beyond, the oldest is not measured."""
-
-SOLVE_INTERVAL_SECONDS: Final = 10.0
-MIN_REPORTED_CHANGE: Final = 0.02
-"""Smallest relative change of a prefill or decode step time for which workers get a new profile."""
-SLOWDOWN_SMOOTHING: Final = 0.05
-MAX_SLOWDOWN: Final = 3.0
-MIN_SLOWDOWN_OBSERVATIONS: Final = 40
-_PROBE_TOKENS: Final = 1_000.0
-
-
 class LearnedProfile(NamedTuple):
     """The learned profile of one instance.
 
@@ -261,7 +259,6 @@ class LearnedProfile(NamedTuple):
 
     @property
     def is_reliable(self) -> bool:
-        """Whether the profile is learned, not only the prior."""
         return self.observations >= MIN_OBSERVATIONS
 
 
@@ -437,7 +434,6 @@ def _differs(one: EngineProfile, other: EngineProfile) -> bool:
 
 
 def _load_seconds(profile: EngineProfile, tier: int) -> float:
-    """Returns the seconds of a prompt in this slower memory, with one computed token."""
     tokens = [_PROBE_TOKENS if number == tier else 0.0 for number in range(3)]
     return profile.load_time(*tokens) + profile.prefill_time(_PROBE_TOKENS, _PROBE_TOKENS)
 

@@ -149,7 +149,6 @@ class EngineCapacities:
         return None if bound.value == before else bound.value, None if share == share_before else share
 
     def sequence_bounds(self) -> dict[str, int]:
-        """Returns all known bounds."""
         return {name: bound.value for name, bound in self._bounds.items() if bound.value is not None}
 
 
@@ -170,7 +169,6 @@ class ProfilingService:
         self._task: asyncio.Task[None] | None = None
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Adds instances that are new and drops those that left."""
         self._estimator.update_fleet(fleet)
         self._capacities.update_fleet(fleet)
 
@@ -184,16 +182,13 @@ class ProfilingService:
             self._broadcast(ProfileUpdate({}, bounds, {} if share is None else {instance: share}))
 
     def on_timings(self, timings: Sequence[TimingEvent]) -> None:
-        """Adds the timing events of a worker."""
         self._estimator.add_timings(timings)
 
     def on_peer_dispatch(self, instance: str, hashes: Sequence[int]) -> None:
-        """Records that a peer sent a prompt to an instance."""
         ends = block_ends(len(hashes) + 1)  # the last block is not full
         self._estimator.on_peer_dispatch(instance, ends[-1] / BYTES_PER_TOKEN, self._clock.now())
 
     def on_worker_ready(self) -> None:
-        """Sends all profiles with the next update, since a new worker has none."""
         self._resend_all = True
 
     def learned_profile(self, instance: str) -> LearnedProfile | None:
@@ -201,12 +196,10 @@ class ProfilingService:
         return self._estimator.learned_profile(instance)
 
     def start(self) -> None:
-        """Starts the task on the running loop."""
         work = run_despite_defects(self._run, _log, "profiles of engines")
         self._task = asyncio.get_running_loop().create_task(work, name="learning")
 
     async def stop(self) -> None:
-        """Stops the task."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
 

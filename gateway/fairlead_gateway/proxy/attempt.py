@@ -76,6 +76,36 @@ STREAM_TOKENS_BYTES: Final = 128 * 1024 * 1024
 messages and responses. A stream that does not fit cannot be continued.
 """
 
+_MAX_PARSED_BYTES: Final = 65_536
+_TAIL_BYTES: Final = 4_096
+_ACCOUNT_STATUSES: Final = frozenset({401, 402, 403})
+_ACCOUNT_WORDS: Final = re.compile(rb"\b(?:organi[sz]ation|account|billing|payment|credits?)\b", re.IGNORECASE)
+_OWN_TOKEN_REFUSED: Final = InBandError(502, "the engine refuses the gateway's own token", "token-refused")
+_UNKNOWN_PATH_WORDS: Final = ("", "Not Found", "Method Not Allowed", "File Not Found")
+"""The words of FastAPI, and of llama.cpp."""
+_OVERLOAD_STATUSES: Final = frozenset({429, 503, 529})
+_WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"|The model `[^`]{1,512}` does not exist')  # embeddings name no param
+_NOT_FOUND: Final = re.compile(rb'"(?:NotFoundError|not_found_error|model_not_found)"')
+"""The types of vLLM, those under `/v1/messages`, and the code of OpenAI."""
+_MISSING_ADAPTERS: Final = (b"LoRA adapter that has never been loaded", b"requested LoRA adapters are not loaded")
+"""Words of SGLang, with status 400."""
+_MAX_RELOADS: Final = 3
+"""Loads of an adapter for one request, since engines had lost it."""
+_USAGE_FIELD: Final = b"stream_options"
+_TOKENS_FIELD: Final = b"return_token_ids"
+_NO_TRANSLATION: Final = "; no API is translated into another"
+_LIMITED: Final = 429
+_NO_SUCH_FUNCTION: Final = 501
+"""For whatever request, so the client's business like every 4xx. vLLM, llama.cpp, TensorRT-LLM."""
+_CHOICES: Final = b'"choices"'
+_ACCEPTED: Final = 202
+_ANSWERED: Final = (200, _ACCEPTED)
+_REFUSALS: Final = (400, 422)
+_SCAN_USAGE: Final = SCAN_USAGE
+_SCAN_NAMED_USAGE: Final = SCAN_NAMED_USAGE
+_DECODE_RESPONSE: Final = PLAIN_RESPONSE_DECODER.decode
+_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 class Dispatcher:
     """The creator of attempts, with the parts that every attempt is recorded with.
@@ -230,7 +260,6 @@ class Attempt:
         self.message = encode_request(prefix, head, body, context.id, dp_rank=address.dp_rank, extra_headers=extra)
 
     def named_body(self, body: bytes) -> bytes:
-        """Returns a body of the request with the model's name at this instance."""
         name = self._engine_model()
         return body if name is None else body_with_model(name, body)
 
@@ -463,7 +492,6 @@ class Attempt:
         self.has_verdict = False
 
     def _output_tokens(self) -> int | None:
-        """Returns the tokens that this attempt's engine generated; None if it reported none."""
         tokens = self.context.result.output_tokens
         return tokens if tokens is None or self._sent_tokens is None else max(0, tokens - self._sent_tokens)
 
@@ -475,37 +503,6 @@ class Attempt:
             return
         if context.fingerprint is not None or guard.may_contain(context.request.body):
             guard.on_answered(context.body_fingerprint(guard.fingerprint), now)
-
-
-_MAX_PARSED_BYTES: Final = 65_536
-_TAIL_BYTES: Final = 4_096
-_ACCOUNT_STATUSES: Final = frozenset({401, 402, 403})
-_ACCOUNT_WORDS: Final = re.compile(rb"\b(?:organi[sz]ation|account|billing|payment|credits?)\b", re.IGNORECASE)
-_OWN_TOKEN_REFUSED: Final = InBandError(502, "the engine refuses the gateway's own token", "token-refused")
-_UNKNOWN_PATH_WORDS: Final = ("", "Not Found", "Method Not Allowed", "File Not Found")
-"""The words of FastAPI, and of llama.cpp."""
-_OVERLOAD_STATUSES: Final = frozenset({429, 503, 529})
-_WRONG_MODEL = re.compile(rb'"param"\s*:\s*"model"|The model `[^`]{1,512}` does not exist')  # embeddings name no param
-_NOT_FOUND: Final = re.compile(rb'"(?:NotFoundError|not_found_error|model_not_found)"')
-"""The types of vLLM, those under `/v1/messages`, and the code of OpenAI."""
-_MISSING_ADAPTERS: Final = (b"LoRA adapter that has never been loaded", b"requested LoRA adapters are not loaded")
-"""Words of SGLang, with status 400."""
-_MAX_RELOADS: Final = 3
-"""Loads of an adapter for one request, since engines had lost it."""
-_USAGE_FIELD: Final = b"stream_options"
-_TOKENS_FIELD: Final = b"return_token_ids"
-_NO_TRANSLATION: Final = "; no API is translated into another"
-_LIMITED: Final = 429
-_NO_SUCH_FUNCTION: Final = 501
-"""For whatever request, so the client's business like every 4xx. vLLM, llama.cpp, TensorRT-LLM."""
-_CHOICES: Final = b'"choices"'
-_ACCEPTED: Final = 202
-_ANSWERED: Final = (200, _ACCEPTED)
-_REFUSALS: Final = (400, 422)
-_SCAN_USAGE: Final = SCAN_USAGE
-_SCAN_NAMED_USAGE: Final = SCAN_NAMED_USAGE
-_DECODE_RESPONSE: Final = PLAIN_RESPONSE_DECODER.decode
-_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def check_response(
@@ -588,7 +585,6 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
 
 
 def is_external(context: RequestContext) -> bool:
-    """Whether the request has gone to an API that others run."""
     return context.address is not None and context.address.leaves_cluster
 
 
@@ -705,12 +701,10 @@ def refusal_body(status: int, body: bytes, request_id: str) -> bytes:
 
 
 def is_unknown_path(status: int, body: bytes) -> bool:
-    """Whether the engine says that it does not serve the path."""
     return status in (404, 405) and engine_words(body).message in _UNKNOWN_PATH_WORDS
 
 
 def _is_wrong_model(body: bytes) -> bool:
-    """Whether the engine does not serve the model that the fleet lists for it."""
     return len(body) < _TAIL_BYTES and _NOT_FOUND.search(body) is not None and _WRONG_MODEL.search(body) is not None
 
 

@@ -59,7 +59,6 @@ class ContextLengths:
         self.by_model: dict[str, int] = {}
 
     def unknown(self, keys: Iterable[str]) -> list[str]:
-        """Returns the models among `keys` whose engines can state a length and have not lately."""
         now, fleet = self._now(), self._fleet()
         return [key for key in keys if self._is_due(fleet, key, now)]
 
@@ -73,7 +72,6 @@ class ContextLengths:
             await asyncio.wait(list(self._calls.values()), timeout=_WAIT_SECONDS)
 
     def close(self) -> None:
-        """Ends all calls."""
         for call in list(self._calls.values()):
             call.cancel()
 

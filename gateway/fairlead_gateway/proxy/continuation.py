@@ -53,6 +53,37 @@ _KNOWN_DELTA_FIELDS = frozenset(
     {"role", "content", "refusal", "function_call", "tool_calls", "reasoning", "reasoning_content"}
 )
 
+TOKEN_ENGINES: Final = frozenset({"vllm", "sim"})
+"""The engines that send token ids on request, and read them."""
+CONTINUED_AT: Final = "fairlead_continued_at"
+PROGRESS_TOKENS: Final = 8
+MAX_BREAKS: Final = 3
+"""Limit: engines that may end on one stream, if each has generated `PROGRESS_TOKENS` before."""
+_ASKED: Final = b'"return_token_ids":true'
+_ASKED_FIELD: Final = b'"return_token_ids"'
+MESSAGES_STUB: Final = b'[{"role":"user","content":"-"}]'
+"""In place of messages, whose rendering is replaced by token ids."""
+_STUB: Final = {ChatRequest: ("messages", MESSAGES_STUB), CompletionRequest: ("prompt", b'"-"')}
+_LIMITS: Final = ("max_tokens", "max_completion_tokens")
+_TEXT_FORMAT: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"text"\s*\}\s*')
+_MEDIA: Final = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"file"', b'"image_embeds"')
+REFUSED_NAMES: Final = (
+    ((b'"use_beam_search"',), "several-choices"),
+    ((b'"guided_json"', b'"guided_regex"', b'"guided_choice"', b'"guided_grammar"'), "grammar"),
+    ((b'"bad_words"',), "bad-words"),
+    ((b'"echo"',), "echo"),
+    ((b'"thinking_token_budget"',), "reasoning-budget"),
+    ((b'"kv_transfer_params"',), "kv-transfer"),
+)
+"""Fields that are no attribute of a request, with the reason of each."""
+
+REPLAYED: Final = frozenset({"grammar", "stop-strings", "penalties", "bad-words", "reasoning-budget", "logprobs"})
+"""Reasons that a replay avoids: engines count such fields from the start of a request."""
+
+_CONTEXT_TOKENS: Final = 8
+"""More than the parts of any character."""
+_MAX_SEED: Final = (1 << 63) - 1
+
 
 class SentText:
     """The part of a stream that the client has, kept as bytes and parsed only if needed.
@@ -90,7 +121,6 @@ class SentText:
             self.release()
 
     def release(self) -> None:
-        """Drops the events; the stream cannot be resumed any more. May be called twice."""
         self._memory.used_bytes -= self._size
         self._events, self._size, self._is_kept = [], 0, False
 
@@ -150,7 +180,6 @@ class ContinuedStream:
 
     @property
     def is_replayed(self) -> bool:
-        """Whether another engine generates all of it again, not the rest alone."""
         return False
 
     @abstractmethod
@@ -202,7 +231,6 @@ class DetachedStream(ContinuedStream):
 
     @property
     def may_move(self) -> bool:
-        """Whether it may leave an engine that lives."""
         return not self.is_replayed
 
     @property
@@ -211,7 +239,6 @@ class DetachedStream(ContinuedStream):
         return b""
 
     def next_number(self, number: int) -> int:
-        """Returns the `sequence_number` of a next event; `number` is that of the engine."""
         return number
 
     @abstractmethod
@@ -321,7 +348,6 @@ def total_usage(usage: Usage | None, sent: SentText) -> Usage | None:
 
 
 def _limits_left(fields: CommonFields, generated: int) -> dict[str, int]:
-    """Returns what is left of each limit that the client has set on the tokens of its answer."""
     limits = ((name, getattr(fields, name, None)) for name in _LIMITS)
     return {name: limit - generated for name, limit in limits if limit is not None}
 
@@ -339,7 +365,6 @@ def split_events(events: Iterable[bytes]) -> Iterator[tuple[bytes, dict[str, Any
 
 
 def encode_event(fields: dict[str, Any]) -> bytes:
-    """Returns an event with these fields."""
     return b"data: " + msgspec.json.encode(fields) + b"\n\n"
 
 
@@ -370,35 +395,6 @@ def _event_text(choice: dict[str, Any]) -> str | None:
         return None
     content = delta.get("content")
     return content if isinstance(content, str) else "" if content is None else None
-
-
-TOKEN_ENGINES: Final = frozenset({"vllm", "sim"})
-"""The engines that send token ids on request, and read them."""
-CONTINUED_AT: Final = "fairlead_continued_at"
-PROGRESS_TOKENS: Final = 8
-MAX_BREAKS: Final = 3
-"""Limit: engines that may end on one stream, if each has generated `PROGRESS_TOKENS` before."""
-_ASKED: Final = b'"return_token_ids":true'
-_ASKED_FIELD: Final = b'"return_token_ids"'
-MESSAGES_STUB: Final = b'[{"role":"user","content":"-"}]'
-"""In place of messages, whose rendering is replaced by token ids."""
-_STUB: Final = {ChatRequest: ("messages", MESSAGES_STUB), CompletionRequest: ("prompt", b'"-"')}
-_LIMITS: Final = ("max_tokens", "max_completion_tokens")
-_TEXT_FORMAT: Final = re.compile(rb'\s*\{\s*"type"\s*:\s*"text"\s*\}\s*')
-_MEDIA: Final = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"file"', b'"image_embeds"')
-REFUSED_NAMES: Final = (
-    ((b'"use_beam_search"',), "several-choices"),
-    ((b'"guided_json"', b'"guided_regex"', b'"guided_choice"', b'"guided_grammar"'), "grammar"),
-    ((b'"bad_words"',), "bad-words"),
-    ((b'"echo"',), "echo"),
-    ((b'"thinking_token_budget"',), "reasoning-budget"),
-    ((b'"kv_transfer_params"',), "kv-transfer"),
-)
-"""Fields that are no attribute of a request, with the reason of each."""
-
-
-REPLAYED: Final = frozenset({"grammar", "stop-strings", "penalties", "bad-words", "reasoning-budget", "logprobs"})
-"""Reasons that a replay avoids: engines count such fields from the start of a request."""
 
 
 def refused_fields(fields: GenerationFields, body: bytes) -> list[str]:
@@ -609,11 +605,6 @@ class StreamTokens(DetachedStream):
     def _fields(self) -> GenerationFields:
         fields: GenerationFields = BODY_DECODERS[self._kind].decode(self.tokens.body)
         return fields
-
-
-_CONTEXT_TOKENS: Final = 8
-"""More than the parts of any character."""
-_MAX_SEED: Final = (1 << 63) - 1
 
 
 def decode_object(data: bytes) -> dict[str, Any] | None:

@@ -65,9 +65,11 @@ _CUT: Final = "~~the answer is cut here~~"
 _MAX_REPEATS: Final = 8
 """Limit: events of a next engine that get the text before it; an answer ends with four of them."""
 
+_THOUGHTS: Final = "reasoning"
+_NAMES: Final = ("id", "created_at", "model", "max_output_tokens")
+
 
 def keeps_text(request: ModelRequest, engine: str) -> bool:
-    """Whether the gateway keeps the text of a stream from this kind of engine."""
     is_known = request.dialect in (MESSAGES, RESPONSES)
     return is_known and request.stream and request.entry.resumes and engine in TOKEN_ENGINES
 
@@ -219,7 +221,6 @@ class StreamBlocks(DetachedStream):
         return Usage(prompt, reported.completion_tokens + self.continued_at, cached)
 
     def has_read(self, reported: Usage | None) -> bool:
-        """Whether the engine's first counts, if it has sent some, are those of its token ids."""
         return True
 
     @abstractmethod
@@ -447,7 +448,6 @@ class StreamResponse(StreamBlocks):
         yield self._numbered(fields)
 
     def _may_repeat(self) -> bool:
-        """Whether one more event may get the text of the stream so far, which may be megabytes."""
         self._repeats += 1
         return self._repeats <= _MAX_REPEATS
 
@@ -538,13 +538,10 @@ class StreamResponse(StreamBlocks):
         return fields
 
 
-_THOUGHTS: Final = "reasoning"
-_NAMES: Final = ("id", "created_at", "model", "max_output_tokens")
 _STREAMS: Final = {MESSAGES.name: StreamMessage, RESPONSES.name: StreamResponse}
 
 
 def stream_blocks(request: ModelRequest, blocks: SentBlocks) -> StreamBlocks:
-    """Returns a stream of the dialect that another engine can continue."""
     return _STREAMS[request.dialect.name](request, blocks)
 
 
@@ -556,18 +553,15 @@ def _prepend(text: str, part: dict[str, Any]) -> None:
 
 
 def _value(raw: msgspec.Raw | msgspec.UnsetType) -> bytes:
-    """Returns a field's JSON text; empty if it has none, or null."""
     text = b"" if isinstance(raw, msgspec.UnsetType) else bytes(raw)
     return b"" if text == b"null" else text
 
 
 def _tokens_in(reply: bytes) -> list[int]:
-    """Returns the tokens in an engine's answer to `/tokenize`; empty if there are none."""
     tokens = (decode_object(reply) or {}).get("tokens")
     return tokens if isinstance(tokens, list) and all(map(is_count, tokens)) else []
 
 
 def _has_format(options: bytes) -> bool:
-    """Whether `text` or `output_config` wants another format than text."""
     wanted = (decode_object(options) or {}).get("format")
     return isinstance(wanted, dict) and wanted.get("type") not in (None, "text")

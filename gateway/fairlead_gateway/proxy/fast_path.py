@@ -98,7 +98,6 @@ class FastPath:
         )
 
     def must_prefill_remotely(self, context: RequestContext) -> bool:
-        """Whether the model of a request that has waited has prefill instances now."""
         return self._prefill_routers.has_instances(context.request.model_key)
 
     def start(self, context: RequestContext) -> None:

@@ -295,7 +295,6 @@ class Forwarder:
         attempt.attach_engine_message(body)
 
     def _give_up(self, context: RequestContext, *, is_budget_spent: bool = False) -> GatewayError:
-        """Records that no instance has answered; returns the error for the client."""
         self._failures.on_all_attempts_failed(context, is_budget_spent=is_budget_spent)
         return to_client_error(context.failures, self._routers.drain_seconds(context.request.model_key))
 

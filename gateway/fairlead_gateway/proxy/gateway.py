@@ -96,6 +96,10 @@ DECISION_LOG: Final = 4_096
 if TYPE_CHECKING:
     from fairlead_gateway.telemetry.worker.observers import RequestObservers
 
+_DIALECTS: Final = DIALECTS
+_MIN_CHECKED_BYTES: Final = 256 * 1024
+_INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
+
 
 class ForwardingStack:
     """The parts that carry requests to engines; a new fleet updates all of them."""
@@ -211,9 +215,6 @@ class ForwardingStack:
         self.pool.close()
 
 
-_DIALECTS: Final = DIALECTS
-_MIN_CHECKED_BYTES: Final = 256 * 1024
-_INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
 _log = logging.getLogger("fairlead.gateway")
 
 
@@ -293,7 +294,6 @@ class Gateway(RequestLifecycle):
         self._next_moves: asyncio.TimerHandle | None = None
 
     def leave_out(self, changing_text: str | None) -> None:
-        """Leaves text that matches a regular expression out of prompts' keys."""
         self._policies.leave_out(changing_text)
 
     def update_fleet(self, fleet: Fleet) -> None:
@@ -355,7 +355,6 @@ class Gateway(RequestLifecycle):
         return connection_warnings(self.listener.max_connections, runtime.limits, runtime.max_open_files)
 
     def inflight_count(self) -> int:
-        """Returns the number of requests in flight."""
         return len(self._inflight)
 
     def drain(self) -> None:
@@ -394,7 +393,6 @@ class Gateway(RequestLifecycle):
     # Requests, from the listener.
 
     def admit_body(self, head: RequestHead, client_address: str | None) -> Caller | None:
-        """Returns and raises what `check_headers` does, before the body is read."""
         return self.check_headers(head)
 
     def check_headers(self, head: RequestHead) -> Caller | None:
@@ -612,7 +610,6 @@ class Gateway(RequestLifecycle):
         context.response.on_client_gone = exchange.cancel
 
     def continue_as_task(self, context: RequestContext, attempt: Attempt | None) -> None:
-        """Continues an admitted request as a task, from the attempt's state."""
         self._run_as_task(context.id, context.response, self._serve(context, attempt))
 
     def on_disconnected(self, context: RequestContext) -> None:
@@ -639,7 +636,6 @@ class Gateway(RequestLifecycle):
             stream.context.response.on_client_gone = stream.cancel
 
     def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
-        """Continues a relayed stream that left its engine, as a task."""
         self._run_as_task(context.id, context.response, self._serve_rest(context, work))
 
     async def _serve_rest(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
@@ -662,7 +658,6 @@ class Gateway(RequestLifecycle):
         self._inflight.pop(context.id, None)
 
     def on_internal_error(self, context: RequestContext, error: Exception) -> None:
-        """Ends a request after a defect of the gateway."""
         self._inflight.pop(context.id, None)
         self._fail_internally(context, error, context.response, context.http_request)
 

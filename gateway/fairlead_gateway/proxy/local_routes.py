@@ -189,13 +189,11 @@ def _length(name: str, visible: VisibleModels, lengths: Mapping[str, int]) -> in
 
 
 def _public_notes(warnings: Sequence[str]) -> list[str]:
-    """Returns the warnings that every client may read, and one word for all others."""
     notes = [warning for warning in warnings if warning in _PUBLIC_NOTES]
     return notes if len(notes) == len(warnings) else [*notes, _DEGRADED]
 
 
 def is_local_path(path: str) -> bool:
-    """Whether `LocalRoutes` answers the path."""
     return path in PROBE_PATHS or path in (_VERSION_PATH, _MODELS_PATH) or path.startswith(_MODELS_PATH + "/")
 
 
@@ -225,7 +223,6 @@ def check_counted_path(path: str) -> None:
 
 
 def _is_passed_on(path: str) -> bool:
-    """Whether an engine may serve a path that is not in the table of dialects."""
     return not is_local_path(path) and is_passthrough_path(path)
 
 
@@ -259,7 +256,6 @@ def unknown_path(path: str) -> UnknownPath:
 
 @cache
 def _hints() -> dict[str, str]:
-    """Returns what to do in place of asking for a path that clients of engines know, by path."""
     table = msgspec.json.decode(Path(__file__).with_name("engine_paths.json").read_bytes(), type=dict[str, list[str]])
     return {path: hint for hint, paths in table.items() for path in paths}
 
@@ -297,7 +293,6 @@ def send_error(error: GatewayError, response: ResponseWriter, headers: str) -> N
 
 
 def _is_anthropic(response: ResponseWriter) -> bool:
-    """Whether the client speaks Anthropic's API, whose SDKs send this header with each request."""
     return response.head is not None and response.head.get(b"anthropic-version") is not None
 
 

@@ -539,7 +539,6 @@ def _send_whole(context: RequestContext, status: int, headers: str, body: bytes,
 
 
 def end_incomplete(context: RequestContext, error: GatewayError) -> None:
-    """Ends a response that has started and cannot be completed."""
     context.result.error = error.code
     _end_with_error(context, f"{error}; the answer is incomplete", error.code)
 
@@ -603,13 +602,11 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
 
 
 def _has_text(engine_response: EngineResponse) -> bool:
-    """Whether a response is JSON or an event stream."""
     content_type = engine_response.headers.get(b"content-type", b"")
     return engine_response.is_stream or _JSON_OR_EVENTS.search(content_type) is not None
 
 
 def _can_resume(attempt: Attempt) -> bool:
-    """Whether another instance can resume the stream. APIs that others run continue no text."""
     request = attempt.context.request
     return request.entry.resumes and not attempt.address.leaves_cluster and can_resume(request)
 

@@ -102,7 +102,6 @@ class RelayedStream(GapRecorder):
 
     @property
     def context(self) -> RequestContext:
-        """The request."""
         return self._attempt.context
 
     def on_end(self) -> None:
@@ -128,7 +127,6 @@ class RelayedStream(GapRecorder):
 
     @property
     def instance_id(self) -> str:
-        """The instance that computes it."""
         return self._attempt.instance_id
 
     def move(self) -> bool:

@@ -132,7 +132,6 @@ class StreamReplay(StreamTokens):
 
     @property
     def is_behind(self) -> bool:
-        """Whether the client has more than has been replayed."""
         return self._expected is not None
 
     @property
@@ -291,7 +290,6 @@ class SentSums:
         self._sums: dict[str, int] = {}
 
     def length(self, name: str) -> int:
-        """Returns how many characters a text has."""
         return self._lengths.get(name, 0)
 
     def add(self, name: str, text: str) -> None:
@@ -301,11 +299,9 @@ class SentSums:
             self._sums[name] = zlib.crc32(text.encode(), self._sums.get(name, 0))
 
     def is_as_long_as(self, other: "SentSums") -> bool:
-        """Whether each text has the length of the same one in another answer."""
         return self._lengths == other._lengths
 
     def is_same(self, other: "SentSums") -> bool:
-        """Whether each text is the same in another answer."""
         return self._lengths == other._lengths and self._sums == other._sums
 
 

@@ -28,7 +28,6 @@ class ToolCallIndexer:
         self._is_off = False
 
     def rewrite_events(self, events: list[bytes]) -> list[bytes]:
-        """Returns whole events whose tool calls have an index."""
         events = events if self._before is None else self._before(events)
         return events if self._is_off else [self._number(event) for event in events]
 
@@ -67,5 +66,4 @@ class ToolCallIndexer:
 
 
 def _short(value: object) -> str:
-    """Returns what is kept of a value to know it again."""
     return str(value)[:_KEPT] if isinstance(value, str | int) else ""

@@ -60,6 +60,31 @@ REQUEST_INDEPENDENT_CAUSES: Final = frozenset({"refused", "connect-timeout", "go
 """Causes of failures that depend on no request."""
 _MAX_REMEMBERED: Final = 8
 
+_SILENCE: Final = "timeout"
+_ENDING_CAUSES: Final = frozenset({"refused", "gone"})
+_SERVER_ERROR_PREFIX: Final = "status-5"
+
+_WINDOW_SECONDS = 10.0
+_MAX_RECENT = 64
+_MAX_ANSWERED = 8  # one caller is not to displace the others
+_MIN_WARM_UP_SHARE = 0.1
+_WORKER_PROBE_SECONDS = 3.0  # until the worker's own probe has begun: it polls every second
+_BACKOFF_RESET_SECONDS = 300.0
+_CAUSE_TEXTS = {
+    "refused": "refusal",
+    "connect-timeout": "connect timeout",
+    "cut": "broken answer",
+    "gone": "silence and refusal",
+    "garbage": "unreadable answer",
+    "empty": "empty answer",
+    "token-refused": "refusal of the gateway's token",
+    "error-event": "error event",
+    "aborted": "abort",
+}
+_MAX_FULL_PAUSE_SECONDS: Final = 8.0
+MAX_REASONS = 16
+_NONE_EJECTED: Mapping[str, str] = {}
+
 
 class FaultSource(NamedTuple):
     """The request that failed.
@@ -111,11 +136,6 @@ class FaultEvidence:
         return len(self._bodies) + self._harmless_count >= min_sources
 
 
-_SILENCE: Final = "timeout"
-_ENDING_CAUSES: Final = frozenset({"refused", "gone"})
-_SERVER_ERROR_PREFIX: Final = "status-5"
-
-
 @dataclass(slots=True)
 class EjectionRecord:
     """One instance that has not answered since it was ejected.
@@ -162,20 +182,16 @@ class EjectionRecords:
 
     @property
     def needs_probes(self) -> bool:
-        """Whether a probe is due now or later."""
         return bool(self.by_instance or self._requested)
 
     def request_probe(self, instance: str) -> None:
-        """Makes a probe of the instance due now, with or without a record."""
         self._requested.add(instance)
         self.on_begin()
 
     def cancel_probe(self, instance: str) -> None:
-        """Withdraws the request for a probe."""
         self._requested.discard(instance)
 
     def end(self, instance: str) -> None:
-        """Ends the record of an instance that has answered."""
         self.by_instance.pop(instance, None)
 
     def restart(self, instance: str, now: float) -> None:
@@ -185,12 +201,10 @@ class EjectionRecords:
             record.since, record.failed_probes = now, 0
 
     def retain(self, ids: Container[str]) -> None:
-        """Ends the records of all other instances."""
         for instance in [known for known in self.by_instance if known not in ids]:
             del self.by_instance[instance]
 
     def on_failure(self, instance: str, cause: str) -> None:
-        """Ends the record if the failure shows that nothing listens."""
         if is_ending_cause(cause):
             self.end(instance)
 
@@ -234,12 +248,10 @@ class EjectionRecords:
 
 
 def is_hang_cause(cause: str) -> bool:
-    """Whether an engine that hangs can fail so: with silence or 5xx."""
     return cause == _SILENCE or cause.startswith(_SERVER_ERROR_PREFIX)
 
 
 def is_ending_cause(cause: str) -> bool:
-    """Whether a failure shows that nothing listens: the engine has ended, and does not hang."""
     return cause in _ENDING_CAUSES
 
 
@@ -247,26 +259,6 @@ def _ignore() -> None:
     """Ignores that a record begins; the default of `on_begin`."""
 
 
-_WINDOW_SECONDS = 10.0
-_MAX_RECENT = 64
-_MAX_ANSWERED = 8  # one caller is not to displace the others
-_MIN_WARM_UP_SHARE = 0.1
-_WORKER_PROBE_SECONDS = 3.0  # until the worker's own probe has begun: it polls every second
-_BACKOFF_RESET_SECONDS = 300.0
-_CAUSE_TEXTS = {
-    "refused": "refusal",
-    "connect-timeout": "connect timeout",
-    "cut": "broken answer",
-    "gone": "silence and refusal",
-    "garbage": "unreadable answer",
-    "empty": "empty answer",
-    "token-refused": "refusal of the gateway's token",
-    "error-event": "error event",
-    "aborted": "abort",
-}
-_MAX_FULL_PAUSE_SECONDS: Final = 8.0
-MAX_REASONS = 16
-_NONE_EJECTED: Mapping[str, str] = {}
 _Response = tuple[float, bool, CallerKey, FaultSource | None]
 """A recent response: time, success, caller, and the source of a failure."""
 
@@ -300,12 +292,10 @@ class _InstanceHealth:
     full_pause_seconds: float = 1.0
 
     def clear_failures(self) -> None:
-        """Ends a run of consecutive failures."""
         self.consecutive_failures.clear()
         self.evidence = FaultEvidence()
 
     def answered_callers(self, now: float) -> set[CallerKey]:
-        """Returns the callers that had an answer lately."""
         return {caller for caller, at in self.answered.items() if now - at <= _WINDOW_SECONDS}
 
     def on_answered(self, caller: CallerKey, now: float) -> None:
@@ -343,7 +333,6 @@ class OutlierDetector:
             self.ejection_records.cancel_probe(departed)
 
     def retain_ready(self, ids: Collection[str]) -> None:
-        """Ends the ejection records of instances that are not ready any more."""
         self.ejection_records.retain(ids)
 
     def answer_times(self) -> dict[str, float]:
@@ -421,7 +410,6 @@ class OutlierDetector:
             self.ejection_records.cancel_probe(instance)
 
     def on_inconclusive(self, instance: str) -> None:
-        """Records an end that says nothing about the instance, such as overload or a disconnect."""
         if instance in self.unhealthy:
             self._records[instance].is_probed = False
 
@@ -562,7 +550,6 @@ class OutlierDetector:
 
 
 def _is_taken(record: _InstanceHealth, now: float) -> bool:
-    """Whether a probe is under way, or the instance is kept for one of the worker."""
     return record.is_probed or now < record.kept_until
 
 

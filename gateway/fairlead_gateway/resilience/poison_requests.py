@@ -96,7 +96,6 @@ class PoisonRequestGuard:
         self._lengths: dict[int, int] = {}
 
     def may_contain(self, body: bytes) -> bool:
-        """Whether a suspect body has the same length; cheap, and nearly always False."""
         return len(body) in self._lengths
 
     def seconds_left(self, body: bytes, now: float) -> float | None:
@@ -144,7 +143,6 @@ class PoisonRequestGuard:
             self._remove(oldest)
 
     def on_answered(self, fingerprint: bytes, now: float) -> None:
-        """Clears a body that an engine has answered completely."""
         if self._remove(fingerprint) is not None and self._report_cleared is not None:
             self._report_cleared(fingerprint, now)
 

@@ -78,6 +78,8 @@ _MAX_OUTPUT: Final = 131_072.0  # tokens; one engine that reports more does not 
 _MAX_ANSWERS: Final = 200.0
 _PROMPT_BANDS: Final = 24
 
+_USUAL_SHAPE: Final = (1_000.0, 0.0, 250.0)
+
 
 class AcceleratorKind:
     """The instances of one kind of accelerator. `log_price` is the logarithm of the kind's
@@ -344,9 +346,6 @@ class AcceleratorSelector:
             each.log_price = max(-MAX_LOG_PRICE, min(MAX_LOG_PRICE, each.log_price - middle))
 
 
-_USUAL_SHAPE: Final = (1_000.0, 0.0, 250.0)
-
-
 def _prompt_band(prompt: float) -> int:
     return min(_PROMPT_BANDS - 1, max(0, int(math.log2(max(1.0, prompt)))))
 
@@ -425,7 +424,6 @@ class KindExplanation:
         return f"{self._decision.reason}; on {name} ({format_duration(ranked.work_seconds[kind_index])} of an instance): {why}"
 
     def rejected(self) -> tuple[RejectedCandidate, ...]:
-        """Returns the other endpoints of the same kind."""
         return self._decision.rejected
 
     def inputs(self) -> Mapping[str, DecisionInput]:

@@ -25,6 +25,9 @@ from fairlead_gateway.routing.prefix.cache_view import CacheView
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.request import RouteRequest
 
+MAX_TIME_SHARE: Final = 0.8
+"""A pull takes at most this share of the seconds that it replaces."""
+
 
 class Candidate:
     """One endpoint as it is now, for one request. Seconds are engine time.
@@ -138,10 +141,6 @@ def policy_candidates(
             candidate.eviction_seconds = window.eviction_seconds(endpoint.id, prompt - cached, endpoint.kv_tokens, now)
         candidates.append(candidate)
     return candidates
-
-
-MAX_TIME_SHARE: Final = 0.8
-"""A pull takes at most this share of the seconds that it replaces."""
 
 
 def pull_prefill_seconds(

@@ -100,7 +100,6 @@ class PrefillEstimate:
 
     @property
     def uncached_tokens(self) -> float:
-        """Tokens of the prompt that the instance would compute; at least one."""
         return max(1.0, self.prompt_tokens - self.matched_tokens)
 
 

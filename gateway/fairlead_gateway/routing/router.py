@@ -73,6 +73,8 @@ MAX_MARKED_PROMPTS: Final = 512
 whose cache was cleared. Engines compute fewer at a time.
 """
 
+_BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
+
 
 @dataclass(frozen=True, slots=True)
 class DispatchHooks:
@@ -113,7 +115,6 @@ class SessionAffinity:
         instances[session_hash] = (instance, now + self._seconds)
 
     def forget_instances(self, instances: Collection[str]) -> None:
-        """Drops the sessions of these instances."""
         self._instances = {pin: found for pin, found in self._instances.items() if found[0] not in instances}
 
     def get(self, session_hash: Hashable, now: float) -> str | None:
@@ -125,9 +126,6 @@ class SessionAffinity:
             del self._instances[session_hash]
             return None
         return found[0]
-
-
-_BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
 
 
 class ModelRouter:
@@ -344,7 +342,6 @@ class ModelRouter:
                 self._mark_cached(endpoint, chain)
 
     def republish_loads(self) -> None:
-        """Publishes all loads again, after slots of the shared table were reassigned."""
         self._inflight.republish()
 
     def on_first_token(self, request_id: str, now: float) -> None:
@@ -423,16 +420,13 @@ class ModelRouter:
         }
 
     def endpoint_loads(self) -> list[tuple[Endpoint, EndpointLoad]]:
-        """Returns the ready endpoints with their loads, sibling workers included."""
         return [(endpoint, self._inflight.total_load(endpoint.load)) for endpoint in self._endpoint_list]
 
     @property
     def endpoints(self) -> list[Endpoint]:
-        """The ready endpoints; callers do not change the list."""
         return self._endpoint_list
 
     def total_load(self, local: EndpointLoad) -> EndpointLoad:
-        """Returns an endpoint's load with that of sibling workers, given this process's part."""
         return self._inflight.total_load(local)
 
     def endpoint(self, instance_id: str) -> Endpoint | None:
@@ -450,7 +444,6 @@ class ModelRouter:
         )
 
     def homes(self, request: RouteRequest) -> tuple[str, ...]:
-        """Returns the current homes of the request's prefix: two, or as many as are ready."""
         return self._homes.pair(self._hot_prefixes.routing_key(request.chain))
 
     def prompt_tokens(self, request: RouteRequest) -> float:
@@ -468,7 +461,6 @@ class ModelRouter:
         return prompt - min(prompt, self._cache.longest_match(request) * (scale / _BYTES_PER_TOKEN))
 
     def _text_bytes(self, tokens: int) -> int:
-        """Returns the bytes of prompt text that `tokens` engine tokens correspond to."""
         return int(tokens * _BYTES_PER_TOKEN / self._calibration.scale)
 
     def predict_cached_tokens(self, request: RouteRequest, instance_id: str, matched_tokens: float) -> float:
@@ -626,7 +618,6 @@ class ModelRouter:
         return self._assigned is not None
 
     def queue_sort_key(self, request_id: str) -> tuple[float, float, str]:
-        """Returns the sort key of an assigned request; the smallest goes first."""
         assert self._assigned is not None
         return self._assigned.queue_sort_key(request_id)
 

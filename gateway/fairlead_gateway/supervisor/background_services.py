@@ -134,12 +134,10 @@ class BackgroundServices:
         return self.quota.warnings() + unpriced_budgets(self._limited_tenants, self._fleet().models)
 
     def on_quota_report(self, worker: "QuotaWorker", report: QuotaReport) -> None:
-        """Takes what a worker's requests used and need of tenants' limits."""
         if self.quota is not None:
             self.quota.on_report(worker, report)
 
     def on_worker_exit(self, worker: "QuotaWorker") -> None:
-        """Settles what a worker that has ended was granted."""
         if self.quota is not None:
             self.quota.on_worker_exit(worker)
 
@@ -160,7 +158,6 @@ class BackgroundServices:
         self.usage = UsageService(folder, gateway_id, readings, clock=self._clock)
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Replaces the fleet that the ledger counts."""
         if self.usage is not None:
             self.usage.update_fleet(fleet)
 
@@ -180,7 +177,6 @@ class BackgroundServices:
         return None if self.usage is None else await self.usage.read(first_day, last_day)
 
     def budgets(self) -> "Sequence[BudgetState]":
-        """Returns the budgets of tenants in their present windows, the most used first."""
         return () if self.quota is None else self.quota.budgets.states(self._clock.wall())
 
     def add_metrics(self, telemetry: MetricsRecorder) -> None:
@@ -238,7 +234,6 @@ class BackgroundServices:
             await self.redis_link.stop()
 
     def fleet(self) -> Fleet:
-        """Returns the applied fleet with the engines' last signals."""
         return self.scraper.with_signals(self._fleet())
 
     def warnings(self) -> list[str]:
@@ -271,7 +266,6 @@ class BackgroundServices:
         return f"no metrics from {len(silent)} of {len(ready)} ready instances: {first}: {error}"
 
     def _running_requests(self, instance: str) -> float | None:
-        """Returns how many requests an instance ran at its last report; None if it has not said."""
         reading = self.scraper.readings.get(instance)
         return None if reading is None else reading.signals.running
 

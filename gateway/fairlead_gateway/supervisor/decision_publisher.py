@@ -65,7 +65,6 @@ class DecisionPublisher:
         self._pending.append((model_key, entry))
 
     def start(self) -> None:
-        """Starts the task on the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(run_despite_defects(self._run, _log, "decisions"), name="decisions")
 
@@ -77,12 +76,10 @@ class DecisionPublisher:
 
     @property
     def connected(self) -> bool:
-        """True while Redis answers."""
         return self.link.state.connected
 
     @property
     def pending(self) -> int:
-        """The number of decisions not yet published."""
         return len(self._pending)
 
     def status(self) -> str:

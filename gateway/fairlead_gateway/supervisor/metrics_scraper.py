@@ -69,7 +69,6 @@ class MetricsScraper:
 
     @property
     def readings(self) -> Mapping[str, SignalReading]:
-        """The last signals of each present instance that has answered, by instance id."""
         return MappingProxyType(self._readings)
 
     @property
@@ -91,7 +90,6 @@ class MetricsScraper:
             self._task = asyncio.create_task(work, name="scrape engines")
 
     async def stop(self) -> None:
-        """Stops the task. The last readings stay."""
         task, self._task = self._task, None
         await cancel_and_wait(task)
 
@@ -226,11 +224,9 @@ class PageMemory:
         return sum(self._used_bytes.values())
 
     def share_by(self, namespace_count: int) -> None:
-        """Divides the memory by the number of namespaces."""
         self._share_bytes = max(self.max_bytes // max(1, namespace_count), self._min_share_bytes)
 
     def open_page(self, namespace: str) -> "PageBytes":
-        """Returns the count of a page that is about to arrive."""
         return PageBytes(self, namespace)
 
     def add(self, namespace: str, size: int) -> bool:
@@ -258,7 +254,6 @@ class PageBytes:
             raise Unavailable("the metrics pages of its namespace are too long for the gateway's memory")
 
     def close(self) -> None:
-        """Counts the page no more. May be called twice."""
         self._memory.add(self._namespace, -self._size)
         self._size = 0
 
@@ -275,6 +270,5 @@ def _has_progressed(before: EngineSignals, after: EngineSignals) -> bool:
 
 
 def _rank(instance: Instance) -> int | None:
-    """Returns the data-parallel rank, the last part of the id; None if that is no number."""
     last = instance.id.rpartition("/")[2]
     return int(last) if last.isdecimal() else None

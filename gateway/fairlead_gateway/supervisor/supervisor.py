@@ -370,7 +370,6 @@ class Supervisor:
     # The management port's view ------------------------------------------------------------------------------------------
 
     def fleet(self) -> Fleet:
-        """Returns the fleet that every worker has applied, with the engines' last signals."""
         return self.background.fleet()
 
     async def status(self) -> GatewayStatus:
@@ -424,11 +423,9 @@ class Supervisor:
 
     @property
     def tenant_reports(self) -> BackgroundServices:
-        """The reports about tenants."""
         return self.background
 
     def tenants(self) -> TenantsSnapshot:
-        """Returns the tenants, and when their keys were used last."""
         return TenantsSnapshot() if self.access is None else self.access.snapshot()
 
     async def decisions(

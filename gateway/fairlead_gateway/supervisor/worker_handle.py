@@ -58,6 +58,19 @@ _WORKER_VARIABLES = frozenset(
 """All settings but the supervisor's secrets. Workers send spans, so they get their headers."""
 _CLUSTER_PREFIXES = ("KUBERNETES_", "KUBECONFIG")
 
+WORKER_FROZEN_SECONDS: Final = 30.0
+"""Limit: a worker without an answer for this long is killed, and a drain ends early without any
+answer.
+"""
+
+T = TypeVar("T")
+
+RoutedMessage: TypeAlias = say.WorkerReport | PromptSamples | QuotaReport | AccessReport | say.NeedsInstance
+"""The messages that a worker's handle passes on."""
+
+_HEALTHY = (HealthState.HEALTHY.value, "")
+_WORST_FIRST = (HealthState.EJECTED.value, HealthState.PROBING.value, HealthState.WARMING.value)
+
 
 @dataclass(slots=True)
 class SpawnedWorker:
@@ -176,7 +189,6 @@ def narrow_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def shared_row_count(count: int) -> int:
-    """Returns the number of rows of the shared load table; the last is for other gateways' load."""
     return count * ROWS_PER_WORKER + 1
 
 
@@ -202,17 +214,7 @@ def _create_shared_memory(size: int) -> int:
     return descriptor
 
 
-WORKER_FROZEN_SECONDS: Final = 30.0
-"""Limit: a worker without an answer for this long is killed, and a drain ends early without any
-answer.
-"""
-
-T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
-
-
-RoutedMessage: TypeAlias = say.WorkerReport | PromptSamples | QuotaReport | AccessReport | say.NeedsInstance
-"""The messages that a worker's handle passes on."""
 
 
 @dataclass(slots=True)
@@ -267,30 +269,24 @@ class WorkerHandle:
         self._reaping: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Opens the IPC channel."""
         await self._channel.open(self._sock)
 
     def send(self, message: msgspec.Struct) -> bool:
-        """Sends a message. Returns False when the channel dropped it."""
         return self._channel.send(message)
 
     def send_encoded(self, message: bytes) -> bool:
-        """Sends a message that was encoded once for several workers, like `send`."""
         return self._channel.send_encoded(message)
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes of sent messages that the system's buffers have not taken yet."""
         return self._channel.unsent_bytes
 
     @property
     def is_connected(self) -> bool:
-        """Whether the IPC channel is open."""
         return self._channel.is_open
 
     @property
     def is_serving(self) -> bool:
-        """Whether the worker accepts new connections."""
         return self.is_ready and not self.is_leaving and not self.exited.done()
 
     async def query(self, make_query: Callable[[int], say.Query], kind: type[T]) -> list[T] | None:
@@ -406,10 +402,6 @@ class WorkerHandle:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
-
-
-_HEALTHY = (HealthState.HEALTHY.value, "")
-_WORST_FIRST = (HealthState.EJECTED.value, HealthState.PROBING.value, HealthState.WARMING.value)
 
 
 def merge_health_states(reported: Sequence[Mapping[str, tuple[str, str]]]) -> Callable[[str], tuple[str, str]]:

@@ -56,6 +56,19 @@ from fairlead_gateway.telemetry.snapshot import ModelSnapshot, sum_snapshots
 _RETIRED_SECONDS = 60.0
 _NO_UPDATES = PeerUpdates()
 
+WORKER_START_SECONDS: Final = 60.0
+"""Limit: a worker that does not listen by then is killed and started again."""
+WORKER_RESTART_SECONDS: Final = 0.1
+"""Limit: pause before a crashed worker is started again; doubles each time."""
+MAX_WORKER_RESTART_SECONDS: Final = 10.0
+"""Limit: longest pause before a worker is started again; ten seconds of life reset it."""
+
+T = TypeVar("T")
+
+_CRASH_WARNING_SECONDS = 60.0
+_DRAIN_POLL_SECONDS = 0.02
+_STABLE_SECONDS = 10.0  # a crash after this time begins a new streak
+
 
 class SlotAllocator:
     """The slots of the shared load table, by instance.
@@ -91,18 +104,7 @@ class SlotAllocator:
         return dict(self._slots)
 
 
-WORKER_START_SECONDS: Final = 60.0
-"""Limit: a worker that does not listen by then is killed and started again."""
-WORKER_RESTART_SECONDS: Final = 0.1
-"""Limit: pause before a crashed worker is started again; doubles each time."""
-MAX_WORKER_RESTART_SECONDS: Final = 10.0
-"""Limit: longest pause before a worker is started again; ten seconds of life reset it."""
-
-T = TypeVar("T")
 _log = logging.getLogger("fairlead.gateway")
-_CRASH_WARNING_SECONDS = 60.0
-_DRAIN_POLL_SECONDS = 0.02
-_STABLE_SECONDS = 10.0  # a crash after this time begins a new streak
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,23 +482,19 @@ class WorkerPool:
         return totals
 
     def non_model_counters(self) -> dict[str, int]:
-        """Returns the counters that belong to no model, as last known, added up."""
         return merge_counts([self._exited_non_model_counters, *(worker.non_model_counters for worker in self.workers)])
 
     def loads(self) -> dict[str, say.EncodedLoad]:
-        """Returns the load by instance, from the workers' last reports."""
         return merge_loads(worker.loads for worker in self.workers)
 
     # Status --------------------------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
-        """The configured number of workers."""
         return self._preforked.count
 
     @property
     def serving_count(self) -> int:
-        """The number of workers that accept connections and answer queries."""
         return sum(worker.is_serving and worker.unresponsive_since is None for worker in self.workers)
 
     def warnings(self) -> list[str]:

@@ -38,63 +38,6 @@ _OVERHEAD_BOUNDS: Final = 18
 OVERHEAD_BOUNDS: Final[tuple[float, ...]] = tuple(_MIN_OVERHEAD * 2.0**step for step in range(_OVERHEAD_BOUNDS))
 """Upper bounds from 10 µs to 1.3 s, one per doubling, for the gateway's own time."""
 
-
-def seconds_bucket(seconds: float) -> int:
-    """Returns the position of the first of `SECONDS_BOUNDS` that is not below a value.
-
-    The result is that of `bisect_left`, here and in the next two functions.
-
-    Why: compiled, a number is doubled in a few instructions. A comparison with an item of a tuple
-    takes 50.
-    """
-    doublings, bound = 0, _MIN_SECONDS
-    while bound < seconds and doublings < _SECONDS_DOUBLINGS:
-        doublings += 1
-        bound += bound
-    first = (doublings - 1) * FINE_PER_DOUBLING + 1 if doublings else 0
-    last = doublings * FINE_PER_DOUBLING
-    while first <= last and SECONDS_BOUNDS[first] < seconds:
-        first += 1
-    return first
-
-
-def token_bucket(tokens: float) -> int:
-    """Returns the position of a value in `TOKEN_BOUNDS`, as `seconds_bucket`."""
-    position, bound = 0, 1.0
-    while bound < tokens and position < _TOKEN_BOUNDS:
-        position += 1
-        bound *= 4.0
-    return position
-
-
-def overhead_bucket(seconds: float) -> int:
-    """Returns the position of a value in `OVERHEAD_BOUNDS`, as `seconds_bucket`."""
-    position, bound = 0, _MIN_OVERHEAD
-    while bound < seconds and position < _OVERHEAD_BOUNDS:
-        position += 1
-        bound += bound
-    return position
-
-
-def quantile(counts: Sequence[int], share: float, bounds: Sequence[float] = SECONDS_BOUNDS) -> float | None:
-    """Returns the value below which `share` of the observations lie, interpolated; None without
-    any.
-    """
-    total = sum(counts)
-    if total == 0:
-        return None
-    wanted = share * total
-    seen = 0
-    for index, count in enumerate(counts):
-        if count and seen + count >= wanted:
-            if index >= len(bounds):
-                return bounds[-1]
-            low = bounds[index - 1] if index else 0.0
-            return low + (bounds[index] - low) * max(0.0, wanted - seen) / count
-        seen += count
-    return bounds[-1]
-
-
 WINDOW_SECONDS: Final = 60
 
 # Positions in the list of integers: counters, then histograms. Compiled, they are constants.
@@ -182,6 +125,62 @@ _LOG_STEPS: Final = 1_048_576.0
 """Logarithms are cut to parts of a power of two, so that sums of several processes are exact."""
 
 
+def seconds_bucket(seconds: float) -> int:
+    """Returns the position of the first of `SECONDS_BOUNDS` that is not below a value.
+
+    The result is that of `bisect_left`, here and in the next two functions.
+
+    Why: compiled, a number is doubled in a few instructions. A comparison with an item of a tuple
+    takes 50.
+    """
+    doublings, bound = 0, _MIN_SECONDS
+    while bound < seconds and doublings < _SECONDS_DOUBLINGS:
+        doublings += 1
+        bound += bound
+    first = (doublings - 1) * FINE_PER_DOUBLING + 1 if doublings else 0
+    last = doublings * FINE_PER_DOUBLING
+    while first <= last and SECONDS_BOUNDS[first] < seconds:
+        first += 1
+    return first
+
+
+def token_bucket(tokens: float) -> int:
+    """Returns the position of a value in `TOKEN_BOUNDS`, as `seconds_bucket`."""
+    position, bound = 0, 1.0
+    while bound < tokens and position < _TOKEN_BOUNDS:
+        position += 1
+        bound *= 4.0
+    return position
+
+
+def overhead_bucket(seconds: float) -> int:
+    """Returns the position of a value in `OVERHEAD_BOUNDS`, as `seconds_bucket`."""
+    position, bound = 0, _MIN_OVERHEAD
+    while bound < seconds and position < _OVERHEAD_BOUNDS:
+        position += 1
+        bound += bound
+    return position
+
+
+def quantile(counts: Sequence[int], share: float, bounds: Sequence[float] = SECONDS_BOUNDS) -> float | None:
+    """Returns the value below which `share` of the observations lie, interpolated; None without
+    any.
+    """
+    total = sum(counts)
+    if total == 0:
+        return None
+    wanted = share * total
+    seen = 0
+    for index, count in enumerate(counts):
+        if count and seen + count >= wanted:
+            if index >= len(bounds):
+                return bounds[-1]
+            low = bounds[index - 1] if index else 0.0
+            return low + (bounds[index] - low) * max(0.0, wanted - seen) / count
+        seen += count
+    return bounds[-1]
+
+
 class CounterSet:
     """A list of integers and a list of sums, with their state of up to a minute ago."""
 
@@ -209,12 +208,10 @@ class CounterSet:
         return self._sums
 
     def replace(self, ints: list[int], sums: list[float]) -> None:
-        """Replaces both lists."""
         self._flush_pending()
         self._ints, self._sums = ints, sums
 
     def start_second(self, second: int) -> None:
-        """Copies the state before the first event of a new second."""
         self._history.append((second, self.ints[:], self.sums[:]))
         self.current_second = second
 
@@ -230,7 +227,6 @@ class CounterSet:
         return [0] * len(self._ints), [0.0] * len(self._sums)
 
     def _flush_pending(self) -> None:
-        """Moves pending additions from fields to the lists."""
         self._has_pending = False
 
 
@@ -427,7 +423,6 @@ class ModelCounters(CounterSet):
                 del table[name]
 
     def count_status(self, status: int) -> None:
-        """Counts a status that a client received."""
         status = status if 100 <= status <= 599 else 0
         self._by_status[status] = self._by_status.get(status, 0) + 1
 

@@ -38,6 +38,13 @@ _WINDOWS: Final = 12
 CONTINUATION_RULE = "continue-1"
 """The rule of a decision for the rest of a stream that had begun."""
 
+SHADOW_SIDES: Final = ("copy", "original")
+COMPARED: Final = "compared"
+"""The number of requests that both models have answered, or failed."""
+
+SHADOW_NAMES: Final = 12
+"""The number of names of sums in a comparison."""
+
 
 @dataclass(slots=True)
 class DecisionRecord:
@@ -189,22 +196,18 @@ class RequestOutcome:
         self.has_ended = False
 
     def note_response_id(self, response_id: str) -> None:
-        """Keeps the first id: another engine that continues the response has one of its own."""
         self.response_id = self.response_id or response_id
 
     @property
     def latest(self) -> DecisionRecord:
-        """The latest decision."""
         return self.records[-1]
 
     def is_of(self, key: str) -> bool:
-        """Returns whether the request went to this model, or named this route."""
         route = self.records[0].route
         return self.latest.model_key == key or (route is not None and route.route == key)
 
     @property
     def is_complete(self) -> bool:
-        """Whether the client got a whole response that is no error."""
         return self.error is None and 0 < self.status < 400 and not self.client_disconnected
 
     @property
@@ -214,12 +217,10 @@ class RequestOutcome:
 
     @property
     def is_refunded(self) -> bool:
-        """Whether nothing is charged: an engine or the gateway has failed, or has refused it."""
         return not (self.client_disconnected or self.is_charged or self.is_complete)
 
 
 def is_client_fault(outcome: RequestOutcome) -> bool:
-    """Whether the engine refused the request (4xx), as it would at every instance."""
     return outcome.error == ENGINE_REFUSED and 400 <= outcome.status < 500
 
 
@@ -286,14 +287,6 @@ class ShadowAnswer:
         self.ttft_seconds = ttft_seconds
         self.tpot_seconds = tpot_seconds
         self.output_tokens = output_tokens
-
-
-SHADOW_SIDES: Final = ("copy", "original")
-COMPARED: Final = "compared"
-"""The number of requests that both models have answered, or failed."""
-
-SHADOW_NAMES: Final = 12
-"""The number of names of sums in a comparison."""
 
 
 def shadow_sums(copy: ShadowAnswer, original: ShadowAnswer) -> dict[str, int]:

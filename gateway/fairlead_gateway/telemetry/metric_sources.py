@@ -33,6 +33,25 @@ _FIXED_LABELS: Final = {"gen_ai_provider_name": "fairlead", "streaming": "true"}
 _UNSAFE: Final = re.compile(r'[\\"\n]')
 _ESCAPES: Final = {"\\": r"\\", '"': r"\"", "\n": r"\n"}
 
+Row: TypeAlias = tuple[str | float, ...]
+"""Label values, then the value; of a summary sum and count; of a histogram its cumulative buckets,
+sum and count.
+"""
+
+_Buckets: TypeAlias = tuple[tuple[int, str], ...]
+"""For each exported bound, the last position in the kept buckets below it, and its text."""
+_SECONDS: Final[_Buckets] = tuple(
+    (index, f"{at.SECONDS_BOUNDS[index]:.6g}") for index in range(0, len(at.SECONDS_BOUNDS), at.FINE_PER_DOUBLING)
+)
+OVERHEAD: Final[_Buckets] = tuple((index, f"{bound:.6g}") for index, bound in enumerate(at.OVERHEAD_BOUNDS))
+TOKENS: Final[_Buckets] = tuple((index, f"{bound:.0f}") for index, bound in enumerate(at.TOKEN_BOUNDS))
+
+_Table: TypeAlias = (
+    Mapping[str, int] | Mapping[int, int] | Mapping[tuple[str, str], int] | Mapping[tuple[int, str], int]
+)
+
+_RERUN_REASONS = ("abandoned", "failed", "gateway-lost", "memory", "too-long", "worker-lost")
+
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
@@ -62,10 +81,6 @@ class Scrape:
                 yield key, instance_id, instance
 
 
-Row: TypeAlias = tuple[str | float, ...]
-"""Label values, then the value; of a summary sum and count; of a histogram its cumulative buckets,
-sum and count.
-"""
 Rows: TypeAlias = Callable[[Scrape], Iterable[Row]]
 
 
@@ -131,22 +146,12 @@ def summary(name: str, rows: Rows, text: str) -> Metric:
     return replace(metric(name, rows, text, "summary"), lines=(("_sum", ""), ("_count", "")))
 
 
-_Buckets: TypeAlias = tuple[tuple[int, str], ...]
-"""For each exported bound, the last position in the kept buckets below it, and its text."""
-_SECONDS: Final[_Buckets] = tuple(
-    (index, f"{at.SECONDS_BOUNDS[index]:.6g}") for index in range(0, len(at.SECONDS_BOUNDS), at.FINE_PER_DOUBLING)
-)
-OVERHEAD: Final[_Buckets] = tuple((index, f"{bound:.6g}") for index, bound in enumerate(at.OVERHEAD_BOUNDS))
-TOKENS: Final[_Buckets] = tuple((index, f"{bound:.0f}") for index, bound in enumerate(at.TOKEN_BOUNDS))
-
-
 def histogram(name: str, rows: Rows, text: str, exported: _Buckets) -> Metric:
     buckets = [("_bucket", f'le="{bound}"') for _, bound in (*exported, (0, "+Inf"))]
     return replace(metric(name, rows, text, "histogram"), lines=(*buckets, ("_sum", ""), ("_count", "")))
 
 
 def _buckets(counts: Sequence[int], exported: _Buckets, total: float | str) -> Row:
-    """Returns the cumulative buckets of a histogram, its sum and its count."""
     sums = list(accumulate(counts))
     return (*[sums[index] for index, _ in exported], sums[-1], total, sums[-1])
 
@@ -187,18 +192,12 @@ def token_usage(scrape: Scrape) -> Iterator[Row]:
 
 
 def model(name: str, read: Callable[[ModelCounters], int], text: str) -> Metric:
-    """Returns a counter of each model, of requests that ended if none is named."""
     labels = "" if "{" in name else "{model}"
     return metric(name + labels, lambda scrape: ((key, read(series)) for key, series in scrape.models.items()), text)
 
 
 def counter(name: str, position: int, text: str) -> Metric:
     return model(name, lambda series: series.ints[position], text)
-
-
-_Table: TypeAlias = (
-    Mapping[str, int] | Mapping[int, int] | Mapping[tuple[str, str], int] | Mapping[tuple[int, str], int]
-)
 
 
 def table(name: str, table: Callable[[ModelCounters], _Table], text: str) -> Metric:
@@ -263,9 +262,6 @@ def process(name: str, text: str) -> Metric:
         return [(scrape.process_values[name],)] if name in scrape.process_values else []
 
     return metric(name, rows, text)
-
-
-_RERUN_REASONS = ("abandoned", "failed", "gateway-lost", "memory", "too-long", "worker-lost")
 
 
 def keyed_requests(scrape: Scrape) -> Iterator[Row]:

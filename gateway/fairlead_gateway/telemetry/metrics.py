@@ -421,7 +421,6 @@ _OWN: Final = (
 
 
 def _alias(name: str, own: str, whose: str, more: str = "") -> of.Metric:
-    """Returns a metric of the table again, under a name and with labels of a standard."""
     same = next(metric for metric in _OWN if metric.name == own)
     return replace(of.metric(name, same.rows, f"{whose} of {own}{more}.", same.kind), lines=same.lines)
 

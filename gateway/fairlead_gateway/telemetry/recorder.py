@@ -148,7 +148,6 @@ class MetricsRecorder:
         self._instance_counters(series, instance_id).ints[at.I_EJECTED] += 1
 
     def record_resumption(self, model_key: str, how: str) -> None:
-        """Counts a stream that another instance continued: `whole`, or `broken` again."""
         at.increment(self._model_counters(model_key).continued, how, self._max_label_values)
 
     def record_move(self, model_key: str, rest_seconds: float | None) -> None:
@@ -163,7 +162,6 @@ class MetricsRecorder:
             moved[at.MOVED_REST] = moved.get(at.MOVED_REST, 0) + round(rest_seconds * 1e6)
 
     def record_not_continued(self, model_key: str, reason: str) -> None:
-        """Counts a stream that broke and that no instance continued; `reason` is one word."""
         at.increment(self._model_counters(model_key).not_continued, reason, self._max_label_values)
 
     def record_queue_exit(self, model_key: str, rule: str) -> None:
@@ -173,11 +171,9 @@ class MetricsRecorder:
         at.increment(self._model_counters(model_key).held, rule, self._max_label_values)
 
     def record_fallback(self, model_key: str, kind: str, to: str) -> None:
-        """Counts a request that the model has not answered, and that goes to the model `to`."""
         at.increment_pair(self._model_counters(model_key).fallbacks, kind, to, self._max_label_values)
 
     def record_route(self, model_key: str, status: int, route: str) -> None:
-        """Counts a finished request that named a route, by the model that got it last."""
         at.increment_pair(self._model_counters(model_key).by_route, str(status), route, self._max_label_values)
 
     def record_copy(self, model_key: str, original: str, outcome: str) -> None:
@@ -201,7 +197,6 @@ class MetricsRecorder:
             sums[original, name] = sums.get((original, name), 0) + value
 
     def record_adapter_request(self, model_key: str, adapter: str) -> None:
-        """Counts a request for a LoRA adapter."""
         at.increment(self._model_counters(model_key).adapter_requests, adapter, self._max_counted_adapters)
 
     def record_adapter_load(self, model_key: str, adapter: str, seconds: float) -> None:
@@ -211,11 +206,9 @@ class MetricsRecorder:
         at.increment(series.adapter_load_microseconds, adapter, limit, int(seconds * 1e6))
 
     def record_adapter_load_failure(self, model_key: str, adapter: str) -> None:
-        """Counts a load of an adapter that no request has got it from."""
         at.increment(self._model_counters(model_key).adapter_load_failures, adapter, self._max_counted_adapters)
 
     def record_adapter_eviction(self, model_key: str, adapter: str) -> None:
-        """Counts an adapter that was unloaded to make room for another one."""
         at.increment(self._model_counters(model_key).adapter_evictions, adapter, self._max_counted_adapters)
 
     def record_handoff(
@@ -289,7 +282,6 @@ class MetricsRecorder:
                 instance.ints[at.I_ERRORS] += 1
 
     def render(self, fleet: Fleet, loads: Mapping[str, LoadView], now: float) -> bytes:
-        """Returns all metrics as Prometheus text (version 0.0.4)."""
         return b"".join(self.render_chunks(fleet, loads, now))
 
     def render_chunks(

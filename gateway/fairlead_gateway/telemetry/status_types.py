@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
+TenantValues: TypeAlias = Mapping[str, Sequence[tuple[str, float]]]
+"""By metric name without prefix: the tenants that have a series of their own, with their values."""
+
 
 class IndexState(StrEnum):
     """The degree to which routing knows what an instance has cached."""
@@ -103,7 +106,3 @@ class HealthState(StrEnum):
     EJECTED = "Ejected"
     PROBING = "Probing"
     WARMING = "WarmingUp"
-
-
-TenantValues: TypeAlias = Mapping[str, Sequence[tuple[str, float]]]
-"""By metric name without prefix: the tenants that have a series of their own, with their values."""

@@ -42,6 +42,38 @@ _LENGTH_FIELD: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\
 _HEAD_END: Final = b"\r\n\r\n"
 _DIGIT_ZERO: Final = 0x30
 
+_YIELD_BYTES: Final = 16_384  # after one read of this size, other connections have their turn
+_MAX_CHUNKS: Final = 64  # of one read; more are joined, since each costs time and memory
+_HTTP_OK: Final = 200
+_MAX_TEMPLATE_MISSES: Final = 8
+"""After so many heads in a row that differ, a connection compares no more."""
+_NO_FIELDS: Final[dict[bytes, bytes]] = {}
+_LENGTH_ONLY: Final = {b"content-length": b""}
+_CRASH_CAUSES: Final = ("reset", "cut")
+_FIRST_CHECK_SECONDS: Final = 1.0
+"""So long after a part of a body, its receiver is asked whether the engine hangs."""
+
+REPLAY: Final = "replay"
+"""A cause: the stream differs from what the client has of it."""
+LOCAL_CAUSES: Final = frozenset({"gateway-full", "unresolved", "gateway-error", REPLAY})
+"""Causes of failed attempts that say nothing about the instance."""
+_ENGINE_ERRNOS: Final = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.EPIPE,
+    }
+)
+_EXHAUSTION_ERRNOS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN}
+)
+_ERRNO_IN_TEXT: Final = re.compile(r"\[Errno (\d+)\]")
+
 
 class ResponseTemplate:
     """The text of an accepted head with Content-Length, before and after its digits.
@@ -105,18 +137,6 @@ def create_template(data: bytes, fields: dict[bytes, bytes]) -> ResponseTemplate
     return ResponseTemplate(data[: found.start(1)], data[found.end(1) : end], digits, fields)
 
 
-_YIELD_BYTES: Final = 16_384  # after one read of this size, other connections have their turn
-_MAX_CHUNKS: Final = 64  # of one read; more are joined, since each costs time and memory
-_HTTP_OK: Final = 200
-_MAX_TEMPLATE_MISSES: Final = 8
-"""After so many heads in a row that differ, a connection compares no more."""
-_NO_FIELDS: Final[dict[bytes, bytes]] = {}
-_LENGTH_ONLY: Final = {b"content-length": b""}
-_CRASH_CAUSES: Final = ("reset", "cut")
-_FIRST_CHECK_SECONDS: Final = 1.0
-"""So long after a part of a body, its receiver is asked whether the engine hangs."""
-
-
 class UpstreamError(Exception):
     """Raised when an engine cannot be reached, breaks off, or does not speak HTTP.
 
@@ -133,7 +153,6 @@ class UpstreamError(Exception):
 
     @property
     def is_crash(self) -> bool:
-        """Whether the engine had the request and broke off."""
         return self.cause in _CRASH_CAUSES
 
 
@@ -259,7 +278,6 @@ class EngineConnection:
 
     @property
     def is_usable(self) -> bool:
-        """Whether another request can be sent on this connection."""
         return self._sink is None and not self._transport.is_closing()
 
     def send_request(
@@ -296,7 +314,6 @@ class EngineConnection:
                 found.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def select_rank(self, rank: int) -> None:
-        """Counts the next response for one rank of the server: others work while it hangs."""
         self.activity = self._owner.activity(activity_key(self.address, rank))
 
     def set_paused(self, paused: bool) -> None:
@@ -343,12 +360,10 @@ class EngineConnection:
         self._transport.abort()
 
     def resume_reading(self) -> None:
-        """Reads on after a large read, unless the client's backpressure forbids it."""
         if not self._paused and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def mark_unreachable(self) -> None:
-        """Ends the response as `gone`: the address is silent and refuses connections."""
         if self._sink is not None and not self._paused:
             self._fail("gone")
 
@@ -464,7 +479,6 @@ class EngineConnection:
     # Callbacks of llhttp.
 
     def on_message_begin(self) -> None:
-        """Notes a message behind a complete one, which answers no request."""
         self._has_extra_message = self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -564,47 +578,21 @@ class _SilenceTimer(IdleTimer):
         self._connection: EngineConnection | None = connection
 
     def cancel(self) -> None:
-        """Stops the timer, and breaks the cycle of references with its connection."""
         super().cancel()
         self._connection = None
 
     def on_expired(self) -> None:
-        """Ends the patience of the connection with its engine."""
         if self._connection is not None:
             self._connection._on_silence()
 
 
 def activity_key(address: str, rank: int | None) -> str:
-    """Returns the name of the activity of an address, or of one data-parallel rank behind it."""
     return address if rank is None else f"{address} {rank}"
 
 
 def _insert_header(field: bytes, message: Sequence[bytes]) -> list[bytes]:
-    """Returns the request with one more header line, behind the request line."""
     line, _, rest = message[0].partition(b"\r\n")
     return [b"%b\r\n%b%b" % (line, field, rest), *message[1:]]
-
-
-REPLAY: Final = "replay"
-"""A cause: the stream differs from what the client has of it."""
-LOCAL_CAUSES: Final = frozenset({"gateway-full", "unresolved", "gateway-error", REPLAY})
-"""Causes of failed attempts that say nothing about the instance."""
-_ENGINE_ERRNOS: Final = frozenset(
-    {
-        errno.ECONNREFUSED,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.ETIMEDOUT,
-        errno.EHOSTDOWN,
-        errno.ECONNRESET,
-        errno.ECONNABORTED,
-        errno.EPIPE,
-    }
-)
-_EXHAUSTION_ERRNOS: Final = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN}
-)
-_ERRNO_IN_TEXT: Final = re.compile(r"\[Errno (\d+)\]")
 
 
 def connect_error(error: OSError) -> UpstreamError:
@@ -622,7 +610,6 @@ def connect_error(error: OSError) -> UpstreamError:
 
 
 def is_exhaustion(error: BaseException | None) -> bool:
-    """Whether this process or its host lacks descriptors, ports or memory."""
     return isinstance(error, OSError) and error.errno in _EXHAUSTION_ERRNOS
 
 

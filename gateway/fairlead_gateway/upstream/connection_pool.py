@@ -259,11 +259,9 @@ class _BufferedResponse(ResponseSink):
 
     @property
     def content(self) -> bytes:
-        """The part of the body that has arrived."""
         return bytes(self._content)
 
     def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
-        """Keeps the status."""
         del fields
         self.status = status
 
@@ -284,11 +282,9 @@ class _BufferedResponse(ResponseSink):
             self._finish(UpstreamError("gateway-full"))
 
     def on_error(self, error: UpstreamError) -> None:
-        """Ends the response with an error."""
         self._finish(error)
 
     def on_silence(self) -> float:
-        """Returns 0 to give up: the time limit of the call is over."""
         return 0.0
 
     def _finish(self, error: UpstreamError | None) -> None:

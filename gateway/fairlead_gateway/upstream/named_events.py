@@ -57,7 +57,6 @@ class NamedEventScanner(SseScanner):
 
     @property
     def has_whole_answer(self) -> bool:
-        """Whether the event that names the reason of the end has come."""
         return self._has_ended and bool(self._grammar.closing)
 
     def end(self, *, is_cut: bool = False) -> list[bytes]:

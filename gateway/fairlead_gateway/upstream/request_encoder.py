@@ -60,6 +60,8 @@ _RELAYED_HEADERS: Final[tuple[bytes, ...]] = (
     b"warning",
 )
 
+_HOP_IDS: Final = re.compile(rb"[0-9a-f]{12}(?:[ \t]*,[ \t]*[0-9a-f]{12})*")
+
 
 class RequestPrefix:
     """The start of a request: up to the value of Content-Length or, for GET, the line of Host."""
@@ -73,7 +75,6 @@ class RequestPrefix:
         self.has_body = method != "GET"
 
     def of_form(self, boundary: str) -> "RequestPrefix":
-        """Returns the start of the same request with a form as its body."""
         text = self.text.replace("application/json", f"multipart/form-data; boundary={boundary}")
         return RequestPrefix(self.method, self.target, text)
 
@@ -159,7 +160,6 @@ class RouteHeaderCache:
 
 
 def route_header(where: str) -> str:
-    """Returns the header line with the instance, and the name of the header with the reason."""
     return f"x-fairlead-instance: {where}\r\nx-fairlead-reason: "
 
 
@@ -283,11 +283,7 @@ def sanitize_header_value(text: str) -> str:
     return "".join(char if "!" <= char <= "~" else "?" for char in text)
 
 
-_HOP_IDS: Final = re.compile(rb"[0-9a-f]{12}(?:[ \t]*,[ \t]*[0-9a-f]{12})*")
-
-
 def create_hop_id(secret: bytes) -> str:
-    """Returns the id of the gateways that share a secret; it does not reveal the secret."""
     return hashlib.blake2b(secret, digest_size=6, person=b"fairlead-hop").hexdigest()
 
 

@@ -155,22 +155,18 @@ class EngineResponse(ResponseSink):
 
     @property
     def event_count(self) -> int:
-        """The events with parts of the answer by now."""
         return self.scanner.event_count
 
     @property
     def next_sequence_number(self) -> int:
-        """The number of a next event, where the events of the stream have one."""
         return self.scanner.next_sequence_number if self.is_stream else 0
 
     @property
     def in_band_error(self) -> InBandError | None:
-        """The error in a stream."""
         return self.scanner.error if self.is_stream else None
 
     @property
     def has_whole_answer(self) -> bool:
-        """Whether a plain response without an error status is complete."""
         return self.is_complete and not self.is_stream and self.status < 400
 
     @property
@@ -196,7 +192,6 @@ class EngineResponse(ResponseSink):
 
     @property
     def buffered_body(self) -> bytes:
-        """The buffered part of a plain response."""
         return b"".join(self._buffer)
 
     def retry_after(self, max_seconds: int) -> int | None:
@@ -224,7 +219,6 @@ class EngineResponse(ResponseSink):
             self._send_plain(buffer)
 
     def release_buffer(self) -> None:
-        """Counts nothing of the response as buffered any more. May be called twice."""
         if self._buffered is not None:
             self._buffered.set_size(0)
 
@@ -443,11 +437,9 @@ class EngineResponse(ResponseSink):
 
 
 def _is_flood(events: list[bytes]) -> bool:
-    """Whether events have few bytes for their number, each of which is decoded and encoded."""
     size = sum([len(event) for event in events])
     return size > _MIN_FLOOD_BYTES and size < _MIN_EVENT_BYTES * sum([event.count(b"\n\n") for event in events])
 
 
 def _give_up(has_opened: bool) -> float:
-    """Returns 0: a stream that has begun has no time left when its engine is silent."""
     return 0.0

@@ -6,6 +6,8 @@ Why a module of its own: mypyc cannot compile structs, and the modules that use 
 from msgspec import UNSET, MsgspecError, Raw, Struct, UnsetType
 from msgspec.json import Decoder
 
+MEMBERS_DECODER = Decoder(dict[str, Raw])
+
 
 class PromptTokensDetails(Struct, gc=False):
     """`usage.prompt_tokens_details`."""
@@ -57,7 +59,6 @@ class StoredAnswer(Struct, gc=False):
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the engine is still to compute it, or computes it."""
         return self.status in ("queued", "in_progress")
 
 
@@ -133,7 +134,6 @@ NAMED_EVENT_DECODER = Decoder(NamedEvent)
 BLOCK_EVENT_DECODER = Decoder(BlockEvent)
 EVENT_DECODER = Decoder(StreamEvent)
 LONG_EVENT_DECODER = Decoder(LongStreamEvent)
-MEMBERS_DECODER = Decoder(dict[str, Raw])
 PLAIN_RESPONSE_DECODER = Decoder(PlainResponse)
 _STORED_ANSWER_DECODER = Decoder(StoredAnswer)
 

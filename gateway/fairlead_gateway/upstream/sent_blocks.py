@@ -136,7 +136,6 @@ class SentBlocks:
         return passed if passed or self._held_bytes == held_bytes else [COMMENT]
 
     def rewind(self) -> None:
-        """Drops what is held; the next events are those of another engine."""
         self._release_held(b"")
         self._holds_call, self.failure = False, b""
 
@@ -268,6 +267,5 @@ def has_name(event: bytes, kind: str) -> bool:
 
 
 def _numbered_behind(last: bytes, event: bytes) -> bytes:
-    """Returns an event with the number that follows that of the last one, if events have some."""
     found = _NUMBER.search(last)
     return event if found is None else _NUMBER.sub(b"\\g<1>%d" % (int(found[2]) + 1), event, count=1)

@@ -82,7 +82,6 @@ class TokenMemory:
 
     @property
     def is_full(self) -> bool:
-        """Whether streams keep more than they may."""
         return self.used_bytes > self.max_bytes
 
 

@@ -221,22 +221,18 @@ class SseScanner:
 
     @property
     def next_sequence_number(self) -> int:
-        """The number of a next event, where events have one; else 0."""
         return 0
 
     @property
     def waiting_bytes(self) -> int:
-        """The size of the event that is not complete yet, and of the one that is held."""
         return len(self._partial) + len(self._held)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the stream has ended: done, aborted or with an error."""
         return self.is_done or self.is_aborted or self.error is not None
 
     @property
     def has_whole_answer(self) -> bool:
-        """Whether all choices have finished, whatever the engine still has to send."""
         return self._finished_choices >= self._choices
 
     def end(self, *, is_cut: bool = False) -> list[bytes]:
@@ -335,7 +331,6 @@ class SseScanner:
         self._take_event(event, data, None if not data or data == _END else _decode_event(data), passed)
 
     def release_held(self) -> list[bytes]:
-        """Returns the event that was held, if there is one."""
         held, self._held = self._held, b""
         return [held] if held else []
 
@@ -488,7 +483,6 @@ def decode_members(data: bytes) -> dict[str, msgspec.Raw] | None:
 
 
 def _is_one_line(event: bytes) -> bool:
-    """Whether an event is a line of data, as nearly all are."""
     return event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and _CARRIAGE_RETURN not in event
 
 

@@ -55,7 +55,6 @@ class SseKeepAlive(TimeoutEntry):
             self._enter(self._times.comments)
 
     def stop(self) -> None:
-        """Ends the comments. May be called twice."""
         self._leave()
         self._engine_response = self.send_head = None
 

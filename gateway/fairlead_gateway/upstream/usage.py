@@ -77,6 +77,9 @@ GARBAGE: Final = "garbage"
 EMPTY: Final = "empty"
 _MAX_TOKENS: Final = 1 << 31  # more than the largest `n` times the largest `max_tokens`
 
+_FAILED_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort|error|cancelled|timeout)"')
+"""Ends that no model and no client has chosen: of vLLM and SGLang, the last two of TensorRT-LLM."""
+
 
 class Usage:
     """Token counts of an engine; None where it reported none.
@@ -327,7 +330,6 @@ def parse_in_band_error(raw: bytes, status: int) -> InBandError:
 
 
 def _error_fields(decoded: dict[str, Any]) -> dict[str, Any]:
-    """Returns the object that has type and code: the member `error`, or the whole."""
     inner = decoded.get("error")
     return inner if isinstance(inner, dict) else decoded
 
@@ -378,15 +380,9 @@ def _located(place: object, text: str) -> str:
     return f"{'.'.join(names)}: {text}"[:_MAX_TEXT] if names else text
 
 
-_FAILED_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"(?:abort|error|cancelled|timeout)"')
-"""Ends that no model and no client has chosen: of vLLM and SGLang, the last two of TensorRT-LLM."""
-
-
 def has_failed_finish(data: bytes) -> bool:
-    """Whether a choice of an event or a body was ended by the engine, not by the model."""
     return _FAILED_FINISH.search(data) is not None
 
 
 def hide_accounts(text: bytes) -> bytes:
-    """Returns an error of an API that others run, without names of accounts and addresses."""
     return _ACCOUNT_NAMES.sub(b"(hidden)", text)

@@ -39,6 +39,33 @@ from fairlead.usage.replica_log import ReplicaLog, replicas_of
 from fairlead_gateway.usage.engine_time import decode_microseconds, prefill_microseconds
 from fairlead_gateway.usage.messages import UsageRow
 
+OTHER: Final = "other"
+_HALF_LIFE_SECONDS: Final = 3_600.0
+_PROMOTION_FACTOR: Final = 2.0
+
+METRIC_TENANTS: Final = 100
+"""Limit: tenants with metrics of their own, those that use most; the rest are `other`."""
+USAGE_HEARTBEAT_SECONDS: Final = 10.0
+"""Limit: interval at which the replica log says that replicas still exist."""
+USAGE_GAP_SECONDS: Final = 60.0
+"""Limit: replicas do not count for a longer pause of a gateway than this."""
+USAGE_MAINTENANCE_SECONDS: Final = 3_600.0
+"""Limit: interval at which checkpoints are written and old lines removed."""
+USAGE_FILE_BYTES: Final = 256 * 1024 * 1024
+"""Limit: a file of a ledger; a longer one is continued in the next."""
+USAGE_LINES_BYTES: Final = 2 * 1024 * 1024 * 1024
+"""Limit: records in complete files of a ledger; of more, the oldest become totals earlier."""
+USAGE_RECORDS_PENDING: Final = 200_000
+"""Limit: usage records that wait for a ledger that cannot be written; the next are lost and
+counted.
+"""
+USAGE_FLUSH_SECONDS: Final = 1.0
+"""Limit: interval at which records are written and forced to the disk."""
+USAGE_LINES_DAYS: Final = 31
+"""Limit: full days for which single usage records are kept; their totals stay."""
+
+_DAY_SECONDS = 86_400
+
 
 @dataclass(frozen=True, slots=True)
 class EngineReadings:
@@ -188,11 +215,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-OTHER: Final = "other"
-_HALF_LIFE_SECONDS: Final = 3_600.0
-_PROMOTION_FACTOR: Final = 2.0
-
-
 @dataclass(slots=True)
 class TenantCounts:
     """The use of a tenant since it has a series."""
@@ -239,7 +261,6 @@ class TenantCounters:
         counts.add(record)
 
     def series(self) -> list[tuple[str, TenantCounts]]:
-        """Returns the counters by tenant; those of all others are last."""
         found = sorted(self._counts.items())
         return found if self._other is None else [*found, (OTHER, self._other)]
 
@@ -278,29 +299,7 @@ class TenantCounters:
         self._recent = {tenant: used / 2 for tenant, used in self._recent.items() if used > 1.0}
 
 
-METRIC_TENANTS: Final = 100
-"""Limit: tenants with metrics of their own, those that use most; the rest are `other`."""
-USAGE_HEARTBEAT_SECONDS: Final = 10.0
-"""Limit: interval at which the replica log says that replicas still exist."""
-USAGE_GAP_SECONDS: Final = 60.0
-"""Limit: replicas do not count for a longer pause of a gateway than this."""
-USAGE_MAINTENANCE_SECONDS: Final = 3_600.0
-"""Limit: interval at which checkpoints are written and old lines removed."""
-USAGE_FILE_BYTES: Final = 256 * 1024 * 1024
-"""Limit: a file of a ledger; a longer one is continued in the next."""
-USAGE_LINES_BYTES: Final = 2 * 1024 * 1024 * 1024
-"""Limit: records in complete files of a ledger; of more, the oldest become totals earlier."""
-USAGE_RECORDS_PENDING: Final = 200_000
-"""Limit: usage records that wait for a ledger that cannot be written; the next are lost and
-counted.
-"""
-USAGE_FLUSH_SECONDS: Final = 1.0
-"""Limit: interval at which records are written and forced to the disk."""
-USAGE_LINES_DAYS: Final = 31
-"""Limit: full days for which single usage records are kept; their totals stay."""
-
 _log = logging.getLogger("fairlead.gateway")
-_DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +353,6 @@ class UsageService:
         self.written = 0
 
     def start(self) -> None:
-        """Starts the task on the running loop."""
         work = run_despite_defects(self._run, _log, "usage ledger")
         self._task = asyncio.get_running_loop().create_task(work, name="usage")
 

@@ -67,6 +67,19 @@ PREFIX_MAP_REPORTS_PENDING: Final = 4_096
 SIBLING_DECISIONS_PENDING: Final = 4_096
 """Limit: decisions in that batch; the oldest are dropped."""
 
+_IMMEDIATE_FLUSH_COUNT: Final = 64
+_BAD_GATEWAY: Final = 502
+_NOTHING: Final = WorkerReport()
+# Why: compiled code looks up the members of an Enum, and the names of other modules, each time.
+_USAGE: Final = UsageRow
+_EVENT: Final = TimingEvent
+_OK: Final = OK
+_DISPATCHED: Final = int(TimingEventKind.DISPATCHED)
+_FIRST_TOKEN: Final = int(TimingEventKind.FIRST_TOKEN)
+FINISHED: Final = int(TimingEventKind.FINISHED)
+ABANDONED: Final = int(TimingEventKind.ABANDONED)
+UNMEASURED: Final = int(TimingEventKind.UNMEASURED)
+
 
 class PromptSampleBuffer:
     """The last prompts by model and hash of the whole prompt, in case the KV-cache index needs one
@@ -125,20 +138,6 @@ def _prefill_instance(context: RequestContext) -> str:
         if attempt.result == _OK:
             return attempt.instance_id
     return ""
-
-
-_IMMEDIATE_FLUSH_COUNT: Final = 64
-_BAD_GATEWAY: Final = 502
-_NOTHING: Final = WorkerReport()
-# Why: compiled code looks up the members of an Enum, and the names of other modules, each time.
-_USAGE: Final = UsageRow
-_EVENT: Final = TimingEvent
-_OK: Final = OK
-_DISPATCHED: Final = int(TimingEventKind.DISPATCHED)
-_FIRST_TOKEN: Final = int(TimingEventKind.FIRST_TOKEN)
-FINISHED: Final = int(TimingEventKind.FINISHED)
-ABANDONED: Final = int(TimingEventKind.ABANDONED)
-UNMEASURED: Final = int(TimingEventKind.UNMEASURED)
 
 
 class _Rows:
@@ -220,7 +219,6 @@ class Journal:
         self.samples = PromptSampleBuffer()
 
     def on_assigned(self, model: str, request: RouteRequest, instance: str, is_indexed: bool) -> None:
-        """Notes a prompt that counts at an instance from now on; see `DispatchHooks`."""
         self._add_batched(self._dispatches, (model, instance, request, is_indexed))
 
     def on_prompt_end(self, model: str, inflight: InflightRequest, prompt: int | None, cached: int | None) -> None:
@@ -312,7 +310,6 @@ class Journal:
         self._schedule(self._usage_seconds)
 
     def on_decision(self, record: DecisionRecord) -> None:
-        """Notes a decision, to publish it."""
         self._add_batched(self._decisions, record)
 
     def on_crash(self, fingerprint: bytes, instance: str, sent_at: float, crashed_at: float) -> None:
@@ -383,7 +380,6 @@ class Journal:
                 usage.dropped += len(rows)
 
     def _add_batched(self, rows: _Rows, row: object) -> None:
-        """Adds a row that other processes are to get soon."""
         self._schedule(0.0 if rows.add(row) == _IMMEDIATE_FLUSH_COUNT else SIBLING_BATCH_SECONDS)
 
     def _schedule(self, seconds: float) -> None:
@@ -433,7 +429,6 @@ class Reporters:
 
     @property
     def sharing_journal(self) -> Journal | None:
-        """The journal, if it shares what requests do with other workers or gateways."""
         return self.journal if self.journal is not None and self.journal.shares_dispatches else None
 
     def dispatch_hooks(self) -> DispatchHooks | None:

@@ -46,6 +46,10 @@ _MAX_PER_ESTIMATE: Final = 16
 _MIN_OUTPUT: Final = 1_024
 """An engine may pass a limit of output by a little, but not by 16 times as much and more."""
 
+_RANDOM_BYTES: Final = 8
+_BATCH_BYTES: Final = 512 * _RANDOM_BYTES
+_DIGITS: Final = 2 * _RANDOM_BYTES
+
 
 class EngineAddress:
     """The address of an instance. Its fields are those of `Instance`.
@@ -253,7 +257,6 @@ class RequestContext:
         self.trace = previous.trace
 
     def start_comments(self, engine_response: EngineResponse) -> None:
-        """Sends comments between the events of a stream, while it is silent."""
         if self.keep_alive is not None and engine_response.is_stream:
             self.keep_alive.start(engine_response)
 
@@ -293,13 +296,7 @@ class RequestContext:
         result.output_tokens = output
 
     def body_fingerprint(self, fingerprint: Callable[[bytes], bytes]) -> bytes:
-        """Returns the body's fingerprint, also after the body was released."""
         return fingerprint(self.request.body) if self.fingerprint is None else self.fingerprint
-
-
-_RANDOM_BYTES: Final = 8
-_BATCH_BYTES: Final = 512 * _RANDOM_BYTES
-_DIGITS: Final = 2 * _RANDOM_BYTES
 
 
 class RequestIds:

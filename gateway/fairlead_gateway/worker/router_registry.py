@@ -126,12 +126,10 @@ class RoleRouters:
         self.memory_shares = {name: share for name, share in self.memory_shares.items() if name in present}
 
     def set_sequence_bounds(self, bounds: Mapping[str, int]) -> None:
-        """Adds learned numbers of requests that an instance computes at a time."""
         self._learned_bounds.update(bounds)
         self.sequence_bounds.update(bounds)
 
     def update_profiles(self, key: str, profiles: Mapping[str, EngineProfile]) -> None:
-        """Replaces the learned profiles of a model's instances."""
         self._update_router(self.fleet, key, profiles)
 
     def _update_router(self, fleet: Fleet, key: str, profiles: Mapping[str, EngineProfile]) -> list[Instance]:
@@ -159,11 +157,9 @@ class RoleRouters:
         return self._ready_instances.get(key, _NO_INSTANCES).get(instance_id)
 
     def ready_instances(self, key: str) -> Mapping[str, Instance]:
-        """Returns the ready instances of a model by id."""
         return self._ready_instances.get(key, _NO_INSTANCES)
 
     def has_instances(self, key: str) -> bool:
-        """Whether the model has an instance of this role, ready or not."""
         return self._has_instances.get(key, False)
 
     def choose(
@@ -229,7 +225,6 @@ class RoleRouters:
         return self.choose(key, request, now, excluded, preview=preview, deferred=deferred)
 
     def _is_canary(self, key: str, instance_id: str | None) -> bool:
-        """Whether an instance belongs to the canary of a rollout."""
         split = self._canaries.get(key)
         return split is not None and instance_id in split.canary
 
@@ -239,7 +234,6 @@ class RoleRouters:
         return request.prompt_tokens if router is None else router.prompt_tokens(request)
 
     def caller_tokens(self, key: str, caller: str, request: RouteRequest) -> float:
-        """Returns the same for one caller, whose text may be denser than that of others."""
         return self.sizes.prompt_tokens(caller, key, request, self.prompt_tokens(key, request))
 
     def learn_prompt(self, key: str, caller: str, request: RouteRequest, reported: int) -> None:
@@ -266,7 +260,6 @@ class RoleRouters:
         return retry_after_seconds(router.least_backlog_seconds() if router is not None else 0.0)
 
     def all_routers(self) -> Iterator[ModelRouter]:
-        """Yields the routers of all models."""
         yield from self._routers.values()
 
 
@@ -287,7 +280,6 @@ class RouterRegistry:
 
     @property
     def fleet(self) -> Fleet:
-        """The current fleet."""
         return self.serving.fleet
 
     def update_fleet(self, fleet: Fleet, now: float) -> None:
@@ -328,7 +320,6 @@ class RouterRegistry:
                 yield router
 
     def addresses(self) -> frozenset[str]:
-        """Returns the URLs of all instances, in whatever state."""
         return frozenset(instance.address for instance in _instances(self.fleet).values())
 
     def republish_loads(self) -> None:
@@ -357,7 +348,6 @@ def stated_sequence_bounds(instances: Iterable[Instance]) -> dict[str, int]:
 
 
 def as_retry_decision(decision: Decision, retries: int, cause: str) -> Decision:
-    """Returns the decision of a retry: its rule is `retry-N`, its reason begins with `cause`."""
     return decision.with_text(rule=f"retry-{retries}", reason=f"{cause}; then {decision.rule}: {decision.reason}")
 
 

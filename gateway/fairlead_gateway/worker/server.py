@@ -38,6 +38,10 @@ _ACCEPTS_PER_WAKEUP: Final = 128  # then other connections come first
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _SHORTAGE_SECONDS: Final = 1.0  # without a descriptor, the port would wake the loop without end
 
+_DRAIN_POLL_SECONDS = 0.02
+HANDSHAKE_SECONDS = 0.05  # for handshakes in progress: clients that the kernel has accepted are served
+IDLE_SECONDS = 1.0  # for clients to read their last bytes, or to see `connection: close` on one more request
+
 
 class TlsAcceptor:
     """The handshakes of a listening socket. They count as connections of the listener.
@@ -115,7 +119,6 @@ class TlsAcceptor:
         )
 
     def _max_handshakes(self) -> int:
-        """Returns how many handshakes there may be, besides the connections."""
         room = self._listener.max_connections - len(self._listener.connections)
         return min(self._limits.tls_handshakes, max(self._limits.min_connections, room))
 
@@ -132,11 +135,6 @@ class TlsAcceptor:
         _log.warning("no connection can be accepted for %g s: %s", _SHORTAGE_SECONDS, error)
         loop.remove_reader(self._public)
         self._retry = loop.call_later(_SHORTAGE_SECONDS, loop.add_reader, self._public, self._accept_some)
-
-
-_DRAIN_POLL_SECONDS = 0.02
-HANDSHAKE_SECONDS = 0.05  # for handshakes in progress: clients that the kernel has accepted are served
-IDLE_SECONDS = 1.0  # for clients to read their last bytes, or to see `connection: close` on one more request
 
 
 class PublicServer:
@@ -206,7 +204,6 @@ class PublicServer:
             await self._wait_until_idle(now() + DRAIN_END_SECONDS)
 
     def end_drain(self) -> None:
-        """Ends a drain now; requests in flight get an error."""
         self._ends_drain_now = True
 
     def close(self) -> None:

@@ -76,6 +76,12 @@ _PREVIEW_ID: Final = "asked"
 _PARSE_SHARE: Final = 0.5
 """The part of a query's time that its body may take; others may be checked before it."""
 
+_LOG: Final = logging.getLogger("fairlead.gateway")
+_DECISIONS_PER_CHUNK: Final = 16
+_CANDIDATES_PER_CHUNK: Final = 4_096
+_UNSENT_POLL_SECONDS: Final = 0.001
+_QUANTILES = (0.5, 0.99, 1.0)
+
 
 class RoutePreviewer:
     """The previewer of routes: it decides where a request would go, without sending it."""
@@ -160,11 +166,6 @@ class RoutePreviewer:
         return caller
 
 
-_LOG: Final = logging.getLogger("fairlead.gateway")
-_DECISIONS_PER_CHUNK: Final = 16
-_CANDIDATES_PER_CHUNK: Final = 4_096
-_UNSENT_POLL_SECONDS: Final = 0.001
-_QUANTILES = (0.5, 0.99, 1.0)
 _encode = msgspec.msgpack.Encoder().encode
 
 

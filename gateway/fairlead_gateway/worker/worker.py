@@ -124,7 +124,6 @@ class Worker:
             self._end()
 
     def _on_channel_closed(self) -> None:
-        """Ends: the supervisor is gone."""
         self._channel_closed.set()
         self._end()
 

@@ -43,11 +43,9 @@ class AdapterLoads:
         self._earlier: dict[tuple[str, LoadNumber], None] = {}  # oldest first
 
     def snapshot(self) -> AdapterSnapshot:
-        """Returns the state for another process."""
         return AdapterSnapshot(self.newest, list(self._earlier))
 
     def restore(self, snapshot: AdapterSnapshot) -> None:
-        """Replaces the state by that of a snapshot."""
         self.newest, self._earlier = dict(snapshot.loads), dict.fromkeys(snapshot.earlier)
         self.indexes = {name: index for index, name in enumerate(self.newest, 1)}
 

@@ -76,12 +76,10 @@ def extra_bytes(extras: ExtraKeys) -> bytes:
 
 
 def hash_with_extras(block_hash: int, extras: bytes) -> int:
-    """Returns the hash of a block with extra keys, from its hash without them."""
     return xxhash.xxh3_64_intdigest(extras, block_hash)
 
 
 def engine_hash(raw_hash: int | bytes) -> int:
-    """Returns an engine's hash as 64 bits; equal hashes give equal numbers."""
     return raw_hash & _MASK if isinstance(raw_hash, int) else xxhash.xxh3_64_intdigest(raw_hash)
 
 

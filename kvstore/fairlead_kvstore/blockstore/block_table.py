@@ -134,7 +134,6 @@ class RowIndex:
             self._grow(full_segment)
 
     def __iter__(self) -> Iterator[int]:
-        """Yields every row; the index must not change meanwhile."""
         return (row for cells in self._segments for row in cells if row)
 
     @property
@@ -459,7 +458,6 @@ class BlockTable:
         return self.by_block_hash.remove(row)
 
     def copies(self, block_hash: int) -> int:
-        """Returns the ``counts`` of the row that this block hash leads to; 0 if it is unknown."""
         return self.counts[self.by_block_hash.find(block_hash)]
 
     def touch(self, block_hash: int, tick: int) -> int:

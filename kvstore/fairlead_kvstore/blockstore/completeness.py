@@ -42,7 +42,6 @@ class Completeness:
             self.set_mark(complete, reason, since, out)
 
     def mark_after_resume(self) -> CompletenessMark:
-        """Returns the current mark, or the one that applies when the stream resumes."""
         return self._later or self.mark
 
     def restore(self, mark: CompletenessMark, reason: str, now: float, out: list[Change]) -> None:

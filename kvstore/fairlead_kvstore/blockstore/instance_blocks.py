@@ -115,12 +115,10 @@ class InstanceBlocks:
         self._orphans = OrphanBlocks(limits.kv_orphans_per_instance, limits.kv_orphans_bytes)
 
     def __len__(self) -> int:
-        """Returns the number of rows."""
         return len(self.blocks)
 
     @property
     def orphan_count(self) -> int:
-        """The number of blocks whose parent is unknown."""
         return self._orphans.blocks
 
     # --- stream ---------------------------------------------------------------------------------------------------------
@@ -523,12 +521,10 @@ class SharedStore(InstanceBlocks):
             open_hashes(BlocksStored, self.instance, StorageTier.GPU, out).extend(written)
 
     def remove(self, block_hash: int, out: list[Change]) -> None:
-        """Removes a block that a store reported as removed."""
         if row := self.blocks.by_handle.find(block_hash):
             self._remove_copies(row, StorageTier.GPU, 1, out)
 
     def on_restored(self) -> None:
-        """Counts the time of the rows of a snapshot from their ticks, with the next ``expire``."""
         self._restored = range(1, len(self.blocks.counts))
 
     def expire(self, now: float, out: list[Change]) -> bool:

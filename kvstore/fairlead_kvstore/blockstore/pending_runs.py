@@ -211,7 +211,6 @@ class OrphanBlocks:
             self._forget(next(iter(self._order.values())))
 
     def child_count(self, parent: int) -> int:
-        """Returns the number of runs that wait for this handle."""
         return len(self._waiting.get(parent, ()))
 
     def take_children(self, parent: int, runs: int, max_blocks: int) -> list[PendingRun]:

@@ -44,6 +44,8 @@ _IS_BIG_ENDIAN: Final = sys.byteorder == "big"
 RowParts = dict[str, bytes]
 """Columns of rows by the name of their part."""
 
+_FIELDS: Final = ("epoch", "block_size", "hybrid", "evicted_age_seconds", "group", "names_extras", "is_reloaded")
+
 
 def table_steps(snapshot: InstanceSnapshot, data: RowParts, wall: float) -> Generator[None, None, BlockTable]:
     """Returns the table of a snapshot, with times of this process. Yields after each step of some
@@ -106,9 +108,6 @@ def _bytes(column: "array[int]") -> bytes:
     if _IS_BIG_ENDIAN:
         column.byteswap()  # a slice is a copy
     return column.tobytes()
-
-
-_FIELDS: Final = ("epoch", "block_size", "hybrid", "evicted_age_seconds", "group", "names_extras", "is_reloaded")
 
 
 def take_snapshot(item: InstanceBlocks, wall: float) -> tuple[InstanceSnapshot, RowParts]:

@@ -17,6 +17,12 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
+_ENGINE_GPU: Final = "GPU"
+_ENGINE_CPU: Final = "CPU"
+_LOCAL: Final = "local"
+
+_SHARED_STORE: Final = "shared store of "
+
 
 class StorageTier(IntEnum):
     """A tier, from fast to slow. The values are stable because they are stored."""
@@ -48,13 +54,6 @@ TIER_BY_MEDIUM: Final[Mapping[str, StorageTier]] = MappingProxyType(
 )
 """Tiers by medium in lower case. ``cpu`` is missing on purpose: its case decides."""
 
-_ENGINE_GPU: Final = "GPU"
-_ENGINE_CPU: Final = "CPU"
-_LOCAL: Final = "local"
-
-
-_SHARED_STORE: Final = "shared store of "
-
 
 def shared_store_id(model_key: str) -> str:
     """Returns the id of the store that all instances of a model reach. Those of instances have no
@@ -64,7 +63,6 @@ def shared_store_id(model_key: str) -> str:
 
 
 def is_shared_store(instance: str) -> bool:
-    """Returns whether an id is that of a shared store."""
     return instance.startswith(_SHARED_STORE)
 
 

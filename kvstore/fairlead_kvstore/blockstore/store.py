@@ -194,7 +194,6 @@ class BlockStore:
         return done
 
     def take_evictions(self) -> Mapping[str, list[Change]]:
-        """Returns and forgets the changes by which blocks of other models gave way, by model."""
         found, self._evictions = self._evictions, {}
         return found
 
@@ -215,7 +214,6 @@ class BlockStore:
     # --- queries ------------------------------------------------------------------------------------------------------
 
     def model(self, model_key: str) -> "ModelBlocks":
-        """Returns a view of one model's blocks."""
         return ModelBlocks(self._instances, model_key)
 
     def content(self, instance: str) -> Iterator[tuple[int, StorageTier]]:
@@ -229,7 +227,6 @@ class BlockStore:
                     yield blocks.block_hashes[row], tier
 
     def instance(self, instance: str) -> InstanceBlocks:
-        """Returns the blocks of one instance, and what is known of it."""
         return self._instances[instance]
 
     # --- inside ---------------------------------------------------------------------------------------------------------
@@ -274,7 +271,6 @@ class ModelBlocks:
         self._model_key = model_key
 
     def instances(self) -> list[str]:
-        """Returns the attached instances of the model, without its shared store."""
         items = self._instances.items()
         return [name for name, item in items if item.model_key == self._model_key and item.shared is not None]
 

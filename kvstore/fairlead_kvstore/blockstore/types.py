@@ -14,6 +14,9 @@ from fairlead_kvstore.events.types import (
     StreamSuspended,
 )
 
+LoadNumber = int | str
+"""An engine's number of a load: vLLM counts, SGLang draws a text."""
+
 
 class EngineSleep(msgspec.Struct, frozen=True, gc=False):
     """The engine fell asleep, which cleared its cache, or woke up."""
@@ -25,9 +28,6 @@ EngineOutcome = (
     EventBatch | BatchesLost | ProcessRestarted | StreamComplete | StreamSuspended | StreamResumed | EngineSleep
 )
 """All that changes an instance: a batch or a slice of one, and outcomes of the stream."""
-
-LoadNumber = int | str
-"""An engine's number of a load: vLLM counts, SGLang draws a text."""
 
 
 class TableSnapshot(msgspec.Struct, gc=False):

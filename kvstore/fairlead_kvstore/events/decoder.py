@@ -258,7 +258,6 @@ def _stored_parts(event: WireStored, cost: int, limits: Limits) -> Iterator[tupl
 
 
 def _is_consistent(blocks: int, tokens: int, size: int, keys: int, limits: Limits) -> bool:
-    """Returns whether a stored event has tokens and extra keys for each block."""
     is_bounded = 0 <= blocks <= limits.kv_event_blocks and 0 < size <= limits.kv_event_block_tokens
     return is_bounded and tokens == blocks * size and keys == blocks
 
@@ -277,5 +276,4 @@ def _removed_parts(event: WireRemoved, cost: int, limits: Limits) -> Iterator[tu
 
 
 def _locality(raw: msgspec.Raw) -> Any:
-    """Returns the locality of an event. One that is too long is no text that has a meaning."""
     return _ANY.decode(raw) if 0 < len(memoryview(raw)) <= _MAX_ANY_BYTES else None

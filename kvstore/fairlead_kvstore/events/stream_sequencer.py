@@ -99,7 +99,6 @@ def parse_replay_frame(parts: Sequence[bytes]) -> EventFrame | None:
 
 
 def replay_request(start: int) -> list[bytes]:
-    """Returns the message with which a DEALER socket requests all batches from ``start`` on."""
     return [b"", start.to_bytes(_NUMBER_BYTES, "big")]
 
 
@@ -424,7 +423,6 @@ class EventSequencer:
         self._trim(_MAX_KNOWN_BEHIND)
 
     def _drain(self, reason: str) -> list[StreamOutcome]:
-        """Begins to take the buffered frames: returns the outcomes of the first slice of them."""
         self._drain_reason = reason
         return self.on_drain(self._limits.kv_turn_bytes)
 

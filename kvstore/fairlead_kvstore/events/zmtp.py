@@ -33,7 +33,6 @@ _NO_MESSAGE: Final[list[bytes]] = []
 
 
 def message(parts: Sequence[bytes]) -> bytes:
-    """Returns the frames of a message of several parts."""
     last = len(parts) - 1
     return b"".join(_frame(part, _MORE if at < last else 0) for at, part in enumerate(parts))
 

@@ -48,6 +48,10 @@ _PART: Final = b"c:"
 _DIGEST_BYTES: Final = 8
 T = TypeVar("T")
 
+_Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+
 
 class IndexMeta(msgspec.Struct, frozen=True):
     """The epoch of an index. ``ready`` means that every snapshot was written in it."""
@@ -119,9 +123,6 @@ class InstanceHeader(msgspec.Struct):
     position: StreamPosition | None = None
 
 
-_Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
-
-
 class _Stored(msgspec.Struct, tag="s", array_like=True, gc=False):
     instance: _Number
     tier: _Number
@@ -173,7 +174,6 @@ class _Entry(msgspec.Struct, array_like=True, gc=False):
     changes: list[_WireChange]
 
 
-_ENCODER: Final = msgspec.msgpack.Encoder()
 _ENTRY: Final = msgspec.msgpack.Decoder(_Entry)
 
 
@@ -273,7 +273,6 @@ def decode_part(data: bytes) -> bytes:
 
 
 def header_field(instance: str) -> bytes:
-    """Returns the field of an instance's header."""
     return _INSTANCE + instance.encode("utf-8", "surrogatepass")
 
 
@@ -290,17 +289,14 @@ def header_instance(field: bytes) -> str | None:
 
 
 def part_field(epoch: int, number: int) -> bytes:
-    """Returns the name of the field for the part ``number`` of an epoch."""
     return b"%s%x.%x" % (_PART, epoch, number)
 
 
 def is_part(field: bytes) -> bool:
-    """Returns whether a field is one of a part."""
     return field.startswith(_PART)
 
 
 def encode_position(epoch: int, sequence: int) -> bytes:
-    """Returns the value of the field ``at``: epoch and sequence as text."""
     return b"%d:%d" % (epoch, sequence)
 
 

@@ -26,12 +26,10 @@ _ESCAPED: Final = {ord(char): f"%{ord(char):02X}" for char in "%{}*?[]\\ "}
 
 
 def decisions(model_key: str) -> str:
-    """Returns the key of the stream of a model's routing decisions."""
     return f"{_tag(model_key)}:dec"
 
 
 def sent_prompts(model_key: str) -> str:
-    """Returns the key of the stream of the prompts that gateways have just dispatched."""
     return f"{_tag(model_key)}:sent"
 
 
@@ -41,7 +39,6 @@ def prompt_links(model_key: str) -> str:
 
 
 def tenant_limits(tenant: str) -> str:
-    """Returns the key of a tenant's limits; those of its windows begin with it."""
     return f"{PREFIX}:{{{_escaped(tenant, 'tenant')}}}:lim"
 
 
@@ -54,7 +51,6 @@ def index_keys(model_key: str) -> tuple[str, str, str]:
 
 
 def index_pattern() -> str:
-    """Returns the pattern that matches the index keys of all models."""
     return f"{PREFIX}:{{*/0}}:idx"
 
 

@@ -131,7 +131,6 @@ class ModelWriteState:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the changes of more than one entry wait, although Redis accepts them."""
         return self.waiting_blocks >= self._limits.index_entry_blocks and self.refused_since is None
 
     @property
@@ -143,7 +142,6 @@ class ModelWriteState:
 
     @property
     def has_waiting(self) -> bool:
-        """Whether an entry is to be written to the stream."""
         return bool(self._waiting) or self.pending is not None
 
     def take_changes(self) -> list[Change]:
@@ -177,7 +175,6 @@ class ModelWriteState:
     # --- the lease ------------------------------------------------------------------------------------------------------
 
     def position_value(self) -> bytes:
-        """Returns the value that the field ``at`` should have: the last acknowledged position."""
         return encode_position(self.epoch, self.sequence)
 
     def possible_position_values(self) -> tuple[bytes, bytes]:
@@ -200,18 +197,15 @@ class ModelWriteState:
 
     @property
     def has_written_all(self) -> bool:
-        """Whether the model is led and no entry, and no new epoch, waits to be written."""
         return bool(self.lease) and not self.needs_new_epoch and self.pending is None
 
     def stop_leading(self) -> None:
-        """Gives up the lease and the waiting changes, because another indexer leads."""
         self.require_new_epoch()
         self.is_active, self.lease, self.overflowed_at = False, b"", None
 
     # --- snapshots ------------------------------------------------------------------------------------------------------
 
     def oldest_needed(self) -> int:
-        """Returns the lowest sequence of any snapshot. Entries up to it may be deleted."""
         return min((item.sequence for item in self.items.values()), default=self.sequence)
 
     def next_due_item(self, max_stream_bytes: int) -> str | None:

@@ -54,6 +54,28 @@ MAX_KV_QUERY_PAUSE_SECONDS: Final = 60.0
 _LOG: Final = logging.getLogger("fairlead.indexer")
 _MAX_CONCURRENT_QUERIES: Final = 16
 
+COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "batches": "applied batches of events",
+        "bytes": "bytes of messages from engines",
+        "duplicates": "batches that were read before",
+        "gaps": "gaps in the numbers of batches",
+        "replays": "requested replays",
+        "replays_failed": "replays that did not arrive completely",
+        "lost": "losses of batches, each of which drops an instance's blocks",
+        "restarts": "engine processes that replaced another",
+        "connects": "connections to engines' events",
+        "disconnects": "connections that broke",
+        "defects": "messages that revealed a defect of the indexer",
+        "orphans": "blocks that arrived before their parent",
+        "linked": "orphan blocks whose parent arrived later",
+        "dropped": "blocks dropped for lack of memory",
+        "unknown_events": "events of an unknown kind",
+        "refused_events": "inconsistent stored events",
+    }
+)
+"""The counters that are shown, and what they count."""
+
 
 @dataclass(slots=True)
 class EngineMember:
@@ -96,29 +118,6 @@ class EngineMember:
             following=subscription.next_number,
             lag_seconds=None if lag is None else round(lag, 3),
         )
-
-
-COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "batches": "applied batches of events",
-        "bytes": "bytes of messages from engines",
-        "duplicates": "batches that were read before",
-        "gaps": "gaps in the numbers of batches",
-        "replays": "requested replays",
-        "replays_failed": "replays that did not arrive completely",
-        "lost": "losses of batches, each of which drops an instance's blocks",
-        "restarts": "engine processes that replaced another",
-        "connects": "connections to engines' events",
-        "disconnects": "connections that broke",
-        "defects": "messages that revealed a defect of the indexer",
-        "orphans": "blocks that arrived before their parent",
-        "linked": "orphan blocks whose parent arrived later",
-        "dropped": "blocks dropped for lack of memory",
-        "unknown_events": "events of an unknown kind",
-        "refused_events": "inconsistent stored events",
-    }
-)
-"""The counters that are shown, and what they count."""
 
 
 class ChangeSink(Protocol):
@@ -176,7 +175,6 @@ class Indexer:
         self._reconcile()
 
     def members(self) -> list[tuple[EngineMember, InstanceBlocks]]:
-        """Returns the instances that are read, each with its blocks."""
         return [(member, self.store.instance(name)) for name, member in self._members.items()]
 
     # --- owner of the writer --------------------------------------------------------------------------------------------
@@ -224,7 +222,6 @@ class Indexer:
         return InstanceCheckpoint(snapshot, rows, position, is_partial=is_partial)
 
     def instance_statuses(self, model_key: str | None = None) -> dict[str, InstanceStatus]:
-        """Returns the status of each instance that is read, of a model or of all."""
         members = [pair for pair in self.members() if model_key in (None, pair[0].model_key)]
         return {member.instance.id: member.status(blocks) for member, blocks in members}
 
@@ -415,7 +412,6 @@ class Indexer:
         self.offer_evictions()
 
     def offer_evictions(self) -> None:
-        """Offers the changes of models whose blocks gave way to those of another model."""
         for model_key, changes in self.store.take_evictions().items():
             self._sink.offer(model_key, changes)
 

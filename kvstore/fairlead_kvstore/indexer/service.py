@@ -46,6 +46,10 @@ _GAUGES: Final = {
     "waiting_orphans": "blocks that wait for their parent",
 }
 
+_LOG: Final = logging.getLogger("fairlead.indexer")
+_LAG_SECONDS: Final = 0.05
+_LAG_KEPT: Final = 1_200
+
 
 def _family(
     kind: type[CounterMetricFamily] | type[GaugeMetricFamily],
@@ -96,11 +100,6 @@ def create_app(service: "IndexerService") -> web.Application:
     app = web.Application(middlewares=[refuse_foreign_pages])
     add_probes(app, service, lambda: ProbeResult(True, "the loop runs"), lambda: service.readiness())
     return app
-
-
-_LOG: Final = logging.getLogger("fairlead.indexer")
-_LAG_SECONDS: Final = 0.05
-_LAG_KEPT: Final = 1_200
 
 
 class IndexerService(Collector):
@@ -154,11 +153,9 @@ class IndexerService(Collector):
         )
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
-        """Passes changes to the writer."""
         self._writer.offer(model_key, changes, batches)
 
     def stop(self) -> None:
-        """Requests the shutdown, which ``run`` then performs."""
         self._stop.set()
 
     async def run(self, host: str, port: int, announce: Callable[[str], None]) -> None:

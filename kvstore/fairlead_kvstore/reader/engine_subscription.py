@@ -109,7 +109,6 @@ class EngineSubscription:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether frames are buffered until a replay ends, or until all of them are applied."""
         return self._sequencer.is_replaying or self._sequencer.is_draining
 
     @property
@@ -126,11 +125,9 @@ class EngineSubscription:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a batch is applied in part, so that no further one may be read."""
         return self._application.is_busy
 
     def on_reports(self, reports: Iterable[EngineSleep]) -> None:
-        """Applies reports on the engine after the events that wait."""
         self._application.add(reports)
         self._apply_slice(self._slice_bytes)
 
@@ -227,7 +224,6 @@ class EngineSubscription:
         self._apply_slice(self._slice_bytes, lambda: self._sequencer.on_live_frames(frames))
 
     def _on_replaced(self, reason: str) -> None:
-        """Begins a new epoch; what waits to be applied belongs to the last one."""
         self._application.clear()
         self._apply(self._sequencer.on_replaced(reason))
 
@@ -292,7 +288,6 @@ class EngineSubscription:
             self._fail_replay(error.message)
 
     def _on_replay_cut(self, reason: str, _: bool) -> None:
-        """Handles the end of the connection: requests the rest if the replay brought batches."""
         self._fail_replay(reason, is_cut=True)
 
     def _set_replay_timer(self) -> None:

@@ -86,7 +86,6 @@ class EventApplication:
 
     @property
     def is_busy(self) -> bool:
-        """Whether outcomes wait, or a part of a batch."""
         return self._steps is not None or bool(self._waiting)
 
     def add(self, outcomes: Iterable[StreamOutcome | EngineSleep]) -> None:

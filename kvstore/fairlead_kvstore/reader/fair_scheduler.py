@@ -59,7 +59,6 @@ class FairScheduler:
         self._schedule_round()
 
     def remove(self, source: ReadSource) -> None:
-        """Removes a closed source."""
         if self._budgets.pop(source, None) is not None:
             self._ring.remove(source)
 

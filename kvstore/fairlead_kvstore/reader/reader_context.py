@@ -93,7 +93,6 @@ class OneShotTimer:
 
     @property
     def is_set(self) -> bool:
-        """Whether the timer is set and has not fired."""
         return self._timer is not None
 
     def set(self, seconds: float, callback: Callable[[], object]) -> None:

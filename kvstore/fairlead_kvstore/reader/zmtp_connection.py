@@ -69,7 +69,6 @@ def socket_address(endpoint: str) -> SocketAddress:
 
 
 def new_stream(kind: str, limits: Limits) -> ZmtpStream:
-    """Returns the stream of a new connection. ``kind``: ``SUB`` or ``DEALER``."""
     return ZmtpStream(kind, max_bytes=limits.kv_events_bytes + _ENVELOPE_BYTES, max_parts=KV_FRAMES)
 
 
@@ -207,7 +206,6 @@ class ZmtpConnection:
                 return
 
     def mark_ready(self) -> None:
-        """Schedules a read."""
         if self._connection is not None:
             self._context.scheduler.mark_ready(self)
 
@@ -314,7 +312,6 @@ class ZmtpConnection:
             self._context.loop.add_reader(self._connection.fileno(), self._on_readable)
 
     def _report(self) -> None:
-        """Reports the unread bytes."""
         unread = 0 if self._connection is None else self._stream.held_bytes
         self._context.buffered.report(self, self._namespace, unread)
 

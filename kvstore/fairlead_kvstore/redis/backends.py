@@ -56,7 +56,6 @@ class BoundedReplyParser(DefaultParser):  # type: ignore[misc,valid-type]  # red
         return True
 
     async def read_response(self, *args: Any, **more: Any) -> Any:
-        """Returns the next reply."""
         self._taken = 0
         return await super().read_response(*args, **more)
 
@@ -74,7 +73,6 @@ class RedisBackend:
         self._redis = redis  # Any: redis-py is typed in part only
 
     async def ping(self) -> None:
-        """Returns when Redis answers; for a cluster, when all its masters do."""
         with self._described_errors():
             await self._redis.execute_command("PING", **self._to_masters)
 
@@ -121,12 +119,10 @@ class RedisBackend:
         await self._redis.connection_pool.disconnect()
 
     async def close(self) -> None:
-        """Closes the client."""
         await self._redis.aclose()
 
     @contextmanager
     def _described_errors(self) -> Iterator[None]:
-        """Raises the errors of the client, as errors of the connection with a useful text."""
         yield
 
 
@@ -212,6 +208,5 @@ def create_backend(address: RedisAddress, limits: Limits, client_name: str | Non
 
 
 def _max_memory(page: Any) -> int:
-    """Returns ``maxmemory`` from a page of INFO; 0 if it is absent or no number."""
     found = page.get("maxmemory") if isinstance(page, dict) else None
     return found if isinstance(found, int) and found > 0 else 0

@@ -91,7 +91,6 @@ class RedisLink:
         return f"away for {age}: {self.description}: {self.state.reason}"
 
     def start(self) -> None:
-        """Begins to connect on the running loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._maintain(), name="redis link")
 
@@ -105,12 +104,10 @@ class RedisLink:
             await self._server.close()
 
     async def wait_connected(self) -> None:
-        """Returns as soon as the link is connected."""
         while not self.state.connected:
             await self._connected_event.wait()
 
     async def wait_lost(self) -> None:
-        """Returns as soon as the connection is lost; call it while the link is connected."""
         await self._lost_event.wait()
 
     async def max_memory(self) -> int | ResponseError | None:

@@ -28,6 +28,14 @@ CANARY_POLL_SECONDS: Final = 15.0
 _MIN_ATTEMPTS = 10
 """Requests of the canary in an interval; with fewer, it goes on."""
 
+_LatestTotals = dict[tuple[str, str], RevisionSums]
+"""By gateway and instance."""
+
+SETTLE_SECONDS: Final = 60.0
+"""Time after the begin of a step in which requests do not count. Why: conversations that moved
+compute their prompts again, and new engines warm up."""
+_LOG = logging.getLogger("fairlead.operator")
+
 
 class _InstanceStats(msgspec.Struct):
     """totals: of an instance since the gateway started."""
@@ -47,8 +55,6 @@ class GatewayStats(msgspec.Struct):
 
 GatewayReports = Mapping[str, GatewayStats]
 """The reports by the name of the gateway."""
-_LatestTotals = dict[tuple[str, str], RevisionSums]
-"""By gateway and instance."""
 
 
 @dataclass(slots=True)
@@ -70,7 +76,6 @@ class CanaryRecord:
     _canary: RevisionSums = field(default_factory=RevisionSums)
 
     def begin_step(self, since: str, wall: float, settle_seconds: float) -> None:
-        """Begins a step, and drops the unfinished interval of the one before."""
         self.since, self.started, self.settled = since, wall, wall + settle_seconds
         self._running = self._canary = RevisionSums()
 
@@ -102,14 +107,9 @@ class CanaryRecord:
             self._running = self._canary = RevisionSums()
 
     def judge(self, observe_seconds: float, wall: float) -> Judgement:
-        """Returns the judgement on everything observed of this canary."""
         return judge(self.intervals, is_complete=wall - self.started >= observe_seconds)
 
 
-SETTLE_SECONDS: Final = 60.0
-"""Time after the begin of a step in which requests do not count. Why: conversations that moved
-compute their prompts again, and new engines warm up."""
-_LOG = logging.getLogger("fairlead.operator")
 _DECODER: Final = msgspec.json.Decoder(GatewayStats)
 
 

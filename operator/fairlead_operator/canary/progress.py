@@ -42,12 +42,10 @@ class CanaryState:
 
     @property
     def is_under_way(self) -> bool:
-        """True while it is neither promoted nor rolled back."""
         return self.phase in _UNDER_WAY
 
     @property
     def is_observed(self) -> bool:
-        """True in the phase Observing: its requests decide about the next step."""
         return self.phase is CanaryPhase.OBSERVING
 
     @property

@@ -153,7 +153,6 @@ def count_only(live: Manifest, replicas: int) -> Manifest:
 
 
 def is_count_only(manifest: Manifest) -> bool:
-    """Returns True for a manifest of `count_only`."""
     return manifest["kind"] in WORKLOAD_KINDS and manifest["spec"].keys() == {"replicas"}
 
 
@@ -263,5 +262,4 @@ def _serving_until(child: Manifest, wanted: Sequence[Manifest], live: Mapping[Ch
 
 
 def ready_replicas(workload: Manifest) -> int:
-    """Returns the number of ready instances of a workload."""
     return int((workload.get("status") or {}).get("readyReplicas") or 0)

@@ -137,7 +137,6 @@ def parse_model(model: Manifest, spec: Mapping[str, Any]) -> ModelDeployment:
 
 
 def describe_error(error: ValidationError, spec: Mapping[str, Any]) -> str:
-    """Returns the first errors of a spec."""
     return describe_problems(error, ModelDeployment, {"spec": spec}, most=3)
 
 

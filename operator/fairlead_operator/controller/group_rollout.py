@@ -71,7 +71,6 @@ def is_group_workload(workload: Manifest) -> bool:
 
 
 def surplus_groups(live: Manifest) -> int:
-    """Returns how many replicas are surge groups; 0 if another manager owns the count."""
     return 0 if replica_field_owner(live, FIELD_MANAGER) else parse_surge_groups(annotations_of(live))
 
 

@@ -48,6 +48,20 @@ from fairlead_operator.status.diagnosis import Failure, PendingCapacity, diagnos
 from fairlead_operator.status.pod_requirements import requirements_by_pool
 from fairlead_operator.status.route_status import route_status
 
+REQUEUE_EXTERNAL_SECONDS = 15.0
+REQUEUE_WHEN_STALE_SECONDS = 5.0
+REQUEUE_WHEN_BLOCKED_SECONDS = 2.0
+REQUEUE_WHILE_LISTING_SECONDS = 1.0
+LISTING_SHARE = 0.1
+"""The share of time in which the operator lists pods of one namespace for its external pools.
+
+Why: a namespace has any number of pools and pods. Lists of one must not occupy all workers.
+"""
+GROUP_ROLLOUT_POLL_SECONDS = 15.0
+"""Poll interval of groups that are replaced: events of their pods may precede our own write."""
+RETRY_REJECTED_WRITE_SECONDS = 30.0
+"""No event reports that a quota was raised or a name became free."""
+
 
 class NameStatusWriter:
     """The control loop of routes and adapters."""
@@ -80,21 +94,6 @@ class NameStatusWriter:
         self._cache.record_write(updated)
         self._counts.statuses += 1
         return 0.0 if request_state(trim_model(updated)) != request_state(manifest) else None
-
-
-REQUEUE_EXTERNAL_SECONDS = 15.0
-REQUEUE_WHEN_STALE_SECONDS = 5.0
-REQUEUE_WHEN_BLOCKED_SECONDS = 2.0
-REQUEUE_WHILE_LISTING_SECONDS = 1.0
-LISTING_SHARE = 0.1
-"""The share of time in which the operator lists pods of one namespace for its external pools.
-
-Why: a namespace has any number of pools and pods. Lists of one must not occupy all workers.
-"""
-GROUP_ROLLOUT_POLL_SECONDS = 15.0
-"""Poll interval of groups that are replaced: events of their pods may precede our own write."""
-RETRY_REJECTED_WRITE_SECONDS = 30.0
-"""No event reports that a quota was raised or a name became free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,13 +237,11 @@ def _acts_on_canary(before: Manifest, state: CanaryState | None) -> bool:
 
 
 def _own_children(snapshot: ModelSnapshot) -> dict[ChildKey, Manifest]:
-    """Returns the children of the model, without those of an earlier model of its name."""
     owners = ("", uid_of(snapshot.model))
     return {key: child for key, child in snapshot.children.items() if controller_uid(child) in owners}
 
 
 def _accelerators(model: ModelDeployment | None) -> dict[str, str]:
-    """Returns the AcceleratorClass of each pool that names one."""
     pools = model.spec.pools if model is not None else []
     return {pool.name: pool.accelerator_class_name for pool in pools if pool.accelerator_class_name}
 

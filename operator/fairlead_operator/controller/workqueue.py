@@ -41,21 +41,17 @@ class RateLimitedQueue:
 
     @property
     def ready_count(self) -> int:
-        """The number of keys that wait for a free worker."""
         return sum(map(len, self._ready.values()))
 
     @property
     def running_count(self) -> int:
-        """The number of keys in progress."""
         return len(self._running)
 
     @property
     def delayed_count(self) -> int:
-        """The number of keys that wait for a point in time."""
         return len(self._due)
 
     def failures(self, key: str) -> int:
-        """Returns the number of consecutive failures of `key`."""
         return self._failures.get(key, 0)
 
     def add(self, key: str) -> None:
@@ -109,7 +105,6 @@ class RateLimitedQueue:
         return key
 
     def done(self, key: str) -> None:
-        """Ends the processing of a key without error."""
         self._failures.pop(key, None)
         self._end(key)
 
@@ -184,12 +179,10 @@ class WorkQueue:
         self._wakeup = asyncio.Event()
 
     def add(self, key: str) -> None:
-        """Adds a key because of a change."""
         self.keys.add(key)
         self._wakeup.set()
 
     def ignore_self_event(self, key: str) -> None:
-        """Discounts one addition of a running key that was the event of its own write."""
         self.keys.ignore_self_event(key)
 
     def add_after(self, key: str, seconds: float) -> None:

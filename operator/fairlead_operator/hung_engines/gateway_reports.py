@@ -31,6 +31,13 @@ _Answer = TypeVar("_Answer")
 MANAGE_PORT_NAME: Final = "manage"
 _DEFAULT_MANAGE_PORT: Final = 8_081
 
+_MAX_INSTANCES: Final = 2 * Limits().instances
+"""Instances of a report: twice those of a fleet, since gateways and operator see changes at
+different times."""
+_MAX_OBJECTS: Final = 32 * _MAX_INSTANCES
+"""JSON objects of a report. A report of the largest size can have five million, which take seconds
+to decode."""
+
 
 class InstanceReport(msgspec.Struct, frozen=True):
     """One gateway's report on one instance.
@@ -53,12 +60,6 @@ class _Fleet(msgspec.Struct):
 
 
 _FLEET_DECODER: Final = msgspec.json.Decoder(_Fleet)
-_MAX_INSTANCES: Final = 2 * Limits().instances
-"""Instances of a report: twice those of a fleet, since gateways and operator see changes at
-different times."""
-_MAX_OBJECTS: Final = 32 * _MAX_INSTANCES
-"""JSON objects of a report. A report of the largest size can have five million, which take seconds
-to decode."""
 
 
 @dataclass(frozen=True, slots=True)

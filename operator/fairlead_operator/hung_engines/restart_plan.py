@@ -36,6 +36,11 @@ from fairlead_operator.object_metadata import GROUP_INDEX_LABEL, GROUP_SET_LABEL
 
 _Reports = dict[str, EjectionReport | None]
 
+_GROUP_LABELS: Final = (GROUP_SET_LABEL, GROUP_INDEX_LABEL)
+_ENDED_PHASES: Final = ("Succeeded", "Failed")
+_MAX_MESSAGE_CHARS: Final = 1_024
+"""Characters of a message: a gateway's report must not make the status too large to be written."""
+
 
 def pod_verdicts(reports: Iterable[GatewayReport], grace_seconds: float) -> dict[str, HungVerdict]:
     """Returns the verdict about each pod, by its uid.
@@ -74,12 +79,6 @@ def _is_within(seconds: float | None, grace_seconds: float) -> bool:
     return seconds is not None and seconds <= grace_seconds
 
 
-_GROUP_LABELS: Final = (GROUP_SET_LABEL, GROUP_INDEX_LABEL)
-_ENDED_PHASES: Final = ("Succeeded", "Failed")
-_MAX_MESSAGE_CHARS: Final = 1_024
-"""Characters of a message: a gateway's report must not make the status too large to be written."""
-
-
 @dataclass(frozen=True, slots=True)
 class RestartRules:
     """The rules of restarts.
@@ -102,7 +101,6 @@ class PodMark:
 
     @property
     def reason(self) -> ServingReason:
-        """The reason of the condition."""
         return ServingReason.ENGINE_ANSWERS if self.is_serving else ServingReason.ENGINE_HUNG
 
 
@@ -287,7 +285,6 @@ def is_group_leader(pod: Manifest) -> bool:
 
 
 def _group_key(pod: Manifest) -> tuple[str, ...]:
-    """Returns a value that the pods of one instance share."""
     group = tuple(label(pod, name) for name in _GROUP_LABELS)
     return group if all(group) else (str(metadata_of(pod).get("name", "")),)
 

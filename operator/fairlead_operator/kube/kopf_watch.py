@@ -36,6 +36,19 @@ from fairlead_operator.kube.watches import ClusterWatcher
 
 TOKEN_REFRESH_SECONDS = 1_200.0
 
+MODELS_PER_PAGE = 16
+"""Models in one page of kopf's list: at most 24 MiB, since etcd takes objects of about 1.5 MiB."""
+
+RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
+
+_STOP_SECONDS = 10.0
+_NAMESPACES_SECONDS = 1.0
+_MAX_NESTING = 12_000
+"""Levels of JSON that kopf decodes.
+
+Why: the API server stores objects of 10,000 levels, and such an object would end kopf.
+"""
+
 
 def connection_info(access: ClusterConfig, wall: float) -> kopf.ConnectionInfo:
     """Returns the configuration for kopf.
@@ -74,12 +87,7 @@ def _expiration(wall: float) -> datetime:
 
 
 def _to_base64(pem: bytes | None) -> str | None:
-    """Returns PEM data in base64, as a kubeconfig has it; None for None."""
     return None if pem is None else base64.b64encode(pem).decode()
-
-
-MODELS_PER_PAGE = 16
-"""Models in one page of kopf's list: at most 24 MiB, since etcd takes objects of about 1.5 MiB."""
 
 
 class TrimmedResponse(aiohttp.ClientResponse):
@@ -113,18 +121,6 @@ def open_session(access: ClusterConfig, wall: float) -> kopf.AiohttpSession:
         expiration=info.expiration,
         aiohttp_session=session,
     )
-
-
-RETRY_DELAYS_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0, 5.0)
-
-
-_STOP_SECONDS = 10.0
-_NAMESPACES_SECONDS = 1.0
-_MAX_NESTING = 12_000
-"""Levels of JSON that kopf decodes.
-
-Why: the API server stores objects of 10,000 levels, and such an object would end kopf.
-"""
 
 
 class KopfWatch:

@@ -52,6 +52,22 @@ from fairlead_operator.object_metadata import ChildKey, child_key, owner_model_k
 from fairlead_operator.status.adapter_status import base_key
 from fairlead_operator.status.route_status import allowed_namespaces, target_keys
 
+_CLAIM_KINDS: Final[Mapping[str, ClaimKind]] = {MODEL_ROUTES.kind: "route", MODEL_ADAPTERS.kind: "adapter"}
+
+STANDARD_CHILD_KINDS = (
+    DEPLOYMENTS,
+    SERVICES,
+    SERVICE_ACCOUNTS,
+    DISRUPTION_BUDGETS,
+    NETWORK_POLICIES,
+    CONTROLLER_REVISIONS,
+)
+"""Kinds of children that every cluster has."""
+OPTIONAL_CHILD_KINDS = (LEADER_WORKER_SETS,)
+"""Kinds that only some clusters have. They are watched if they are served."""
+_MAX_TOMBSTONES = 4_096
+"""Deleted objects whose late events are recognized; a watch delivers these within seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectClaim:
@@ -61,11 +77,7 @@ class ObjectClaim:
     names: frozenset[str]
 
 
-_CLAIM_KINDS: Final[Mapping[str, ClaimKind]] = {MODEL_ROUTES.kind: "route", MODEL_ADAPTERS.kind: "adapter"}
-
-
 def claim_of(manifest: Manifest) -> ObjectClaim:
-    """Returns the names that a model, a route or an adapter claims."""
     claim = manifest_claim(_claim_kind(manifest), manifest)
     return ObjectClaim(claim, frozenset((claim.name, *claim.served_names)))
 
@@ -82,19 +94,6 @@ def created_at(model: Manifest | None) -> str:
     return "" if model is None else str(metadata_of(model).get("creationTimestamp", ""))
 
 
-STANDARD_CHILD_KINDS = (
-    DEPLOYMENTS,
-    SERVICES,
-    SERVICE_ACCOUNTS,
-    DISRUPTION_BUDGETS,
-    NETWORK_POLICIES,
-    CONTROLLER_REVISIONS,
-)
-"""Kinds of children that every cluster has."""
-OPTIONAL_CHILD_KINDS = (LEADER_WORKER_SETS,)
-"""Kinds that only some clusters have. They are watched if they are served."""
-_MAX_TOMBSTONES = 4_096
-"""Deleted objects whose late events are recognized; a watch delivers these within seconds."""
 _Key = TypeVar("_Key")
 
 
@@ -199,7 +198,6 @@ class ObjectCache:
         return watch_was_faster
 
     def record_deletion(self, model: Manifest) -> None:
-        """Removes a model that the API server does not have any more."""
         self._apply_response(WatchEvent(WatchEventType.DELETED, model))
 
     def _apply_response(self, event: WatchEvent) -> None:
@@ -319,17 +317,14 @@ class ObjectCache:
         return [key, *sorted(affected - {key})]
 
     def _routes_to(self, models: Iterable[str]) -> set[str]:
-        """Returns the keys of the routes that lead to any of these models."""
         wanted = set(models)
         return {key for key, route in self.routes.items() if not wanted.isdisjoint(target_keys(route))}
 
     def _adapters_of(self, models: Iterable[str]) -> set[str]:
-        """Returns the keys of the adapters whose base is one of these models."""
         wanted = set(models)
         return {key for key, adapter in self.adapters.items() if base_key(adapter) in wanted}
 
     def _claimants(self, names: Iterable[str]) -> set[str]:
-        """Returns the keys of the models and routes that claim any of these names."""
         return set().union(*(self._keys_by_name.get(name, ()) for name in names))
 
     def _store_claimant(self, manifest: Manifest, deleted: bool) -> set[str] | None:
@@ -405,7 +400,6 @@ class ObjectCache:
         return found is not None and claim_of(found).claim.is_releasing
 
     def _claimant(self, key: str) -> Manifest | None:
-        """Returns the model, the route or the adapter with this key of its claim."""
         return self._objects_with(key).get(key)
 
     def _objects_with(self, key: str) -> dict[str, Manifest]:

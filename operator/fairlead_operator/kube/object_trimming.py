@@ -82,7 +82,6 @@ class PackedJson:
         self._bytes = msgspec.json.encode(value)
 
     def unpack(self) -> Any:
-        """Returns the value, decoded again."""
         return msgspec.json.decode(self._bytes)
 
 

@@ -108,7 +108,6 @@ class ClusterWatcher:
             group.create_task(self._resync_loop())
 
     async def wait_synced(self) -> None:
-        """Returns once every kind has been listed in each namespace that allows it."""
         for informer in self._informers:
             await informer.wait_known()
 
@@ -138,7 +137,6 @@ class ClusterWatcher:
         return version
 
     def refused_namespaces(self) -> frozenset[str]:
-        """Returns the namespaces in which lists are refused. Others do not wait for them."""
         refused = {one.namespace for one in self._informers if one.is_refused and one.namespace is not None}
         return self._refused_lists | refused
 

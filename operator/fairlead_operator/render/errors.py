@@ -20,5 +20,4 @@ class RenderProblem:
 
     @property
     def message_with_fix(self) -> str:
-        """The text for a condition's message."""
         return f"{self.field}: {self.message}" + (f"; {self.fix}" if self.fix else "")

@@ -63,5 +63,4 @@ def child_labels(model: ModelDeployment, pool: Pool) -> dict[str, str]:
 
 
 def endpoint_selector(model: ModelDeployment, pool: Pool) -> dict[str, str]:
-    """Returns the labels of a pool's pods that serve HTTP."""
     return {**selector_labels(model, pool), ENDPOINT_LABEL: "true"}

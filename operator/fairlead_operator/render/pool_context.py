@@ -30,7 +30,6 @@ class PoolContext:
 
     @property
     def namespace(self) -> str:
-        """The namespace of the model and its children."""
         return self.model.metadata.namespace or "default"
 
     def make_child(self, resource: Resource, spec: Mapping[str, Any] | None, *, name: str | None = None) -> Manifest:

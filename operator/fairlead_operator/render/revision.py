@@ -131,6 +131,5 @@ def engine_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_defaults(part: Any) -> dict[str, Any]:
-    """Returns a part of the spec without default values, which the API server may have added."""
     fields: dict[str, Any] = part.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return fields

@@ -45,7 +45,6 @@ RENDERERS: Final[Mapping[int, TemplateRenderer]] = {1: _version_1}
 
 
 def supported_versions() -> frozenset[int]:
-    """Returns the versions that this release can render."""
     return frozenset(RENDERERS)
 
 

@@ -38,6 +38,13 @@ _ADVICE_IN_ROLLOUT = "Add nodes, or lower minReplicas by rollout.maxSurge until 
 _ADVICE_IF_IMMUTABLE = "Add a pool of another name with this change, and take this one out when the other is ready."
 _UNKNOWN_REQUIREMENTS: Mapping[str, PodRequirements] = MappingProxyType({})
 
+# The first of these is reported: causes before effects.
+_BY_PRIORITY = (
+    *(Reason.POLICY_REFUSED, Reason.QUOTA_EXCEEDED, Reason.MISSING_SECRET, Reason.MISSING_CONFIG_MAP),
+    *(Reason.MISSING_CLAIM, Reason.UNBOUND_CLAIM, Reason.IMAGE_PULL_FAILED, Reason.DOWNLOAD_FAILED),
+    *(Reason.OUT_OF_MEMORY, Reason.ENGINE_CRASHING, Reason.INSUFFICIENT_CAPACITY, Reason.START_TIMEOUT),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -55,16 +62,7 @@ class Failure:
 
     @property
     def message_with_advice(self) -> str:
-        """The cause, and what to do about it."""
         return f"{self.message.rstrip('.')}. {self.advice}" if self.advice else self.message
-
-
-# The first of these is reported: causes before effects.
-_BY_PRIORITY = (
-    *(Reason.POLICY_REFUSED, Reason.QUOTA_EXCEEDED, Reason.MISSING_SECRET, Reason.MISSING_CONFIG_MAP),
-    *(Reason.MISSING_CLAIM, Reason.UNBOUND_CLAIM, Reason.IMAGE_PULL_FAILED, Reason.DOWNLOAD_FAILED),
-    *(Reason.OUT_OF_MEMORY, Reason.ENGINE_CRASHING, Reason.INSUFFICIENT_CAPACITY, Reason.START_TIMEOUT),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +147,6 @@ def _advice_for_groups(pods: Iterable[Manifest]) -> str:
 
 
 def advice_for(reason: Reason) -> str:
-    """Returns the documented advice for a reason, as plain text."""
     return next((info.advice.replace("`", "") for info in reasons() if info.reason is reason), "")
 
 
@@ -212,13 +209,11 @@ def rejection_reason(message: str) -> Reason | None:
 
 
 def _unschedulable_since(pod: Manifest, wall: float) -> float:
-    """Returns the Unix time since when the pod is unschedulable; `wall` if it cannot be read."""
     text = str(_scheduled(pod).get("lastTransitionTime") or metadata_of(pod).get("creationTimestamp") or "")
     return parse_time(text) or wall
 
 
 def _scheduled(pod: Manifest) -> Mapping[str, Any]:
-    """Returns the condition PodScheduled; empty if there is none."""
     return find_condition(pod.get("status") or {}, "PodScheduled") or {}
 
 

@@ -94,7 +94,6 @@ def other_installation(installation: str, own: str) -> EventDraft:
 
 
 def _has_fewer_ready(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Returns True if a pool has fewer ready instances than before."""
     now = {pool.get("name"): int(pool.get("ready") or 0) for pool in after.get("pools") or ()}
     return any(now.get(pool.get("name"), 0) < int(pool.get("ready") or 0) for pool in before.get("pools") or ())
 

@@ -39,7 +39,6 @@ class PodRequirements:
         return " ".join(filter(None, parts))
 
     def claims_of(self, pod: str) -> tuple[str, ...]:
-        """Returns the names of all claims of a pod."""
         return (*self.claims, *(f"{pod}-{volume}" for volume in self.ephemeral_volumes))
 
 

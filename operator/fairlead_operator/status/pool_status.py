@@ -150,5 +150,4 @@ def _group_counts(workload: Manifest, pods: Sequence[Manifest]) -> tuple[int, in
 
 
 def count_ready_pods(pods: Sequence[Manifest]) -> int:
-    """Returns the number of ready pods that are not being deleted."""
     return sum(is_ready(pod) and not is_deleting(pod) for pod in pods)

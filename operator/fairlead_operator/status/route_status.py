@@ -19,7 +19,6 @@ _MAX_NAMED: Final = 5
 
 
 def target_keys(route: Manifest) -> frozenset[str]:
-    """Returns the keys of all models that a route names, of whatever release its spec is."""
     namespace = namespace_of(route) or "default"
     return frozenset(name if "/" in name else f"{namespace}/{name}" for name in _target_names(route.get("spec")))
 
@@ -106,7 +105,6 @@ def allowed_namespaces(model: Manifest | None) -> list[str]:
 
 
 def _takes_routes(model: Manifest | None, route: Route) -> bool:
-    """Returns True if a model allows the route; also for one that does not exist."""
     return model is None or takes_routes(namespace_of(model) or "default", allowed_namespaces(model), route.namespace)
 
 

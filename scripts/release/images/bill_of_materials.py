@@ -95,7 +95,6 @@ def dockerfile_base(dockerfile: str) -> ImageBase:
 
 
 def debian_base(package: DebianPackage, architecture: str) -> ImageBase:
-    """Returns a Debian package as a part of the lowest layer."""
     return ImageBase(package.name, package.version, package.sha256, "deb", architecture)
 
 

@@ -57,6 +57,37 @@ MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 _GLIBC = range(36, 16, -1)
 """Minor versions of glibc 2 whose wheels run on the images' Debian, the newest first."""
 
+ROOT = Path(__file__).resolve().parents[3]
+PREFIX = "serving.fairlead.io"
+"""Registry in the names of images that are given to a cluster without a registry."""
+USER = "65532:65532"
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/tmp",  # the only folder that any user may write to, where one is mounted
+    "USER": "fairlead",  # a user id without a name ends programs that ask for it
+    "LANG": "C.UTF-8",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+COMPONENTS = {
+    "autoscaler": ("python3", "-m", "fairlead_autoscaler"),
+    "cli": ("python3", "-m", "fairlead_cli"),
+    "gateway": ("python3", "-m", "fairlead_gateway"),
+    "kvstore": ("python3", "-m", "fairlead_kvstore"),
+    "operator": ("python3", "-m", "fairlead_operator"),
+    "sim": ("python3", "-m", "fairlead_sim"),
+}
+"""Component → what its image runs."""
+COMMAND_LINE = "cli"
+"""The component that no pod runs, and so no chart names."""
+COMPILED = ("gateway", "kvstore")
+"""Components whose images hold the compiled data plane, where a compiler is present."""
+VALKEY = "valkey"
+DEV_LOCK = "requirements/dev.txt"
+"""The lock of the tools that build images, and of the Redis of trials."""
+RECIPES = ("components.py", "debian_packages.py", "layers.py")
+"""Modules whose change makes other layers."""
+
 
 def download(packages: Sequence[LockedPackage], architecture: str, folder: Path) -> None:
     """Downloads the wheels of these packages into ``folder``.
@@ -168,40 +199,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-ROOT = Path(__file__).resolve().parents[3]
-PREFIX = "serving.fairlead.io"
-"""Registry in the names of images that are given to a cluster without a registry."""
-USER = "65532:65532"
-ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/tmp",  # the only folder that any user may write to, where one is mounted
-    "USER": "fairlead",  # a user id without a name ends programs that ask for it
-    "LANG": "C.UTF-8",
-    "PYTHONUNBUFFERED": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
-COMPONENTS = {
-    "autoscaler": ("python3", "-m", "fairlead_autoscaler"),
-    "cli": ("python3", "-m", "fairlead_cli"),
-    "gateway": ("python3", "-m", "fairlead_gateway"),
-    "kvstore": ("python3", "-m", "fairlead_kvstore"),
-    "operator": ("python3", "-m", "fairlead_operator"),
-    "sim": ("python3", "-m", "fairlead_sim"),
-}
-"""Component → what its image runs."""
-COMMAND_LINE = "cli"
-"""The component that no pod runs, and so no chart names."""
-COMPILED = ("gateway", "kvstore")
-"""Components whose images hold the compiled data plane, where a compiler is present."""
-VALKEY = "valkey"
-DEV_LOCK = "requirements/dev.txt"
-"""The lock of the tools that build images, and of the Redis of trials."""
-RECIPES = ("components.py", "debian_packages.py", "layers.py")
-"""Modules whose change makes other layers."""
-
-
 def python_version() -> str:
-    """Returns the version of the images' Python."""
     locked = {package.name: package.version for package in debian_packages.read_lock("amd64")}
     return locked[f"python{PYTHON}"].partition("-")[0]
 
@@ -216,7 +214,6 @@ def image_packages(component: str, version: str | None = None) -> list[LockedPac
 
 
 def lock_of(component: str) -> str:
-    """Returns the path of a component's lock below the root of the repository."""
     return DEV_LOCK if component == VALKEY else f"requirements/images/{component}.txt"
 
 
@@ -259,13 +256,11 @@ class ImageBuild:
 
 
 def image_config(*entry: str) -> dict[str, object]:
-    """Returns the settings of an image that runs ``entry``."""
     environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
     return {"Entrypoint": list(entry), "Env": environment, "User": USER, "WorkingDir": "/"}
 
 
 def is_compiled(image: OciImage) -> bool:
-    """Whether an image has the compiled data plane."""
     return any(layer.path.name.startswith("fairlead-compiled-") for layer in image.layers)
 
 
@@ -301,7 +296,6 @@ class _ArchitectureLayers:
         self._sources = sources_digest()
 
     def base(self) -> ImageLayer:
-        """Debian with Python."""
         lock = debian_packages.lock_path(self.architecture).read_bytes()
         return self._layer("debian", [lock], self._fill_base)
 
@@ -317,7 +311,6 @@ class _ArchitectureLayers:
         return self._layer(f"{component}-dependencies", [repr(packages).encode()], fill)
 
     def fairlead(self) -> ImageLayer:
-        """Fairlead's wheel, the same on each architecture."""
         return self._store.layer("fairlead", layer_key(self._sources), _fill_fairlead)
 
     def compiled(self) -> ImageLayer | None:
@@ -382,7 +375,6 @@ def _fill_fairlead(root: Path) -> None:
 
 @cache
 def _recipe() -> bytes:
-    """A digest of the modules that make layers, as they are when the build begins."""
     texts = [Path(__file__).with_name(name).read_bytes() for name in RECIPES]
     return hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in texts)).digest()
 
@@ -409,7 +401,6 @@ def _compiled_modules(architecture: str) -> Path | None:
 
 
 def debian_packages_of(architecture: str) -> list[DebianPackage]:
-    """Returns the Debian packages in each image of an architecture."""
     return debian_packages.read_lock(architecture)
 
 
@@ -422,7 +413,6 @@ def write_descriptions(image: OciImage, folder: Path, stem: str) -> list[Path]:
 
 
 def image_bill(image: OciImage) -> str:
-    """Returns the bill of materials of an image: Debian's packages and wheels."""
     bases: list[ImageBase] = [debian_base(package, image.architecture) for package in read_lock(image.architecture)]
     return bill_of_materials(image.name, bases, image_packages(image.component))
 

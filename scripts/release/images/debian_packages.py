@@ -46,6 +46,27 @@ _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _MIRRORS = "FAIRLEAD_DEBIAN_MIRRORS"
 _LINE = re.compile(r"^(\S+) (\S+) ([0-9a-f]{64}) (\d+) (\S+)$", re.MULTILINE)
 
+_MERGED = ("bin", "lib", "lib64", "sbin")
+_FOLDERS = ("dev", "etc/ssl/certs", "proc", "root", "run", "sys", "tmp", "usr/local/bin", "var/lib/dpkg/status.d")
+_WITHOUT = (
+    *("usr/share/doc/*/[!c]*", "usr/share/doc/*/changelog*", "usr/share/doc/*/contents", "usr/share/doc-base/*"),
+    *("usr/share/man/*", "usr/share/locale/*", "usr/share/lintian/*", "usr/share/info/*", "usr/share/bug/*"),
+    *("usr/share/menu/*", "usr/share/applications/*", "usr/share/pixmaps/*", "usr/share/binfmts/*"),
+    *("usr/share/gcc/*", "usr/share/gdb/*", "usr/share/python3/*", "usr/lib/*/gconv/*", "etc/default/*"),
+    *("usr/share/zoneinfo/right/*", "usr/share/base-files/*", "usr/share/common-licenses.d/*", "etc/update-motd.d/*"),
+    *("usr/lib/python3.11/test/*", "usr/lib/python3.11/unittest/test/*", "usr/lib/python3.11/pydoc_data/*"),
+    *("usr/lib/python3.11/lib2to3/*", "usr/lib/python3.11/__pycache__/*", "usr/lib/python3.11/*/__pycache__/*"),
+    *(
+        f"usr/lib/python3.11/lib-dynload/{name}.*"
+        for name in ("nis", "_dbm", "_gdbm", "readline", "_curses", "_curses_panel", "_sqlite3", "_xx*", "_test*")
+    ),
+)
+"""Paths that are left out."""
+_USERS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\nfairlead:x:65532:65532::/tmp:/bin/sh\n"
+_GROUPS = "root:x:0:\nnogroup:x:65534:\nfairlead:x:65532:\n"
+_ARMAGS = b"!<arch>\n"
+_HEADER_BYTES = 60
+
 
 @dataclass(frozen=True, slots=True)
 class DebianPackage:
@@ -58,12 +79,10 @@ class DebianPackage:
     path: str
 
     def line(self) -> str:
-        """Returns its line of the lock."""
         return f"{self.name} {self.version} {self.sha256} {self.size} {self.path}"
 
 
 def lock_path(name: str) -> Path:
-    """Returns the lock of this name; that of the images has the name of their architecture."""
     return ROOT / "requirements" / "debian" / f"{name}.lock"
 
 
@@ -169,7 +188,6 @@ class _PrivateApt:
         self._options = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
 
     def update(self) -> None:
-        """Fetches the lists of packages."""
         self._run("apt-get", "update", "-qq")
 
     def packages(self, names: Iterable[str]) -> list[DebianPackage]:
@@ -198,28 +216,6 @@ class _PrivateApt:
         if not targets:
             raise ReleaseError(f"apt has no lists of Debian {RELEASE}: lock the packages on such a machine")
         return [f"deb [signed-by={_KEYRING}] {mirror} {suite} main" for mirror, suite, _ in dict.fromkeys(targets)]
-
-
-_MERGED = ("bin", "lib", "lib64", "sbin")
-_FOLDERS = ("dev", "etc/ssl/certs", "proc", "root", "run", "sys", "tmp", "usr/local/bin", "var/lib/dpkg/status.d")
-_WITHOUT = (
-    *("usr/share/doc/*/[!c]*", "usr/share/doc/*/changelog*", "usr/share/doc/*/contents", "usr/share/doc-base/*"),
-    *("usr/share/man/*", "usr/share/locale/*", "usr/share/lintian/*", "usr/share/info/*", "usr/share/bug/*"),
-    *("usr/share/menu/*", "usr/share/applications/*", "usr/share/pixmaps/*", "usr/share/binfmts/*"),
-    *("usr/share/gcc/*", "usr/share/gdb/*", "usr/share/python3/*", "usr/lib/*/gconv/*", "etc/default/*"),
-    *("usr/share/zoneinfo/right/*", "usr/share/base-files/*", "usr/share/common-licenses.d/*", "etc/update-motd.d/*"),
-    *("usr/lib/python3.11/test/*", "usr/lib/python3.11/unittest/test/*", "usr/lib/python3.11/pydoc_data/*"),
-    *("usr/lib/python3.11/lib2to3/*", "usr/lib/python3.11/__pycache__/*", "usr/lib/python3.11/*/__pycache__/*"),
-    *(
-        f"usr/lib/python3.11/lib-dynload/{name}.*"
-        for name in ("nis", "_dbm", "_gdbm", "readline", "_curses", "_curses_panel", "_sqlite3", "_xx*", "_test*")
-    ),
-)
-"""Paths that are left out."""
-_USERS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\nfairlead:x:65532:65532::/tmp:/bin/sh\n"
-_GROUPS = "root:x:0:\nnogroup:x:65534:\nfairlead:x:65532:\n"
-_ARMAGS = b"!<arch>\n"
-_HEADER_BYTES = 60
 
 
 def unpack_root(root: Path, packages: Sequence[tuple[DebianPackage, Path]]) -> None:

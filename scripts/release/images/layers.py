@@ -33,9 +33,11 @@ from scripts.release.release_run import print_progress, progress_step
 RETENTION_SECONDS = 14 * 86_400.0
 """Seconds for which an unused layer is kept."""
 
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""This machine's name of an architecture → that of images and of Debian."""
+
 
 def cache_folder() -> Path:
-    """Returns the folder of built files, outside the tree."""
     return compiled_build.cache_folder(os.environ)
 
 
@@ -157,12 +159,7 @@ def _digests_of(target: Path) -> Path:
     return target.with_suffix(".json")
 
 
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-"""This machine's name of an architecture → that of images and of Debian."""
-
-
 def machine_architecture() -> str:
-    """Returns the architecture of this machine, as images name it."""
     return ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
@@ -181,12 +178,10 @@ class OciImage:
 
     @property
     def component(self) -> str:
-        """Returns the last part of the name without the tag."""
         return self.name.rpartition(":")[0].rpartition("/")[2]
 
 
 def manifest_digest(image: OciImage) -> str:
-    """Returns the SHA-256 of the image's manifest in hexadecimal, by which registries know it."""
     return hashlib.sha256(image_documents(image)[1]).hexdigest()
 
 
@@ -245,7 +240,6 @@ def write_archive(target: Path, images: Sequence[OciImage]) -> None:
 
 
 def distinct_layers(images: Iterable[OciImage]) -> Iterator[ImageLayer]:
-    """Yields each layer of these images once, by digest."""
     layers = {layer.digest: layer for image in images for layer in image.layers}
     yield from (layers[digest] for digest in sorted(layers))
 
@@ -261,7 +255,6 @@ def _describe(image: OciImage) -> dict[str, object]:
 
 
 def _layer_name(layer: ImageLayer) -> str:
-    """The name of a layer without its key, which varies with the machine that made it."""
     name = layer.path.name.partition(".")[0]
     return name.rpartition("-")[0] or name
 

@@ -55,6 +55,19 @@ _MAX_COST = 1e9
 _MAX_STEP_SECONDS = 3_600.0
 _MAX_TOKENS = 1e12
 
+_REPLICA_STATES = (ReplicaState.PENDING, ReplicaState.READY, ReplicaState.DRAINING)
+_COUNTER_FIELDS = {  # field of the seam → field of ReplicaMetrics
+    "running": "running",
+    "waiting": "waiting",
+    "kv": "kv_share",
+    "d_prompt": "prompt_tokens",
+    "d_gen": "generated_tokens",
+    "d_gen_time": "itl_seconds",
+    "d_finished": "finished",
+    "d_first": "first_tokens",
+    "d_ttft_sum": "ttft_seconds",
+}
+
 
 def parse_model(info: Any) -> ModelSpec:
     """Returns the model and its pools. Raises BadInput for impossible values."""
@@ -93,7 +106,6 @@ def parse_settings(changes: Mapping[str, Any]) -> ScalingSettings:
 
 
 def _parse_limit(source: Any, name: str, owner: str) -> float | None:
-    """Returns a limit in seconds; None for no limit, or one of more than a day."""
     seconds = read_bounded(source, name, owner, _MIN_SECONDS, math.inf)
     return None if seconds is None or seconds > _DAY_SECONDS else seconds
 
@@ -167,20 +179,6 @@ def _parse_bounds(info: Any, name: str) -> tuple[float, ...]:
             hint="seconds above 0, each more than the one before",
         )
     return bounds
-
-
-_REPLICA_STATES = (ReplicaState.PENDING, ReplicaState.READY, ReplicaState.DRAINING)
-_COUNTER_FIELDS = {  # field of the seam → field of ReplicaMetrics
-    "running": "running",
-    "waiting": "waiting",
-    "kv": "kv_share",
-    "d_prompt": "prompt_tokens",
-    "d_gen": "generated_tokens",
-    "d_gen_time": "itl_seconds",
-    "d_finished": "finished",
-    "d_first": "first_tokens",
-    "d_ttft_sum": "ttft_seconds",
-}
 
 
 class AutoscalerAdapter:

@@ -99,7 +99,6 @@ class ExternalGateway:
         self._inflight: dict[str, tuple[str, list[float]]] = {}
 
     def inflight_requests(self, engines: frozenset[str] | None = None) -> list[str]:
-        """Returns the ids of sent and queued requests, for any engine or for ``engines``."""
         return [request for request, (to, _) in self._inflight.items() if engines is None or to in engines]
 
     def endpoints(self, blocks: Sequence[int], held: Mapping[str, Sequence[ExternalRequest]]) -> list[ExternalEndpoint]:
@@ -296,7 +295,6 @@ class ExternalRouter:
         return self.gateways.index(gateway) if gateway in self.gateways else None
 
     def unreachable_for(self, request: str) -> frozenset[str]:
-        """Returns the engines that the request's gateway does not reach."""
         return self._gateway_of[request].unreachable
 
     def kill_gateway(self, gateway: int, core: Any, now: float) -> None:

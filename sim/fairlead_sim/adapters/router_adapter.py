@@ -44,6 +44,13 @@ from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS
 
 EVENT_DELAY_SECONDS: Final = 5.0
 
+INFERENCE_SECONDS: Final = 10.0
+INFERENCE_REQUESTS: Final = 200
+"""A bound that a person who tries some picks by hand does not reach."""
+
+NAMESPACE = "seam"
+MODEL = "model"
+
 
 class _BlockRoutes:
     """The endpoints to which a block is routed: a request count and a bit for each."""
@@ -75,7 +82,6 @@ class EndpointView:
         self.is_inferring = False  # the tool reports no completions, so its counters are better than ours
 
     def set_endpoints(self, endpoints: Mapping[str, Any]) -> None:
-        """Replaces the offered endpoints."""
         self._endpoints = endpoints
 
     def add_request(self, request: str, blocks: Sequence[Hashable], now: float) -> None:
@@ -147,7 +153,6 @@ class EndpointView:
             routes.endpoint_mask |= bit
 
     def settle(self, request: str) -> None:
-        """Drops the reported cache of a request."""
         self._reported.pop(request, None)
 
     def remove_routed(self, request: str, now: float, *, had_first_token: bool = True) -> None:
@@ -211,11 +216,6 @@ class EndpointView:
             del self._blocks[block]
 
 
-INFERENCE_SECONDS: Final = 10.0
-INFERENCE_REQUESTS: Final = 200
-"""A bound that a person who tries some picks by hand does not reach."""
-
-
 class CompletionInference:
     """The inference of completions, until the tool reports its first one."""
 
@@ -262,10 +262,6 @@ class CompletionInference:
         if not self._reports_completions:
             self._last[request] = now
             self._due.append((now, request, began))
-
-
-NAMESPACE = "seam"
-MODEL = "model"
 
 
 class RouterAdapter:
@@ -438,7 +434,6 @@ class LateBindingRouterAdapter(RouterAdapter):
     """A router adapter for presets with late binding."""
 
     def order_key(self, request: Any) -> tuple[float, float, str]:
-        """Returns the sort key of a queued request; the smallest goes first."""
         return self._router.queue_sort_key(read_id(request, "request"))
 
     def rebalance(self, endpoints: Any, now: Any) -> list[tuple[Any, Any]]:
@@ -463,7 +458,6 @@ class LateBindingRouterAdapter(RouterAdapter):
 
 
 def _block_number(block: Any) -> int:
-    """Returns a block hash as a number: itself, or the hash of its text."""
     return block if isinstance(block, int) else xxh3_64_intdigest(str(block).encode())
 
 
@@ -478,13 +472,11 @@ def _queued_requests(endpoint: Any) -> Iterable[Any]:
 
 
 def _known_count(value: Any, field: str) -> int | None:
-    """Returns the count; None if it is missing, negative or not finite."""
     counted = -1.0 if value is None else parse_number(value, field)
     return int(counted) if 0.0 <= counted < math.inf else None
 
 
 def _hint_or_default(info: Any, name: str, default: int) -> int:
-    """Returns a hint as a whole number; the default if it is missing, impossible or 0."""
     return int(read_count(info, name, "info") or 0.0) or default
 
 

@@ -37,14 +37,26 @@ from fairlead_sim.runtime.simulated_engine import MEMORY_PARTS
 
 METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
 
+_TOKENIZER = {
+    "backend": "tokenizers",
+    "bos_token": "<|begin|>",
+    "clean_up_tokenization_spaces": False,
+    "eos_token": "<|end|>",
+    "extra_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"],
+}
+_TEMPLATE = (
+    "<|begin|>{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+PAUSE_MODES = ("abort", "wait", "keep")
+
 
 def send_json(context: RequestContext, body: object) -> None:
-    """Sends 200 with a JSON body."""
     context.writer.send(200, msgspec.json.encode(body))
 
 
 def health(context: RequestContext) -> None:
-    """Sends 200, also while draining, sleeping or paused; 503 once the core has crashed."""
     context.writer.send(503 if context.engine.is_core_dead else 200, b"", None)
 
 
@@ -53,7 +65,6 @@ def version(context: RequestContext) -> None:
 
 
 def load(context: RequestContext) -> None:
-    """Sends the number of running and queued requests; 0 without load tracking."""
     tracked = context.engine.settings.surface.server_load_tracking
     send_json(context, {"server_load": len(context.engine.responses) if tracked else 0})
 
@@ -161,22 +172,6 @@ def _tokenizer_of(settings: EngineSettings) -> dict[str, Any]:
     }
 
 
-_TOKENIZER = {
-    "backend": "tokenizers",
-    "bos_token": "<|begin|>",
-    "clean_up_tokenization_spaces": False,
-    "eos_token": "<|end|>",
-    "extra_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"],
-}
-_TEMPLATE = (
-    "<|begin|>{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-
-
-PAUSE_MODES = ("abort", "wait", "keep")
-
-
 def is_sleeping(context: RequestContext) -> None:
     send_json(context, {"is_sleeping": context.engine.sleep_mode.level is not None})
 
@@ -197,7 +192,6 @@ def wake_up(context: RequestContext) -> None:
 
 
 def is_paused(context: RequestContext) -> None:
-    """Serves ``/is_paused``, which is true while sleeping, too."""
     send_json(context, {"is_paused": context.engine.is_paused})
 
 
@@ -224,7 +218,6 @@ def resume(context: RequestContext) -> None:
 
 
 def reset_prefix_cache(context: RequestContext) -> None:
-    """Empties the prefix cache. Answers 200 in any case; the body says whether it succeeded."""
     preempt = _query_flag(context, "reset_running_requests", default=False)
     send_json(context, {"success": context.engine.reset_prefix_cache(preempt_running=preempt)})
 
@@ -339,7 +332,6 @@ def show_state(context: RequestContext) -> None:
 
 
 def show_faults(context: RequestContext) -> None:
-    """Sends the armed faults, and the names of all kinds of fault."""
     send_json(context, {"armed": context.engine.fault_injector.armed_faults(), "kinds": fault_injection.FAULT_KINDS})
 
 
@@ -420,13 +412,11 @@ def take_blocks(context: RequestContext) -> None:
 
 
 def count_cached_blocks(context: RequestContext) -> None:
-    """Sends how many blocks of a prompt are cached here."""
     transfer, body = _connector_and_body(context)
     send_json(context, {"blocks": transfer.cached_blocks([int(key) for key in body.get("keys") or ()])})
 
 
 def release_lease(context: RequestContext) -> None:
-    """Releases the blocks of a transfer that the peer has pulled."""
     transfer, body = _connector_and_body(context)
     send_json(context, {"released": transfer.leases.release(str(body.get("name")))})
 

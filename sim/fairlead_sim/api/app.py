@@ -33,7 +33,6 @@ class RequestContext:
             raise RouteNotFound
 
     def begin(self, request: GenerationRequest, whole: ResponseKind, stream: ResponseKind) -> None:
-        """Starts the answer, whole or as a stream."""
         self.engine.begin(request, stream if request.stream else whole, self.writer, self.fault)
 
 

@@ -68,7 +68,6 @@ class StoredResponse:
         return sum(len(text.encode()) for _, text in turn_texts(turns, ()))
 
     def output_turns(self) -> list[dict[str, Any]]:
-        """Returns the turns of the output: its texts, without reasoning and calls, as in vLLM."""
         items = [item for item in self.body["output"] if item["type"] == "message"]
         return [{"role": "assistant", "content": part["text"]} for item in items for part in item["content"]]
 

@@ -22,6 +22,38 @@ _NO_BACKGROUND = (
 )
 _NEEDED = {"function_call": ("call_id", "name", "arguments"), "function_call_output": ("call_id",)}
 
+# vLLM's objects: all fields in their order, with their defaults.
+_OBJECTS: dict[str, dict[str, Any]] = json.loads("""{
+"response": {"instructions":null,"metadata":null,"model":"","object":"response","output":[],"parallel_tool_calls":true,
+  "temperature":1.0,"tool_choice":"auto","tools":[],"top_p":1.0,"background":false,"max_output_tokens":0,
+  "max_tool_calls":null,"previous_response_id":null,"prompt":null,"reasoning":null,"service_tier":"auto",
+  "status":"queued","text":null,"top_logprobs":null,"truncation":"disabled","usage":null,"user":null,
+  "presence_penalty":0.0,"frequency_penalty":0.0,"kv_transfer_params":null,"ec_transfer_params":null,
+  "input_messages":null,"output_messages":null},
+"tool": {"name":null,"parameters":null,"strict":null,"type":null,"allowed_callers":null,"async":null,
+  "defer_loading":null,"description":null,"output_schema":null},
+"format": {"name":null,"schema":null,"type":null,"description":null,"strict":null},
+"effort": {"context":null,"effort":null,"generate_summary":null,"mode":null,"summary":null},
+"reasoning": {"id":"rs_","summary":[],"type":"reasoning","content":null,"encrypted_content":null,"status":null},
+"content": {"id":"msg_","content":[],"role":"assistant","status":null,"type":"message","phase":null},
+"call": {"arguments":"","call_id":"","name":"","type":"function_call","id":"fc_","async":null,"caller":null,
+  "namespace":null,"status":null}
+}""")
+_ECHOED = (
+    *("instructions", "metadata", "parallel_tool_calls", "tool_choice", "background", "max_tool_calls"),
+    *("previous_response_id", "service_tier", "truncation", "user"),
+)
+_NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+_DELTA_EVENTS = {
+    "content": b'{"content_index":0,"delta":%b,"item_id":"%b","logprobs":[],"output_index":%d,"sequence_number":%d,'
+    b'"type":"response.output_text.delta"}',
+    "reasoning": b'{"content_index":0,"delta":%b,"item_id":"%b","output_index":%d,"sequence_number":%d,'
+    b'"type":"response.reasoning_text.delta"}',
+    "call": b'{"delta":%b,"item_id":"%b","output_index":%d,"sequence_number":%d,'
+    b'"type":"response.function_call_arguments.delta"}',
+}
+_EVENT_NAMES = {"content": "output_text", "reasoning": "reasoning_text", "call": "function_call_arguments"}
+
 
 def create_response(context: RequestContext) -> None:
     engine, store = context.engine, context.app.response_store
@@ -202,39 +234,6 @@ def _continues_last_item(turn_input: Any) -> bool:
     return continues and last.get("status") in ("in_progress", "incomplete")
 
 
-# vLLM's objects: all fields in their order, with their defaults.
-_OBJECTS: dict[str, dict[str, Any]] = json.loads("""{
-"response": {"instructions":null,"metadata":null,"model":"","object":"response","output":[],"parallel_tool_calls":true,
-  "temperature":1.0,"tool_choice":"auto","tools":[],"top_p":1.0,"background":false,"max_output_tokens":0,
-  "max_tool_calls":null,"previous_response_id":null,"prompt":null,"reasoning":null,"service_tier":"auto",
-  "status":"queued","text":null,"top_logprobs":null,"truncation":"disabled","usage":null,"user":null,
-  "presence_penalty":0.0,"frequency_penalty":0.0,"kv_transfer_params":null,"ec_transfer_params":null,
-  "input_messages":null,"output_messages":null},
-"tool": {"name":null,"parameters":null,"strict":null,"type":null,"allowed_callers":null,"async":null,
-  "defer_loading":null,"description":null,"output_schema":null},
-"format": {"name":null,"schema":null,"type":null,"description":null,"strict":null},
-"effort": {"context":null,"effort":null,"generate_summary":null,"mode":null,"summary":null},
-"reasoning": {"id":"rs_","summary":[],"type":"reasoning","content":null,"encrypted_content":null,"status":null},
-"content": {"id":"msg_","content":[],"role":"assistant","status":null,"type":"message","phase":null},
-"call": {"arguments":"","call_id":"","name":"","type":"function_call","id":"fc_","async":null,"caller":null,
-  "namespace":null,"status":null}
-}""")
-_ECHOED = (
-    *("instructions", "metadata", "parallel_tool_calls", "tool_choice", "background", "max_tool_calls"),
-    *("previous_response_id", "service_tier", "truncation", "user"),
-)
-_NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
-_DELTA_EVENTS = {
-    "content": b'{"content_index":0,"delta":%b,"item_id":"%b","logprobs":[],"output_index":%d,"sequence_number":%d,'
-    b'"type":"response.output_text.delta"}',
-    "reasoning": b'{"content_index":0,"delta":%b,"item_id":"%b","output_index":%d,"sequence_number":%d,'
-    b'"type":"response.reasoning_text.delta"}',
-    "call": b'{"delta":%b,"item_id":"%b","output_index":%d,"sequence_number":%d,'
-    b'"type":"response.function_call_arguments.delta"}',
-}
-_EVENT_NAMES = {"content": "output_text", "reasoning": "reasoning_text", "call": "function_call_arguments"}
-
-
 def _queued_response(fields: RequestFields, request: GenerationRequest, created: int, room: int) -> dict[str, Any]:
     """Returns the response object before the first token; it repeats the request.
 
@@ -288,7 +287,6 @@ def _finished_response(response: GenerationResponse, queued: dict[str, Any], out
 
 
 def _item(kind: str, number: str, status: str | None, **fields: object) -> dict[str, Any]:
-    """Returns an output item. kind: as in ``ReplyDelta``."""
     empty = _OBJECTS[kind]
     return empty | {"id": empty["id"] + number, "status": status} | fields
 
@@ -342,7 +340,6 @@ class ResponseObjectStream(PartStream):
         self._output: list[dict[str, Any]] = []
 
     def start(self) -> None:
-        """Sends the opening events before any token is computed, as vLLM does."""
         super().start()
         self.writer.write(self.opening_events())
 
@@ -394,7 +391,6 @@ class ResponseObjectStream(PartStream):
         return chunks + self._named_event("response.completed", response=whole)
 
     def send_error(self, problem: ApiError) -> None:
-        """Breaks off behind the opening events: vLLM has no event for an error."""
         self.writer.break_off()
 
     def _part_event(self, kind: str, **parts: object) -> bytes:

@@ -153,7 +153,6 @@ def limit_rate(wanted: int, current: int, events: ScaleEvents, now: float, behav
 
 
 def down_window_seconds(behavior: ScalingBehavior, down_window: float) -> float:
-    """Returns the down window: the object's own, or else the controller's."""
     own = behavior.down.window_seconds
     return down_window if own is None else own
 
@@ -235,7 +234,6 @@ class HpaSettings:
 
     @property
     def target_milli(self) -> int:
-        """Returns the target in thousandths, rounded up as a Kubernetes quantity is."""
         return milli(self.target)
 
     def is_within_tolerance(self, ratio: float) -> bool:
@@ -271,7 +269,6 @@ def hpa(model: ModelSpec, settings: HpaSettings) -> PerPoolController[HpaState]:
 
 
 def with_pool_bounds(settings: HpaSettings, look: PoolSample) -> HpaSettings:
-    """Returns the settings with the pool's bounds; an HPA's minimum is at least 1."""
     least = max(1, look.spec.minimum)
     return replace(settings, minimum=least, maximum=max(least, look.spec.maximum))
 
@@ -360,7 +357,6 @@ def _proposed_by_pods(pods: Sequence[HpaPod], current: int, settings: HpaSetting
 
 
 def milli(value: float) -> int:
-    """Returns thousandths, rounded up."""
     return math.ceil(round(value * 1000.0, 6))
 
 

@@ -54,6 +54,8 @@ from fairlead_sim.autoscalers.metrics import Metric, PoolSample, pool_metric
 
 _DIGITS = 1e6  # averages are rounded to six digits
 
+_TICK_SECONDS = 2  # Knative's; the down delay counts in it
+
 
 @dataclass(frozen=True, slots=True)
 class WindowAverage:
@@ -76,7 +78,6 @@ class WindowAverage:
         return replace(self, values=(*kept, (second, value)), last=second)
 
     def is_empty(self, now: float) -> bool:
-        """Returns whether nothing was written, or the last write is older than the window."""
         return self.last is None or math.floor(now) - self.last > self.window_seconds
 
     def average_at(self, now: float) -> float:
@@ -106,7 +107,6 @@ class WindowMaximum:
         return replace(self, values=(*kept, (tick, value)))
 
     def current(self) -> int:
-        """Returns the largest value; at least one must have been written."""
         return max(value for _, value in self.values)
 
 
@@ -115,9 +115,6 @@ def _rounded(value: float) -> float:
     scaled = value * _DIGITS
     whole = math.floor(scaled)
     return (whole + 1 if scaled - whole >= 0.5 else whole) / _DIGITS
-
-
-_TICK_SECONDS = 2  # Knative's; the down delay counts in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +189,6 @@ def initial_state(settings: KpaSettings, now: float, ready: int) -> KpaState:
 
 
 def record(state: KpaState, now: float, value: float) -> KpaState:
-    """Returns the state with the concurrency of the whole revision at one second."""
     return replace(state, stable=state.stable.plus(now, value), panic=state.panic.plus(now, value))
 
 
@@ -221,7 +217,6 @@ def scale(state: KpaState, settings: KpaSettings, now: float, ready: int) -> tup
 
 
 def clamp_replicas(settings: KpaSettings, wanted: int) -> int:
-    """Returns the number within minimum and maximum; a maximum of 0 means none."""
     wanted = max(wanted, settings.minimum)
     return min(wanted, settings.maximum) if settings.maximum else wanted
 

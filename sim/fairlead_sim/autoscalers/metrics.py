@@ -120,7 +120,6 @@ def pool_metric(metric: Metric, look: PoolSample) -> float | None:
 
 
 def is_due(last: float | None, now: float, period_seconds: float) -> bool:
-    """Returns whether a controller with this period acts now."""
     return last is None or now - last >= period_seconds - _SLACK_SECONDS
 
 

@@ -17,6 +17,20 @@ from fairlead_sim.autoscalers.hpa import HpaSettings, hpa
 from fairlead_sim.autoscalers.kpa import KpaSettings, kpa
 from fairlead_sim.autoscalers.metrics import Metric
 
+_KV = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+_REQUESTS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0, 25.0, 30.0, 40.0, 60.0, 100.0)
+_WAITING = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
+_RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+
+_GRIDS = {Metric.KV: _KV, Metric.CONCURRENCY: _REQUESTS, Metric.WAITING: _WAITING, Metric.REQUEST_RATE: _RATES}
+_FIXED = {Metric.KV: 0.5, Metric.CONCURRENCY: 14.0, Metric.WAITING: 1.0, Metric.REQUEST_RATE: 0.7}
+_UNITS = {
+    Metric.KV: "share of an engine's KV cache",
+    Metric.CONCURRENCY: "requests in an engine",
+    Metric.WAITING: "requests waiting in an engine",
+    Metric.REQUEST_RATE: "requests a second of an engine",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -45,19 +59,6 @@ class Preset:
     build: Callable[[ModelSpec, Mapping[str, float]], Controller]
 
 
-_KV = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_REQUESTS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0, 25.0, 30.0, 40.0, 60.0, 100.0)
-_WAITING = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
-_RATES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-
-_GRIDS = {Metric.KV: _KV, Metric.CONCURRENCY: _REQUESTS, Metric.WAITING: _WAITING, Metric.REQUEST_RATE: _RATES}
-_FIXED = {Metric.KV: 0.5, Metric.CONCURRENCY: 14.0, Metric.WAITING: 1.0, Metric.REQUEST_RATE: 0.7}
-_UNITS = {
-    Metric.KV: "share of an engine's KV cache",
-    Metric.CONCURRENCY: "requests in an engine",
-    Metric.WAITING: "requests waiting in an engine",
-    Metric.REQUEST_RATE: "requests a second of an engine",
-}
 _DELAY = Parameter("down_delay_seconds", "s", 0.0, (0.0, 60.0, 120.0, 300.0, 600.0))
 _DELAYED = Parameter("down_delay_seconds", "s", 300.0, _DELAY.grid)
 

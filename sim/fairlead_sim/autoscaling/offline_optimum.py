@@ -41,6 +41,17 @@ from fairlead_sim.autoscaling.closed_loop import ControllerOutcome, is_within_sl
 from fairlead_sim.autoscaling.plant import AutoscalingScenario
 from fairlead_sim.autoscaling.pool import PoolSetup
 
+_SEPARATION_SECONDS = 900.0
+_BISECTION_STEPS = 8
+
+_GENEROUS_FACTOR = 0.85
+_STRETCHES_SECONDS = (1_800.0, 600.0, 120.0)
+_MIN_SAVINGS_PER_MISS = (1.0, 0.3, 0.1, 0.03, 0.0)
+"""Least saving per miss, as a share of cost ÷ permitted misses."""
+
+ReplicaCounts = dict[str, list[int]]
+"""Replicas by pool and segment."""
+
 
 class OptimumCache:
     """The schedules of one file, which may be absent."""
@@ -77,17 +88,8 @@ def _scenario_key(scenario: AutoscalingScenario) -> str:
     return f"{scenario.name}/{scenario.seed}/{digest.hexdigest()[:12]}"
 
 
-_SEPARATION_SECONDS = 900.0
-_BISECTION_STEPS = 8
 _MIN_BUSY_SHARE, _MAX_BUSY_SHARE = 0.05, 1.5
 """Shares of busy time with which there are certainly enough, and too few, replicas."""
-_GENEROUS_FACTOR = 0.85
-_STRETCHES_SECONDS = (1_800.0, 600.0, 120.0)
-_MIN_SAVINGS_PER_MISS = (1.0, 0.3, 0.1, 0.03, 0.0)
-"""Least saving per miss, as a share of cost ÷ permitted misses."""
-
-ReplicaCounts = dict[str, list[int]]
-"""Replicas by pool and segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,6 @@ class OptimumSchedule:
 
 
 def replay_schedule(scenario: AutoscalingScenario, steps: Sequence[tuple[float, Mapping[str, int]]]) -> OptimumSchedule:
-    """Runs a known schedule again. Returns it with the attainment and cost of this run."""
     outcome = run_schedule(scenario, steps)
     return OptimumSchedule(tuple(steps), outcome.attainment, outcome.cost)
 
@@ -221,7 +222,6 @@ class _ScheduleSearch:
         }
 
     def _steady_work(self, work: list[float]) -> list[float]:
-        """Returns for each segment the least work in the quarter of an hour around it."""
         around = max(1, int(_SEPARATION_SECONDS / 2 / self._segment_seconds))
         return [min(work[max(0, at - around) : at + around + 1]) for at in range(len(work))]
 

@@ -96,7 +96,6 @@ class AutoscalingScenario:
     random_name: str = ""
 
     def random_source(self, purpose: str) -> Random:
-        """Returns a new source of random numbers, of one purpose."""
         return Random(f"{self.random_name or self.name} {self.seed} {purpose}")
 
 
@@ -146,7 +145,6 @@ class SimulatedPlant(ABC):
         return None, None
 
     def _on_evicted(self, request: int, now: float) -> None:
-        """Handles a request of a replica that crashed: it is lost, or sent again."""
         self.requests.lost += 1
 
     def _next_change(self) -> float:

@@ -39,6 +39,10 @@ from fairlead_sim.engine.sequence import EngineSequence
 
 BLOCK_TOKENS = 16
 
+_REQUEST_BITS = 24
+_REQUEST_MASK = (1 << _REQUEST_BITS) - 1
+_NO_REQUEST = -1
+
 
 class StepTotals:
     """The counters of an engine since the last observation.
@@ -168,7 +172,6 @@ class PlantEngine(ABC):
         return 1 if self.role is Role.PREFILL else self.requests.output[request]
 
     def blocks_needed(self, request: int) -> int:
-        """Returns the KV blocks of a prompt with its answer."""
         return -(-(self.requests.prompt[request] + self.tokens_to_generate(request) - 1) // BLOCK_TOKENS)
 
     def on_routed(self, request: int) -> None:
@@ -205,11 +208,6 @@ class PlantEngine(ABC):
     def _prefill_seconds(self, request: int) -> float:
         prompt = self.requests.prompt[request]
         return self.profile.prefill_time(prompt, prompt - self.prompt_tokens_to_compute(request))
-
-
-_REQUEST_BITS = 24
-_REQUEST_MASK = (1 << _REQUEST_BITS) - 1
-_NO_REQUEST = -1
 
 
 class AggregatedEngine(PlantEngine):

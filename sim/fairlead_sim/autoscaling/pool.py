@@ -169,7 +169,6 @@ class Pool:
         return len(self.pending) + len(self.waking) + len(self.ready)
 
     def _asleep_count(self) -> int:
-        """Returns the number of replicas that sleep or drain to sleep."""
         return len(self.asleep) + len([replica for replica in self.draining if replica.drains_to_sleep])
 
     def _sleep(self, replica: Replica, now: float) -> None:
@@ -292,7 +291,6 @@ def _draining_state(replica: Replica) -> ReplicaState:
 
 
 def _idle_metrics(replica: Replica, now: float, state: ReplicaState) -> ReplicaMetrics:
-    """Returns the metrics of a replica that serves nothing."""
     started = None if state is ReplicaState.PENDING else replica.ready_at - replica.ordered_at
     return ReplicaMetrics(replica.name, state, now - replica.ordered_at, started or None)
 

@@ -41,12 +41,10 @@ LARGE_COLD_START = StartupDistribution(90.0, 270.0)
 
 
 def small_profile() -> EngineProfile:
-    """Returns the profile of pool S: an 8B model on an A10G."""
     return step_profile("S", StepCosts(28e-3, 1e-4, 2.2e-7, 3.3e-4), step_tokens=512, sequences=64, kv_tokens=40_000)
 
 
 def large_profile() -> EngineProfile:
-    """Returns the profile of pool L: an 8B model on an A100 with 80 GB."""
     return step_profile("L", StepCosts(12e-3, 4e-5, 8.7e-8, 9e-5), step_tokens=1_024, sequences=256, kv_tokens=400_000)
 
 

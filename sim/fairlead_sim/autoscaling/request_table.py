@@ -45,5 +45,4 @@ class RequestTable:
         self.computed_at_decode = bytearray(count)
 
     def has_given_up(self, request: int, now: float) -> bool:
-        """Whether the client has given up waiting for a first token."""
         return self.first[request] < 0.0 and now > self.arrival[request] + self.patience_seconds

@@ -24,6 +24,11 @@ from fairlead_sim.autoscaling.pool import Pool, Replica
 
 _MIN_HANDOFF_TOKENS = Limits().handoff_min_tokens
 
+PoolReplica = tuple[Pool, Replica]
+
+REQUEST_TOKENS = 220
+"""Prompt tokens that one request in flight counts as, in ``PROMPT_WORK``."""
+
 
 class PrefillPolicy(Enum):
     """The rule for the engine that computes a prompt.
@@ -85,9 +90,6 @@ def _engine_side(pool: Pool, replica: Replica, prompt_tokens: int, prefill_share
     )
 
 
-PoolReplica = tuple[Pool, Replica]
-
-
 class ShapeRouter:
     """The shape routing of one scenario; it learns prices and answer lengths as a gateway does."""
 
@@ -101,7 +103,6 @@ class ShapeRouter:
         self._tallies: dict[str, EndpointLoad] = {}
 
     def on_finished(self, prompt: int, output: int) -> None:
-        """Learns the answer length of one request."""
         self._accelerator_kinds.observe_answer(prompt, output)
 
     def pick(
@@ -155,10 +156,6 @@ def _backlog_seconds(pool: Pool, replica: Replica) -> float:
     engine, profile = replica.engine, pool.setup.profile
     resident_tokens = engine.kv_share() * profile.kv_tokens
     return profile.prefill_token_seconds * max(0.0, engine.load_tokens() - resident_tokens) / 2.0
-
-
-REQUEST_TOKENS = 220
-"""Prompt tokens that one request in flight counts as, in ``PROMPT_WORK``."""
 
 
 class LoadPolicy(Enum):

@@ -48,6 +48,15 @@ CHAT_SLO: Final = SloTargets(ttft_seconds=3.0, itl_seconds=0.15)
 _HOUR_SECONDS = 3600.0
 _MINUTE_NOISE, _MINUTE_MEMORY = 0.06, 0.3
 
+AZURE_CONVERSATIONS = "AzureLLMInferenceTrace_conv.csv"
+MOONCAKE_CONVERSATIONS = "conversation_trace.jsonl"
+_SILENCE_SECONDS = 360.0
+"""The least time without a request after which the next one is a sudden change."""
+
+_H100_COST = 6.0
+_L4_COST = 0.8
+_MINUTES = 60
+
 
 def slo_targets(ttft: float, itl: float) -> SloTargets:
     """Returns an SLO of these latencies, in seconds."""
@@ -57,7 +66,6 @@ def slo_targets(ttft: float, itl: float) -> SloTargets:
 def make_scenario(
     name: str, seed: int, hours: float, load: ArrivalTrace, pools: list[PoolSetup], slo: SloTargets
 ) -> AutoscalingScenario:
-    """Returns a scenario without faults whose gateway has the default policy."""
     model = reference_model(pools, slo.ttft_seconds, slo.itl_seconds)
     return AutoscalingScenario(name, seed, hours * _HOUR_SECONDS, model, tuple(pools), load)
 
@@ -78,12 +86,10 @@ def chat_scenario(
 
 
 def with_minute_noise(rates: list[float], random_: Random) -> list[float]:
-    """Returns the rates of minutes with the noise of Azure's hour of conversations."""
     return loads.add_noise(rates, random_, sigma=_MINUTE_NOISE, memory=_MINUTE_MEMORY)
 
 
 def duration_hours(load: ArrivalTrace) -> float:
-    """Returns the hours until the last arrival, in whole minutes."""
     return math.ceil(load.arrivals[-1] / 60.0) / 60.0
 
 
@@ -97,12 +103,6 @@ def with_sleep_tier(scenario: AutoscalingScenario, tier: SleepTier, sleep_timing
         replace(setup, facts=replace(setup.facts, tier=tier), sleep_timings=sleep_timings) for setup in scenario.pools
     )
     return replace(scenario, pools=pools, model=replace(scenario.model, pools=tuple(setup.facts for setup in pools)))
-
-
-AZURE_CONVERSATIONS = "AzureLLMInferenceTrace_conv.csv"
-MOONCAKE_CONVERSATIONS = "conversation_trace.jsonl"
-_SILENCE_SECONDS = 360.0
-"""The least time without a request after which the next one is a sudden change."""
 
 
 def smooth_chat(seed: int, traces: Path | None = None, *, mean: float = 8.0) -> AutoscalingScenario:
@@ -272,13 +272,11 @@ def zeroed_metrics(seed: int, traces: Path | None = None) -> AutoscalingScenario
 
 
 def step_cold(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Returns an hour of conversations; for twenty minutes the load is five times the usual."""
     del traces
     return _step_scenario("step-cold", seed, COLD_START)
 
 
 def step_warm(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Returns ``step_cold`` with replicas that start within 10 s."""
     del traces
     return _step_scenario("step-warm", seed, WARM_START)
 
@@ -294,13 +292,11 @@ def on_off(seed: int, traces: Path | None = None) -> AutoscalingScenario:
 
 
 def zero_cold(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Returns six hours with silence and some minutes of few requests; replicas start cold."""
     del traces
     return _scale_to_zero_scenario("zero-cold", seed, COLD_START, CHAT_SLO)
 
 
 def zero_warm(seed: int, traces: Path | None = None) -> AutoscalingScenario:
-    """Returns ``zero_cold`` with starts within 10 s and a TTFT target of 15 s."""
     del traces
     return _scale_to_zero_scenario("zero-warm", seed, WARM_START, replace(CHAT_SLO, ttft_seconds=15.0))
 
@@ -350,11 +346,6 @@ def _scale_to_zero_scenario(name: str, seed: int, startup: StartupDistribution, 
     ends_of_silence = tuple([at for before, at in before_each if at - before > _SILENCE_SECONDS])
     model = replace(scenario.model, patience_seconds=400.0)
     return replace(scenario, model=model, sudden_changes=ends_of_silence)
-
-
-_H100_COST = 6.0
-_L4_COST = 0.8
-_MINUTES = 60
 
 
 def drifting_lengths(seed: int, traces: Path | None = None) -> AutoscalingScenario:
@@ -424,6 +415,5 @@ ALL_SCENARIOS: Final[Mapping[str, Callable[[int, Path | None], AutoscalingScenar
 
 
 def _hump(mean: float, random_: Random) -> list[float]:
-    """Returns noisy rates by minute that rise to 1.3 times their mean and fall again."""
     rates = [mean * (1.0 - 0.3 * math.cos(2 * math.pi * minute / _MINUTES)) for minute in range(_MINUTES)]
     return with_minute_noise(rates, random_)

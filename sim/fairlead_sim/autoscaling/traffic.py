@@ -30,6 +30,43 @@ GRID_SIZE = 4096
 """Values of a sampling grid."""
 _QUANTILE_STEPS = 400
 
+_MINUTE_SECONDS = 60.0
+
+CHAT_DAY = (
+    (0.0, 3.0),
+    (2.0, 2.3),
+    (4.0, 2.0),
+    (6.0, 2.4),
+    (8.0, 3.8),
+    (10.0, 5.0),
+    (12.0, 4.4),
+    (14.5, 5.2),
+    (18.0, 4.2),
+    (20.5, 4.8),
+    (22.0, 4.0),
+    (24.0, 3.0),
+)
+"""(hour, level): three humps, 2.0 at night and 5.2 at the highest."""
+CODE_DAY = (
+    (0.0, 0.6),
+    (3.0, 0.5),
+    (6.0, 0.5),
+    (9.0, 5.0),
+    (10.5, 5.5),
+    (12.5, 4.6),
+    (15.0, 5.5),
+    (17.0, 4.6),
+    (19.0, 2.5),
+    (21.0, 1.3),
+    (24.0, 0.6),
+)
+"""(hour, level): eleven times as much by day as by night, reached within three hours."""
+
+BLOCK_SECONDS: Final = 300.0
+PROMPT_BOUNDS: Final = (16, 5_500)
+ANSWER_BOUNDS: Final = (16, 1_000)
+"""Tokens: as in the recorded hour, next to no answer is shorter."""
+
 
 @dataclass(frozen=True, slots=True)
 class LengthDistribution:
@@ -162,39 +199,6 @@ def _quantile_grid(quantiles: Sequence[int]) -> list[float]:
     return values
 
 
-_MINUTE_SECONDS = 60.0
-
-CHAT_DAY = (
-    (0.0, 3.0),
-    (2.0, 2.3),
-    (4.0, 2.0),
-    (6.0, 2.4),
-    (8.0, 3.8),
-    (10.0, 5.0),
-    (12.0, 4.4),
-    (14.5, 5.2),
-    (18.0, 4.2),
-    (20.5, 4.8),
-    (22.0, 4.0),
-    (24.0, 3.0),
-)
-"""(hour, level): three humps, 2.0 at night and 5.2 at the highest."""
-CODE_DAY = (
-    (0.0, 0.6),
-    (3.0, 0.5),
-    (6.0, 0.5),
-    (9.0, 5.0),
-    (10.5, 5.5),
-    (12.5, 4.6),
-    (15.0, 5.5),
-    (17.0, 4.6),
-    (19.0, 2.5),
-    (21.0, 1.3),
-    (24.0, 0.6),
-)
-"""(hour, level): eleven times as much by day as by night, reached within three hours."""
-
-
 def daily_rates(shape: Sequence[tuple[float, float]], minutes: int, mean: float) -> list[float]:
     """Returns the requests per second of each minute: a repeated day, smooth between its points.
 
@@ -315,10 +319,6 @@ def bursty_load(random_: Random, *, minutes: int = 60, times: int = 3) -> Arriva
     )
 
 
-BLOCK_SECONDS: Final = 300.0
-PROMPT_BOUNDS: Final = (16, 5_500)
-ANSWER_BOUNDS: Final = (16, 1_000)
-"""Tokens: as in the recorded hour, next to no answer is shorter."""
 _MINUTE_NOISE, _MINUTE_MEMORY = 0.08, 0.5
 
 

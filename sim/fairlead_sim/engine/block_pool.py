@@ -72,7 +72,6 @@ def chain_root(*, salt: str | None = None, adapter: str | None = None) -> int:
 
 
 def chain_key(parent: int, tokens: Sequence[int]) -> int:
-    """Returns the 64-bit key of one full block behind ``parent``."""
     return xxh3_64_intdigest(array("I", tokens).tobytes(), parent)
 
 
@@ -112,17 +111,14 @@ class BlockPool:
 
     @property
     def referenced(self) -> int:
-        """Returns the number of blocks that running sequences use."""
         return self.blocks - len(self._free) - len(self._evictable)
 
     @property
     def allocatable(self) -> int:
-        """Returns the number of free and evictable blocks."""
         return len(self._free) + len(self._evictable)
 
     @property
     def resident(self) -> int:
-        """Returns the number of cached blocks, referenced or evictable, with all copies."""
         return len(self._block_of) + sum(len(copies) for copies in self._copies.values())
 
     def match(self, keys: Sequence[int], limit: int) -> list[int]:
@@ -139,7 +135,6 @@ class BlockPool:
         return blocks
 
     def count_evictable(self, blocks: Sequence[int]) -> int:
-        """Returns by how many blocks the acquisition of these would lower ``allocatable``."""
         references = self._references
         return sum(1 for block in blocks if not references[block])
 
@@ -209,7 +204,6 @@ class BlockPool:
         return True
 
     def drain_events(self) -> list[KvEvent]:
-        """Returns the events since the last call, in order."""
         events, self._events = self._events, []
         return events
 

@@ -34,7 +34,6 @@ def turn_texts(messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[st
 
 
 def tool_call_text(name: str, arguments: Mapping[str, Any]) -> str:
-    """Returns a call as the simulated engine generates it, in the form of Hermes."""
     return f"{CALL_START}\n{_json_text({'name': name, 'arguments': arguments})}\n{CALL_END}"
 
 

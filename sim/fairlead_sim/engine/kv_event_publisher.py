@@ -37,6 +37,14 @@ ExtraKeys = list[list[str] | None]
 _STORAGE_MEDIUM = "GPU"
 _CACHE_SPEC_KIND = "full_attention"
 
+_StoredFieldValues = tuple[Sequence[int], int | None, Sequence[int], int, int | None, str | None, str | None]
+
+END_OF_REPLAY = b"\xff" * 8
+BUFFER_STEPS = 10_000
+HIGH_WATER_MARK = 100_000
+_REPLAY_SLICE = 256
+_LINGER_MS = 1_000
+
 
 class EventBatch(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """The cache changes of one engine step."""
@@ -104,7 +112,6 @@ class AllBlocksClearedArray(msgspec.Struct, array_like=True, tag="AllBlocksClear
 def event_batch(
     events: Sequence[KvEvent], *, wall: float, rank: int, encoding: Encoding, adapter_id: AdapterIds
 ) -> EventBatch:
-    """Returns the events of one step as a batch, ready to be encoded."""
     convert = _as_map if encoding == "map" else _as_array
     return EventBatch(wall, [convert(event, adapter_id) for event in events], rank)
 
@@ -143,21 +150,11 @@ def _as_array(event: KvEvent, adapter_id: AdapterIds) -> msgspec.Struct:
             return AllBlocksClearedArray()
 
 
-_StoredFieldValues = tuple[Sequence[int], int | None, Sequence[int], int, int | None, str | None, str | None]
-
-
 def _stored_fields(event: BlocksStored, adapter_id: AdapterIds) -> _StoredFieldValues:
     """Returns the fields that begin both encodings, in the order of the wire."""
     adapter = event.adapter
     number = adapter_id(adapter) if adapter is not None else None
     return (event.keys, event.parent, event.tokens or (), event.block_tokens, number, _STORAGE_MEDIUM, adapter)
-
-
-END_OF_REPLAY = b"\xff" * 8
-BUFFER_STEPS = 10_000
-HIGH_WATER_MARK = 100_000
-_REPLAY_SLICE = 256
-_LINGER_MS = 1_000
 
 
 def _no_adapter_id(_name: str) -> int | None:
@@ -225,7 +222,6 @@ class KvEventPublisher:
 
     @property
     def sequence(self) -> int:
-        """Returns the sequence number of the next batch."""
         return self._sequence
 
     def start(self) -> None:

@@ -32,7 +32,6 @@ class TierOptions:
 
     @property
     def is_shared(self) -> bool:
-        """Whether all engines read and write the same blocks."""
         return self.name == "remote"
 
 
@@ -83,7 +82,6 @@ class LowerTier:
                 held.move_to_end(key)
 
     def clear(self) -> None:
-        """Drops all blocks."""
         self._keys.clear()
 
 

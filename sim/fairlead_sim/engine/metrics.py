@@ -65,6 +65,52 @@ HIGH_RESOLUTION_BUCKETS = (
 )
 LOW_RESOLUTION_BUCKETS = (0.1, 0.5, 1.0)
 
+CACHE_CONFIG_LABELS = MappingProxyType(
+    dict.fromkeys(
+        (
+            *("cache_hit_alignment_tokens", "hash_block_size", "kv_cache_layout", "kv_cache_memory_bytes"),
+            *("kv_offloading_size", "mamba_block_size", "mamba_page_size_padded", "num_cpu_blocks"),
+            *("num_gpu_blocks_override", "prefix_match_unit", "skip_page_size_padded", "sliding_window"),
+        ),
+        "None",
+    )
+    | {
+        "_block_size_resolved": "True",
+        "block_size": "16",
+        "cache_dtype": "auto",
+        "effective_attention_block_size": "16",
+        "enable_mamba_shared_prefix_checkpoint": "False",
+        "enable_prefix_caching": "True",
+        "gpu_memory_utilization": "0.92",
+        "is_attention_free": "False",
+        "kv_cache_dtype_skip_layers": "[]",
+        "kv_cache_max_concurrency": "1.0",
+        "kv_cache_size_tokens": "0",
+        "kv_offloading_backend": "native",
+        "kv_sharing_fast_prefill": "False",
+        "mamba_cache_dtype": "auto",
+        "mamba_cache_mode": "none",
+        "mamba_ssm_cache_dtype": "float32",
+        "num_gpu_blocks": "0",
+        "prefix_cache_retention_interval": "0",
+        "prefix_caching_hash_algo": "sha256",
+        "replayssm_buffer_len": "16",
+        "swa_bounded_replay": "True",
+        "use_kda_recoverssm": "False",
+        "use_replayssm": "False",
+        "user_specified_block_size": "True",
+    }
+)
+"""Default labels of ``vllm:cache_config_info``."""
+
+Labels = Mapping[str, str]
+
+_UNCOUNTED = frozenset({"/metrics", "/health", "/load", "/ping", "/version", "/server_info"})
+_NO_ROUTE = "none"
+
+_Stats = Callable[[], sequence.EngineStats]
+_MAX_ABANDONED_REQUESTS = 4_096
+
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
@@ -129,13 +175,11 @@ _COUNTERS_AND_GAUGES = (
 
 
 def token_buckets(max_model_len: int) -> tuple[float, ...]:
-    """Returns 1, 2, 5, 10, 20, 50 … up to the longest sequence of the engine."""
     steps = (digit * 10.0**power for power in range(12) for digit in (1, 2, 5))
     return tuple(step for step in steps if step <= max_model_len)
 
 
 def metric_specs(max_model_len: int) -> tuple[MetricSpec, ...]:
-    """Returns all metrics except BLOCK_METRIC_SPECS."""
     tokens = token_buckets(max_model_len)
     return (*_COUNTERS_AND_GAUGES, *_histograms(tokens))
 
@@ -169,47 +213,6 @@ BLOCK_METRIC_SPECS = (
     _histogram("vllm:kv_block_reuse_gap_seconds", "From one use of a block to the next.", _BLOCK_BUCKETS),
 )
 """The metrics that need ``--kv-cache-metrics`` in vLLM."""
-
-CACHE_CONFIG_LABELS = MappingProxyType(
-    dict.fromkeys(
-        (
-            *("cache_hit_alignment_tokens", "hash_block_size", "kv_cache_layout", "kv_cache_memory_bytes"),
-            *("kv_offloading_size", "mamba_block_size", "mamba_page_size_padded", "num_cpu_blocks"),
-            *("num_gpu_blocks_override", "prefix_match_unit", "skip_page_size_padded", "sliding_window"),
-        ),
-        "None",
-    )
-    | {
-        "_block_size_resolved": "True",
-        "block_size": "16",
-        "cache_dtype": "auto",
-        "effective_attention_block_size": "16",
-        "enable_mamba_shared_prefix_checkpoint": "False",
-        "enable_prefix_caching": "True",
-        "gpu_memory_utilization": "0.92",
-        "is_attention_free": "False",
-        "kv_cache_dtype_skip_layers": "[]",
-        "kv_cache_max_concurrency": "1.0",
-        "kv_cache_size_tokens": "0",
-        "kv_offloading_backend": "native",
-        "kv_sharing_fast_prefill": "False",
-        "mamba_cache_dtype": "auto",
-        "mamba_cache_mode": "none",
-        "mamba_ssm_cache_dtype": "float32",
-        "num_gpu_blocks": "0",
-        "prefix_cache_retention_interval": "0",
-        "prefix_caching_hash_algo": "sha256",
-        "replayssm_buffer_len": "16",
-        "swa_bounded_replay": "True",
-        "use_kda_recoverssm": "False",
-        "use_replayssm": "False",
-        "user_specified_block_size": "True",
-    }
-)
-"""Default labels of ``vllm:cache_config_info``."""
-
-
-Labels = Mapping[str, str]
 
 
 def series_name(name: str, labels: Labels) -> str:
@@ -249,7 +252,6 @@ class HistogramSeries:
         self._prefixes += [series_name(f"{name}_count", labels) + " ", series_name(f"{name}_sum", labels) + " "]
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Counts ``value``; ``times`` counts several equal ones."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._total += value * times
 
@@ -334,16 +336,11 @@ class MetricFamily:
 
 
 def format_number(value: float) -> str:
-    """Returns a number as Prometheus writes it."""
     return "0.0" if value == 0 else repr(float(value))
 
 
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-_UNCOUNTED = frozenset({"/metrics", "/health", "/load", "/ping", "/version", "/server_info"})
-_NO_ROUTE = "none"
 
 
 class HttpMetrics:
@@ -399,7 +396,6 @@ class HttpMetrics:
         self._all_durations.observe(seconds)
 
     def lines(self) -> Iterable[str]:
-        """Yields the lines of the metrics page."""
         for family in (self._requests, self._received, self._sent, self._durations_family, self._by_route):
             yield from family.lines()
 
@@ -434,10 +430,6 @@ class BlockLifetimes:
                 if key in self._used_at:
                     self._reuse.observe(ended_at - self._used_at[key])
                     self._used_at[key] = ended_at
-
-
-_Stats = Callable[[], sequence.EngineStats]
-_MAX_ABANDONED_REQUESTS = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,13 +489,11 @@ class EngineMetrics:
             collector(registry=self._process)
 
     def observe_step(self, rank: int, step: sequence.EngineStep, began_at: float, ended_at: float) -> None:
-        """Counts a delivered step; times are on the clock of the arrivals."""
         self.ranks[rank].observe_step(step, ended_at)
 
     def observe_finished(
         self, rank: int, ended: sequence.EngineSequence, reason: str, now: float, *, choices: int = 1
     ) -> None:
-        """Counts a request that the caller ended, for example by a stop string."""
         self.ranks[rank].observe_finished(ended, reason, now, choices=choices)
 
     def count_rejection(self, reason: str) -> None:

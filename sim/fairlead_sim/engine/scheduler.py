@@ -95,12 +95,10 @@ class EngineCore:
 
     @property
     def max_sequence_tokens(self) -> int:
-        """Returns the longest sequence, prompt and output together, that memory holds."""
         return self.pool.blocks * self.block_tokens
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing runs or waits."""
         return not self._sequences
 
     @property
@@ -110,11 +108,9 @@ class EngineCore:
 
     @property
     def decoding_count(self) -> int:
-        """Returns the number of sequences that get a token in each step."""
         return len(self._decoding)
 
     def sequences(self) -> list[EngineSequence]:
-        """Returns all running and waiting sequences, oldest first."""
         return list(self._sequences.values())
 
     def matched_blocks(self, keys: Sequence[int], tiers: Sequence[LowerTier] | None = None) -> int:
@@ -151,7 +147,6 @@ class EngineCore:
         self._enqueue(sequence)
 
     def abort(self, sequence_id: str) -> bool:
-        """Drops a sequence; its blocks stay cached. Returns False if the sequence is not here."""
         return self._end_early(sequence_id, SequenceState.ABORTED, "abort")
 
     def finish(self, sequence_id: str, reason: str) -> bool:
@@ -161,11 +156,9 @@ class EngineCore:
         return self._end_early(sequence_id, SequenceState.FINISHED, reason)
 
     def pause(self) -> None:
-        """Stops stepping until ``resume``. Sequences stay and may be added."""
         self._paused = True
 
     def resume(self) -> None:
-        """Continues after ``pause``."""
         self._paused = False
 
     def reset_prefix_cache(self, *, preempt_running: bool = False) -> bool:
@@ -375,7 +368,6 @@ class EngineCore:
         return sequence
 
     def _end_loads(self, now: float) -> None:
-        """Goes on with the sequences whose blocks are loaded."""
         self._prefilling += [sequence for sequence in self._loading if sequence.loaded_at <= now]
         self._loading = [sequence for sequence in self._loading if sequence.loaded_at > now]
 

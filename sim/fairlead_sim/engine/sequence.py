@@ -73,7 +73,6 @@ class EngineSequence:
 
     @property
     def is_done(self) -> bool:
-        """Whether the sequence has left the engine."""
         return self.state in (SequenceState.FINISHED, SequenceState.ABORTED)
 
     def next_key(self, block_tokens: int) -> int | None:

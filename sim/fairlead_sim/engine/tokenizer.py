@@ -78,11 +78,9 @@ class Tokenizer:
         return text if text.isascii() else text.encode("latin-1").decode("utf-8", "replace")
 
     def piece(self, token: int) -> str:
-        """Returns the text of one token; a byte that is part of a character becomes U+FFFD."""
         return self.decode((token,))
 
     def printable_piece(self, token: int) -> str:
-        """Returns a token as vocabularies print it: a space as ``Ġ``, a line feed as ``Ċ``."""
         piece = self._pieces[token]
         return piece if token < _FIRST_BYTE_TOKEN else "".join(_printable_char(ord(char)) for char in piece)
 
@@ -119,11 +117,9 @@ class Tokenizer:
         return [*tokens, self.assistant, *line]
 
     def word_token(self, value: int) -> int:
-        """Returns the word token for a 16-bit number."""
         return self._word_tokens[value]
 
     def joined_token(self, value: int) -> int:
-        """Returns the token of the same word without its space."""
         return self._joined_tokens[value]
 
     def piece_bytes(self, token: int) -> bytes:

@@ -39,6 +39,17 @@ from fairlead_sim.gateways.single_gateway import MODEL, NAMESPACE, SingleGateway
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TRACE_BLOCK_TOKENS, TraceRequest, at_rate
 
+TOLERANCE = 0.015
+"""The relative precision of a capacity."""
+_SEARCH_FACTOR = 1.25
+_MAX_DISTANCE_FACTOR = 40.0
+"""A capacity further than this factor from the guess counts as none."""
+
+H100: Final = builtin_profile("h100-llama8b")
+DEFAULT_OBJECTIVES: Final = SloTargets(ttft_seconds=TARGET_SECONDS)
+
+NO_DELAY: Final = SharingDelays()
+
 
 class PooledCacheBound:
     """A router that sends each request to the engine with the least queued prefill.
@@ -104,13 +115,6 @@ class PooledCacheBound:
         return {}
 
 
-TOLERANCE = 0.015
-"""The relative precision of a capacity."""
-_SEARCH_FACTOR = 1.25
-_MAX_DISTANCE_FACTOR = 40.0
-"""A capacity further than this factor from the guess counts as none."""
-
-
 class GoalMissed(Exception):
     """Raised in a run that cannot meet its goal any more."""
 
@@ -174,13 +178,6 @@ def search_capacity(meets_goal: Callable[[float], bool], guess: float, *, tolera
     return low
 
 
-H100: Final = builtin_profile("h100-llama8b")
-DEFAULT_OBJECTIVES: Final = SloTargets(ttft_seconds=TARGET_SECONDS)
-
-
-NO_DELAY: Final = SharingDelays()
-
-
 @dataclass(frozen=True, slots=True)
 class SeamKind:
     """Cores behind the router seam, driven as an outside tool drives them.
@@ -217,11 +214,9 @@ class Trial:
     is_pooled_bound: bool = False
 
     def prompt_cache(self) -> TracePromptCache:
-        """Returns a cache for one traffic, which trials of one seed may share."""
         return TracePromptCache(TRACE_BLOCK_TOKENS, secret=self._secret, seed=self._model.key.encode())
 
     def run(self, requests: Sequence[TraceRequest], *, prompts: TracePromptCache | None = None) -> list[RequestResult]:
-        """Returns the result of each request, in the order given."""
         return self._simulate(requests, prompts, None)[0]
 
     def metrics(self, requests: Sequence[TraceRequest], *, prompts: TracePromptCache | None = None) -> RunMetrics:
@@ -257,7 +252,6 @@ class Trial:
 
     @property
     def engine_names(self) -> list[str]:
-        """Returns the names of the engines at the start."""
         return [f"sim-{index}/0/0" for index in range(self.engines)]
 
     def router(self, prompts: TracePromptCache) -> SingleGateway | ExternalRouter:

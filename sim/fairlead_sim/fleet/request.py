@@ -87,11 +87,9 @@ class InflightRequest:
         self._spans: list[tuple[int, int]] = []
 
     def is_current(self, sequence: EngineSequence) -> bool:
-        """Whether a sequence still belongs to the request, which was neither cut nor rerouted."""
         return self.sequence is sequence and not self.is_ended
 
     def begin_span(self, index: int) -> None:
-        """Notes that the request gets a token at the end of this step and of each later one."""
         self._span_begin = index
 
     def end_span(self, index: int) -> None:

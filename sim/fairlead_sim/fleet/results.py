@@ -30,6 +30,13 @@ from dataclasses import dataclass
 
 from fairlead_sim.fleet.request import RequestResult
 
+TARGET_SECONDS = 5.0
+TARGET_SHARE = 0.90
+GUARD_SECONDS = 15.0
+GUARD_SHARE = 0.99
+WARMUP_SHARE = 0.1
+"""Share of the requests, by arrival, that fill the caches and do not count."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenDeadlines:
@@ -83,14 +90,6 @@ def smooth_goodput(
     return total / engine_seconds
 
 
-TARGET_SECONDS = 5.0
-TARGET_SHARE = 0.90
-GUARD_SECONDS = 15.0
-GUARD_SHARE = 0.99
-WARMUP_SHARE = 0.1
-"""Share of the requests, by arrival, that fill the caches and do not count."""
-
-
 @dataclass(frozen=True, slots=True)
 class CapacityGoal:
     """The latency goal that bounds the capacity of a fleet.
@@ -138,7 +137,6 @@ class RunMetrics:
 
 
 def without_warmup(results: Sequence[RequestResult]) -> Sequence[RequestResult]:
-    """Returns the results after warm-up; ``results`` are in order of arrival."""
     return results[int(WARMUP_SHARE * len(results)) :]
 
 

@@ -47,6 +47,18 @@ from fairlead_sim.workload.coding_agents import AgentCall
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest
 
+Action: TypeAlias = Callable[[float], None]
+QUEUED: Final = ""
+"""The choice of a router that keeps a request and sends it later."""
+
+_STEP_END: Final = 0
+_NOTICE: Final = 1
+_ARRIVAL: Final = 2
+_MAX_FORESEEN_STEPS: Final = 64
+"""The number of predicted steps. Most runs are shorter, because a request arrives."""
+ENGINE_LOST: Final = "the engine was lost during the answer"
+CLIENT_GONE: Final = "the client gave up before the first token"
+
 
 @dataclass(frozen=True, slots=True)
 class FleetOptions:
@@ -75,11 +87,6 @@ class FleetOptions:
     lower_tiers: Sequence[TierOptions] = ()
     pull: KvPullSource | None = None
     keeps_results: bool = True
-
-
-Action: TypeAlias = Callable[[float], None]
-QUEUED: Final = ""
-"""The choice of a router that keeps a request and sends it later."""
 
 
 class SimulationContext(ABC):
@@ -185,15 +192,6 @@ class EngineObserver:
         """Notes the last token of an answer."""
 
 
-_STEP_END: Final = 0
-_NOTICE: Final = 1
-_ARRIVAL: Final = 2
-_MAX_FORESEEN_STEPS: Final = 64
-"""The number of predicted steps. Most runs are shorter, because a request arrives."""
-ENGINE_LOST: Final = "the engine was lost during the answer"
-CLIENT_GONE: Final = "the client gave up before the first token"
-
-
 class _FleetEngine:
     """One engine of the fleet.
 
@@ -274,7 +272,6 @@ class FleetSimulation(SimulationContext):
 
     @property
     def open_requests(self) -> int:
-        """Returns the number of requests that have not ended."""
         return self._open_requests
 
     def schedule(self, at: float, act: Action) -> None:
@@ -355,11 +352,9 @@ class FleetSimulation(SimulationContext):
     # --- a caller with its own clock ---------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Starts the router, before the first ``arrive``."""
         self._router.start(self)
 
     def arrive(self, request: TraceRequest, now: float) -> None:
-        """Takes a request that arrives now; ``run_until`` has been called up to ``now``."""
         self._open_requests += 1
         self._arrive(request, now)
 
@@ -379,7 +374,6 @@ class FleetSimulation(SimulationContext):
         self.now = until
 
     def settle(self, now: float) -> None:
-        """Takes all steps that have begun, so that observers have counted them."""
         for engine in self._engines.values():
             self._take_begun_steps(engine, now)
 
@@ -402,7 +396,6 @@ class FleetSimulation(SimulationContext):
         return None if engine is None else engine.core
 
     def is_engine_busy(self, name: str) -> bool:
-        """Whether an engine has a step in progress; its last answers end with that step."""
         return self._engines[name].is_stepping
 
     # --- what a front or a script does ------------------------------------------------------------------------------------
@@ -446,12 +439,10 @@ class FleetSimulation(SimulationContext):
         self._publish_membership(now)
 
     def cordon_engine(self, name: str, now: float) -> None:
-        """Takes an engine out of routing; it finishes its requests."""
         self._draining.add(name)
         self._publish_membership(now)
 
     def uncordon_engine(self, name: str, now: float) -> None:
-        """Returns a cordoned engine to routing, with its cache."""
         self._draining.discard(name)
         self._publish_membership(now)
 

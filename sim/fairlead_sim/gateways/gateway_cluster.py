@@ -55,6 +55,8 @@ from fairlead_sim.workload.traces import TraceRequest
 _MODEL_KEY: Final = f"{NAMESPACE}/{MODEL}"
 _SHARED_STORE: Final = shared_store_id(_MODEL_KEY)
 
+_SECRET_FINGERPRINT = b"one secret for all"
+
 
 class ReportedIndex:
     """The blocks of engines by their KV events (`ReportedBlocks`), and events as index changes.
@@ -69,7 +71,6 @@ class ReportedIndex:
         self._epoch = 0
 
     def instances(self) -> Sequence[str]:
-        """Returns all engines, also those that left."""
         return list(self._copies)
 
     def tiers(self, instance: str, block_hash: int) -> int:
@@ -82,7 +83,6 @@ class ReportedIndex:
         return ((block_hash, 0) in copies) | ((block_hash, 1) in copies) << 1 | ((block_hash, 2) in copies) << 2
 
     def completeness(self, instance: str) -> tuple[bool, str, float] | None:
-        """Returns that all blocks of an engine are known."""
         return (True, "", 0.0) if instance in self._copies else None
 
     def block_size(self, instance: str) -> int | None:
@@ -194,9 +194,6 @@ class ClusterOptions:
     stated_profile: EngineProfile | None = None
 
 
-_SECRET_FINGERPRINT = b"one secret for all"
-
-
 class SimulatedGateway:
     """One gateway process of a simulated cluster."""
 
@@ -280,7 +277,6 @@ class SimulatedGateway:
         self._on_request_ended(sequence.id, now)
 
     def on_abandoned(self, request: str, now: float) -> None:
-        """Drops a request that was rejected, or whose engine was lost or is unreachable."""
         self._dispatcher.on_abandoned(request, now)
         self._on_request_ended(request, now)
 
@@ -526,7 +522,6 @@ class GatewayCluster:
         return self._gateways.index(gateway) if gateway in self._gateways else None
 
     def unreachable_for(self, request: str) -> frozenset[str]:
-        """Returns the engines that the request's gateway does not reach."""
         return self._gateway_of.get(request, self._last_gateway).unreachable
 
     def restart_gateway(self, index: int, now: float) -> None:
@@ -556,7 +551,6 @@ class GatewayCluster:
             self._simulation().interrupt_request(request, now)
 
     def loads(self) -> list[Mapping[str, InstanceLoad]]:
-        """Returns the local load of each present gateway."""
         return [gateway.router.loads() for gateway in self._all if not gateway.is_gone]
 
     def believed_cached_tokens(self, request: TraceRequest) -> float:

@@ -87,7 +87,6 @@ class LateBindingQueue:
         return dropped
 
     def queued(self) -> list[str]:
-        """Returns all queued requests in no particular order."""
         return [request for requests in self._queued.values() for request in requests]
 
     def _release(self, instance: str, now: float) -> None:
@@ -171,7 +170,6 @@ class Dispatcher:
             self._queue.on_first_token(request, now)
 
     def queued_count(self) -> int:
-        """Returns the number of assigned requests that wait for their engine."""
         return 0 if self._queue is None else len(self._queue.queued())
 
     def retain(self, reached: Sequence[str], now: float) -> list[str]:

@@ -25,7 +25,6 @@ NAMESPACE = "default"
 
 
 def synthetic_chain(request: TraceRequest, *, secret: bytes, seed: bytes) -> PrefixChain:
-    """Returns the prefix chain of a prompt of which only block ids are known."""
     return trace_chain(request.blocks, request.prompt_tokens, secret=secret, seed=seed)
 
 
@@ -55,7 +54,6 @@ class RoutingOptions:
 
     @property
     def model(self) -> Model:
-        """Returns the model that the fleet serves."""
         return Model(NAMESPACE, MODEL, self.objectives, self.preset)
 
 
@@ -148,7 +146,6 @@ class SingleGateway:
                 self._simulation.interrupt_request(request, now)
 
     def on_lost(self, request: str, now: float) -> None:
-        """Drops the load of the request."""
         self._sender().on_abandoned(request, now)
 
     def set_unreachable(self, names: frozenset[str], now: float) -> None:
@@ -170,15 +167,12 @@ class SingleGateway:
             self._simulation.interrupt_request(request, now)
 
     def loads(self) -> Mapping[str, InstanceLoad]:
-        """Returns the in-flight load by engine."""
         return self._router.loads()
 
     def gateway_number(self, request: str) -> int | None:
-        """Returns 0, the only gateway."""
         return 0
 
     def unreachable_for(self, request: str) -> frozenset[str]:
-        """Returns the engines that the gateway does not reach."""
         del request
         return self._unreachable
 

@@ -294,7 +294,6 @@ def _string(ids: Sequence[int]) -> str:
 
 
 def _overlap(text: str, mark: str) -> int:
-    """Returns how many tokens at the end may begin a mark that is not whole."""
     return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)
 
 

@@ -142,6 +142,5 @@ def is_json(text: str) -> bool:
 
 
 def _without_partial(text: str, mark: str) -> str:
-    """Returns ``text`` without an end that may be the beginning of a mark."""
     overlap = next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)
     return text[: len(text) - overlap]

@@ -41,6 +41,17 @@ TOKEN_BYTES = 4
 MEDIAN_NATURAL_TOKENS = 120
 MAX_NATURAL_TOKENS = 2_000
 
+_END_ODDS = 173
+MAX_GREEDY_TOKENS = 2_000
+
+_LOGPROB_STEP = 0.75
+
+_MAX_DEPTH = 32
+_MAX_OPTIONAL_DEPTH = 3
+_MAX_PARTS = 1_000
+_FILLER_WORD = "simulated"
+_TEXTS = ("the day after tomorrow", 'said "no\\" {twice}', "5 € in Zürich", "first line\nsecond line", "", "</end>")
+
 
 @dataclass(frozen=True, slots=True)
 class ReplyLimits:
@@ -147,7 +158,6 @@ def _unstopped_reply(tokenizer: Tokenizer, seed: str, limits: ReplyLimits) -> tu
 
 
 def _forced_script(tokenizer: Tokenizer, text: str, max_tokens: int) -> ReplyScript:
-    """Returns the script of a given text."""
     return script_of(tokenizer, tokenizer.encode(text), max_tokens, ends_itself=True)
 
 
@@ -190,10 +200,6 @@ def _first_stop_string(text: str, wish: ReplyLimits) -> tuple[int, str] | None:
     return min(matches, key=lambda match: match[0] + len(match[1]), default=None)
 
 
-_END_ODDS = 173
-MAX_GREEDY_TOKENS = 2_000
-
-
 @dataclass(frozen=True, slots=True)
 class GreedyDecoder:
     """The greedy decoding of an engine. Engines with equal values give equal answers."""
@@ -224,15 +230,11 @@ class GreedyDecoder:
         return generated, len(generated) < count
 
 
-_LOGPROB_STEP = 0.75
-
-
 def _logprob(token: int, at: int) -> float:
     return -0.05 - ((token * 2654435761 + at * 40503) % 4096) / 1024.0
 
 
 def _alternative_tokens(token: int, count: int, vocab_size: int) -> list[int]:
-    """Returns ``count`` tokens that were not chosen."""
     step = vocab_size // 7
     return [(token + (place + 1) * step) % vocab_size for place in range(count)]
 
@@ -307,13 +309,6 @@ def prompt_logprobs(tokenizer: Tokenizer, ids: list[int], top: int) -> list[dict
     return entries_by_token
 
 
-_MAX_DEPTH = 32
-_MAX_OPTIONAL_DEPTH = 3
-_MAX_PARTS = 1_000
-_FILLER_WORD = "simulated"
-_TEXTS = ("the day after tomorrow", 'said "no\\" {twice}', "5 € in Zürich", "first line\nsecond line", "", "</end>")
-
-
 def parse_forced_text(fields: RequestFields) -> str | None:
     """Returns the answer that ``response_format`` or ``structured_outputs`` require; None if
     the answer is free.
@@ -343,12 +338,10 @@ def parse_forced_text(fields: RequestFields) -> str | None:
 
 
 def minimal_value(schema: dict[str, Any]) -> Any:
-    """Returns a small value that fits a schema; null beyond the bounds on depth and parts."""
     return sample_value(schema, 0)
 
 
 def sample_value(schema: dict[str, Any], variant: int) -> Any:
-    """Returns a value that fits a schema: another one for each variant, and 0 gives the minimal."""
     return _ValueBuilder(schema, variant).build(schema, 0)
 
 

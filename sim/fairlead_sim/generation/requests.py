@@ -23,6 +23,19 @@ MAX_LOGPROBS = 20
 MAX_SEQUENCES = 16_384
 DEFAULT_COMPLETION_TOKENS = 16
 
+_SAMPLING_RANGES: dict[str, tuple[Any, str]] = {
+    "presence_penalty": (lambda value: -2.0 <= value <= 2.0, "must be in [-2, 2]"),
+    "frequency_penalty": (lambda value: -2.0 <= value <= 2.0, "must be in [-2, 2]"),
+    "repetition_penalty": (lambda value: value > 0.0, "must be greater than zero"),
+    "temperature": (lambda value: value >= 0.0, "must be non-negative"),
+    "top_p": (lambda value: 0.0 < value <= 1.0, "must be in (0, 1]"),
+    "min_p": (lambda value: 0.0 <= value <= 1.0, "must be in [0, 1]"),
+}
+
+_LARGE_LIMIT = 8_192
+"""Tokens from which a limit is a maximum, as coding agents mean it, and no length of the answer."""
+_NONE_GIVEN = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
+
 
 @dataclass(frozen=True, slots=True)
 class LoraAdapter:
@@ -209,16 +222,6 @@ def validate_sampling(fields: RequestFields, request: GenerationRequest) -> None
             raise InvalidRequest.for_value(message, name, logprob_count)
 
 
-_SAMPLING_RANGES: dict[str, tuple[Any, str]] = {
-    "presence_penalty": (lambda value: -2.0 <= value <= 2.0, "must be in [-2, 2]"),
-    "frequency_penalty": (lambda value: -2.0 <= value <= 2.0, "must be in [-2, 2]"),
-    "repetition_penalty": (lambda value: value > 0.0, "must be greater than zero"),
-    "temperature": (lambda value: value >= 0.0, "must be non-negative"),
-    "top_p": (lambda value: 0.0 < value <= 1.0, "must be in (0, 1]"),
-    "min_p": (lambda value: 0.0 <= value <= 1.0, "must be in [0, 1]"),
-}
-
-
 def validate_prompts(request: GenerationRequest, max_model_len: int, vocab_size: int) -> None:
     """Checks prompts and ``max_tokens`` against the model.
 
@@ -256,11 +259,6 @@ def prompt_too_long(count: int, max_model_len: int) -> InvalidRequest:
         "Please reduce the length of the input prompt."
     )
     return InvalidRequest.for_value(message, "input_tokens", count)
-
-
-_LARGE_LIMIT = 8_192
-"""Tokens from which a limit is a maximum, as coding agents mean it, and no length of the answer."""
-_NONE_GIVEN = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
 
 
 @dataclass(frozen=True, slots=True)

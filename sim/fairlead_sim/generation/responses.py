@@ -83,13 +83,11 @@ class ResponseChoice:
             self.response.on_choice_ended(self)
 
     def on_ended(self, reason: str) -> None:
-        """Notes an end without a token."""
         self.reason = reason
         self.response.on_choice_ended(self)
 
     @property
     def end_reason(self) -> str:
-        """Returns the finish reason of an answer that is not interrupted."""
         return self.script.reason
 
     @property
@@ -99,12 +97,10 @@ class ResponseChoice:
 
     @property
     def text(self) -> str:
-        """Returns the visible text so far."""
         return self.script.text[: self.script.text_bytes(self.delivered)].decode()
 
     @property
     def is_parsed(self) -> bool:
-        """Whether the text may have markup. A plain reply of words has none."""
         markup = self.response.request.markup
         return self.script.ends is not None and (markup.reasoning or markup.calls)
 
@@ -168,7 +164,6 @@ class GenerationResponse:
             self.host.on_response_ended(self, "aborted" if aborted else "finished")
 
     def finish(self) -> None:
-        """Sends the rest after all choices ended."""
         raise AssertionError("a format completes its answers")
 
     def abort(self) -> None:
@@ -185,11 +180,9 @@ class GenerationResponse:
         self.host.on_response_ended(self, "failed")
 
     def send_error(self, problem: ApiError) -> None:
-        """Sends an error: plain, or as an event of a stream."""
         self.writer.fail(problem)
 
     def cut(self) -> None:
-        """Resets the connection."""
         self.writer.drop_connection()
 
     def _on_client_gone(self) -> None:

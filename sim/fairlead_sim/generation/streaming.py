@@ -143,27 +143,22 @@ class StreamingResponse(GenerationResponse):
         self.writer.start(EVENT_STREAM_TYPE)
 
     def opening_events(self) -> bytes:
-        """Returns the chunks before the first token's event, and sets ``has_begun``."""
         self.has_begun = True
         return b""
 
     def frame_event(self, event: bytes) -> bytes:
-        """Returns an event's JSON as a server-sent event."""
         return b"data: %b\n\n" % event
 
     def step_chunks(
         self, choice: StreamingChoice, deltas: list[ReplyDelta], ids: list[int], reason: str | None
     ) -> bytes:
-        """Returns the chunks of one step of a choice."""
         text = json_bytes("".join(delta.text for delta in deltas))[1:-1]
         return http_chunk(self.frame_event(self.token_event(choice, text, ids, reason)))
 
     def token_event(self, choice: ResponseChoice, text: bytes, ids: list[int], reason: str | None) -> bytes:
-        """Returns the JSON of one event; ``text`` is JSON already."""
         raise AssertionError("a format writes its events")
 
     def closing_events(self) -> bytes:
-        """Returns the chunks after the last token's event."""
         return DONE_CHUNK
 
     def finish(self) -> None:
@@ -232,11 +227,9 @@ class PartStream(StreamingResponse):
         return chunks
 
     def open_part(self, delta: ReplyDelta) -> bytes:
-        """Returns the chunks that open a part."""
         raise AssertionError("a format opens its parts")
 
     def grow_part(self, delta: ReplyDelta) -> bytes:
-        """Returns the chunk of one more piece of the open part."""
         raise AssertionError("a format writes its parts")
 
     def close_part(self) -> bytes:

@@ -29,6 +29,13 @@ from fairlead_sim.http.errors import ApiError, DropConnection, ForeignPage, Inte
 JSON_TYPE = b"application/json"
 EVENT_STREAM_TYPE = b"text/event-stream; charset=utf-8"
 
+LAST_CHUNK = b"0\r\n\r\n"
+
+INVALID_HTTP_BODY = b"Invalid HTTP request received."
+MAX_HEADER_BYTES = 65_536
+MAX_PIPELINED_REQUESTS = 16  # waiting requests of one connection; then reading pauses
+TEXT_TYPE = b"text/plain; charset=utf-8"
+
 
 class HeaderBuilder:
     """A builder of response heads; it rebuilds the dated status line once per second."""
@@ -73,15 +80,6 @@ class HeaderBuilder:
 
 def http_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-LAST_CHUNK = b"0\r\n\r\n"
-
-
-INVALID_HTTP_BODY = b"Invalid HTTP request received."
-MAX_HEADER_BYTES = 65_536
-MAX_PIPELINED_REQUESTS = 16  # waiting requests of one connection; then reading pauses
-TEXT_TYPE = b"text/plain; charset=utf-8"
 
 
 @dataclass(slots=True)
@@ -173,7 +171,6 @@ class ResponseWriter:
             self._connection.write(chunks)
 
     def finish(self, chunks: bytes = b"") -> None:
-        """Ends a stream."""
         if not self.is_done:
             self._end(chunks + LAST_CHUNK, 200, 0)
 
@@ -200,7 +197,6 @@ class ResponseWriter:
             connection.close()
 
     def close_after(self) -> None:
-        """Closes the connection after this response."""
         if self._connection is not None:
             self._connection.close_after()
 
@@ -211,7 +207,6 @@ class ResponseWriter:
             self._connection.close()
 
     def drop_connection(self) -> None:
-        """Resets the connection."""
         if self._connection is not None:
             self._connection.drop()
 
@@ -301,7 +296,6 @@ class ServerConnection(asyncio.Protocol):
             self._set_idle_timer(True)
 
     def close_after(self) -> None:
-        """Closes after the present response."""
         self._keep_alive = False
 
     def close_when_idle(self) -> None:
@@ -321,12 +315,10 @@ class ServerConnection(asyncio.Protocol):
             self._transport.abort()
 
     def stop_answering(self) -> None:
-        """Reads and never answers, as a stuck engine does."""
         self._never_answers = True
 
     @property
     def is_busy(self) -> bool:
-        """Whether a request is being answered."""
         return self._writer is not None
 
     # httptools callbacks

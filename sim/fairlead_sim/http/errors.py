@@ -42,19 +42,15 @@ class ApiError(FairleadError):
         self.param = param
 
     def error_fields(self) -> dict[str, object]:
-        """Returns the OpenAI error object."""
         return {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}
 
     def body(self) -> bytes:
-        """Returns the body of a plain response."""
         return msgspec.json.encode({"error": self.error_fields()})
 
     def event(self) -> bytes:
-        """Returns the event of a stream, in which the engine writes spaces after the separators."""
         return b"data: %b\n\n" % json.dumps({"error": self.error_fields()}, ensure_ascii=False).encode()
 
     def anthropic_body(self) -> bytes:
-        """Returns the body for the Anthropic routes."""
         return msgspec.json.encode({"type": "error", "error": {"type": self.kind, "message": self.message}})
 
     def anthropic_event(self) -> bytes:
@@ -133,7 +129,6 @@ class InvalidRequest(ApiError):
 
     @classmethod
     def for_param(cls, message: str, param: str) -> "InvalidRequest":
-        """Returns an error with the parameter at the end of the message."""
         return cls(f"{message} (parameter={param})", param=param)
 
     @classmethod

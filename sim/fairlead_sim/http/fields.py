@@ -65,11 +65,9 @@ class RequestFields:
             raise MalformedRequest(self.findings)
 
     def add_missing(self, name: str) -> None:
-        """Notes a missing required field."""
         self.findings.append(ValidationFinding("missing", f"{self._where}.{name}", "Field required", self.body))
 
     def add_wrong(self, kind: str, name: str, message: str, value: object) -> None:
-        """Notes a wrong value."""
         self.findings.append(ValidationFinding(kind, f"{self._where}.{name}", message, value))
 
     def add_value_error(self, where: str, message: str, value: object) -> None:

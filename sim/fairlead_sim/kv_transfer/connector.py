@@ -37,6 +37,17 @@ from fairlead_sim.generation.requests import GenerationRequest, TokenizedPrompt
 from fairlead_sim.generation.responses import GenerationResponse
 from fairlead_sim.http.errors import InternalError
 
+WRONG_KV_TEXT = " bad"
+MAX_WRONG_KV_TOKENS = 64
+_FAILED_MESSAGE = "Internal server error"
+_NIXL_FIELDS: tuple[tuple[str, type], ...] = (
+    ("remote_engine_id", str),
+    ("remote_request_id", str),
+    ("remote_host", str),
+    ("remote_port", int),
+    ("tp_size", int),
+)
+
 
 @dataclass(slots=True)
 class BlockLease:
@@ -116,7 +127,6 @@ class BlockLeases:
         return True
 
     def call_when_granted(self, name: str, callback: Callable[[], None]) -> None:
-        """Calls ``callback`` at the next grant of a lease of this name."""
         self._waiters.setdefault(name, []).append(callback)
 
     def remove_waiter(self, name: str, callback: Callable[[], None]) -> None:
@@ -125,7 +135,6 @@ class BlockLeases:
             waiting.remove(callback)
 
     def close(self) -> None:
-        """Cancels all expiries."""
         for lent in self._leases.values():
             lent.expiry.cancel()
 
@@ -245,18 +254,6 @@ def parse_kv_settings(arguments: argparse.Namespace) -> KvTransferSettings:
         bytes_per_second=arguments.kv_bytes_per_second,
         host=arguments.kv_host,
     )
-
-
-WRONG_KV_TEXT = " bad"
-MAX_WRONG_KV_TOKENS = 64
-_FAILED_MESSAGE = "Internal server error"
-_NIXL_FIELDS: tuple[tuple[str, type], ...] = (
-    ("remote_engine_id", str),
-    ("remote_request_id", str),
-    ("remote_host", str),
-    ("remote_port", int),
-    ("tp_size", int),
-)
 
 
 class ConnectorHost(Protocol):
@@ -437,7 +434,6 @@ class KvConnector:
         return self._start_pull(response, self._pull_from_peer(response, f"{host}:{port}"))
 
     def cached_blocks(self, keys: Sequence[int]) -> int:
-        """Returns the longest cached prefix of any rank, in blocks."""
         return max(len(core.pool.match(keys, len(keys))) for core in self._cores)
 
     async def _pull_from_peer(self, response: GenerationResponse, address: str) -> None:

@@ -125,12 +125,10 @@ class FaultInjector:
         self._update_steps()
 
     def clear(self) -> None:
-        """Disarms all faults."""
         self._armed.clear()
         self._update_steps()
 
     def armed_faults(self) -> list[dict[str, Any]]:
-        """Returns the armed faults for ``/sim/faults``."""
         return [asdict(fault) for fault in self._armed]
 
     def pick_for_connection(self) -> str | None:
@@ -169,5 +167,4 @@ class FaultInjector:
 
 
 def exit_process() -> None:
-    """Ends the process without a flush; the kernel resets its connections."""
     os._exit(70)

@@ -29,12 +29,10 @@ class ServedModels:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Returns the base model's names; responses carry the first."""
         return self._names
 
     @property
     def adapters(self) -> tuple[LoraAdapter, ...]:
-        """Returns the loaded adapters."""
         return tuple(self._adapters.values())
 
     def adapter_number(self, name: str) -> int | None:

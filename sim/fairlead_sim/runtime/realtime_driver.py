@@ -69,7 +69,6 @@ class RealtimeDriver:
 
     @property
     def unfinished(self) -> int:
-        """Returns the number of running and waiting sequences."""
         return len(self._receivers)
 
     def submit(self, receiver: TokenReceiver) -> None:
@@ -81,7 +80,6 @@ class RealtimeDriver:
         self.wake()
 
     def abort(self, sequence_id: str) -> None:
-        """Drops a sequence without a notification; its slot is free from the next step on."""
         if self._receivers.pop(sequence_id, None) is not None:
             self.core.abort(sequence_id)
 
@@ -92,11 +90,9 @@ class RealtimeDriver:
             self._handle = self._loop.call_soon(self._begin_now)
 
     def pause(self) -> None:
-        """Freezes the core after the present step."""
         self.core.pause()
 
     def resume(self) -> None:
-        """Continues after ``pause``."""
         self.core.resume()
         self.wake()
 
@@ -156,7 +152,6 @@ class RealtimeDriver:
             self._begin(self._due_at)
 
     def _reason(self, sequence_id: str, reason: str) -> str:
-        """Returns the script's finish reason; the core only knows that it was the last token."""
         receiver = self._receivers.get(sequence_id)
         return reason if receiver is None else receiver.end_reason
 

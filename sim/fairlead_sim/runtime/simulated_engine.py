@@ -56,6 +56,11 @@ from fairlead_sim.runtime.settings import EngineSettings
 
 ZmqContext = zmq.Context[zmq.Socket[bytes]]
 
+MEMORY_PARTS = frozenset({"weights", "kv_cache"})
+Schedule = Callable[[float, Callable[[], None]], object]
+
+ResponseKind = Callable[[ResponseHost, GenerationRequest, ResponseWriter], GenerationResponse]
+
 
 @dataclass(frozen=True, slots=True)
 class EngineResources:
@@ -149,10 +154,6 @@ def _stats(core: EngineCore) -> EngineStats:
     return core.stats
 
 
-MEMORY_PARTS = frozenset({"weights", "kv_cache"})
-Schedule = Callable[[float, Callable[[], None]], object]
-
-
 class SleepMode:
     """The sleep state of one engine.
 
@@ -210,9 +211,6 @@ class SleepMode:
             self._schedule(seconds, call)
         else:
             call()
-
-
-ResponseKind = Callable[[ResponseHost, GenerationRequest, ResponseWriter], GenerationResponse]
 
 
 class SimulatedEngine:
@@ -301,7 +299,6 @@ class SimulatedEngine:
 
     @property
     def unfinished(self) -> int:
-        """Returns the number of running, waiting and paused sequences."""
         return sum(driver.unfinished for driver in self.drivers) + len(self._held_choices)
 
     def begin(
@@ -377,7 +374,6 @@ class SimulatedEngine:
             self._submit(choice)
 
     def block_keys(self, request: GenerationRequest, prompt: TokenizedPrompt) -> tuple[int, ...]:
-        """Returns the keys of the prompt's full blocks."""
         name = None if request.adapter is None else f"{request.adapter.name}\0{request.adapter.path}"
         return block_keys(prompt.tokens, self.block_tokens, salt=request.cache_salt, adapter=name)
 
@@ -497,7 +493,6 @@ class SimulatedEngine:
         return int(self.clock.wall())
 
     def new_id(self) -> str:
-        """Returns 16 hex digits, the second half of a UUID, as in vLLM."""
         return f"{self.random.getrandbits(62) | 1 << 63:016x}"
 
     def transfer_params(self, response: GenerationResponse) -> dict[str, object] | None:
@@ -598,7 +593,6 @@ class SimulatedEngine:
         self.resume()
 
     def reset_prefix_cache(self, *, preempt_running: bool = False) -> bool:
-        """Empties the cache of every rank. Returns False if a sequence runs."""
         done = [driver.core.reset_prefix_cache(preempt_running=preempt_running) for driver in self.drivers]
         return all(done)
 

@@ -120,7 +120,6 @@ def coding_agent_calls(calls: int, *, seed: int, rate: float = RATE) -> list[Age
 
 
 def coding_agent_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
-    """Returns the requests of ``coding_agent_calls`` for an open loop."""
     return [call.request for call in coding_agent_calls(requests, seed=seed)]
 
 

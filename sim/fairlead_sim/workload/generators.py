@@ -67,6 +67,50 @@ HOUR_REQUESTS = 12_000
 """About the requests per hour of every family before scaling."""
 HOUR_SECONDS = 3_600.0
 
+TURNS: Final = 3.5
+PAUSE_SECONDS: Final = 25.0
+PAUSE_SIGMA: Final = 0.8
+ASKED_TOKENS: Final = 900
+ASKED_SIGMA: Final = 1.1
+ANSWERED_TOKENS: Final = 250
+ANSWERED_SIGMA: Final = 0.7
+TOKEN_SECONDS: Final = 0.012
+"""Seconds per token of the answer that a person waits for before reading."""
+
+APPS: Final = 30
+CALLS: Final = 8
+CALLS_MADE: Final = 5.7
+"""The mean calls of a session, since sessions end before their prompts get too long."""
+OUTPUT_TOKENS: Final = 80
+OUTPUT_SIGMA: Final = 0.8
+
+DOCUMENTS: Final = 2_000
+EXPONENT: Final = 0.9
+QUESTION_TOKENS: Final = (20, 400)
+RAG_OUTPUT_TOKENS: Final = (100, 400)
+_MAX_BLOCKS: Final = (MAX_PROMPT_TOKENS - QUESTION_TOKENS[1]) // TRACE_BLOCK_TOKENS
+
+TENANTS: Final = 50
+TENANTS_EXPONENT: Final = 0.8
+BURST: Final = 4.0
+BURST_SECONDS: Final = 30.0
+CYCLE_SECONDS: Final = 200.0
+TENANTS_DOCUMENTS: Final = 30
+KINDS: Final = ("chat", "agent", "rag")
+_REQUESTS_PER_SESSION: Final = {"chat": TURNS, "agent": float(CALLS), "rag": 1.0}
+
+PREFIXES: Final = 12
+PREFIX_BLOCKS: Final = (0, 6)
+BURSTY_BURST: Final = 5.0
+BURSTY_BURST_SECONDS: Final = 15.0
+BURSTY_CYCLE_SECONDS: Final = 90.0
+
+FLASH_CROWD_PREFIXES: Final = 8
+FLASH_CROWD_PREFIX_BLOCKS: Final = (0, 3)
+CROWDS: Final = 3
+CROWD_BLOCKS: Final = 20
+CROWD_SECONDS: Final = 150.0
+
 
 class BlockIds:
     """A source of unique ids for blocks of 512 tokens."""
@@ -75,7 +119,6 @@ class BlockIds:
         self._next = count(1)
 
     def take(self, blocks: int) -> tuple[int, ...]:
-        """Returns new ids."""
         return tuple([next(self._next) for _ in range(blocks)])
 
 
@@ -104,7 +147,6 @@ class GrowingPrompt:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Returns the block ids."""
         return self._blocks
 
 
@@ -115,7 +157,6 @@ class ZipfDistribution:
         self._sums = list(accumulate([(1 + rank) ** -exponent for rank in range(items)]))
 
     def draw(self, random_: random.Random) -> int:
-        """Returns a rank from 0 on."""
         return bisect_left(self._sums, random_.random() * self._sums[-1])
 
 
@@ -138,7 +179,6 @@ def poisson_process(
 def lognormal(
     random_: random.Random, median: float, sigma: float, *, minimum: float = 1.0, maximum: float = 1e9
 ) -> float:
-    """Returns a log-normal value within bounds."""
     return min(maximum, max(minimum, random_.lognormvariate(math.log(median), sigma)))
 
 
@@ -156,7 +196,6 @@ def state_changes(random_: random.Random, low: float, high: float, until: float)
 
 
 def is_high(changes: Sequence[float], at: float) -> bool:
-    """Whether the state is high at a time."""
     return bisect_left(changes, at) % 2 == 1
 
 
@@ -185,24 +224,12 @@ class TrafficBuilder:
         return True
 
     def build(self) -> list[TraceRequest]:
-        """Returns the first ``requested`` requests, by arrival."""
         self._requests.sort(key=_arrival)
         return [replace(request, id=f"g{number}") for number, request in enumerate(self._requests[: self.requested])]
 
 
 def _arrival(request: TraceRequest) -> float:
     return request.arrival
-
-
-TURNS: Final = 3.5
-PAUSE_SECONDS: Final = 25.0
-PAUSE_SIGMA: Final = 0.8
-ASKED_TOKENS: Final = 900
-ASKED_SIGMA: Final = 1.1
-ANSWERED_TOKENS: Final = 250
-ANSWERED_SIGMA: Final = 0.7
-TOKEN_SECONDS: Final = 0.012
-"""Seconds per token of the answer that a person waits for before reading."""
 
 
 def add_chat_session(
@@ -223,14 +250,6 @@ def add_chat_session(
             return
         at += output * TOKEN_SECONDS + lognormal(random_, PAUSE_SECONDS, PAUSE_SIGMA)
         prompt.grow(output)
-
-
-APPS: Final = 30
-CALLS: Final = 8
-CALLS_MADE: Final = 5.7
-"""The mean calls of a session, since sessions end before their prompts get too long."""
-OUTPUT_TOKENS: Final = 80
-OUTPUT_SIGMA: Final = 0.8
 
 
 def agent_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
@@ -300,13 +319,6 @@ def agent_sessions(sessions: int, *, seed: int = 0, shape: AgentShape | None = N
     return generated
 
 
-DOCUMENTS: Final = 2_000
-EXPONENT: Final = 0.9
-QUESTION_TOKENS: Final = (20, 400)
-RAG_OUTPUT_TOKENS: Final = (100, 400)
-_MAX_BLOCKS: Final = (MAX_PROMPT_TOKENS - QUESTION_TOKENS[1]) // TRACE_BLOCK_TOKENS
-
-
 def rag_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
     """Returns the first ``requests`` requests, by arrival; equal arguments give equal traffic."""
     random_, fresh, into = random.Random(f"rag {seed}"), BlockIds(), TrafficBuilder(requests)
@@ -341,19 +353,8 @@ class DocumentLibrary:
 def rag_prompt(
     random_: random.Random, fresh: BlockIds, system: Sequence[int], library: DocumentLibrary
 ) -> GrowingPrompt:
-    """Returns a prompt of the ``system`` blocks, documents and a question."""
     document_blocks = library.pick_documents(random_, _MAX_BLOCKS - len(system))
     return GrowingPrompt(fresh, (*system, *document_blocks), random_.randint(*QUESTION_TOKENS))
-
-
-TENANTS: Final = 50
-TENANTS_EXPONENT: Final = 0.8
-BURST: Final = 4.0
-BURST_SECONDS: Final = 30.0
-CYCLE_SECONDS: Final = 200.0
-TENANTS_DOCUMENTS: Final = 30
-KINDS: Final = ("chat", "agent", "rag")
-_REQUESTS_PER_SESSION: Final = {"chat": TURNS, "agent": float(CALLS), "rag": 1.0}
 
 
 def tenant_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
@@ -389,13 +390,6 @@ def _add_tenant(
             add_agent_session(into, random_, at, GrowingPrompt(fresh, own), session, name)
 
 
-PREFIXES: Final = 12
-PREFIX_BLOCKS: Final = (0, 6)
-BURSTY_BURST: Final = 5.0
-BURSTY_BURST_SECONDS: Final = 15.0
-BURSTY_CYCLE_SECONDS: Final = 90.0
-
-
 def bursty_chat(requests: int, *, seed: int) -> list[TraceRequest]:
     """Returns the first ``requests`` requests, by arrival; equal arguments give equal traffic."""
     random_, fresh, into = random.Random(f"bursty {seed}"), BlockIds(), TrafficBuilder(requests)
@@ -410,13 +404,6 @@ def bursty_chat(requests: int, *, seed: int) -> list[TraceRequest]:
     for number, at in enumerate(times):
         add_chat_session(into, random_, at, GrowingPrompt(fresh, prefixes[popular.draw(random_)]), f"b{number}")
     return into.build()
-
-
-FLASH_CROWD_PREFIXES: Final = 8
-FLASH_CROWD_PREFIX_BLOCKS: Final = (0, 3)
-CROWDS: Final = 3
-CROWD_BLOCKS: Final = 20
-CROWD_SECONDS: Final = 150.0
 
 
 def flash_crowd_traffic(requests: int, *, seed: int) -> list[TraceRequest]:

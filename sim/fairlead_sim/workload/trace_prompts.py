@@ -97,7 +97,6 @@ def trace_keys(
 
 
 def _block_ids_between(named: Sequence[bytes], at: int, end: int, size: int) -> bytes:
-    """Returns the ids of all blocks that contain bytes from ``at`` to before ``end``."""
     return b"".join(named[at // size : -(-end // size)])
 
 

@@ -32,6 +32,8 @@ BUNDLED_TRACE = Path(__file__).parent / "data" / "mooncake-conversation-1000.jso
 Lines of longer prompts are blank, so that each request keeps its line number. Source: data/NOTICE.
 """
 
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+
 
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
@@ -173,9 +175,6 @@ def ideal_cached_share(requests: Sequence[TraceRequest]) -> float:
         total += request.prompt_tokens
         cached.update(request.blocks)
     return reused / total if total else 0.0
-
-
-COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
 def read_azure(

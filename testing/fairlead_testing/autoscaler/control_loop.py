@@ -42,6 +42,27 @@ from fairlead_autoscaler.target import ModelState, PoolState, Replica
 
 KEY = "default/tiny"
 
+POOL = "main"
+# A step of 10 ms, 1 ms for each sequence and 0.1 ms for each prompt token: easy numbers.
+PROFILE = EngineProfile(
+    "simple",
+    prefill_token_seconds=1e-4,
+    step_seconds=10e-3,
+    sequence_seconds=9e-4,
+    kv_tokens=100_000,
+    max_sequences=100,
+    step_tokens=1_000,
+)
+
+SMALL_ENGINE = EngineProfile(
+    "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
+)
+LARGE_ENGINE = EngineProfile(
+    "L", 9e-5, step_seconds=12e-3, resident_token_seconds=8.7e-8, kv_tokens=400_000, step_tokens=1_024
+)
+
+MISSES = st.sampled_from([0.5, 0.1, 0.05, 0.01, 0.001, 1e-4])
+
 
 @dataclass
 class StubCore:
@@ -107,11 +128,9 @@ class ControlLoopHarness:
         )
 
     def state(self, *given: Any, **policy: Any) -> ModelState:
-        """Returns a model with one pool."""
         return model_state(*given, **policy)
 
     def tick(self, loop: ControlLoop) -> None:
-        """Runs one tick, 5 s after the last."""
         self.clock.advance(5.0)
         asyncio.run(loop.tick())
 
@@ -129,21 +148,7 @@ def model_state(
     return ModelState(model, Autoscaling(**({"mode": "Auto"} | policy)), {"main": PoolState(desired, there)})
 
 
-POOL = "main"
-# A step of 10 ms, 1 ms for each sequence and 0.1 ms for each prompt token: easy numbers.
-PROFILE = EngineProfile(
-    "simple",
-    prefill_token_seconds=1e-4,
-    step_seconds=10e-3,
-    sequence_seconds=9e-4,
-    kv_tokens=100_000,
-    max_sequences=100,
-    step_tokens=1_000,
-)
-
-
 def single_pool_model(minimum: int = 1, maximum: int = 60, role: Role = Role.SERVE) -> ModelSpec:
-    """Returns a model with one pool of ``PROFILE`` engines; TTFT 2 s, ITL 50 ms."""
     facts = PoolSpec(name=POOL, role=role, minimum=minimum, maximum=maximum, profile=PROFILE)
     return ModelSpec(name="model", ttft_seconds=2.0, itl_seconds=0.05, pools=(facts,))
 
@@ -181,16 +186,9 @@ def build_observation(
 
 
 def _spread(least: float, most: float) -> st.SearchStrategy[float]:
-    """Numbers whose orders of magnitude are equally likely."""
     return st.floats(0.0, 1.0).map(lambda share: least * (most / least) ** share)
 
 
-SMALL_ENGINE = EngineProfile(
-    "S", 3.3e-4, step_seconds=28e-3, resident_token_seconds=2.2e-7, kv_tokens=40_000, max_sequences=64, step_tokens=512
-)
-LARGE_ENGINE = EngineProfile(
-    "L", 9e-5, step_seconds=12e-3, resident_token_seconds=8.7e-8, kv_tokens=400_000, step_tokens=1_024
-)
 PROFILES = st.builds(
     EngineProfile,
     name=st.just("drawn"),
@@ -207,7 +205,6 @@ PROFILES = st.builds(
 TTFT = st.none() | _spread(1e-3, 120.0)
 ITL = st.none() | _spread(1e-3, 3.0)
 """Objectives in seconds: easy ones, tight ones, and such as no engine meets."""
-MISSES = st.sampled_from([0.5, 0.1, 0.05, 0.01, 0.001, 1e-4])
 OBJECTIVES = st.builds(LatencyTargets, ttft_seconds=TTFT, itl_seconds=ITL, allowed_miss_share=MISSES)
 PROMPTS = _spread(1.0, 30_000.0)
 OUTPUTS = _spread(1.0, 5_000.0)

@@ -52,7 +52,6 @@ class MissedRequests:
 
     @property
     def share(self) -> float:
-        """The share (0..1) of requests that missed the SLO."""
         return (self.late + self.slow) / self.requests if self.requests else 0.0
 
 

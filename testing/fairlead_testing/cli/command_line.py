@@ -29,6 +29,9 @@ from fairlead_testing.kvstore.index_harness import InMemoryIndexer
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 from fairlead_testing.kvstore.zmq_engine import ZmqEngine
 
+MODEL: Final = "default/tiny"
+LIMITS: Final = replace(Limits(), index_lease_seconds=60.0)
+
 
 def run_program(*words: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Returns the exit code and output of ``fairlead WORDS`` as a process.
@@ -68,10 +71,6 @@ def run_command_line(*words: str, stdin: str = "") -> subprocess.CompletedProces
     return subprocess.CompletedProcess(["fairlead", *words], code, *texts)
 
 
-MODEL: Final = "default/tiny"
-LIMITS: Final = replace(Limits(), index_lease_seconds=60.0)
-
-
 class IndexScene:
     """Two engines ``a`` and ``b``, and an indexer that writes their blocks."""
 
@@ -95,7 +94,6 @@ class IndexScene:
         self.indexer.sink = self.writer
 
     def statuses(self, model_key: str) -> dict[str, InstanceStatus]:
-        """Returns the statuses as an indexer reports them."""
         return {name: self._status(name) for name in self.indexer.sequencers}
 
     def _status(self, name: str) -> InstanceStatus:
@@ -122,7 +120,6 @@ class IndexScene:
         await self.write()
 
     async def write_changes(self, *changes: Change) -> None:
-        """Writes changes that no engine reported."""
         self.writer.offer(MODEL, changes)
         await self._step()
 
@@ -131,7 +128,6 @@ class IndexScene:
         await self.writer.step()
 
     async def run_command(self, verb: Callable[..., int], **more: Any) -> int:
-        """Runs a verb of the command in a thread; returns its exit code."""
         return await asyncio.to_thread(verb, source=IndexSource(self.url), **more)
 
 

@@ -21,6 +21,10 @@ from fairlead_testing.processes import ready_process
 
 MODEL_KEY = "default/tiny"
 
+PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
+
+_STARTS = 5
+
 
 @dataclass(slots=True)
 class KillableEngine:
@@ -30,12 +34,10 @@ class KillableEngine:
     process: "subprocess.Popen[str]"
 
     def kill(self) -> None:
-        """Kills the process and waits for its end."""
         self.process.kill()
         self.process.wait()
 
     def freeze(self) -> None:
-        """Stops it with SIGSTOP."""
         os.kill(self.process.pid, signal.SIGSTOP)
 
 
@@ -83,9 +85,6 @@ class DisaggregatedModel:
         return Fleet(1, 1, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: found})
 
 
-PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
-
-
 def make_prompt(tokens: int, first: str = "aaa") -> str:
     """Returns a prompt of this many simulated tokens. Another `first` word gives another prompt."""
     letters = "bcdfghjklm"
@@ -97,16 +96,11 @@ def make_prompt(tokens: int, first: str = "aaa") -> str:
 
 
 def prefill_body(prompt: str, **more: Any) -> dict[str, Any]:
-    """Returns a request body for a prefill engine."""
     return {"prompt": prompt, "max_tokens": 1, "min_tokens": 1, "stream": False, "kv_transfer_params": PREFILL} | more
 
 
 def decode_body(prompt: str, params: Any, tokens: int = 8, **more: Any) -> dict[str, Any]:
-    """Returns a request body for a decode engine."""
     return {"prompt": prompt, "max_tokens": tokens, "kv_transfer_params": params} | more
-
-
-_STARTS = 5
 
 
 @dataclass(slots=True)
@@ -117,7 +111,6 @@ class EngineProcess:
     url: str
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal to it alone."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
 
@@ -144,6 +137,5 @@ async def engine_process(*arguments: str, model: str = "tiny") -> AsyncIterator[
 
 @asynccontextmanager
 async def engine_processes(count: int, *arguments: str) -> AsyncIterator[list[EngineProcess]]:
-    """Runs several equal engines in parallel."""
     async with AsyncExitStack() as stack:
         yield await asyncio.gather(*[stack.enter_async_context(engine_process(*arguments)) for _ in range(count)])

@@ -38,11 +38,9 @@ class EngineCall:
 
     @property
     def json(self) -> Any:
-        """The decoded body."""
         return json.loads(self.body)
 
     def header(self, name: str) -> str | None:
-        """Returns the first header field of that name."""
         return next((value for known, value in self.fields if known == name), None)
 
     async def send(self, data: bytes) -> None:
@@ -59,7 +57,6 @@ class EngineCall:
         await self.send(head.encode() + body)
 
     async def start_stream(self, kind: str = "text/event-stream; charset=utf-8", more: str = "") -> None:
-        """Sends the head of a chunked stream."""
         head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n{more}\r\n"
         await self.send(head.encode())
 
@@ -68,11 +65,9 @@ class EngineCall:
         await self.send(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
     async def event(self, value: object) -> None:
-        """Sends one server-sent event as a chunk."""
         await self.chunk(event(value))
 
     async def finish(self) -> None:
-        """Sends `[DONE]` and the last chunk."""
         await self.event("[DONE]")
         await self.chunk(b"")
 
@@ -121,12 +116,10 @@ def event(value: object) -> bytes:
 
 
 def role() -> dict[str, Any]:
-    """Returns the first event of a chat completion, which has no token."""
     return {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
 
 
 def token(text: str, finish: str | None = None) -> dict[str, Any]:
-    """Returns the event of one token of a chat completion."""
     return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
 
 
@@ -140,7 +133,6 @@ def usage(prompt: int, cached: int, output: int) -> dict[str, Any]:
 
 
 def named_event(name: str, **fields: object) -> bytes:
-    """Returns an event with a name, as messages and responses have them."""
     return f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n".encode()
 
 
@@ -186,7 +178,6 @@ async def well_behaved(call: EngineCall) -> None:
 
 
 async def silent(call: EngineCall) -> None:
-    """Sends nothing, and waits until the client leaves."""
     await call.wait_closed()
 
 
@@ -198,22 +189,18 @@ async def silent_after_token(call: EngineCall) -> None:
 
 
 async def hang_up(call: EngineCall) -> None:
-    """Closes the connection."""
     raise HangUp
 
 
 async def reset(call: EngineCall) -> None:
-    """Closes the connection with RST."""
     call.reset()
 
 
 async def ends_without_done(call: EngineCall) -> None:
-    """Ends a response in order, without `[DONE]`."""
     await call.chunk(b"")
 
 
 def responds(value: object, status: str = "200 OK", kind: str = "application/json", more: str = "") -> Script:
-    """Returns a script that sends the same response to every request."""
     return lambda call: call.respond(value, status, kind, more)
 
 
@@ -240,7 +227,6 @@ class SilentEngine:
         self.go_on = asyncio.Event()
 
     async def script(self, call: EngineCall) -> None:
-        """Answers once `go_on` is set."""
         await self.go_on.wait()
         await well_behaved(call)
 

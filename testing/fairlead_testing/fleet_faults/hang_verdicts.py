@@ -183,7 +183,6 @@ class HangObserver:
     # --- faults -------------------------------------------------------------------------------------------------
 
     def on_partition(self, gateway: int, unreachable: frozenset[str], now: float) -> None:
-        """Notes what a gateway does not reach from now on."""
         self._views[gateway].unreachable = unreachable
 
     def on_gateway_killed(self, gateway: int, now: float) -> None:
@@ -326,7 +325,6 @@ class HangObserver:
 
 
 def judge_seed(seed: int) -> VerdictReport:
-    """Runs the scenario of a seed under the grace of the product."""
     return judge_scenario(from_seed(seed))
 
 
@@ -391,6 +389,5 @@ def _waiting(core: EngineCore) -> list[str]:
 
 
 def _has_step(inflight: InflightRequest, since: float, until: float) -> bool:
-    """Returns whether the request's engine ended a step in this time."""
     ends = inflight.step_ends
     return bisect_right(ends, since) < bisect_right(ends, until)

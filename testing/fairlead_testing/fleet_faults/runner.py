@@ -73,6 +73,22 @@ EndpointCount = tuple[str, int, int, float, float]
 Name, requests in flight, those without a first token, their prefill seconds, their tokens.
 """
 
+FAULT_SECONDS: Final = 45.0
+RECOVERY_SECONDS: Final = 60.0
+OBSERVED_SECONDS: Final = 20.0
+_PROFILES: Final = ("h100-llama8b", "a100-qwen7b")
+_ENGINE_RATE: Final = {"h100-llama8b": 2.4, "a100-qwen7b": 1.0}
+"""Requests per second that one engine carries without cache hits."""
+SINGLE_GATEWAY: Final = "one"
+EXTERNAL_ROUTER: Final = "seam"
+GATEWAY_CLUSTER: Final = "gateways"
+
+REPLAY_COMMAND: Final = ".venv/bin/python scripts/nightly_fleet.py --replay {}"
+FaultRouter: TypeAlias = SingleGateway | ExternalRouter | GatewayCluster
+"""The routers of fault runs."""
+RECOVERED_ATTAINMENT: Final = 0.9
+"""The least share of first tokens within ``TARGET_SECONDS`` after recovery."""
+
 
 class RequestLost(Exception):
     """Raised in a run with a request that never ends."""
@@ -133,7 +149,6 @@ class InvariantChecker:
         return chosen, reason
 
     def on_rejected(self, request: str, now: float) -> None:
-        """Reports a violation: no engine rejects a request here."""
         self._report(now, f"{request} is rejected by {self._inflight_request(request).instance}")
         self._router.on_rejected(request, now)
 
@@ -246,17 +261,6 @@ class InvariantChecker:
         return self._simulation
 
 
-FAULT_SECONDS: Final = 45.0
-RECOVERY_SECONDS: Final = 60.0
-OBSERVED_SECONDS: Final = 20.0
-_PROFILES: Final = ("h100-llama8b", "a100-qwen7b")
-_ENGINE_RATE: Final = {"h100-llama8b": 2.4, "a100-qwen7b": 1.0}
-"""Requests per second that one engine carries without cache hits."""
-SINGLE_GATEWAY: Final = "one"
-EXTERNAL_ROUTER: Final = "seam"
-GATEWAY_CLUSTER: Final = "gateways"
-
-
 @dataclass(frozen=True, slots=True)
 class NetworkPartition:
     """A change of what a gateway reaches: from ``at`` on, all engines but ``unreachable``."""
@@ -299,12 +303,10 @@ class FaultScenario:
 
     @property
     def engine_names(self) -> list[str]:
-        """Returns the names of the engines at the start."""
         return [engine_name(number) for number in range(self.engines)]
 
     @property
     def all_engine_names(self) -> list[str]:
-        """Returns the names of all engines, also of those that join later."""
         return list(dict.fromkeys([*self.engine_names, *[event.engine for event in self.fleet_events]]))
 
     def describe(self) -> str:
@@ -465,13 +467,6 @@ def _network_faults(random_: Random) -> tuple[NetworkFault, ...]:
     return tuple(faults)
 
 
-REPLAY_COMMAND: Final = ".venv/bin/python scripts/nightly_fleet.py --replay {}"
-FaultRouter: TypeAlias = SingleGateway | ExternalRouter | GatewayCluster
-"""The routers of fault runs."""
-RECOVERED_ATTAINMENT: Final = 0.9
-"""The least share of first tokens within ``TARGET_SECONDS`` after recovery."""
-
-
 @dataclass(frozen=True, slots=True)
 class RunReport:
     """The result of one fault run: its violations, and counts of requests and checks."""
@@ -486,13 +481,11 @@ class RunReport:
     attainment_after: float
 
     def describe(self) -> str:
-        """Returns the violations and the command that runs the seed again."""
         lines = [f"seed {self.seed}: {len(self.violations)} findings", *[f"  {what}" for what in self.violations]]
         return "\n".join([*lines, f"  {REPLAY_COMMAND.format(self.seed)}"])
 
 
 def run_seed(seed: int) -> RunReport:
-    """Runs the scenario of a seed and returns the report."""
     return run_scenario(from_seed(seed))
 
 

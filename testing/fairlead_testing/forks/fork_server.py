@@ -50,6 +50,9 @@ _STAT_FIELDS = (23, 24, 42, 43, 44, 44, 25, 45, 46, 47, 48)
 _FLUSH_FAILED = 120
 """Exit code of an interpreter that cannot flush its standard output."""
 
+_PR_SET_PDEATHSIG = 1
+_SHARED_IMPORTS = ("encodings.idna", "encodings.utf_8_sig")
+
 
 class _MemoryMap(ctypes.Structure):
     """The kernel's `prctl_mm_map`."""
@@ -248,10 +251,6 @@ def _finish(code: int) -> int:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     return code
-
-
-_PR_SET_PDEATHSIG = 1
-_SHARED_IMPORTS = ("encodings.idna", "encodings.utf_8_sig")
 
 
 def serve(channel: socket.socket) -> None:

@@ -39,6 +39,29 @@ _STACK_VERBS = frozenset({"up", "demo", "replay"})
 _INTERPRETER_PREFIXES = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_")
 _EMULATED = frozenset({"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"})
 
+_GATEWAY = "fairlead_gateway"
+_SUPERVISOR = f"{_GATEWAY}.supervisor"
+_CLI = "fairlead_cli"
+
+LENGTH_BYTES = 8
+_MAX_FDS = 250
+
+_CLONE_CALLS = {"x86_64": 56, "aarch64": 220}
+_CLONE_PARENT = 0x8000
+_CLONE_CHILD_CLEARTID = 0x200000
+_CLONE_CHILD_SETTID = 0x1000000
+_PR_GET_TID_ADDRESS = 40
+
+_ARGUMENT_AREA = 16_384
+"""Bytes of a server's command line, which forks overwrite with theirs."""
+
+_LIMIT_BYTES = 64 * 1024
+_START_INTERPRETER = subprocess.Popen
+_CREATE_SUBPROCESS = asyncio.create_subprocess_exec
+_SIGNATURE = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
+_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+_UNSUPPORTED = {"preexec_fn": None, "shell": False, "gid": None, "gids": None, "uid": None, "umask": -1}
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -54,9 +77,6 @@ class Program:
     has_copy: bool = True
 
 
-_GATEWAY = "fairlead_gateway"
-_SUPERVISOR = f"{_GATEWAY}.supervisor"
-_CLI = "fairlead_cli"
 PROGRAMS: Mapping[str, Program] = {
     "fairlead_sim": Program(("fairlead_sim.__main__", "uvloop")),
     "fairlead_gateway": Program(
@@ -162,10 +182,6 @@ def _copy_variables(given: tuple[tuple[bytes, bytes], ...]) -> dict[bytes, bytes
     }
 
 
-LENGTH_BYTES = 8
-_MAX_FDS = 250
-
-
 @dataclass(frozen=True, slots=True)
 class ForkRequest:
     """One start of a program.
@@ -226,13 +242,6 @@ def _receive(channel: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-_CLONE_CALLS = {"x86_64": 56, "aarch64": 220}
-_CLONE_PARENT = 0x8000
-_CLONE_CHILD_CLEARTID = 0x200000
-_CLONE_CHILD_SETTID = 0x1000000
-_PR_GET_TID_ADDRESS = 40
-
-
 def can_clone() -> bool:
     """Returns True if this system can make a fork the child of another process."""
     return sys.platform == "linux" and platform.machine() in _CLONE_CALLS and bool(_thread_id_address())
@@ -275,17 +284,9 @@ def _thread_id_address() -> int:
     return 0 if failed else address.value or 0
 
 
-_ARGUMENT_AREA = 16_384
-"""Bytes of a server's command line, which forks overwrite with theirs."""
 _IS_AVAILABLE = (
     os.environ.get("FAIRLEAD_TEST_FORKS") != "0" and "COVERAGE_PROCESS_START" not in os.environ and can_clone()
 )
-_LIMIT_BYTES = 64 * 1024
-_START_INTERPRETER = subprocess.Popen
-_CREATE_SUBPROCESS = asyncio.create_subprocess_exec
-_SIGNATURE = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
-_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
-_UNSUPPORTED = {"preexec_fn": None, "shell": False, "gid": None, "gids": None, "uid": None, "umask": -1}
 _allowed: ContextVar[bool] = ContextVar("allowed", default=True)
 
 
@@ -313,7 +314,6 @@ _nested: _Server | None = None
 
 
 def install() -> None:
-    """Makes this process start the product's programs as forks, where the system can."""
     if _IS_AVAILABLE:
         _replace_functions()
 
@@ -327,7 +327,6 @@ def install_nested(channel: int, environ: Mapping[bytes, bytes]) -> None:
 
 
 def nested_descriptor() -> int:
-    """Returns the descriptor of this fork's server; -1 if there is none."""
     return -1 if _nested is None else _nested.channel.fileno()
 
 

@@ -45,7 +45,6 @@ def chunk(delta: Event, ids: list[int] | None, finish: str | None = None, **more
 
 
 def said(text: str, *ids: int, finish: str | None = None) -> Event:
-    """Returns an event with text."""
     return chunk({"content": text}, list(ids), finish)
 
 
@@ -57,13 +56,11 @@ def opening(ids: list[int]) -> Event:
 
 
 def counts(prompt: int, output: int) -> Event:
-    """Returns the usage event of a chat."""
     total = {"prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output}
     return chunk({}, None) | {"choices": [], "usage": total}
 
 
 def prompt_of(body: Event) -> list[int]:
-    """Returns the token ids that an engine reads."""
     return list(body.get("kv_transfer_params", {}).get("prompt_token_ids", PROMPT))
 
 
@@ -107,27 +104,22 @@ class Outcome:
 
     @property
     def events(self) -> list[Event]:
-        """The events of a whole stream."""
         return shown(self.answer)
 
     @property
     def choices(self) -> list[Event]:
-        """The choices of all events."""
         return [choice for event in self.events for choice in event["choices"]]
 
     @property
     def text(self) -> str:
-        """The text of a whole stream."""
         return text_of(self.events)
 
     @property
     def token_ids(self) -> list[int]:
-        """The ids that the client got."""
         return [token for choice in self.choices for token in choice.get("token_ids") or []]
 
     @property
     def continued(self) -> dict[str, int]:
-        """The gateway's counts of continued streams."""
         return dict(self.running.gateway.telemetry.models[MODEL_KEY].continued)
 
     @property
@@ -137,7 +129,6 @@ class Outcome:
 
 
 async def chat_over_breaks(*parts: Part, count: int = 2, reads_ids: bool = True, **change: Any) -> Outcome:
-    """Returns the answer to a chat from engines in parts. change: fields of its body."""
     met: list[Event] = []
     return await answer_of([chat_engine(*parts, met=met, reads_ids=reads_ids)] * count, met, CHAT | change)
 
@@ -155,19 +146,16 @@ async def answer_of(
 
 
 def shown(answer: RawResponse) -> list[Event]:
-    """Returns the events of a whole stream."""
     assert answer.events[-1] == "[DONE]", answer.events[-1]
     return [json.loads(data) for data in answer.events[:-1]]
 
 
 def text_of(events: Sequence[Event]) -> str:
-    """Returns the text of events."""
     choices = [choice for event in events for choice in event["choices"]]
     return "".join(choice["text"] if "text" in choice else choice["delta"].get("content") or "" for choice in choices)
 
 
 def named_events(answer: RawResponse) -> list[Event]:
-    """Returns the events of messages or responses."""
     parts = [part.partition("data: ")[2] for part in answer.body.decode().split("\n\n")]
     return [json.loads(data) for data in parts if data]
 

@@ -21,7 +21,6 @@ _OBJECTIVE_SECONDS = 5.0
 def queued_request(
     name: str, arrival: float = 0.0, objective: float = 1.0, prefill: float = 0.1, **fields: object
 ) -> QueuedRequest:
-    """Returns a queued request with these fields."""
     return _with_fields(QueuedRequest(name, arrival, objective, prefill), fields)
 
 
@@ -69,7 +68,6 @@ class CallerOverload:
                 self._arrive(caller, now)
 
     def lost_share(self, caller: str) -> float:
-        """Returns the share of the caller's requests that were refused, displaced or expired."""
         return self.lost[caller] / (self.lost[caller] + self.served[caller])
 
     def _engines(self, now: float) -> list[EngineLoad]:

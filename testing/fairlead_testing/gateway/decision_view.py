@@ -9,10 +9,8 @@ from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
 
 
 def decision_out(logged: RequestOutcome) -> DecisionOut:
-    """Returns the choices and the outcome of one request, as `/api/decisions` shows them."""
     return msgspec.json.decode(logged_decision(logged).json, type=DecisionOut)
 
 
 def append_decision(log: DecisionLog, record: DecisionRecord) -> None:
-    """Adds a decision to the log, with an outcome that has not ended."""
     log.append(record, RequestOutcome(record.request_id, record.model_key, record.wall))

@@ -39,27 +39,21 @@ class GatewayProcess:
     manage: str
 
     async def wait(self) -> int:
-        """Waits for its end; returns the exit code."""
         return await asyncio.wait_for(self.process.wait(), TIMEOUT_SECONDS)
 
     def worker_pids(self) -> set[int]:
-        """Returns the process ids of its workers."""
         return {pid for pid in descendants(self.process.pid) if b"fairlead_gateway.worker.__main__" in _command(pid)}
 
     async def get_json(self, path: str) -> Any:
-        """Returns the JSON answer of the management port."""
         return (await self.get(path)).json
 
     async def get(self, path: str) -> RawResponse:
-        """Returns the answer of the management port."""
         return (await send(self.manage, get_request(path).replace(b"host: x", b"host: 127.0.0.1")))[0]
 
     async def warnings(self) -> str:
-        """Returns the warnings of the management port's readiness."""
         return "; ".join((await self.get_json("/readyz"))["notes"])
 
     async def metric(self, name: str) -> float:
-        """Returns the sum of a metric over all its labels; 0 if it has no line."""
         return sum(await self.samples(name))
 
     async def samples(self, name: str, labels: str = "") -> list[float]:
@@ -96,17 +90,14 @@ class WorkerClient:
         self.connection = connection
 
     async def worker_name(self) -> str:
-        """Returns the part of request ids that is the worker's own."""
         await self.connection.send(get_request("/readyz", close=False))
         return (await self.connection.read_response()).fields["x-request-id"].rpartition("-")[0]
 
     async def post(self, body: object) -> RawResponse:
-        """Sends a request and returns its response."""
         await self.send(body)
         return await self.connection.read_response()
 
     async def send(self, body: object) -> None:
-        """Sends a request."""
         await self.connection.send(post_request(body, close=False))
 
 
@@ -164,17 +155,14 @@ class Setting:
     engines: list[RunningEngine]
 
     def loaded(self) -> list[set[str]]:
-        """Returns the names of the adapters of each engine."""
         return [{adapter.name for adapter in engine.engine.models.adapters} for engine in self.engines]
 
     async def restart(self, number: int, settings: EngineSettings) -> None:
-        """Starts a stopped engine again, at its port and without adapters."""
         port = int(self.engines[number].url.rpartition(":")[2])
         self.engines[number] = await start_engine(settings, resources(number), host="127.0.0.1", port=port)
 
 
 def resources(number: int) -> EngineResources:
-    """Returns what the engine of this number needs, with a random seed of its own."""
     return EngineResources(running_clock(), random.Random(number), Tokenizer())
 
 

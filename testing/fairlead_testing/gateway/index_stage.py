@@ -32,7 +32,6 @@ class EnginePorts:
 
     @classmethod
     def free(cls) -> "EnginePorts":
-        """Returns three free ports."""
         return cls(*unused_ports(3))
 
     def run_engine(self, *more: str) -> Any:
@@ -89,7 +88,6 @@ class IndexStage:
         return await self._request("/v1/chat/completions", body)
 
     async def complete(self, text: str) -> dict[str, Any]:
-        """Like ``chat``, for a prompt of text."""
         return await self._request("/v1/completions", {"model": "tiny", "prompt": text, "max_tokens": 2})
 
     async def _request(self, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,6 @@ def answers_posts(script: Script) -> Script:
 
 
 def count_posts(engine: ScriptedEngine) -> int:
-    """Returns the number of requests with a body that an engine got."""
     return sum(bool(call.body) for call in engine.calls)
 
 
@@ -124,7 +123,6 @@ class WorkerKills(Kills):
         return 1
 
     def explains(self, name: str, before: tuple[str, float], after: tuple[str, float]) -> bool:
-        """Whether another process finished it, and the owner had been killed."""
         ends = self._killed.get(owner_index(ANONYMOUS, name.encode(), self._workers), [])
         return before[0] != after[0] and any(end <= after[1] for end in ends)
 
@@ -143,21 +141,17 @@ class GatewayPair:
 
     @property
     def urls(self) -> list[str]:
-        """The URLs of both."""
         return [f"{'http' if self.tls is None else 'https'}://{address}" for address in self.addresses]
 
     def start(self, address: str) -> AbstractAsyncContextManager[GatewayProcess]:
-        """Runs one of them."""
         names = ("--workers", "2", "--gateway-addresses", ",".join(self.addresses))
         return gateway_process(self._fleet, *names, *self._options, listen=address)
 
     def key_of(self, address: str, *, exclude: str = "") -> str:
-        """Returns a key that a gateway owns."""
         names = (f"k-{number}" for number in range(100) if f"k-{number}" != exclude)
         return next(name for name in names if rank_gateways(ANONYMOUS, name.encode(), self.addresses)[0] == address)
 
     async def post(self, address: str, body: object, key: str, more: str = "") -> RawResponse:
-        """Sends one request to a gateway."""
         url = self.urls[self.addresses.index(address)]
         return (await send(url, post_request(body, more=f"idempotency-key: {key}\r\n{more}"), self.tls))[0]
 
@@ -201,12 +195,10 @@ class GatewayKills(Kills):
         return 1
 
     def explains(self, name: str, before: tuple[str, float], after: tuple[str, float]) -> bool:
-        """Whether the gateway that finished it first had been killed."""
         del name
         return self._ended.get(before[0], math.inf) <= after[1]
 
     async def finish(self) -> None:
-        """Adds up the counters of the gateways that still run."""
         for _, gateway, _ in self._running.values():
             await self.count_reruns(gateway)
 

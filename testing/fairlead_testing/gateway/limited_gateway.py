@@ -90,17 +90,14 @@ class LimitedGateway:
         return await self.client.post(f"{self.running.url}/v1/chat/completions", json=body, headers=headers)
 
     def used(self, tenant: str, limit: str) -> int:
-        """Returns what the worker has spent of a limit."""
         leased = self.running.gateway.stack.limit_gate.tenants[tenant].leased[limit]
         return leased.current.spent
 
     def busy(self, tenant: str, limit: str) -> int:
-        """Returns what requests in flight have reserved of a limit."""
         return self.running.gateway.stack.limit_gate.tenants[tenant].leased[limit].current.busy
 
 
 def answer(prompt: int = 7, output: int = 5, cached: int = 0) -> dict[str, object]:
-    """Returns a complete chat answer with usage."""
     message = {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
     return {**usage(prompt, cached, output), "id": "x", "object": "chat.completion", "choices": [message]}
 
@@ -181,7 +178,6 @@ async def limited_gateways(
 
 
 async def send_chats(gateways: Sequence[LimitedGateway], count: int, tenant: str = "acme") -> list[int]:
-    """Sends chats to the gateways in turn, all at once; returns the status codes."""
     answers = await asyncio.gather(*(gateways[number % len(gateways)].chat(tenant) for number in range(count)))
     return [one.status_code for one in answers]
 
@@ -199,5 +195,4 @@ async def send_until_spent(gateways: Sequence[LimitedGateway], amount: int, tena
 
 
 def known_use(gateways: Sequence[LimitedGateway], tenant: str = "acme") -> set[int]:
-    """Returns what each gateway knows to be used of a tenant's limits."""
     return {sum(row.spent for _, row in gateway.service.ledgers[tenant].rows()) for gateway in gateways}

@@ -34,7 +34,6 @@ class ModelServer:
         return self.start_ms + self.offset_ms + int(time * 1000)
 
     def snapshot(self) -> None:
-        """Copies the state, as a replica or a file has it."""
         self.snapshots = [*self.snapshots[-3:], copy.deepcopy(self.store)]
 
     def restart(self, draw: random.Random, *, from_snapshot: bool) -> None:
@@ -46,7 +45,6 @@ class ModelServer:
         self.offset_ms += draw.choice([0, 0, -1_500, 2_500])
 
     def flush(self) -> None:
-        """Loses all state, as with FLUSHALL."""
         self.store.tenants.clear()
 
 

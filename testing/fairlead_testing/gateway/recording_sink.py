@@ -17,11 +17,9 @@ class RecordingSink(ResponseSink):
         self.waits = waits
 
     def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
-        """Notes the head."""
         self.head.set()
 
     def on_body(self, chunks: list[bytes], complete: bool) -> None:
-        """Notes the end."""
         if complete:
             self.end.set()
 
@@ -32,5 +30,4 @@ class RecordingSink(ResponseSink):
         self.ended.append(error.cause)
 
     def on_silence(self) -> float:
-        """Returns how long silence is borne."""
         return 60.0 if self.waits else 0.0

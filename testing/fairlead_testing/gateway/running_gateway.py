@@ -45,6 +45,24 @@ GOOD: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content"
 STREAM = GOOD | {"stream": True}
 """A chat with a short prompt, plain and as a stream."""
 
+SLOW = EngineProfile("slow", 1.0, kv_tokens=100_000, step_tokens=8)
+"""A second a token: the engine works nothing off while a test runs."""
+ALIKE = SloTargets(ttft_seconds=10_000.0)
+"""One target for all prompts: requests wait for their chosen instance."""
+GROWING = SloTargets(ttft_seconds=10.0, ttft_per_kilo_token_seconds=1_000.0)
+"""A target that grows with the prompt: requests wait for admission."""
+
+_FIELDS = tuple(field.name for field in fields(RequestOutcome))
+_DEFAULTS: dict[str, Any] = {
+    "request_id": "r1",
+    "model_key": "default/tiny",
+    "instance_id": None,
+    "status": 200,
+    "error": None,
+    "started_wall": 0.0,
+    "duration_seconds": 1.0,
+}
+
 
 class RecordedReports:
     """The channel of a worker's journal, which keeps the reports."""
@@ -74,7 +92,6 @@ class RunningGateway:
     gateway: Gateway
 
     def loads(self) -> Mapping[str, InstanceLoad]:
-        """Returns the load by instance."""
         return self.gateway.stack.routers.loads()
 
     async def preview_route(
@@ -85,7 +102,6 @@ class RunningGateway:
         tenant: str | None = None,
         headers: Sequence[tuple[str, str]] = (),
     ) -> RequestOutcome:
-        """Returns where a request would go."""
         return await RoutePreviewer(self.gateway).preview(PreviewRoute(0, path, body, session, tenant, list(headers)))
 
 
@@ -172,16 +188,7 @@ async def gateway_before(scripts: list[Script], limits: Limits | None = None) ->
         assert {load.inflight for load in running.loads().values()} == {0}
 
 
-SLOW = EngineProfile("slow", 1.0, kv_tokens=100_000, step_tokens=8)
-"""A second a token: the engine works nothing off while a test runs."""
-ALIKE = SloTargets(ttft_seconds=10_000.0)
-"""One target for all prompts: requests wait for their chosen instance."""
-GROWING = SloTargets(ttft_seconds=10.0, ttft_per_kilo_token_seconds=1_000.0)
-"""A target that grows with the prompt: requests wait for admission."""
-
-
 def chat(words: int, **more: Any) -> dict[str, Any]:
-    """Returns the body of a streamed request with a prompt of so many words."""
     return {"model": "tiny", "messages": [{"role": "user", "content": "w " * words}], "stream": True, **more}
 
 
@@ -189,23 +196,19 @@ LONG = chat(400)
 
 
 def with_profile(fleet: Fleet, profile: EngineProfile) -> Fleet:
-    """Returns the fleet with this profile for all of its instances."""
     instances = {key: tuple(replace(one, profile=profile) for one in found) for key, found in fleet.instances.items()}
     return replace(fleet, instances=instances)
 
 
 def slow_fleet(urls: list[str], objectives: SloTargets = GROWING, **more: Any) -> Fleet:
-    """Returns a fleet of one model whose engines work nothing off while a test runs."""
     return with_profile(fleet_of(urls, objectives=objectives, **more), SLOW)
 
 
 def count_queued(running: RunningGateway) -> int:
-    """Returns the number of requests that wait in the gateway."""
     return running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
 
 
 def queue_exits(running: RunningGateway) -> dict[str, int]:
-    """Returns how many requests have left the queues, by cause."""
     return dict(running.gateway.telemetry.models[MODEL_KEY].held)
 
 
@@ -231,20 +234,7 @@ async def gateway_before_busy_engine(
         await wait_until(lambda: {load.inflight for load in running.loads().values()} <= {0})
 
 
-_FIELDS = tuple(field.name for field in fields(RequestOutcome))
-_DEFAULTS: dict[str, Any] = {
-    "request_id": "r1",
-    "model_key": "default/tiny",
-    "instance_id": None,
-    "status": 200,
-    "error": None,
-    "started_wall": 0.0,
-    "duration_seconds": 1.0,
-}
-
-
 def make_outcome(*values: Any, **named: Any) -> RequestOutcome:
-    """Returns an outcome. `values` are fields in order, `named` any others."""
     known = _DEFAULTS | dict(zip(_FIELDS, values, strict=False)) | named
     return change_outcome(RequestOutcome(known["request_id"], known["model_key"], known["started_wall"]), **known)
 

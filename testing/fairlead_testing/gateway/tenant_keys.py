@@ -26,6 +26,12 @@ TABLE_TENANTS, TABLE_KEYS = 10_000, 5
 _PEPPER = b"pepper"
 _BATCH = 64
 
+ISSUER: Final = "https://login.example.com"
+AUDIENCE: Final = "fairlead"
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+_HASHES: Final = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
+_CURVES: Final = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
+
 
 def keys_of(*tenants: Tenant) -> ApiKeys:
     """Returns accepted keys, one per tenant."""
@@ -44,12 +50,10 @@ def tenant_document(name: str, pepper: str, **spec: object) -> str:
 
 
 def authorization(tenant: str) -> str:
-    """Returns the header line with which a request is the tenant's."""
     return f"authorization: Bearer {tenant}\r\n"
 
 
 def table_key(tenant: int, key: int) -> bytes:
-    """Returns a key of the large installation, by the numbers of its tenant and of the key."""
     return b"fl_" + hashlib.sha256(b"%d-%d" % (tenant, key)).hexdigest()[:43].encode()
 
 
@@ -83,15 +87,7 @@ def _table_tenant(number: int, pepper: bytes, limits: tuple[Limit, ...]) -> Tena
     return Tenant(f"tenant-{number}", models=models, keys=own, limits=limits)
 
 
-ISSUER: Final = "https://login.example.com"
-AUDIENCE: Final = "fairlead"
-PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
-_HASHES: Final = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
-_CURVES: Final = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
-
-
 def encode(content: bytes) -> str:
-    """Returns base64url without padding."""
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
@@ -159,7 +155,6 @@ class TestIssuer:
     extra_entries: list[dict[str, Any]] = field(default_factory=list)
 
     def key_set(self) -> bytes:
-        """Returns the key set (JWKS)."""
         return json.dumps({"keys": [*(key.jwk() for key in self.keys), *self.extra_entries]}).encode()
 
     def token(

@@ -64,15 +64,12 @@ class CertificateAuthority:
 
     @property
     def ca_file(self) -> Path:
-        """The CA file for clients."""
         return self.own.certificate
 
     def issue(self, name: str, *, names: str = LOOPBACK_NAMES, kind: str = "ec") -> Certificate:
-        """Returns a new server certificate. `kind` of the key is `ec` or `rsa`."""
         return self._make(name, "server", names, kind, self.own)
 
     def client_context(self) -> ssl.SSLContext:
-        """Returns a TLS context for a client that trusts only this authority."""
         return ssl.create_default_context(cafile=str(self.ca_file))
 
     def _make(self, name: str, section: str, names: str, kind: str, signer: Certificate | None) -> Certificate:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from fairlead_testing.http.scripted_servers import tcp_server
 
+_Piece = tuple[float, bytes]
+
 
 class _Connection:
     """An open connection. `asked` says on which of several the client sent last."""
@@ -81,9 +83,6 @@ async def cut_link(host: str, port: int) -> AsyncIterator[CutLink]:
     async with tcp_server(lambda reader, writer: gap.serve(reader, writer, host, port)) as server:
         gap.port = server.sockets[0].getsockname()[1]
         yield gap
-
-
-_Piece = tuple[float, bytes]
 
 
 @asynccontextmanager

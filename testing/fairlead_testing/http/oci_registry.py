@@ -24,6 +24,11 @@ from typing import Any, Final
 USER: Final = base64.b64encode(b"user:password").decode()
 _PATH: Final = re.compile(r"/v2/(?P<repository>.+)/(?P<kind>blobs|manifests|blobs/uploads)/(?P<name>[^/]*)")
 
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+TAR_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+FILE_TYPE = "application/octet-stream"
+
 
 @dataclass(slots=True)
 class MemoryRegistry:
@@ -135,14 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
-TAR_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
-FILE_TYPE = "application/octet-stream"
-
-
 def digest_of(content: bytes) -> str:
-    """Returns the digest of a blob."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
@@ -171,7 +169,6 @@ def push_document(registry: MemoryRegistry, repository: str, document: object, m
 
 
 def file_layers(files: Mapping[str, bytes]) -> list[tuple[bytes, str, Mapping[str, str]]]:
-    """Returns a layer for each file, as `oras push` makes them."""
     return [(content, FILE_TYPE, {"org.opencontainers.image.title": name}) for name, content in files.items()]
 
 
@@ -186,5 +183,4 @@ def tar_layer(members: Sequence[tuple[tarfile.TarInfo, bytes]]) -> bytes:
 
 
 def tar_of(files: Mapping[str, bytes]) -> bytes:
-    """Returns a compressed archive of files."""
     return tar_layer([(tarfile.TarInfo(name), content) for name, content in files.items()])

@@ -22,12 +22,10 @@ class RawResponse:
 
     @property
     def body(self) -> bytes:
-        """The whole body."""
         return b"".join(self.pieces)
 
     @property
     def json(self) -> Any:
-        """The decoded body."""
         return json.loads(self.body)
 
     @property
@@ -41,7 +39,6 @@ class RawResponse:
 
     @property
     def events(self) -> list[str]:
-        """The data of its server-sent events."""
         return [part[6:] for part in self.body.decode().split("\n\n") if part.startswith("data: ")]
 
 
@@ -54,13 +51,11 @@ class RawConnection:
 
     @classmethod
     async def connect(cls, url: str, tls: ssl.SSLContext | None = None) -> "RawConnection":
-        """Connects; an https URL needs `tls`."""
         parts = urlsplit(url)
         return cls(*await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 24, ssl=tls))
 
     @classmethod
     async def from_socket(cls, connected: socket.socket) -> "RawConnection":
-        """Uses a connected socket."""
         return cls(*await asyncio.open_connection(sock=connected, limit=1 << 24))
 
     async def send(self, data: bytes) -> None:
@@ -136,7 +131,6 @@ def post_request(body: object, *, path: str = "/v1/chat/completions", more: str 
 
 
 def get_request(path: str, *, more: str = "", close: bool = True, method: str = "GET") -> bytes:
-    """Returns a complete request without a body."""
     last = "connection: close\r\n" if close else ""
     return f"{method} {path} HTTP/1.1\r\nhost: x\r\n{more}{last}\r\n".encode()
 

@@ -19,6 +19,10 @@ from typing import Self
 
 from fairlead.runtime.event_loop import close_server
 
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+_TURNS_TO_CLOSE = 3
+"""Loop iterations until cancelled tasks have had their callbacks, and connections are closed."""
+
 
 @dataclass(frozen=True, slots=True)
 class CannedResponse:
@@ -62,7 +66,6 @@ class CannedServer:
                 canned._respond(self)
 
             def do_POST(self) -> None:
-                """Sends the prepared answer."""
                 canned._respond(self)
 
             def log_message(self, format: str, *args: object) -> None:
@@ -85,7 +88,6 @@ class CannedServer:
         self._thread.join()
 
     def stop_listening(self) -> None:
-        """Refuses all connections from now on."""
         self._server.server_close()
 
     def _prepared(self, request: ReceivedRequest) -> CannedResponse:
@@ -108,11 +110,6 @@ class CannedServer:
             request.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
         if not answer.cut:
             request.wfile.write(b"0\r\n\r\n")
-
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-_TURNS_TO_CLOSE = 3
-"""Loop iterations until cancelled tasks have had their callbacks, and connections are closed."""
 
 
 @asynccontextmanager

@@ -42,6 +42,21 @@ _QUICK = {"GOGC": "400"}
 """A sixth less processor time for etcd and API server: Go collects its garbage less often."""
 NO_CLUSTER_PROGRAMS = "no etcd, kube-apiserver, helm or promtool: `make test CLUSTER=1` compiles them"
 
+_REF = "#/components/schemas/"
+_CRD = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"
+_EITHER = {f"{_CRD}OrArray", f"{_CRD}OrBool"}
+"""Schemas without a type that are, for objects, the schema of a CRD field."""
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+}
+
+Manifest = dict[str, Any]
+
 
 def binaries_folder() -> Path | None:
     """Returns the folder with etcd and kube-apiserver: KUBEBUILDER_ASSETS, else the cache, else
@@ -64,7 +79,6 @@ class ApiServer:
         self._command = Path(f"/proc/{self._pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
 
     def config(self) -> ClusterConfig:
-        """Returns the administrator's configuration."""
         return config_from_kubeconfig([self.kubeconfig])
 
     def kill(self) -> None:
@@ -107,11 +121,9 @@ class ApiServer:
         record.write_text(json.dumps(facts))
 
     def freeze(self) -> None:
-        """Sends SIGSTOP: connections stay open without any response."""
         os.kill(self._pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Sends SIGCONT."""
         os.kill(self._pid, signal.SIGCONT)
 
     def stop(self) -> None:
@@ -167,20 +179,6 @@ def running_api_server(run: Path) -> Iterator[ApiServer]:
         ending.communicate()
         if ending.returncode:
             raise AssertionError(f"e2e/cluster down: {log.read_text()[-4_000:]}")
-
-
-_REF = "#/components/schemas/"
-_CRD = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"
-_EITHER = {f"{_CRD}OrArray", f"{_CRD}OrBool"}
-"""Schemas without a type that are, for objects, the schema of a CRD field."""
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-}
 
 
 class KubernetesRelease:
@@ -273,12 +271,8 @@ def _type_of(schema: Mapping[str, Any], waiting: list[str]) -> Any:
 
 
 def main(folder: str) -> None:
-    """Prints the fields of a pod, one type a line."""
     fields = KubernetesRelease(Path(folder)).pod_fields()
     print("{", ",\n".join(f" {json.dumps(name)}: {json.dumps(fields[name])}" for name in sorted(fields)), "}", sep="\n")
-
-
-Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,13 +319,11 @@ def refused_cases(folder: Path) -> Iterator[RefusedCase]:
 
 
 def changed_cases(folder: Path) -> Iterator[ChangedCase]:
-    """Yields the cases of `changed.yaml`."""
     for case in _table(folder / "changed.yaml")["cases"]:
         yield ChangedCase(case["name"], case["before"], merge(case["before"], case["change"]), case["says"])
 
 
 def accepted_cases(folder: Path) -> Iterator[AcceptedCase]:
-    """Yields the cases of `accepted.yaml`."""
     for case in _table(folder / "accepted.yaml")["cases"]:
         yield AcceptedCase(case["name"], case["object"], case.get("becomes"))
 

@@ -62,7 +62,6 @@ class ReceivedCall:
 
     @property
     def is_watch(self) -> bool:
-        """True for a watch."""
         return self.query.get("watch") in ("1", "true")
 
 
@@ -88,7 +87,6 @@ class FakeApiServer:
     # --- what a test does to it -----------------------------------------------------------------------------------------
 
     def config(self, **more: Any) -> ClusterConfig:
-        """Returns the client configuration for this server."""
         return ClusterConfig(server=self.url, source="a test", **more)
 
     def put(self, resource: Resource, namespace: str | None, name: str, **more: Any) -> Manifest:
@@ -99,32 +97,25 @@ class FakeApiServer:
         return self._store(resource.path(namespace, name), body)
 
     def remove(self, resource: Resource, namespace: str | None, name: str) -> None:
-        """Deletes an object, like another client."""
         self._drop(resource.path(namespace, name))
 
     def forget(self) -> None:
-        """Compacts: watches from any earlier version get 410."""
         self._forgotten = self._version
 
     def end_watches(self) -> None:
-        """Ends every watch cleanly."""
         self._notify(_END)
 
     def send_event(self, event: Manifest) -> None:
-        """Sends an event to every watch."""
         self._notify(json.dumps(event).encode() + b"\n")
 
     def bookmark(self) -> None:
-        """Sends a bookmark of the current version to every watch."""
         self.send_event({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(self._version)}}})
 
     @property
     def watch_count(self) -> int:
-        """Number of open watches."""
         return len(self._watches)
 
     def call_count(self, method: str, watching: bool = False) -> int:
-        """Returns how many requests of this method were received."""
         return sum(call.method == method and call.is_watch == watching for call in self.calls)
 
     # --- the server -----------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ _QUICK = {"GOGC": "400"}
 """A quarter less processor time for each run of helm: Go collects its garbage less often."""
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
+RBAC_KINDS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
+
 
 class HelmError(Exception):
     """Raised with helm's message if it fails."""
@@ -95,7 +97,6 @@ def render_chart(
 
 @cache
 def _rendered(command: tuple[str, ...], *_values: bytes) -> list[dict[str, Any]]:
-    """Renders once for the same command and the same text of its values files."""
     return _run_template(command)
 
 
@@ -154,9 +155,6 @@ def pod_specs(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-RBAC_KINDS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
-
-
 def kubectl(server: ApiServer, *arguments: str, text: str | None = None) -> str:
     """Runs kubectl and returns its output. Raises AssertionError with its error."""
     program = (binaries_folder() or Path()) / "kubectl"
@@ -170,7 +168,6 @@ def kubectl(server: ApiServer, *arguments: str, text: str | None = None) -> str:
 
 
 async def apply_namespace(api: KubeApi, name: str) -> None:
-    """Creates a namespace, if needed."""
     await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}, "test")
 
 
@@ -181,7 +178,6 @@ def read_manifests(folder: Path) -> list[Manifest]:
 
 @cache
 def _parsed(text: str) -> Manifest:
-    """Parses a text once in this process. CRDs are long, and most tests apply them."""
     manifest: Manifest = load_document(text)
     return manifest
 

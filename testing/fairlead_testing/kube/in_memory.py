@@ -144,12 +144,10 @@ class InMemoryKube:
     # --- as another writer ----------------------------------------------------------------------
 
     def objects_of(self, kind: str) -> "builtins.list[Manifest]":
-        """Returns every object of a kind, by name."""
         keys = sorted((key for key in self._objects if key[0] == kind), key=str)
         return [_copy(self._objects[key]) for key in keys]
 
     def put(self, manifest: Manifest, manager: str = "somebody") -> Manifest:
-        """Creates an object or sets its fields, like another writer."""
         whole = {name: value for name, value in manifest.items() if name not in ("apiVersion", "kind")}
         return self._set(manifest, manager, whole, kept=True)
 

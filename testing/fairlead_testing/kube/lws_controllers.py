@@ -13,6 +13,27 @@ from fairlead.kube.resources import LEADER_WORKER_SETS, Manifest, labels_of, nam
 from fairlead_testing.kube.api_server import binaries_folder
 from fairlead_testing.yaml_documents import load_document
 
+_PLAIN_CRD: Manifest = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "leaderworkersets.leaderworkerset.x-k8s.io"},
+    "spec": {
+        "group": "leaderworkerset.x-k8s.io",
+        "names": {"kind": "LeaderWorkerSet", "plural": "leaderworkersets", "singular": "leaderworkerset"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+_CHART: str = "lws-*/lws-chart/crds/*.yaml"
+"""The chart of LeaderWorkerSet, which a build of level *full* keeps in the cache."""
+
 
 @dataclass
 class LwsGroup:
@@ -54,7 +75,6 @@ class LwsControllers:
     new_revision: str = ""
 
     def step(self) -> None:
-        """Runs one pass of each controller."""
         self._leader_worker_set()
         self._stateful_set()
 
@@ -112,35 +132,11 @@ class LwsControllers:
 
     @property
     def pods(self) -> list[Manifest]:
-        """The pods of all groups."""
         return [pod for index, group in self.groups.items() for pod in group.pods(index, self.live)]
 
     @property
     def serving_count(self) -> int:
-        """Number of ready groups that are not being deleted."""
         return sum(group.ready and not group.leaving for group in self.groups.values())
-
-
-_PLAIN_CRD: Manifest = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "leaderworkersets.leaderworkerset.x-k8s.io"},
-    "spec": {
-        "group": "leaderworkerset.x-k8s.io",
-        "names": {"kind": "LeaderWorkerSet", "plural": "leaderworkersets", "singular": "leaderworkerset"},
-        "scope": "Namespaced",
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
-            }
-        ],
-    },
-}
-_CHART: str = "lws-*/lws-chart/crds/*.yaml"
-"""The chart of LeaderWorkerSet, which a build of level *full* keeps in the cache."""
 
 
 def worker_set_crd() -> Manifest:

@@ -40,6 +40,21 @@ from fairlead_testing.kube.manifests import manifest, simulated_model
 NAMESPACE = "chat"
 KEY = f"{NAMESPACE}/qwen"
 
+API = "serving.fairlead.io/v1alpha1"
+
+LIMITS = Limits()
+READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
+NOT_READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "False"}]}
+GONE = {"deletionTimestamp": "2026-11-20T18:00:00Z"}
+LABELS = {
+    "fairlead.io/model": "tiny",
+    "fairlead.io/pool": "main",
+    "fairlead.io/role": "Serve",
+    "fairlead.io/engine": "vllm",
+    "fairlead.io/endpoint": "true",
+}
+LWS = "leaderworkerset.sigs.k8s.io/"
+
 
 def render_simply(
     model: ModelDeployment, accelerators: Mapping[str, AcceleratorClass], context: RenderContext
@@ -74,13 +89,11 @@ def render_simply(
 
 
 def model_manifest(name: str = "qwen", namespace: str = NAMESPACE, **spec: Any) -> Manifest:
-    """Returns a ModelDeployment with one pool of two simulated engines. `spec` replaces fields."""
     pools = [{"name": "main", "acceleratorClassName": "cpu", "minReplicas": 2}]
     return simulated_model(name, namespace, **{"pools": pools, **spec})
 
 
 def with_replicas(name: str, replicas: int) -> Manifest:
-    """Returns a write that sets only the replicas of a Deployment."""
     metadata = {"name": name, "namespace": NAMESPACE}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": {"replicas": replicas}}
 
@@ -133,27 +146,22 @@ class OperatorHarness:
 
     @property
     def is_leading(self) -> bool:
-        """True: no other process writes."""
         return True
 
     @property
     def capabilities(self) -> ClusterCapabilities:
-        """The features of the cluster."""
         return ClusterCapabilities(self.served_kinds)
 
     def stale_cache_reason(self) -> str:
-        """Returns why the cache counts as out of date."""
         return self.stale
 
     def record_event(self, model: Manifest, event: EventDraft) -> None:
-        """Keeps an event."""
         self.events.append(event)
 
     def ignore_self_event(self, key: str) -> None:
         """Ignores the call."""
 
     def judgement(self, key: str, state: CanaryState | None) -> Judgement | None:
-        """Returns the judgement that a test has set."""
         return self.canary_judgement
 
     def _on_change(self, change: WatchEvent) -> None:
@@ -161,7 +169,6 @@ class OperatorHarness:
             self.keys += self.cache.apply(change)
 
     def reconcile(self, key: str = KEY) -> float | None:
-        """Runs one pass over a model."""
         return asyncio.run(self.reconciler.reconcile(key))
 
     def run_until_idle(self, *, with_controllers: bool = True, max_rounds: int = 40) -> None:
@@ -177,7 +184,6 @@ class OperatorHarness:
         raise AssertionError(f"still busy: {self.kube.writes[-10:]}")
 
     def run_controllers(self) -> None:
-        """Makes every instance of every Deployment ready and up to date."""
         for deployment in self.kube.objects_of("Deployment"):
             self.run_deployment(deployment, ready=deployment["spec"].get("replicas", 1))
 
@@ -202,29 +208,21 @@ class OperatorHarness:
         return dict(model.get("status") or {})
 
     def conditions(self, **names: str) -> dict[str, tuple[str, str]]:
-        """Returns status and reason of each condition of a model."""
         conditions = self.status(**names).get("conditions", [])
         return {condition["type"]: (condition["status"], condition["reason"]) for condition in conditions}
 
     def message(self, type: str) -> str:
-        """Returns the message of a condition."""
         return str(next(condition["message"] for condition in self.status()["conditions"] if condition["type"] == type))
 
     def names(self, kind: str = "Deployment") -> list[str]:
-        """Returns the names of all objects of a kind."""
         return [name_of(manifest) for manifest in self.kube.objects_of(kind)]
 
     def workload(self, kind: str = "Deployment") -> Manifest:
-        """Returns the only object of a kind."""
         (manifest,) = self.kube.objects_of(kind)
         return manifest
 
     def edit(self, name: str = "qwen", **spec: Any) -> None:
-        """Applies a changed model with kubectl."""
         self.kube.put(model_manifest(name, **spec), "kubectl")
-
-
-API = "serving.fairlead.io/v1alpha1"
 
 
 class NameStatusCluster:
@@ -262,26 +260,11 @@ class NameStatusCluster:
         return status
 
     def conditions(self, name: str) -> dict[str, tuple[str, str, str]]:
-        """Returns status, reason and message of each condition by type."""
         listed = self.status(name)["conditions"]
         return {one["type"]: (one["status"], one["reason"], one["message"]) for one in listed}
 
     def _on_change(self, event: WatchEvent) -> None:
         self.queued |= set(self.cache.apply(event))
-
-
-LIMITS = Limits()
-READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]}
-NOT_READY = {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "False"}]}
-GONE = {"deletionTimestamp": "2026-11-20T18:00:00Z"}
-LABELS = {
-    "fairlead.io/model": "tiny",
-    "fairlead.io/pool": "main",
-    "fairlead.io/role": "Serve",
-    "fairlead.io/engine": "vllm",
-    "fairlead.io/endpoint": "true",
-}
-LWS = "leaderworkerset.sigs.k8s.io/"
 
 
 def model(name: str = "tiny", namespace: str = "x", created: str = "2026-01-01T00:00:00Z", **spec: Any) -> Manifest:
@@ -292,7 +275,6 @@ def model(name: str = "tiny", namespace: str = "x", created: str = "2026-01-01T0
 
 
 def external(*pools: Mapping[str, Any], **more: Any) -> Manifest:
-    """Returns a ModelDeployment of external engines."""
     return model(engine={"type": "External"}, pools=list(pools), **more)
 
 
@@ -311,7 +293,6 @@ def pod(
 
 
 def keyed(*items: Manifest) -> dict[str, Manifest]:
-    """Returns the manifests by `namespace/name`."""
     return {f"{one['metadata']['namespace']}/{one['metadata']['name']}": one for one in items}
 
 
@@ -337,5 +318,4 @@ def build(
 
 
 def named(name: str, *served: str, namespace: str = "x", born: str = "1") -> Manifest:
-    """Returns a ModelDeployment with served names."""
     return model(name=name, namespace=namespace, created=born, model={"uri": "hf://a/b", "servedNames": list(served)})

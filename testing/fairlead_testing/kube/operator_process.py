@@ -42,11 +42,9 @@ class OperatorProcess:
             return ""
 
     async def get(self, path: str) -> str:
-        """Like `read`, in a thread."""
         return await asyncio.to_thread(self.read, path)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Sends a signal and waits for the exit code."""
         self.process.send_signal(number)
         return self.process.wait(60.0)
 
@@ -111,15 +109,12 @@ class OperatorProcesses:
         return len(self.running) - 1
 
     def is_leading(self, which: int) -> bool:
-        """Whether it says so."""
         return "leading" in self.running[which].read("/readyz")
 
     def is_alive(self, which: int) -> bool:
-        """Whether its process runs."""
         return self.running[which].process.poll() is None
 
     def is_idle(self, which: int) -> bool:
-        """Whether it has reconciled, and no model waits or is reconciled."""
         found = self.metrics(which)
         return found.get("reconciles_total", 0) >= 1 and found.get("queue_waiting") == 0 == found.get("queue_running")
 
@@ -130,12 +125,10 @@ class OperatorProcesses:
         return {name.removeprefix("fairlead_operator_"): float(value) for name, value in lines}
 
     def close(self) -> None:
-        """Ends all."""
         for one in self.running:
             one.close()
 
     def logs(self) -> str:
-        """Returns the ends of all logs."""
         return "\n".join(one.log.read_text()[-3_000:] for one in self.running)
 
 

@@ -58,7 +58,6 @@ def stored_event(first: int, last: int, *, base: int = 1000, **more: Any) -> Sto
 
 
 def removed_event(*numbers: int, base: int = 1000, medium: str = "GPU") -> RemovedEvent:
-    """Returns an event that removes these blocks."""
     return RemovedEvent([base + number for number in numbers], medium, 0)
 
 
@@ -70,7 +69,6 @@ def decode_events(payload: bytes, limits: Limits | None = None) -> EventBatch:
 
 
 def apply_batch(store: BlockStore, instance: str, batch: EventBatch, now: float) -> list[Change]:
-    """Applies one batch at once, and returns the changes."""
     return store.apply_at_once(instance, batch, now)
 
 
@@ -164,18 +162,15 @@ class SingleInstanceStore:
         self.store.attach("i", MODEL, self.now)
 
     def apply(self, *events: CacheEvent, seconds: float = 1.0, instance: str = "i") -> list[Change]:
-        """Applies the events of one batch, some time after the last; returns the changes."""
         self.now += seconds
         return apply_batch(self.store, instance, EventBatch(0.0, events), self.now)
 
     def depths(self, own: list[int] = BLOCK_HASHES, instance: str = "i") -> tuple[int, ...]:
-        """Returns the blocks reached with GPU, CPU, disk and a shared store."""
         found = cached_depths(self.store, instance, own)
         return tuple(found[tier] for tier in StorageTier)
 
     @property
     def counts(self) -> Counter[str]:
-        """Returns the counters of the model."""
         return self.store.counts[MODEL]
 
 
@@ -187,6 +182,5 @@ def store_with(*events: CacheEvent, limits: Limits | None = None, seconds: float
 
 
 def change_summary(told: list[Change]) -> list[tuple[str, list[int]]]:
-    """Returns (kind, own hashes) of each change, with block numbers where they are known."""
     place = {own: number for number, own in enumerate(BLOCK_HASHES)}
     return [(type(one).__name__, [place.get(own, -1) for own in getattr(one, "hashes", [])]) for one in told]

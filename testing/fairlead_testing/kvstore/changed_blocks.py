@@ -25,11 +25,9 @@ class ChangedBlocks(LoadedIndex):
         return blocks.get(block_hash, 0) & 7
 
     def block_size(self, instance: str) -> int | None:
-        """Returns the block size of all instances."""
         return self._block_size
 
     def touch(self, instance: str, hashes: Sequence[int], now: float) -> None:
-        """Notes the blocks as used."""
         self.used.setdefault(instance, []).extend(hashes)
 
 

@@ -75,12 +75,10 @@ class InMemoryIndexer:
             self.store.restore_table(shared, kept.slice, kept.table, self._ahead(), now)
 
     def stop_model(self, model_key: str) -> None:
-        """Drops all state."""
         self.ended += 1
         self.store, self.sequencers = BlockStore(limits=self._limits), {}
 
     def instances(self, model_key: str) -> Sequence[str]:
-        """Returns the attached instances, and the shared store if it has blocks."""
         shared = shared_store_id(model_key)
         return [*self.sequencers, *([shared] if shared in self.store else [])]
 
@@ -105,7 +103,6 @@ class InMemoryIndexer:
         self.handle(instance, stream.on_connected())
 
     def detach(self, instance: str) -> None:
-        """Removes this engine."""
         del self.sequencers[instance]
         self.offer(self.store.detach(instance, "gone"))
 
@@ -134,7 +131,6 @@ class InMemoryIndexer:
                 self.handle(instance, self.sequencers[instance].on_replayed_frame(frame))
 
     def offer(self, changes: list[Change]) -> None:
-        """Passes changes to the sink."""
         if self.sink is not None:
             self.sink.offer(self.model_key, changes)
 
@@ -143,12 +139,10 @@ class InMemoryIndexer:
 
 
 def store_content(store: BlockStore) -> dict[str, set[tuple[int, StorageTier]]]:
-    """Returns (own hash, tier) of each block that the store has for the instances."""
     return {name: set(store.content(name)) for name in NAMES if name in store}
 
 
 def index_content(index: LoadedIndex) -> dict[str, set[tuple[int, StorageTier]]]:
-    """Returns the blocks that a loaded index has for each instance."""
     return {name: set(index.blocks_of(name)) for name in index.instances()}
 
 
@@ -223,7 +217,6 @@ class IndexHarness:
         assert not self.reader.problem(MODEL)
 
     async def wait_redis_lost(self) -> None:
-        """Waits until the link has noticed that Redis is gone."""
         await wait_until(lambda: not self.link.state.connected)
 
 
@@ -241,6 +234,5 @@ async def index_harness(url: str, limits: Limits) -> AsyncIterator[IndexHarness]
 
 @asynccontextmanager
 async def harness_with_redis(url: str, limits: Limits = LIMITS) -> AsyncIterator[tuple[IndexHarness, Any]]:
-    """Yields a new harness and a client of its Redis."""
     async with index_harness(url, limits) as harness, Redis.from_url(url) as redis:
         yield harness, redis

@@ -35,7 +35,6 @@ class IndexReader:
             self._models.setdefault(key, None)
 
     def index(self, model_key: str) -> LoadedIndex | None:
-        """Returns the last index of a model that could be loaded."""
         return self._models.get(model_key)
 
     def problem(self, model_key: str) -> str:
@@ -61,7 +60,6 @@ class IndexReader:
                 self._problems[key] = "Redis is away"
 
     def start(self) -> None:
-        """Starts to load the indexes, in a task of the running loop."""
         self._task = asyncio.ensure_future(self._run())
 
     async def stop(self) -> None:

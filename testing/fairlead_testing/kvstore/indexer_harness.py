@@ -57,11 +57,9 @@ class CollectingSink:
         self._indexes: dict[str, LoadedIndex] = {}
 
     def index(self, model_key: str) -> LoadedIndex:
-        """Returns the index of a model, always the same object."""
         return self._indexes.setdefault(model_key, LoadedIndex())
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
-        """Applies the changes."""
         self.index(model_key).apply(changes)
 
 
@@ -131,7 +129,6 @@ class IndexerHarness:
         return engine
 
     def apply_fleet(self) -> None:
-        """Passes the present fleet to the indexer."""
         instances = tuple(self.instances[name] for name in sorted(self.instances))
         self.indexer.update_fleet(Fleet(1, 1, {MODEL: Model("default", "tiny")}, {MODEL: instances}))
 
@@ -160,16 +157,13 @@ class IndexerHarness:
         return cached
 
     def is_exact(self, name: str) -> bool:
-        """Returns whether the index has all blocks of the engine and no others."""
         engine = self.engines[name].engine
         return self.status(name).state.complete and self.status(name).state.blocks == engine.cached_blocks
 
     async def wait_exact(self, *names: str) -> None:
-        """Waits until these are connected, and none of their blocks is missing."""
         await wait_until(lambda: all(self.status(name).connected and self.is_exact(name) for name in names))
 
     async def wait_connected(self, *names: str) -> None:
-        """Waits until the engines know of the subscription, too."""
         await wait_until(lambda: all(self.status(name).connected for name in names))
         await wait_until(lambda: all(self.engines[name].listeners > 0 for name in names))
 
@@ -226,7 +220,6 @@ class IndexerProcess:
         self.url = url
 
     async def get(self, path: str) -> httpx.Response:
-        """Returns the answer of its port."""
         async with httpx.AsyncClient() as client:
             return await client.get(self.url + path)
 
@@ -240,6 +233,5 @@ class IndexerProcess:
 
 @asynccontextmanager
 async def indexer_process(*arguments: str) -> AsyncIterator[IndexerProcess]:
-    """Runs ``python -m fairlead_kvstore`` with these arguments, on a free port."""
     async with ready_process("fairlead_kvstore", *arguments, ready=r"ready (http://\S+)") as (process, found):
         yield IndexerProcess(process, found[1])

@@ -59,16 +59,13 @@ class PrefixCacheEngine:
         return found
 
     def hit_blocks(self, tokens: Sequence[int], adapter: str | None = None, salt: str | None = None) -> int:
-        """Returns the blocks of this prompt that a request would find, without its last token."""
         return self._found(self.chain(tokens, adapter, salt)[: max(0, len(tokens) - 1) // self.block_size])
 
     @property
     def cached_blocks(self) -> int:
-        """Returns the number of different blocks in the cache."""
         return len(self._cached)
 
     def has_block(self, value: int) -> bool:
-        """Returns whether a block of this hash is in the cache."""
         return value in self._cached
 
     def serve_prompt(self, tokens: Sequence[int], adapter: str | None = None, salt: str | None = None) -> int:
@@ -111,7 +108,6 @@ class PrefixCacheEngine:
         return frame
 
     def replay(self, start: int) -> list[EventFrame]:
-        """Returns the answer of the replay endpoint, without its end."""
         return [frame for frame in self.frames if frame.number >= start]
 
     def _found(self, chain: Sequence[int]) -> int:

@@ -35,6 +35,8 @@ from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
 _ATTEMPTS = 30_000
 END_OF_REPLAY = [b"", b"", b"\xff" * 8, b""]
 
+GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+
 
 class ZmqEngine:
     """Publishes the events of ``engine`` and answers replays, as vLLM does.
@@ -82,7 +84,6 @@ class ZmqEngine:
 
     @property
     def ports(self) -> tuple[int, int]:
-        """Returns the ports, for a successor."""
         replay = self.replay
         return int(self.events.rsplit(":", 1)[1]), int(replay.rsplit(":", 1)[1]) if replay else 0
 
@@ -94,17 +95,14 @@ class ZmqEngine:
         return frame
 
     def send(self, *frames: EventFrame) -> None:
-        """Sends these frames."""
         for frame in frames:
             self.send_raw([self.topic, frame.number.to_bytes(8, "big"), frame.payload])
 
     def send_raw(self, parts: Sequence[bytes]) -> None:
-        """Sends exactly these parts."""
         self._publisher.send_multipart(list(parts))
         self._handle_sockets()
 
     def serve_prompt(self, *tokens: int, lose: bool = False) -> None:
-        """Serves a prompt and publishes its events."""
         self.engine.serve_prompt(tokens)
         self.publish(lose=lose)
 
@@ -169,15 +167,12 @@ class ManualLoop:
         return timer
 
     def call_soon(self, callback: Callable[[], object], /) -> asyncio.Handle:
-        """Replaces the method of asyncio's loop."""
         return self._loop.call_soon(callback)
 
     def add_reader(self, fd: int, callback: Callable[[], object], /) -> None:
-        """Replaces the method of asyncio's loop."""
         self._loop.add_reader(fd, callback)
 
     def remove_reader(self, fd: int, /) -> bool:
-        """Replaces the method of asyncio's loop."""
         return self._loop.remove_reader(fd)
 
     def advance(self, seconds: float) -> None:
@@ -221,7 +216,6 @@ def _bound(socket: "zmq.Socket[bytes]") -> str:
 
 
 def frame(number: int, process: str = "first") -> EventFrame:
-    """Returns the batch of this process under a number."""
     return EventFrame(number, f"{process} {number}".encode())
 
 
@@ -251,12 +245,10 @@ def short(outcomes: Iterable[StreamOutcome]) -> list[str]:
 
 
 def live(stream: EventSequencer, *numbers: int, process: str = "first") -> list[str]:
-    """Passes frames of the subscription to the stream; returns the outcomes in short form."""
     return short([one for number in numbers for one in stream.on_live_frame(frame(number, process))])
 
 
 def replay(stream: EventSequencer, *numbers: int, process: str = "first", end: bool = True) -> list[str]:
-    """Passes frames of a replay, and its end, to the stream; returns the outcomes."""
     found = [one for number in numbers for one in stream.on_replayed_frame(frame(number, process))]
     return short([*found, *(stream.on_replayed_frame(None) if end else [])])
 
@@ -271,7 +263,6 @@ def begun(*, replayable: bool = True, upto: int = 3, limits: Limits | None = Non
     return stream
 
 
-GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _MORE, _LONG, _COMMAND = 1, 2, 4
 
 
@@ -322,7 +313,6 @@ class ZmtpPeer:
         return sent
 
     def close(self) -> None:
-        """Closes the connection."""
         self._connection.close()
 
     def _read(self, size: int) -> bytes:

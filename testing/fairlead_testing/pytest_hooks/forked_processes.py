@@ -40,12 +40,10 @@ _FINISHED: Final = "pytest_runtest_logfinish"
 
 
 def add_option(parser: pytest.Parser) -> None:
-    """Adds the option to the command line of pytest."""
     parser.addoption(OPTION, type=int, default=1, metavar="N", help="fork N processes to run the tests side by side")
 
 
 def processes(config: pytest.Config) -> int:
-    """Returns how many processes run the tests of this run."""
     return int(config.getoption(OPTION))
 
 

@@ -16,7 +16,6 @@ T = TypeVar("T")
 
 
 def shortened(full: T, short: T) -> T:
-    """Returns `full` in `make nightly`, else `short`: seeds, cases, simulated hours."""
     return full if NIGHTLY else short
 
 

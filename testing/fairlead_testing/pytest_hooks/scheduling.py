@@ -24,7 +24,6 @@ _WAITING_SHARE = 0.8
 
 
 def scope_of(item: pytest.Item) -> str:
-    """Returns which tests run one after another with this one, in one process."""
     file = _file(item)
     return API_SERVER_SCOPE if _rank(file) == 0 else file
 

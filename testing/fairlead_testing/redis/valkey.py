@@ -65,11 +65,9 @@ class Valkey:
             self._server = None
 
     def freeze(self) -> None:
-        """Sends SIGSTOP: it accepts connections and responds to nothing."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Sends SIGCONT."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:

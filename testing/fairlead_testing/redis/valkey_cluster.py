@@ -46,7 +46,6 @@ class ValkeyNode:
     command: tuple[str, ...] = ()
 
     def execute(self, *words: str) -> Any:
-        """Returns the reply to one command."""
         with Redis(host=HOST, port=self.port, password=self.password, decode_responses=True, protocol=2) as redis:
             return redis.execute_command(*words)
 
@@ -57,16 +56,13 @@ class ValkeyNode:
         self.process.wait(30)
 
     def restart(self) -> None:
-        """Starts it again after `kill`: on the same port, without data. Waits until it listens."""
         self.process = _start(self.command)
         block_until(lambda: is_listening(self.port), "a server listens again")
 
     def freeze(self) -> None:
-        """Sends SIGSTOP: it accepts connections and responds to nothing."""
         os.kill(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Sends SIGCONT."""
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGCONT)
 

@@ -16,7 +16,6 @@ from fairlead_testing.simulated.event_loop import running_clock
 async def running_engine(
     settings: EngineSettings | None = None, *, clock: Clock | None = None, tokenizer: Tokenizer | None = None
 ) -> AsyncIterator[RunningEngine]:
-    """Yields one engine on a free loopback port."""
     async with running_engines(1, settings, clock=clock, tokenizer=tokenizer) as (running,):
         yield running
 

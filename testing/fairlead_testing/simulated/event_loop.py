@@ -30,6 +30,16 @@ _BYTES_ACKED_OFFSET = 120
 _ESTABLISHED, _CLOSE_WAIT = 1, 8
 _SEND_BUFFER_BYTES = 16_384
 
+MAX_TURNS = 20_000
+WALL_OFFSET = 1_800_000_000.0
+THREAD_SECONDS = 60.0
+"""The longest real wait for a thread."""
+_TURN_SECONDS = 1e-6
+"""The time of one turn of the loop. So no timer is exactly on time, as no real one is."""
+_FIRST_PORT = 10_001
+_ANY_HOST = ("", "0.0.0.0", "::")
+T = TypeVar("T")
+
 
 class LinkSocket(socket.socket):
     """One end of a link.
@@ -50,11 +60,9 @@ class LinkSocket(socket.socket):
         self.address: Address | None = None
 
     def getsockname(self) -> Address | str:
-        """Returns the address."""
         return self.address or ""
 
     def getpeername(self) -> Address | str:
-        """Returns the address of the other end."""
         return (self.peer and self.peer.address) or ""
 
     def setsockopt(self, *arguments: object) -> None:
@@ -94,7 +102,6 @@ class LinkSocket(socket.socket):
         return super().recv_into(buffer, size, flags)
 
     def shutdown(self, how: int) -> None:
-        """Ends a direction."""
         self.has_sent_eof = True
         super().shutdown(how)
 
@@ -105,7 +112,6 @@ class LinkSocket(socket.socket):
         super().close()
 
     def reset(self) -> None:
-        """Closes the end with a reset."""
         self._resets_on_close = True
         self.close()
 
@@ -122,7 +128,6 @@ class ListeningSocket(socket.socket):
         self._bound = bound
 
     def getsockname(self) -> Address:
-        """Returns the address."""
         return self.address
 
     def listen(self, backlog: int = 0) -> None:
@@ -140,17 +145,6 @@ def linked_sockets() -> tuple[LinkSocket, LinkSocket]:
     first, second = (LinkSocket(end.detach()) for end in socket.socketpair())
     first.peer, second.peer = second, first
     return first, second
-
-
-MAX_TURNS = 20_000
-WALL_OFFSET = 1_800_000_000.0
-THREAD_SECONDS = 60.0
-"""The longest real wait for a thread."""
-_TURN_SECONDS = 1e-6
-"""The time of one turn of the loop. So no timer is exactly on time, as no real one is."""
-_FIRST_PORT = 10_001
-_ANY_HOST = ("", "0.0.0.0", "::")
-T = TypeVar("T")
 
 
 class _InstantSelector(selectors.DefaultSelector):
@@ -211,17 +205,14 @@ class StrictTransport(selector_events._SelectorSocketTransport):  # type: ignore
         super().write(data)
 
     def write_eof(self) -> None:
-        """Ends the sending direction."""
         self._check()
         super().write_eof()
 
     def pause_reading(self) -> None:
-        """Stops reading."""
         self._check()
         super().pause_reading()
 
     def resume_reading(self) -> None:
-        """Reads on after a pause; raises after the end."""
         self._check()
         super().resume_reading()
 
@@ -251,7 +242,6 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return self.simulated.now
 
     def now(self) -> float:
-        """Returns the same, as a clock of Fairlead."""
         return self.simulated.now
 
     def wall(self) -> float:
@@ -259,7 +249,6 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return self.simulated.now + WALL_OFFSET
 
     def live_timers(self) -> list[str]:
-        """Returns the timers that are due in future, as text."""
         timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         return [repr(timer) for timer in timers if not timer.cancelled()]
 
@@ -398,7 +387,6 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
 
 def running_clock() -> Clock:
-    """Returns the clock of the running loop if it is simulated, else the system's."""
     loop = asyncio.get_running_loop()
     return loop if isinstance(loop, SimulatedLoop) else SystemClock()
 

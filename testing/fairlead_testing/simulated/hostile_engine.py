@@ -18,6 +18,18 @@ _STATUS_LINE = re.compile(r"HTTP/1\.1 ([1-9][0-9]{2}) [ -~]*")
 _FIELD_LINE = re.compile(r"([a-z][a-z0-9-]*): ?([\t -~\x80-\xff]*)")
 _SIZE_LINE = re.compile(rb"[0-9a-f]{1,8}\r\n")
 
+PATIENCE_SECONDS = 60.0
+NONCE_HEADER = "user-agent"
+CHAT_PATH = "/v1/chat/completions"
+ANSWER_BYTES_HEADER = "accept-language"
+
+TAG = b"tag-0000"
+"""A mark in answers. An engine replaces it by the number of the connection, in as many bytes."""
+_NONCE = re.compile(NONCE_HEADER.encode() + rb": ([a-z0-9-]+)\r\n")
+_ANSWER_BYTES = re.compile(ANSWER_BYTES_HEADER.encode() + rb": ([0-9]+)\r\n")
+_LENGTH = re.compile(rb"content-length: ([0-9]+)\r\n")
+_MAX_DRIPS = 2_000
+
 
 @dataclass(slots=True)
 class ReceivedResponse:
@@ -35,12 +47,10 @@ class ReceivedResponse:
 
     @property
     def closes(self) -> bool:
-        """Whether the head says that the connection ends behind the response."""
         return self.fields.get("connection") == "close"
 
     @property
     def events(self) -> list[bytes]:
-        """The data of its events."""
         lines = bytes(self.body).replace(b"\r\n", b"\n").split(b"\n")
         return [line[5:].strip() for line in lines if line.startswith(b"data:")]
 
@@ -63,7 +73,6 @@ class ResponseReader:
 
     @property
     def complete_count(self) -> int:
-        """The number of complete responses."""
         return sum(response.is_complete for response in self.responses)
 
     def feed(self, data: bytes) -> None:
@@ -164,12 +173,6 @@ class ResponseReader:
         self._current = None
 
 
-PATIENCE_SECONDS = 60.0
-NONCE_HEADER = "user-agent"
-CHAT_PATH = "/v1/chat/completions"
-ANSWER_BYTES_HEADER = "accept-language"
-
-
 class Leaving(Enum):
     """The way in which a client or an engine ends its connection."""
 
@@ -204,7 +207,6 @@ class ClientRequest:
 
     @property
     def is_stream(self) -> bool:
-        """Whether a stream is requested, which only chats have."""
         return self.stream and self.path == CHAT_PATH
 
     def encode(self, nonce: str) -> bytes:
@@ -263,7 +265,6 @@ class HostileClient:
         self.ended_at = 0.0
 
     def nonce(self, index: int) -> str:
-        """Returns the mark of a request."""
         return f"n-{self.number}-{index}"
 
     async def run(self, link: LinkSocket) -> None:
@@ -325,16 +326,7 @@ class HostileClient:
         self.reader.on_end(is_reset=self.is_reset)
 
 
-TAG = b"tag-0000"
-"""A mark in answers. An engine replaces it by the number of the connection, in as many bytes."""
-_NONCE = re.compile(NONCE_HEADER.encode() + rb": ([a-z0-9-]+)\r\n")
-_ANSWER_BYTES = re.compile(ANSWER_BYTES_HEADER.encode() + rb": ([0-9]+)\r\n")
-_LENGTH = re.compile(rb"content-length: ([0-9]+)\r\n")
-_MAX_DRIPS = 2_000
-
-
 def tag(number: int) -> bytes:
-    """Returns the mark of what an engine sends on one connection."""
     return b"tag-%04d" % number
 
 
@@ -544,7 +536,6 @@ def stream_events(nonce: str, size: int) -> list[bytes]:
 
 
 def plain_body(nonce: str, size: int) -> bytes:
-    """Returns the body with which a good engine answers."""
     text = f"good {nonce} {'x' * size}"
     return f'{{"object":"chat.completion","choices":[{{"index":0,"message":"{text}"}}]}}'.encode()
 
@@ -557,7 +548,6 @@ class GoodEngine:
         self.links: list[LinkSocket] = []
 
     async def accept(self, link: LinkSocket) -> None:
-        """Takes a connection."""
         self.links.append(link)
         self.tasks.append(asyncio.get_running_loop().create_task(self._serve(link), name="peer"))
 

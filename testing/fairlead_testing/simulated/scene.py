@@ -72,7 +72,6 @@ class _ErrorLog(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps a line."""
         self.lines.append(record.getMessage())
 
 
@@ -246,7 +245,6 @@ class Scene:
         return None
 
     def _good_statuses(self, request: ClientRequest) -> tuple[int, ...]:
-        """Returns the statuses of a model without defects."""
         own = (200, 400, 408)  # a request that comes too slowly gets an error
         return (*own, *((503,) if self._surroundings.drains_at else ()), *((504,) if request.timeout else ()))
 
@@ -301,7 +299,6 @@ class Scene:
 
 
 def _without_comments(body: bytes) -> bytes:
-    """Returns a body without the comments that the gateway sends into streams."""
     return body.replace(b":\n\n", b"").replace(b": keep-alive\n\n", b"")
 
 

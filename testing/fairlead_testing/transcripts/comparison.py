@@ -27,6 +27,10 @@ _IDS = frozenset({"id", "request_id", "system_fingerprint"})
 _TIMES = frozenset({"created", "created_at", "completed_at"})
 _GENERATED = frozenset({"text", "content", "token_ids", "logprobs"})
 
+_CLOSED_WORD_FIELDS = frozenset({"object", "role", "finish_reason", "type", "status", "code"})
+_SIGN_FIELDS = frozenset({"cached_tokens", "created_cache_tokens", "cache_read_input_tokens", "server_load"})
+_KEYED_BY_TEXT = frozenset({"top_logprobs", "prompt_logprobs", "added_tokens_decoder"})
+
 
 def mask_header(name: str, value: str) -> tuple[str, str]:
     """Returns a header in lower case; a value with an id, a time or a length is masked."""
@@ -37,7 +41,6 @@ def mask_header(name: str, value: str) -> tuple[str, str]:
 
 
 def mask_document(document: Any) -> Any:
-    """Returns a JSON document with masked ids, times and generated text, in its key order."""
     generated = isinstance(document, dict) and ("choices" in document or "output" in document or _is_message(document))
     return _mask_item(document, None, within=generated)
 
@@ -47,23 +50,19 @@ def decode_body(raw: bytes) -> str:
 
 
 def is_compact(raw: bytes) -> bool:
-    """Whether JSON was written without spaces, as in bodies; errors within streams have spaces."""
     document = json.loads(raw)
     return len(raw) <= len(json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
 
 
 def mask_headers(response: HttpResponse) -> list[tuple[str, str]]:
-    """Returns all headers, masked, in order."""
     return [mask_header(*pair) for pair in response.headers]
 
 
 def mask_events(response: HttpResponse) -> list[Any]:
-    """Returns all events, masked, in order."""
     return [mask_document(event) for event in response.events()]
 
 
 def header_names(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Returns the header names, sorted and in lower case."""
     return sorted(name.lower() for name, _ in pairs)
 
 
@@ -94,11 +93,6 @@ def _mask_generated(item: Any, key: str) -> Any:
     if isinstance(item, list):
         return [_mask_item(child, key, within=True) for child in item]
     return item
-
-
-_CLOSED_WORD_FIELDS = frozenset({"object", "role", "finish_reason", "type", "status", "code"})
-_SIGN_FIELDS = frozenset({"cached_tokens", "created_cache_tokens", "cache_read_input_tokens", "server_load"})
-_KEYED_BY_TEXT = frozenset({"top_logprobs", "prompt_logprobs", "added_tokens_decoder"})
 
 
 def compare_exact(recorded: HttpResponse, live: HttpResponse) -> list[str]:

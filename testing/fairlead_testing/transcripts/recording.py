@@ -23,6 +23,11 @@ _REQUEST = b"===== REQUEST =====\n"
 _RESPONSE = b"\n===== RESPONSE =====\n"
 _TIMELINE = b"\n===== RECV TIMELINE"
 
+EXACT = "exact"
+SHAPE = "shape"
+EXCLUDED = "excluded"
+_MATCH_LEVELS = frozenset({EXACT, SHAPE, EXCLUDED})
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
@@ -58,12 +63,10 @@ class HttpResponse:
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """Returns the headers by lower-case name."""
         return {name.lower(): value for name, value in self.headers}
 
     @property
     def is_stream(self) -> bool:
-        """Whether it is a stream of server-sent events."""
         return self.fields.get("content-type", "").startswith("text/event-stream")
 
     def json(self) -> Any:
@@ -91,7 +94,6 @@ class Recording:
 
 
 def is_recording(raw: bytes) -> bool:
-    """Whether the file is a recorded exchange; other files describe scenarios."""
     return _REQUEST in raw and _RESPONSE in raw
 
 
@@ -162,12 +164,6 @@ def _dechunk(body: bytes) -> tuple[bytes, ...]:
         position = line_end + 2 + size + 2
 
 
-EXACT = "exact"
-SHAPE = "shape"
-EXCLUDED = "excluded"
-_MATCH_LEVELS = frozenset({EXACT, SHAPE, EXCLUDED})
-
-
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
     """One recorded request and response.
@@ -204,7 +200,6 @@ class Manifest:
     scenarios: tuple[ManifestScenario, ...]
 
     def entries_for(self, engine: str) -> list[ManifestEntry]:
-        """Returns the recordings to replay against one configuration, in order."""
         return [entry for entry in self.entries if entry.engine == engine and entry.match != EXCLUDED]
 
 

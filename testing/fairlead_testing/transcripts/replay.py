@@ -43,6 +43,23 @@ from fairlead_testing.transcripts.recording import (
 RESPONSE_TIMEOUT_SECONDS = 60.0
 _READ_BYTES = 65_536
 
+_READY = re.compile(rb"https?://([\d.]+):(\d+)")
+_START_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+
+_RUNNING = "vllm:num_requests_running"
+
+_HEAD = """# Recordings of a real vLLM
+
+The simulated engine is held against recordings of vLLM 0.32.0. `python -m fairlead_testing.transcripts DIR` replays them and
+prints this table; `tests/testing/transcripts` fails when a claim of the manifest does not hold. This page is generated from
+`testing/fairlead_testing/transcripts/manifest.yaml`; do not edit it.
+
+*exact*: status line, headers in order and body are equal after masking ids, times, generated text and Content-Length.
+*shape*: same status, same header names, same JSON keys and types at every depth, and for streams the same kinds of events
+in order. Token counts are not masked, so an answer that counts the tokens of a text can only match in shape.
+"""
+
 
 class ClientConnection:
     """One TCP connection to an engine; ``received`` has its unread bytes."""
@@ -161,11 +178,6 @@ async def wait_for_value(
     return value
 
 
-_READY = re.compile(rb"https?://([\d.]+):(\d+)")
-_START_SECONDS = 60.0
-_STOP_SECONDS = 30.0
-
-
 @dataclass(frozen=True, slots=True)
 class EngineProcess:
     """A running engine and its address."""
@@ -176,7 +188,6 @@ class EngineProcess:
 
     @property
     def authority(self) -> str:
-        """Returns ``host:port``, as in a Host header."""
         return f"{self.host}:{self.port}"
 
 
@@ -222,9 +233,6 @@ async def _stop_process(process: asyncio.subprocess.Process) -> None:
         await process.stdout.read()
 
 
-_RUNNING = "vllm:num_requests_running"
-
-
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
     """Both comparisons of one recording."""
@@ -235,12 +243,10 @@ class ReplayResult:
 
     @property
     def is_as_claimed(self) -> bool:
-        """Whether the manifest's claim holds."""
         return not self.differences
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """Returns the differences that break the manifest's claim."""
         return self.exact_differences if self.entry.match == EXACT else self.shape_differences
 
     @property
@@ -385,7 +391,6 @@ async def record_entries(entries: Iterable[ManifestEntry], folder: Path, authori
 
 
 def recording_bytes(name: str, version: str, request: bytes, answer: bytes) -> bytes:
-    """Returns a recording in the form that ``read_recording`` reads."""
     head = f"# {name}\n# vLLM {version}, real engine, raw bytes\n".encode()
     return head + b"===== REQUEST =====\n" + request + b"\n===== RESPONSE =====\n" + answer + b"\n"
 
@@ -398,18 +403,6 @@ async def _exchange(authority: str, request: RecordedRequest) -> bytes:
             if not await connection.read_more():
                 raise EOFError(f"the engine closed after {len(connection.received)} bytes")
         return bytes(connection.received)
-
-
-_HEAD = """# Recordings of a real vLLM
-
-The simulated engine is held against recordings of vLLM 0.32.0. `python -m fairlead_testing.transcripts DIR` replays them and
-prints this table; `tests/testing/transcripts` fails when a claim of the manifest does not hold. This page is generated from
-`testing/fairlead_testing/transcripts/manifest.yaml`; do not edit it.
-
-*exact*: status line, headers in order and body are equal after masking ids, times, generated text and Content-Length.
-*shape*: same status, same header names, same JSON keys and types at every depth, and for streams the same kinds of events
-in order. Token counts are not masked, so an answer that counts the tokens of a text can only match in shape.
-"""
 
 
 def summarize(manifest: Manifest) -> str:
@@ -465,5 +458,4 @@ def render_table(manifest: Manifest, results: Sequence[ReplayResult]) -> str:
 
 
 def broken_claims(results: Iterable[ReplayResult]) -> list[ReplayResult]:
-    """Returns the results that break the manifest's claims."""
     return [result for result in results if not result.is_as_claimed]

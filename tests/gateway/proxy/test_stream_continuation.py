@@ -9,6 +9,7 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import StreamResume
+from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
 from fairlead_gateway.upstream.sent_tokens import COMMENT, SentTokens, TokenMemory
 from fairlead_testing.engines.disaggregated import engine_processes

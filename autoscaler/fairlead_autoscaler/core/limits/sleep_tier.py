@@ -108,7 +108,6 @@ class _SleepPlanner:
         return wake_seconds(self.memory.wakes, self.memory.starts, self.spec, self.tier, 0.5)
 
     def _whole_replicas(self) -> int:
-        """Returns how many replicas should exist, serving or asleep."""
         shown = self.plan.inputs.get(WHOLE_REPLICAS_INPUT)
         return 0 if shown is None or shown.value is None else int(shown.value)
 

@@ -103,15 +103,12 @@ class CountedMisses:
 
     @property
     def late_first_tokens(self) -> float:
-        """Requests whose first token was late, or whose client gave up."""
         return self.first_tokens.missed + self.abandoned
 
     @property
     def slow_answers(self) -> float:
-        """Requests whose answer came too slowly."""
         return self.gaps.missed + self.slow
 
     @property
     def missed(self) -> float:
-        """Requests that missed a target."""
         return min(self.requests, self.late_first_tokens + self.slow_answers)

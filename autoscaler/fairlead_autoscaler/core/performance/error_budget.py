@@ -39,7 +39,6 @@ class ErrorBudget:
     evidence: MissEvidence = field(default_factory=MissEvidence)
 
     def corrections(self, settings: ScalingSettings) -> MissCorrections:
-        """Returns the factors on predicted misses."""
         return self.evidence.corrections(settings)
 
     @property
@@ -48,7 +47,6 @@ class ErrorBudget:
         return self.period.missed / self.period.requests if self.period.requests > 0.0 else None
 
     def left(self, allowed: float) -> float:
-        """Returns how many more requests of the period may miss; negative if too many did."""
         return allowed * self.period.requests - self.period.missed
 
     def goal(self, allowed: float, settings: ScalingSettings) -> float:

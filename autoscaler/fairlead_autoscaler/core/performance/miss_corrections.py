@@ -67,5 +67,4 @@ class MissEvidence:
 
 
 def scale_odds(share: float, factor: float) -> float:
-    """Returns the share (0..1) whose odds are `factor` times those of `share`: never above 1."""
     return share if share >= 1.0 else factor * share / (1.0 - share + factor * share)

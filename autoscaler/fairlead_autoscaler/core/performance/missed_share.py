@@ -57,7 +57,6 @@ class MissedShares:
 
     @property
     def total(self) -> float:
-        """The share of requests that miss a target."""
         return min(1.0, self.prompts + self.batch + self.memory + self.gaps)
 
 
@@ -89,7 +88,6 @@ class MissPredictor:
         self.unevenness = 1.0 + variance / self.resident_tokens**2
 
     def on_fleet(self, replicas: float) -> "FleetMisses":
-        """Returns the missed shares on so many replicas."""
         return FleetMisses(self, max(1.0, replicas))
 
 
@@ -167,7 +165,6 @@ class _Queue:
         self._exponent = max(1.0, math.sqrt(2.0 * (servers + 1.0)) - 1.0)
 
     def none_free(self, busy: float) -> float:
-        """Returns the odds that none of the servers, each ``busy`` (0..1), is free."""
         return math.pow(busy, self._exponent)
 
     def late_share(self, busy: float, slack: float, service: float) -> float:

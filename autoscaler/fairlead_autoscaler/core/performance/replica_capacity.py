@@ -45,6 +45,19 @@ _MIN_REPLICAS, _MIN_RATE, _SEARCH_STEP = 1e-4, 1e-9, 1e-4
 """Replicas and rates are searched from these minima on, each larger than the one before by the
 factor e^step: 2^18 numbers of replicas, 2^19 rates."""
 
+_NORMAL_POINTS = (
+    (3.05, 0.00298),
+    (2.5, 0.00924),
+    (2.0, 0.02784),
+    (1.5, 0.06559),
+    (1.0, 0.12098),
+    (0.5, 0.17466),
+    (-0.61, 0.59871),
+)
+"""A normal distribution in steps of half a deviation: middle and probability of each step, the
+largest first. Steps are finest where a share of 0.1 % to 10 % lies above them, since misses rise
+from none to all within one deviation."""
+
 
 class Bound(StrEnum):
     """The bound that limits the capacity of a replica."""
@@ -199,7 +212,6 @@ class ReplicaModel:
         return find_unreachable_target(self.step, self.request, self.targets)
 
     def _missed_share(self, fleet: FleetMisses, rate: float, engine_seconds: float) -> float:
-        """Returns the share (0..1) of requests that miss, of those at `rate` on each replica."""
         first_tokens, gaps, batch, memory = self._corrected_shares(fleet, rate, engine_seconds)
         return min(1.0, first_tokens + gaps + batch + memory)
 
@@ -223,18 +235,6 @@ class ReplicaModel:
 
 
 _BOUNDS = (Bound.TTFT, Bound.ITL, Bound.BATCH, Bound.KV)
-_NORMAL_POINTS = (
-    (3.05, 0.00298),
-    (2.5, 0.00924),
-    (2.0, 0.02784),
-    (1.5, 0.06559),
-    (1.0, 0.12098),
-    (0.5, 0.17466),
-    (-0.61, 0.59871),
-)
-"""A normal distribution in steps of half a deviation: middle and probability of each step, the
-largest first. Steps are finest where a share of 0.1 % to 10 % lies above them, since misses rise
-from none to all within one deviation."""
 
 
 def _load_points(mean: float, deviation: float) -> list[tuple[float, float]]:

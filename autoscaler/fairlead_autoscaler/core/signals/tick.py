@@ -87,7 +87,6 @@ class Tick:
 
     @property
     def forbids_scale_down(self) -> bool:
-        """Whether signals are missing, inconsistent or too recent to lower a pool."""
         return self.missing_seconds is not None or self.signals.inconsistency is not None or self.warming_up
 
 

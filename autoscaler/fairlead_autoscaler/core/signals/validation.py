@@ -28,7 +28,6 @@ def valid_number(value: float | None) -> float | None:
 
 
 def valid_count(value: float) -> int:
-    """Returns a number of pods as an integer; 0 if the value is impossible."""
     number = valid_number(value)
     return 0 if number is None else int(number)
 

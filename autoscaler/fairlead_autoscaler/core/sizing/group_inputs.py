@@ -66,29 +66,23 @@ class GroupInputs:
 
     @property
     def first_pool(self) -> PoolSpec:
-        """The pool in whose replicas demand is counted."""
         return self.group.pools[0]
 
     @property
     def capacity(self) -> ReplicaCapacity:
-        """The capacity of a replica of the first pool."""
         return self.capacities[self.first_pool.name]
 
     def replica_model(self, pool: PoolSpec) -> ReplicaModel:
-        """Returns the model of one replica of `pool` under the mean request."""
         service = GroupService(self.mean_request, self.targets, self.corrections)
         return replica_model(pool, service, self.slowdowns[pool.name])
 
     def ready_replicas(self, tick: Tick) -> float:
-        """Returns the number of ready replicas, counted in replicas of the first pool."""
         return self._sum(tick, lambda pool: pool.ready)
 
     def desired_replicas(self, tick: Tick) -> float:
-        """Returns the number of desired replicas, counted in replicas of the first pool."""
         return self._sum(tick, lambda pool: pool.desired)
 
     def asleep_replicas(self, tick: Tick) -> float:
-        """Returns the number of replicas that should sleep, counted in those of the first pool."""
         return self._sum(tick, lambda pool: pool.asleep_desired)
 
     def desired_without_hedges(self, tick: Tick, state: CoreState) -> float:
@@ -100,7 +94,6 @@ class GroupInputs:
         return self.desired_replicas(tick) - sum(hedged)
 
     def max_replicas(self, tick: Tick) -> float:
-        """Returns the maximum of all pools together, in replicas of the first pool."""
         maxima = ((replica_bounds(pool, tick.wall)[1], pool.name) for pool in self.group.pools)
         return float_sum([maximum * self.replica_equivalents[name] for maximum, name in maxima])
 

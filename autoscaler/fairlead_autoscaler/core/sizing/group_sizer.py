@@ -209,7 +209,6 @@ class _GroupSizer:
         return wake_seconds(known.wakes, known.starts, pool, tier, 0.9)
 
     def _sleeping_pool(self) -> PoolSpec | None:
-        """Returns the only pool of the group if its replicas may sleep, else None."""
         pool = self.group.pools[0]
         return pool if len(self.group.pools) == 1 and pool.tier is not None and pool.tier.most >= 1 else None
 
@@ -293,7 +292,6 @@ class _GroupSizer:
         return shown
 
     def _with_unreachable_target(self, plan: PoolPlan, pool: PoolSpec) -> PoolPlan:
-        """Returns the plan; its reason names the target that no number of replicas can meet."""
         target = self.inputs.replica_model(pool).unreachable_target()
         return plan if target is None else replace(plan, reason=f"{plan.reason}; {target}")
 

@@ -26,13 +26,11 @@ def waiting_requests(tick: Tick, group: PoolGroup) -> float:
 
 
 def has_long_queue(tick: Tick, inputs: GroupInputs) -> bool:
-    """Whether more requests wait than is usual."""
     ready = inputs.ready_replicas(tick)
     return waiting_requests(tick, inputs.group) > USUAL_QUEUE * max(1.0, ready)
 
 
 def is_short_of_replicas(tick: Tick, inputs: GroupInputs, demand: Demand) -> bool:
-    """Whether ready replicas do not carry the current load, or more requests wait than usual."""
     return inputs.ready_replicas(tick) < demand.current_level or has_long_queue(tick, inputs)
 
 

@@ -103,7 +103,6 @@ def transition_targets(demand: float, pools: Sequence[PoolShare], counts: Mappin
 
 
 def follow_mix(demand: float, pools: Sequence[PoolShare], base: Mapping[str, int]) -> dict[str, int]:
-    """Returns the replicas that each pool should have now if the mix `base` is followed."""
     return _make_before_break(demand, _by_capacity(pools), _fill_from_mix(demand, pools, base))
 
 
@@ -143,7 +142,6 @@ def _fill_from_mix(demand: float, pools: Sequence[PoolShare], base: Mapping[str,
 
 
 def _total_cost(demand: float, pools: Sequence[PoolShare], counts: Mapping[str, int]) -> float:
-    """Returns the cost per hour of `counts`, with starts, and far more for unmet demand."""
     carried = float_sum([pool.capacity * counts[pool.name] for pool in pools])
     return float_sum([_pool_cost(pool, counts[pool.name]) for pool in pools]) + _UNMET_COST * max(0.0, demand - carried)
 
@@ -221,12 +219,10 @@ def _staying_allocation(demand: float, pools: Sequence[PoolShare], base: Mapping
 
 
 def _needed_alone(demand: float, pool: PoolShare) -> int:
-    """Returns the replicas that carry `demand` alone, within the bounds of the pool."""
     return min(pool.maximum, max(pool.minimum, math.ceil(demand / pool.capacity - _ROUNDING)))
 
 
 def _count_allocations(demand: float, pools: Sequence[PoolShare]) -> int:
-    """Returns the most allocations that `_allocations` can yield."""
     return math.prod(_needed_alone(demand, pool) - pool.minimum + 1 for pool in pools[:-1])
 
 

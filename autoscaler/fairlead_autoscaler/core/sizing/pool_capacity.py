@@ -11,6 +11,9 @@ from fairlead_autoscaler.core.types import ModelSpec, PoolSpec, ReplicaSchedule
 
 _DAY_SECONDS = 86_400.0
 
+_FALLBACK_PROFILE = "a100-qwen7b"
+"""The profile of a pool whose profile is unknown; the measured speed corrects it."""
+
 
 def replica_bounds(pool: PoolSpec, wall: float | None) -> tuple[int, int]:
     """Returns minimum and maximum of `pool`. The first active schedule applies.
@@ -37,17 +40,11 @@ def _is_active(schedule: ReplicaSchedule, wall: float) -> bool:
     return (weekday in schedule.days and second >= start) or ((weekday - 1) % 7 in schedule.days and second < end)
 
 
-_FALLBACK_PROFILE = "a100-qwen7b"
-"""The profile of a pool whose profile is unknown; the measured speed corrects it."""
-
-
 def pool_profile(pool: PoolSpec) -> EngineProfile:
-    """Returns the profile of the pool, or the fallback."""
     return pool.profile or builtin_profile(_FALLBACK_PROFILE)
 
 
 def allowed_miss_share(model: ModelSpec) -> float:
-    """Returns the share of requests that may miss their targets."""
     return min(0.5, max(1e-4, 1.0 - model.target))
 
 
@@ -72,6 +69,5 @@ class GroupService:
 
 
 def replica_model(pool: PoolSpec, service: GroupService, slowdown: float) -> ReplicaModel:
-    """Returns a replica of `pool` that is `slowdown` times as slow as its profile."""
     step = StepModel.from_profile(pool_profile(pool), slowdown)
     return ReplicaModel(step, service.request, service.targets, service.corrections)

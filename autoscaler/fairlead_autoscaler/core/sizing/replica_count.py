@@ -36,6 +36,10 @@ from fairlead_autoscaler.core.types import PoolObservation, PoolPlan
 MIN_DOWN_SECONDS: Final = 15.0
 """Shortest time between two steps down."""
 
+_ROUNDING = 1e-6
+_MIN_NEED_SHOWN = 0.005
+"""The smallest demand that a reason names."""
+
 
 class Rule(StrEnum):
     """The rule that decided the number of a pool."""
@@ -64,9 +68,6 @@ class Rule(StrEnum):
 
 _LOAD_CARRIED_RULES = frozenset({Rule.ENOUGH, Rule.UP})
 """Rules after which the number carries the load."""
-_ROUNDING = 1e-6
-_MIN_NEED_SHOWN = 0.005
-"""The smallest demand that a reason names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,6 @@ class PoolDemand:
 
     @property
     def needed_text(self) -> str:
-        """`needed` as text with two decimals; three if two would hide that one more is needed."""
         is_hidden = math.ceil(round(self.needed, 2)) < math.ceil(self.needed - _ROUNDING)
         return f"{self.needed:.3f}" if is_hidden else f"{self.needed:.2f}"
 
@@ -163,12 +163,10 @@ class StatelessPoolPlanner:
 
     @property
     def _hedged(self) -> int:
-        """Desired replicas that are hedged starts."""
         return min(self.memory.hedged, self.observed.desired)
 
     @property
     def _plain(self) -> int:
-        """Desired replicas without hedged starts."""
         return self.observed.desired - self._hedged
 
     def _bounded_target(self, demand: PoolDemand) -> tuple[int, Rule, str]:

@@ -26,7 +26,6 @@ class NeedWindow:
 
     @property
     def largest(self) -> float:
-        """The highest demand in the window."""
         return self.needs[0][1] if self.needs else 0.0
 
 

@@ -99,16 +99,13 @@ def _restart_lengths(
 
 
 def is_shifting(lengths: RequestLengths, now: float) -> bool:
-    """Whether the last shift is so recent that the mean output length still moves."""
     return lengths.turned_at is not None and now - lengths.turned_at <= _SETTLE_FACTOR * LENGTH_SECONDS
 
 
 def unfinished_share(lengths: RequestLengths) -> float:
-    """Returns the share of the requests since the shift that is unfinished."""
     started, finished = lengths.began.slow, lengths.output.slow_of
     return max(0.0, started - finished) / started if started > 0.0 else 0.0
 
 
 def bins_for_growth(lengths: RequestLengths, history: ArrivalHistory) -> list[ArrivalBin]:
-    """Returns the bins in which a growth of outputs is no effect of a shift."""
     return [closed for closed in history.bins if not is_shifting(lengths, closed.at)]

@@ -278,7 +278,6 @@ def _mean_price(bins: Sequence[ArrivalBin], price: BinPrice) -> float:
 
 
 def _chance_spread(value: float, request_seconds: float, seconds: float) -> float:
-    """Returns the spread that random arrivals give a bin whose mean is `value`."""
     return math.sqrt(_WORK_VARIANCE * max(0.0, value) * request_seconds / seconds)
 
 

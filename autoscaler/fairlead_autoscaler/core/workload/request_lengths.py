@@ -56,7 +56,6 @@ class DecayingRatio:
         return self.slow_mean(default)
 
     def slow_mean(self, default: float) -> float:
-        """Returns the slow mean; `default` before the first request."""
         return self.slow / self.slow_of if self.slow_of > _EPSILON else default
 
     def with_started(self, started: "DecayingRatio", default: float) -> "DecayingRatio":
@@ -120,7 +119,6 @@ class RequestLengths:
 
 
 def _half_of_unfinished(started: float, finished: float) -> float:
-    """Returns half of the unfinished requests, beyond what chance makes of equal rates."""
     return max(0.0, (started - finished - _SIGMAS * math.sqrt(max(0.0, finished))) / 2.0)
 
 

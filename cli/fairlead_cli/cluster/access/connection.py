@@ -36,6 +36,11 @@ from fairlead_cli.target import ClusterOptions, kubeconfig_paths
 CLI_LIMITS: Final = Limits(kube_attempts=2, kube_connect_seconds=4.0, kube_response_seconds=20.0)
 """Short timeouts, because a person waits for the answer."""
 
+EXEC_API_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+TIMEOUT_SECONDS: Final = 120.0
+"""A plugin may open a browser and wait for a person."""
+_MAX_ERROR_CHARACTERS = 500
+
 
 def resolve_access(
     options: ClusterOptions, environment: Mapping[str, str] | None = None, home: Path | None = None
@@ -104,12 +109,6 @@ def local_user() -> str:
     except (KeyError, OSError):
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"
-
-
-EXEC_API_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
-TIMEOUT_SECONDS: Final = 120.0
-"""A plugin may open a browser and wait for a person."""
-_MAX_ERROR_CHARACTERS = 500
 
 
 def run_exec_plugin(plugin: Mapping[str, Any], kubeconfig: Path, access: ClusterConfig) -> PluginCredential:

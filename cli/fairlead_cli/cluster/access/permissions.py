@@ -18,6 +18,23 @@ from fairlead_operator.kube.leader_election import LEASE_NAME
 
 _FIELD_MANAGER = "fairlead-cli"
 
+AUTOSCALER_LEASE_NAME: Final = "fairlead-autoscaler"
+"""As in the autoscaler; a test holds the two equal."""
+_CLAIMANTS: Final = (kube.MODEL_ROUTES, kube.MODEL_ADAPTERS)
+"""Kinds besides models that have names for clients."""
+_MANAGED_RESOURCES: Final = (
+    *(kube.DEPLOYMENTS, kube.CONTROLLER_REVISIONS, kube.LEADER_WORKER_SETS, kube.SERVICES),
+    *(kube.SERVICE_ACCOUNTS, kube.DISRUPTION_BUDGETS, kube.NETWORK_POLICIES),
+)
+_WATCHED: Final = ("list", "watch")
+_READ: Final = ("get", *_WATCHED)
+
+_ADMISSION_GROUP: Final = "admissionregistration.k8s.io"
+_ADMISSION_POLICIES: Final = ("validatingadmissionpolicies", "validatingadmissionpolicybindings")
+
+COMPONENTS_WITH_PERMISSIONS: Final = (OPERATOR, GATEWAY, INDEXER, AUTOSCALER)
+"""Components whose service accounts have permissions."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Permission:
@@ -74,18 +91,6 @@ async def _create_review(api: KubeApi, kind: str, right: Permission, subject: di
     if status.get("evaluationError") and not status.get("allowed"):
         raise KubeError(str(status["evaluationError"]))
     return bool(status.get("allowed"))
-
-
-AUTOSCALER_LEASE_NAME: Final = "fairlead-autoscaler"
-"""As in the autoscaler; a test holds the two equal."""
-_CLAIMANTS: Final = (kube.MODEL_ROUTES, kube.MODEL_ADAPTERS)
-"""Kinds besides models that have names for clients."""
-_MANAGED_RESOURCES: Final = (
-    *(kube.DEPLOYMENTS, kube.CONTROLLER_REVISIONS, kube.LEADER_WORKER_SETS, kube.SERVICES),
-    *(kube.SERVICE_ACCOUNTS, kube.DISRUPTION_BUDGETS, kube.NETWORK_POLICIES),
-)
-_WATCHED: Final = ("list", "watch")
-_READ: Final = ("get", *_WATCHED)
 
 
 def component_permissions(
@@ -156,10 +161,6 @@ def _fleet_permissions(namespace: str | None) -> Iterator[Permission]:
     return _permissions((kube.MODEL_DEPLOYMENTS, kube.PODS), _WATCHED, namespace)
 
 
-_ADMISSION_GROUP: Final = "admissionregistration.k8s.io"
-_ADMISSION_POLICIES: Final = ("validatingadmissionpolicies", "validatingadmissionpolicybindings")
-
-
 def permissions_to_install(namespace: str, exists: bool) -> list[Permission]:
     """Returns the permissions that ``helm install`` into ``namespace`` needs."""
     cluster_wide = (kube.CUSTOM_RESOURCE_DEFINITIONS, kube.CLUSTER_ROLES, kube.CLUSTER_ROLE_BINDINGS)
@@ -191,10 +192,6 @@ def permissions_to_check(namespace: str, *, before_install: bool) -> list[Permis
         *_permissions([kube.PODS], ["get"], namespace, "/proxy"),
         Permission("authorization.k8s.io", "subjectaccessreviews", "create"),
     ]
-
-
-COMPONENTS_WITH_PERMISSIONS: Final = (OPERATOR, GATEWAY, INDEXER, AUTOSCALER)
-"""Components whose service accounts have permissions."""
 
 
 def _permissions(

@@ -56,6 +56,21 @@ from fairlead_cli.target import ClusterOptions, InstallationOptions
 
 MANIFEST_NAME: Final = "manifest.json"
 
+_SHOWN: Final = 5
+
+_DEFAULTS = InstallationOptions()
+
+MAX_LOG_BYTES: Final = 512 * 1024
+MAX_LOG_LINES: Final = 2_000
+_MAX_PODS: Final = 24
+_MAX_OBJECTS: Final = 2_000
+_MAX_NAMESPACES: Final = 64
+_CHILDREN: Final = (
+    *(kube.DEPLOYMENTS, kube.LEADER_WORKER_SETS, kube.SERVICES, kube.SERVICE_ACCOUNTS, kube.DISRUPTION_BUDGETS),
+    *(kube.NETWORK_POLICIES, kube.CONTROLLER_REVISIONS),
+)
+_OWN: Final = (kube.DEPLOYMENTS, kube.SERVICES, kube.DISRUPTION_BUDGETS, kube.NETWORK_POLICIES, kube.PODS)
+
 
 @dataclass(frozen=True, slots=True)
 class BundleLimits:
@@ -136,12 +151,6 @@ def write_archive(packed: PackedBundle, target: Path, folder: str, now: float) -
     return target.stat().st_size
 
 
-_SHOWN: Final = 5
-
-
-_DEFAULTS = InstallationOptions()
-
-
 def support_bundle(
     *,
     out: Annotated[
@@ -220,18 +229,6 @@ def _print_summary(packed: PackedBundle, size: int) -> None:
         print(terminal_text(f"not in it: {entry['path']}: {entry['why']}"), file=sys.stderr)
     if len(missing) > _SHOWN:
         print(f"and {len(missing) - _SHOWN} more, which its manifest.json lists", file=sys.stderr)
-
-
-MAX_LOG_BYTES: Final = 512 * 1024
-MAX_LOG_LINES: Final = 2_000
-_MAX_PODS: Final = 24
-_MAX_OBJECTS: Final = 2_000
-_MAX_NAMESPACES: Final = 64
-_CHILDREN: Final = (
-    *(kube.DEPLOYMENTS, kube.LEADER_WORKER_SETS, kube.SERVICES, kube.SERVICE_ACCOUNTS, kube.DISRUPTION_BUDGETS),
-    *(kube.NETWORK_POLICIES, kube.CONTROLLER_REVISIONS),
-)
-_OWN: Final = (kube.DEPLOYMENTS, kube.SERVICES, kube.DISRUPTION_BUDGETS, kube.NETWORK_POLICIES, kube.PODS)
 
 
 async def build_scrubber(api: KubeApi, facts: ClusterFacts) -> tuple[Scrubber, MissingValue | None]:

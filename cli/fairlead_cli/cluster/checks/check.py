@@ -15,6 +15,10 @@ _REFERENCE_PAGE: Final = "reference/checks.html"
 OLDEST_KUBERNETES: Final = (1, 30)
 """As in the chart's ``kubeVersion``; a test holds the two equal."""
 
+T = TypeVar("T")
+MAX_LINES: Final = 6
+"""Findings printed of one check; the rest is counted."""
+
 
 class CheckSection(StrEnum):
     """Headings in the order of output; a section depends on those above it."""
@@ -38,11 +42,6 @@ class CheckStage(StrEnum):
     PRE = "pre"
     POST = "post"
     BOTH = "both"
-
-
-T = TypeVar("T")
-MAX_LINES: Final = 6
-"""Findings printed of one check; the rest is counted."""
 
 
 class CheckOutcome(StrEnum):
@@ -83,7 +82,6 @@ class Check:
 
     @property
     def anchor(self) -> str:
-        """The check's heading in the documentation: an address, or a path inside of the site."""
         return f"{ADDRESSES.documentation_page(_REFERENCE_PAGE)}#{self.id}"
 
 
@@ -111,22 +109,18 @@ def known(fact: T | MissingValue) -> T:
 
 
 def passed(note: str = "") -> Verdict:
-    """Returns a verdict that the check passed."""
     return Verdict(CheckOutcome.OK, note=note)
 
 
 def failed(*lines: str) -> Verdict:
-    """Returns a verdict that the check failed."""
     return Verdict(CheckOutcome.FAILED, lines)
 
 
 def warned(*lines: str) -> Verdict:
-    """Returns a warning: the title is not true, but everything works."""
     return Verdict(CheckOutcome.WARNING, lines)
 
 
 def unknown(missing: MissingValue | str) -> Verdict:
-    """Returns a verdict that the check could not be made, with the reason."""
     return Verdict(CheckOutcome.UNKNOWN, (missing if isinstance(missing, str) else missing.reason,))
 
 
@@ -142,6 +136,5 @@ def verdict_of(
 
 
 def truncate_lines(lines: Sequence[str]) -> list[str]:
-    """Returns at most MAX_LINES lines, then a line with the number of the others if any."""
     more = len(lines) - MAX_LINES
     return [*lines[:MAX_LINES], *([f"and {more} more"] if more > 0 else [])]

@@ -30,6 +30,21 @@ Sleep = Callable[[float], Awaitable[object]]
 
 _DEFAULTS = InstallationOptions()
 
+OUTCOME_SIGNS: Final = {
+    CheckOutcome.OK: "√",
+    CheckOutcome.WARNING: "‼",
+    CheckOutcome.FAILED: "×",
+    CheckOutcome.UNKNOWN: "?",
+}
+OUTCOME_STYLES: Final = {
+    CheckOutcome.OK: "green",
+    CheckOutcome.WARNING: "yellow",
+    CheckOutcome.FAILED: "red",
+    CheckOutcome.UNKNOWN: "magenta",
+}
+_INDENT: Final = "    "
+_LINK: Final = re.compile(r"\[([^]]*)\]\([^)]*\)")
+
 
 def check(
     *,
@@ -107,22 +122,6 @@ def print_results(results: tuple[CheckResult, ...]) -> None:
         console.print(line, soft_wrap=True)
 
 
-OUTCOME_SIGNS: Final = {
-    CheckOutcome.OK: "√",
-    CheckOutcome.WARNING: "‼",
-    CheckOutcome.FAILED: "×",
-    CheckOutcome.UNKNOWN: "?",
-}
-OUTCOME_STYLES: Final = {
-    CheckOutcome.OK: "green",
-    CheckOutcome.WARNING: "yellow",
-    CheckOutcome.FAILED: "red",
-    CheckOutcome.UNKNOWN: "magenta",
-}
-_INDENT: Final = "    "
-_LINK: Final = re.compile(r"\[([^]]*)\]\([^)]*\)")
-
-
 def render_lines(results: Sequence[CheckResult]) -> Iterator[Text]:
     """Yields a heading for each section, a line for each check, and below a failure its findings
     and the fix.
@@ -151,7 +150,6 @@ def _result(result: CheckResult) -> Iterator[Text]:
 
 
 def _plain(text: str) -> str:
-    """Returns the first sentence of a remedy without Markdown; the reference page has the rest."""
     return _LINK.sub(r"\1", text.partition(". ")[0].rstrip(".")).replace("`", "")
 
 
@@ -166,7 +164,6 @@ def summarize(results: Sequence[CheckResult]) -> str:
 
 
 def count_outcomes(results: Sequence[CheckResult]) -> dict[str, int]:
-    """Returns the number of checks by outcome."""
     return {str(outcome): sum(result.verdict.outcome is outcome for result in results) for outcome in CheckOutcome}
 
 

@@ -27,7 +27,6 @@ def run_checks(facts: ClusterFacts, *, before_install: bool = False) -> tuple[Ch
 
 
 def has_failures(results: tuple[CheckResult, ...]) -> bool:
-    """Whether any check failed. Warnings and unknown outcomes do not count."""
     return any(result.verdict.outcome is CheckOutcome.FAILED for result in results)
 
 

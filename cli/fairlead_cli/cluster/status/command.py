@@ -71,6 +71,19 @@ _MAX_GATEWAYS: Final = 8
 
 _DEFAULTS = ClusterOptions()
 
+STATE_STYLES: Final = {
+    "Ready": "green",
+    "Routed": "green",
+    "Worker": "green",
+    "Starting": "yellow",
+    "Draining": "cyan",
+    "Sleeping": "dim",
+}
+_STALE_SECONDS: Final = 10.0
+_MAX_MESSAGE: Final = 240
+TABLE_HEADINGS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "SLO-MET", "REASON", "AGE")
+WIDE_HEADINGS: Final = ("POOLS", "URI")
+
 
 def status(
     model: ModelFlag = None,
@@ -258,20 +271,6 @@ def _print(model_report: ModelReport, advice: Advice, output: OutputFormat) -> N
     stdout_console().print(
         render_tree(model_report, advice)
     )  # a terminal has a width, and long lines go on below one another
-
-
-STATE_STYLES: Final = {
-    "Ready": "green",
-    "Routed": "green",
-    "Worker": "green",
-    "Starting": "yellow",
-    "Draining": "cyan",
-    "Sleeping": "dim",
-}
-_STALE_SECONDS: Final = 10.0
-_MAX_MESSAGE: Final = 240
-TABLE_HEADINGS: Final = ("NAMESPACE", "NAME", "CLIENT-NAME", "ENGINE", "READY", "SLO-MET", "REASON", "AGE")
-WIDE_HEADINGS: Final = ("POOLS", "URI")
 
 
 def render_tree(report: ModelReport, advice: Advice) -> RenderableType:

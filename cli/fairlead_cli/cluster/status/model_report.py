@@ -66,6 +66,9 @@ _REMEDIES: Final = (
 )
 """Part of an event's message to what helps; ``{}`` is its group."""
 
+_STARTUP_PROBE: Final = "Startup probe failed"
+MAX_EVENTS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class StartObstacle:
@@ -205,10 +208,6 @@ def _with_in_flight(signals: EngineSignals, pages: Sequence[MetricsPage], model:
     return replace(signals, in_flight=sum(known) if known else None)
 
 
-_STARTUP_PROBE: Final = "Startup probe failed"
-MAX_EVENTS = 5
-
-
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """Facts about a model. ``gateways``: report of each gateway's pod, or why none was queried.
@@ -241,7 +240,6 @@ class InstanceReport:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the instance is ready and awake, so that gateways may route to it."""
         return self.state == "Ready"
 
 
@@ -299,7 +297,6 @@ class ModelReport:
         return next((condition for condition in self.conditions if condition.get("type") == type), None)
 
     def instances(self) -> Iterator[InstanceReport]:
-        """Yields the instances of all pools."""
         for pool in self.pools:
             yield from pool.instances
 
@@ -331,7 +328,6 @@ def build_report(facts: ModelFacts) -> ModelReport:
 
 
 def _sorted_events(facts: ModelFacts) -> Sequence[Manifest]:
-    """Returns the events, the newest last; none where they could not be read."""
     return () if isinstance(facts.events, MissingValue) else sorted(facts.events, key=_event_time)
 
 

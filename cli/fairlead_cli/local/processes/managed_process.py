@@ -21,6 +21,16 @@ from fairlead.runtime.clock import Clock
 from fairlead_cli.local.processes.child_process import ChildProcess, ProcessCommand
 from fairlead_cli.local.processes.reaper import Reaper
 
+FIRST_DELAY_SECONDS = 0.25
+
+MAX_DELAY_SECONDS = 30.0
+
+RESET_AFTER_SECONDS = 30.0
+"""A process that was ready this long resets the count of failures."""
+
+POLL_SECONDS = 0.05
+TIMEOUT_SECONDS = 2.0
+
 
 class ProcessPhase(StrEnum):
     """State of a managed process."""
@@ -84,15 +94,12 @@ class ManagedProcess:
 
     @property
     def restarts(self) -> int:
-        """Number of restarts."""
         return max(0, self.starts - 1)
 
     def start(self) -> None:
-        """Starts the process; returns at once."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"manage-{self.name}")
 
     def disable_restart(self) -> None:
-        """Lets the process run, but does not restart it."""
         self._stopping.set()
 
     def kill(self) -> None:
@@ -177,16 +184,6 @@ def describe_exit(code: int) -> str:
     return f"exit code {code}"
 
 
-FIRST_DELAY_SECONDS = 0.25
-
-
-MAX_DELAY_SECONDS = 30.0
-
-
-RESET_AFTER_SECONDS = 30.0
-"""A process that was ready this long resets the count of failures."""
-
-
 def count_failures(failures: int, ready_seconds: float) -> int:
     """Returns the failures in a row, including the present one.
 
@@ -205,10 +202,6 @@ def restart_delay_seconds(failures: int) -> float:
     return min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 16))
 
 
-POLL_SECONDS = 0.05
-TIMEOUT_SECONDS = 2.0
-
-
 async def get_http_status(url: str) -> int | None:
     """Returns the status of one GET, or None without a valid answer."""
     return _status(await _get(url, b"\r\n"))
@@ -222,7 +215,6 @@ async def get_http_body(url: str) -> bytes | None:
 
 
 async def is_redis_up(socket_path: str | None, port: int | None) -> bool:
-    """Whether a Redis answers, if only that it requires a password."""
     answer = await _exchange("127.0.0.1", port, socket_path, b"PING\r\n", b"\r\n")
     return answer.startswith((b"+PONG", b"-NOAUTH"))
 

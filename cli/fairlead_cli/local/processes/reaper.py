@@ -29,7 +29,6 @@ class Reaper:
 
     @property
     def pid(self) -> int:
-        """Process id of the reaper."""
         return self._process.pid
 
     def add(self, pid: int) -> None:

@@ -18,6 +18,21 @@ from fairlead_cli.local.stack.engine_plan import ENGINE_TOKEN_VARIABLE, EnginePl
 LOCAL_PEPPER: Final = "local"
 """The pepper of API keys in local mode without FAIRLEAD_KEY_PEPPER, so that examples have keys."""
 
+SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
+
+REDIS_VARIABLE = "FAIRLEAD_REDIS_URL"
+
+AUTOSCALER_VARIABLE = "FAIRLEAD_AUTOSCALER_URL"
+
+DRAIN_VARIABLE = "FAIRLEAD_DRAIN_TIMEOUT"
+
+PEPPER_VARIABLE = "FAIRLEAD_KEY_PEPPER"
+
+USAGE_VARIABLE = "FAIRLEAD_USAGE_DIR"
+
+GATEWAY_DRAIN_SECONDS = 5.0
+"""Time for requests in flight when the stack is stopped."""
+
 
 @dataclass(frozen=True, slots=True)
 class StackConfig:
@@ -42,28 +57,6 @@ class StackConfig:
     tenant_files: tuple[Path, ...] = ()
     key_pepper: str = LOCAL_PEPPER
     engine_token: str = ""
-
-
-SECRET_VARIABLE = "FAIRLEAD_HASH_SECRET"
-
-
-REDIS_VARIABLE = "FAIRLEAD_REDIS_URL"
-
-
-AUTOSCALER_VARIABLE = "FAIRLEAD_AUTOSCALER_URL"
-
-
-DRAIN_VARIABLE = "FAIRLEAD_DRAIN_TIMEOUT"
-
-
-PEPPER_VARIABLE = "FAIRLEAD_KEY_PEPPER"
-
-
-USAGE_VARIABLE = "FAIRLEAD_USAGE_DIR"
-
-
-GATEWAY_DRAIN_SECONDS = 5.0
-"""Time for requests in flight when the stack is stopped."""
 
 
 def gateway_command(

@@ -41,6 +41,24 @@ from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.embedded_redis import MAX_SOCKET_PATH_BYTES
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec
 
+SIMULATED_ENGINE = "sim"
+ADOPTED_ENGINE = "vllm"
+"""Engine type whose metrics an adopted engine is expected to have; without them it is routed to all
+the same.
+"""
+ENGINE_TOKEN_VARIABLE = "ENGINE_TOKEN"
+"""Environment variable of gateway and indexer with the API key of real engines."""
+_VLLM_KEY_VARIABLE = "VLLM_API_KEY"
+_ADAPTER_VARIABLES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+_RANK_FLAGS = ("--data-parallel-size", "-dp")
+
+_MODEL = ("revision", "credentials", "cache")
+_ENGINE = ("image", "command", "imagePullSecrets", "port", "healthPath")
+_POOL = ("parallelism", "template")
+_CA = "caSecretKeyRef"
+_CHANGES_ANSWERS = ("spec.model.revision", "spec.pools[].parallelism", "spec.engine.env[].valueFrom")
+"""A real engine without these would answer differently, or not start."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScaledModelSpec:
@@ -97,16 +115,6 @@ def _pool_spec(manifests: Manifests, pool: Pool, tier: SleepTier | None) -> Pool
     )
 
 
-SIMULATED_ENGINE = "sim"
-ADOPTED_ENGINE = "vllm"
-"""Engine type whose metrics an adopted engine is expected to have; without them it is routed to all
-the same.
-"""
-ENGINE_TOKEN_VARIABLE = "ENGINE_TOKEN"
-"""Environment variable of gateway and indexer with the API key of real engines."""
-_VLLM_KEY_VARIABLE = "VLLM_API_KEY"
-_ADAPTER_VARIABLES = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-_RANK_FLAGS = ("--data-parallel-size", "-dp")
 MIN_SPEED, MAX_SPEED = 0.001, 1000
 """Beyond these, a step of an engine is too short for a clock or too long for a person."""
 
@@ -139,7 +147,6 @@ class EnginePlan:
 
     @property
     def engines(self) -> int:
-        """Number of endpoints in all pools, adopted ones included."""
         return sum(pool.replicas + len(pool.adopted) for pool in self.pools)
 
 
@@ -375,7 +382,6 @@ def place_event_sockets(plan: EnginePlan, folder: Path) -> EnginePlan:
 
 
 def _replica_price(manifests: Manifests, pool: Pool) -> int | None:
-    """Returns the price of an instance per hour; None if its accelerator has none."""
     accelerator = manifests.accelerators.get(pool.accelerator_class_name or "")
     return None if accelerator is None else accelerator.spec.replica_nano_usd_per_hour(pool.parallelism)
 
@@ -438,14 +444,6 @@ def _reject_start(ports: tuple[int, ...], first: int) -> ProcessCommand:
     raise AssertionError("an adopted engine is not started")
 
 
-_MODEL = ("revision", "credentials", "cache")
-_ENGINE = ("image", "command", "imagePullSecrets", "port", "healthPath")
-_POOL = ("parallelism", "template")
-_CA = "caSecretKeyRef"
-_CHANGES_ANSWERS = ("spec.model.revision", "spec.pools[].parallelism", "spec.engine.env[].valueFrom")
-"""A real engine without these would answer differently, or not start."""
-
-
 def reject_unsupported(deployment: ModelDeployment, *, real: bool) -> None:
     """Raises BadInput with a field that local mode cannot honour, and what to do instead."""
     spec, name = deployment.spec, deployment.metadata.name
@@ -471,7 +469,6 @@ def reject_unsupported(deployment: ModelDeployment, *, real: bool) -> None:
 
 
 def ignored_fields(deployment: ModelDeployment) -> tuple[str, ...]:
-    """Returns the given fields that have no effect in local mode, in the order of the manifest."""
     return tuple(_find_ignored(deployment.spec.model_dump(by_alias=True, exclude_defaults=True)))
 
 

@@ -52,16 +52,13 @@ class EnginePoolSpec:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Model key and pool name."""
         return self.model.key, self.name
 
     @property
     def has_event_ports(self) -> bool:
-        """Whether its engines publish KV events on ports, not on unix sockets."""
         return self.event_arguments is not None and self.event_folder is None
 
     def process_sizes(self) -> list[int]:
-        """Returns the number of endpoints of each process."""
         full, remainder = divmod(self.replicas, self.engines_per_process)
         return [self.engines_per_process] * full + ([remainder] if remainder else [])
 
@@ -110,13 +107,11 @@ class EngineProcess:
 
     @property
     def name(self) -> str:
-        """``main-3``, or ``main-4..7`` for a process with several endpoints."""
         last = self.first + len(self.ports) - 1
         return f"{self.pool.label}-{self.first}" + (f"..{last}" if last > self.first else "")
 
     @property
     def is_up(self) -> bool:
-        """Whether the process is ready, awake or not."""
         return self.process is not None and self.process.phase is ProcessPhase.READY
 
     def command(self) -> ProcessCommand:
@@ -132,11 +127,9 @@ class EngineProcess:
         return replace(command, argv=(*command.argv, *self.pool.event_arguments(*endpoints[0])))
 
     def instance_ids(self) -> list[str]:
-        """Returns the ids of its endpoints: ``main-3/40123/0``."""
         return [f"{self.pool.name}-{self.first + n}/{port}/0" for n, port in enumerate(self.ports)]
 
     def urls(self) -> list[str]:
-        """Returns the URLs of its endpoints."""
         return [f"http://127.0.0.1:{port}" for port in self.ports]
 
     def instances(self) -> list[Instance]:

@@ -186,5 +186,4 @@ def _claim(address: Address, *, flag: str) -> Address:
 
 
 def bundled_example() -> Path:
-    """Returns the path of the bundled example."""
     return Path(fairlead.__file__).with_name("examples") / "eight-engines.yaml"

@@ -66,6 +66,23 @@ FIRST_ROUTE_TIMEOUT_SECONDS = 15.0
 MAX_EVENTS = 50
 _READY_INSTANCES = re.compile(rb'^fairlead_gateway_instances\{model="([^"]+)",state="Ready"\} (\d+)$', re.MULTILINE)
 
+HUNG_ENGINE_GRACE_SECONDS: Final = 60.0
+"""Limit: an engine that has answered no request for this long after its ejection is restarted by
+local mode.
+"""
+HUNG_ENGINE_POLL_SECONDS: Final = 5.0
+"""Limit: interval at which local mode asks its gateway about hung engines."""
+
+_GATEWAY: Final = "gateway"
+
+POLL_SECONDS = 0.1
+_REPLICA_STATES = {
+    SleepState.AWAKE: ReplicaState.READY,
+    SleepState.FALLING_ASLEEP: ReplicaState.FALLING_ASLEEP,
+    SleepState.ASLEEP: ReplicaState.ASLEEP,
+    SleepState.WAKING: ReplicaState.WAKING,
+}
+
 
 class StackRun:
     """One run of ``fairlead up``: its processes, screen and signals. Call ``run`` once."""
@@ -318,16 +335,6 @@ def run(config: StackConfig, screen: Screen, clock: Clock) -> int:
         return 1
 
 
-HUNG_ENGINE_GRACE_SECONDS: Final = 60.0
-"""Limit: an engine that has answered no request for this long after its ejection is restarted by
-local mode.
-"""
-HUNG_ENGINE_POLL_SECONDS: Final = 5.0
-"""Limit: interval at which local mode asks its gateway about hung engines."""
-
-_GATEWAY: Final = "gateway"
-
-
 class HungEngineWatch:
     """The watch over the engines of one stack."""
 
@@ -395,15 +402,6 @@ def _up_seconds(engine: EngineProcess, now: float) -> float | None:
     return None if engine.is_draining or engine.sleep_state is not SleepState.AWAKE else now - process.ready_at
 
 
-POLL_SECONDS = 0.1
-_REPLICA_STATES = {
-    SleepState.AWAKE: ReplicaState.READY,
-    SleepState.FALLING_ASLEEP: ReplicaState.FALLING_ASLEEP,
-    SleepState.ASLEEP: ReplicaState.ASLEEP,
-    SleepState.WAKING: ReplicaState.WAKING,
-}
-
-
 def rejection_reason(model: ScaledModelSpec, pool: PoolSpec, target: DesiredPool) -> str | None:
     """Returns why a target is not applied: it is outside of the pool's widest bounds. None when it
     is within.
@@ -423,7 +421,6 @@ def rejection_reason(model: ScaledModelSpec, pool: PoolSpec, target: DesiredPool
 
 
 def stack_state(models: Sequence[ScaledModelSpec], supervisor: StackSupervisor, now: float) -> LocalState:
-    """Returns the state of the stack for the autoscaler."""
     return LocalState({model.key: _local_model(model, supervisor, now) for model in models})
 
 

@@ -45,6 +45,14 @@ from fairlead_cli.local.stack.component_commands import GATEWAY_DRAIN_SECONDS
 from fairlead_cli.local.stack.engine_process import EnginePoolSpec, EngineProcess, SleepState, create_processes
 from fairlead_cli.management.client import ManagementClient
 
+GATEWAY_STOP_SECONDS = GATEWAY_DRAIN_SECONDS + 3.0
+"""Time for the gateway's drain, and for the errors that it sends at its end."""
+ENGINE_STOP_SECONDS = 3.0
+REDIS_STOP_SECONDS = 2.0
+DRAIN_NOTICE_TIMEOUT_SECONDS = 10.0
+MAX_FAILED_STARTS = 3
+"""A process that ended so often without being ready will not come up."""
+
 
 class SleepController:
     """The controller of the sleep states of all engines."""
@@ -139,15 +147,6 @@ class SleepController:
         self._supervisor.write_fleet()
 
 
-GATEWAY_STOP_SECONDS = GATEWAY_DRAIN_SECONDS + 3.0
-"""Time for the gateway's drain, and for the errors that it sends at its end."""
-ENGINE_STOP_SECONDS = 3.0
-REDIS_STOP_SECONDS = 2.0
-DRAIN_NOTICE_TIMEOUT_SECONDS = 10.0
-MAX_FAILED_STARTS = 3
-"""A process that ended so often without being ready will not come up."""
-
-
 class RoutingQueries:
     """Queries of the gateway's routing state, each with a connection of its own."""
 
@@ -161,12 +160,10 @@ class RoutingQueries:
             return await management.fleet()
 
     async def has_stopped_routing(self, instance_id: str) -> bool:
-        """Whether the gateway routes no new request to this instance."""
         async with ManagementClient(self._manage_url, self._token) as management:
             return await management.has_stopped_routing(instance_id)
 
     async def in_flight_requests(self, instance_id: str) -> int:
-        """Returns the gateway's requests in flight on this instance."""
         async with ManagementClient(self._manage_url, self._token) as management:
             return await management.in_flight_requests(instance_id)
 
@@ -191,7 +188,6 @@ class StackSpec:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """The served models in the order of the manifests."""
         return tuple({pool.model.key: pool.model for pool in self.pools}.values())
 
 
@@ -458,12 +454,10 @@ class StackSupervisor:
         self.write_fleet()
 
     async def restart_engine(self, engine: EngineProcess) -> None:
-        """Ends the process of an engine; it is started again."""
         if engine.process is not None and engine.process.child is not None:
             await engine.process.child.stop(ENGINE_STOP_SECONDS)
 
     async def is_idle(self, engine: EngineProcess) -> bool:
-        """Whether the gateway routes nothing to an engine and has nothing in flight there."""
         ids = engine.instance_ids()
         return await self._has_gateway_stopped_routing(ids) and await self._has_gateway_finished(ids)
 

@@ -42,6 +42,8 @@ from fairlead_cli.watching import WatchFlag, show_repeatedly
 READY_STATE = "Ready"
 ASLEEP_STATE = "Sleeping"
 
+DECISIONS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class StackModelReport:
@@ -56,17 +58,14 @@ class StackModelReport:
 
     @property
     def ready(self) -> int:
-        """Number of instances that receive requests."""
         return sum(instance.state == READY_STATE for instance in self.model.instances)
 
     @property
     def asleep(self) -> int:
-        """Number of instances that sleep."""
         return sum(instance.state == ASLEEP_STATE for instance in self.model.instances)
 
     @property
     def expected(self) -> int:
-        """Number of instances that should receive requests."""
         return max(len(self.model.instances), self.expected_instances or 0) - self.asleep
 
     def pools(self) -> dict[str, list[api.InstanceOut]]:
@@ -88,7 +87,6 @@ class StackReport:
 
     @property
     def has_problem(self) -> bool:
-        """Whether anything is wrong."""
         return not self.stats.ready or any(model.advice.is_problem for model in self.models)
 
 
@@ -336,9 +334,6 @@ def _decision_line(decision: api.DecisionOut) -> Text:
         f"  {format_result(decision.outcome)}",
         (f"  {choice.reason}", "dim"),
     )
-
-
-DECISIONS = 5
 
 
 def local_status(

@@ -24,6 +24,24 @@ KEY_VARIABLE = "FAIRLEAD_API_KEY"
 SAMPLE_QUESTION = "Why is the sky blue?"
 _SAMPLE_MESSAGES = json.dumps([{"role": "user", "content": SAMPLE_QUESTION}])
 
+BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
+
+MIN_ENGINES = 2
+BAR_MIN_WIDTH = 76
+
+PHASE_STYLES = {
+    "Ready": "green",
+    "Starting": "yellow",
+    "Draining": "yellow",
+    "Sleeping": "dim",
+    "Waiting": "red",
+    "Stopped": "dim",
+}
+
+RULE_STYLES = {"affinity": "green", "slo-spill": "yellow", "load": "cyan", "none": "red"}
+
+PHASE_MARKS = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Sleeping": "☾", "Waiting": "×", "Stopped": "○"}
+
 
 @dataclass(frozen=True, slots=True)
 class StackSummary:
@@ -58,7 +76,6 @@ def headline(stack: StackSummary) -> str:
 
 
 def autoscaler_lines(stack: StackSummary) -> list[str]:
-    """Returns the address of the autoscaler, if there is one."""
     return [f"autoscaler   {stack.autoscaler}/metrics; {stack.program} explain scaling"] if stack.autoscaler else []
 
 
@@ -108,11 +125,8 @@ def plain_lines(stack: StackSummary) -> list[str]:
     ]
 
 
-BAR_BLOCKS = " ▏▎▍▌▋▊▉█"
 MAX_EVENTS, MIN_EVENTS = 5, 2
 MAX_DECISIONS, MIN_DECISIONS = 8, 3
-MIN_ENGINES = 2
-BAR_MIN_WIDTH = 76
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +235,6 @@ def _model_lines(frame: Frame, key: str) -> list[Text]:
 
 
 def _rows(process: ProcessView) -> list[tuple[ProcessView, str]]:
-    """Returns (process, instance id) for each instance of a process; its name if it has no ids."""
     return [(process, instance_id) for instance_id in process.instances or (process.name,)]
 
 
@@ -366,11 +379,9 @@ class PlainScreen:
         self._out = out
 
     def show_event(self, line: str) -> None:
-        """Prints the line."""
         print(line, file=self._out, flush=True)
 
     def show_ready(self, stack: StackSummary) -> None:
-        """Prints the banner."""
         print("\n".join(plain_lines(stack)), file=self._out, flush=True)
 
     def draw(self, frame: Frame) -> None:
@@ -393,7 +404,6 @@ class LiveScreen:
         self._live.start()
 
     def show_event(self, line: str) -> None:
-        """Prints the event once the view is closed; before, the view shows it."""
         if not self._live.is_started:
             self._console.print(line, style="dim", markup=False)
 
@@ -414,12 +424,10 @@ class LiveScreen:
             show(Text(f"  note: {note}", "yellow"))
 
     def draw(self, frame: Frame) -> None:
-        """Redraws the view."""
         width, height = self._console.size
         self._live.update(render_frame(frame, height, width), refresh=True)
 
     def close(self) -> None:
-        """Removes the view; the lines above it stay."""
         self._live.stop()
 
 
@@ -431,22 +439,6 @@ def choose_screen(out: TextIO, *, plain: bool) -> Screen:
     if plain or not out.isatty() or os.environ.get("TERM", "dumb") == "dumb" or out is not sys.stdout:
         return PlainScreen(out)
     return LiveScreen()
-
-
-PHASE_STYLES = {
-    "Ready": "green",
-    "Starting": "yellow",
-    "Draining": "yellow",
-    "Sleeping": "dim",
-    "Waiting": "red",
-    "Stopped": "dim",
-}
-
-
-RULE_STYLES = {"affinity": "green", "slo-spill": "yellow", "load": "cyan", "none": "red"}
-
-
-PHASE_MARKS = {"Ready": "●", "Starting": "◌", "Draining": "◐", "Sleeping": "☾", "Waiting": "×", "Stopped": "○"}
 
 
 def last_minute_text(window: api.SliceOut) -> Text:
@@ -475,5 +467,4 @@ def format_result(outcome: api.OutcomeOut | None) -> str:
 
 
 def format_clock(wall: float) -> str:
-    """Returns the time of day."""
     return datetime.fromtimestamp(wall).strftime("%H:%M:%S")

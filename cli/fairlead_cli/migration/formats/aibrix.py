@@ -38,6 +38,8 @@ REASONS: Final = workloads.REASONS | {
     "spec.scalingStrategy": assembly.SCALES_FOR_TARGETS,
 }
 
+_KINDS: Final = ("Deployment", "StormService", "Service", "PodAutoscaler", "ModelAdapter", *SCALER_KINDS)
+
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
     """Returns a ModelDeployment for each Deployment and StormService, and their ModelAdapters."""
@@ -91,12 +93,8 @@ def _join_pools(first: ModelDraft, other: ModelDraft, name: str) -> None:
 
 
 def _all_labels(draft: ModelDraft) -> dict[str, str]:
-    """Returns the labels by which a workload finds its pods."""
     selected = selected_labels(draft.reader.section("spec"))
     return {label: str(value) for label, value in selected.items()} or draft.pools[0].selector
-
-
-_KINDS: Final = ("Deployment", "StormService", "Service", "PodAutoscaler", "ModelAdapter", *SCALER_KINDS)
 
 
 def _read_workload(workload: FieldReader) -> ModelDraft:

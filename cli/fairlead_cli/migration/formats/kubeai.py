@@ -20,7 +20,6 @@ REASONS: Final = {
 
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
-    """Returns a ModelDeployment for each Model, and its ModelAdapters."""
     return [manifest for document in documents for manifest in _convert(document, options)]
 
 

@@ -28,6 +28,59 @@ _NO_POLICY: Final = (
 )
 _EVERY: Final = "*"
 
+_ENGINES: Final = ("hosted_vllm", "openai", "openai_like", "custom_openai", "text-completion-openai")
+_APIS: Final = (
+    *("cerebras", "deepinfra", "deepseek", "fireworks_ai", "groq", "mistral", "nebius", "novita", "nvidia_nim"),
+    *("openrouter", "perplexity", "sambanova", "together_ai", "xai"),
+)
+"""Providers whose APIs are OpenAI-compatible."""
+_API_HOST: Final = "api.openai.com"
+_ENVIRONMENT: Final = "os.environ/"
+_PRESETS: Final = {"least-busy": "least-request"}
+_SHARES: Final = ("weight", "rpm", "tpm")
+_PRICES: Final = {
+    "input": "input_cost_per_token",
+    "cachedInput": "cache_read_input_token_cost",
+    "output": "output_cost_per_token",
+}
+_NANO: Final = 1_000_000_000
+_NO_LIMITS: Final = "a server has no limit of its own: set spec.limits of a ModelTenant"
+_NO_DEADLINES: Final = "Fairlead's gateway has its own deadlines, and leaves engines that fail by itself"
+_RETRIES: Final = "set spec.routing.maxAttempts, which counts the first try and every other engine"
+_NO_BUDGETS: Final = "budgets belong to tenants: set spec.budget of a ModelTenant"
+_NO_KEYS: Final = ("none", "empty", "no-key", "not-needed", "dummy", "fake", "anything")
+"""Usual values of `api_key` for servers that ask for none."""
+_NEEDS_KEY: Final = (
+    "make the Secret {} with the key as its entry `token`, in the namespace of the installation, and give it to the "
+    "namespace of the models by the chart value externalEngines.secrets"
+)
+REASONS: Final = {
+    "litellm_settings": "they are settings of LiteLLM's library; keep LiteLLM in front for callbacks and caching",
+    "general_settings": "API keys and limits are objects of Fairlead's gateway; keep LiteLLM in front for its user database",
+    "environment_variables": "keys of endpoints are in Secrets",
+    "router_settings.num_retries": _RETRIES,
+    **{f"router_settings.{name}": _NO_DEADLINES for name in ("timeout", "allowed_fails", "cooldown_time")},
+    **{
+        f"router_settings.redis_{name}": "gateways share state in the Redis of the chart's values"
+        for name in ("host", "port", "password")
+    },
+}
+_LIBRARY: Final = {
+    **dict.fromkeys(("max_budget", "budget_duration", "max_user_budget", "max_internal_user_budget"), _NO_BUDGETS),
+    **dict.fromkeys(
+        ("max_end_user_budget", "max_end_user_budget_id"), "give each user a key, whose limits count alone"
+    ),
+    "num_retries": _RETRIES,
+    "request_timeout": _NO_DEADLINES,
+}
+_PARAMETERS: Final = {
+    **dict.fromkeys(("max_budget", "budget_duration"), _NO_BUDGETS),
+    **dict.fromkeys(("rpm", "tpm", "max_parallel_requests"), _NO_LIMITS),
+    **dict.fromkeys(("timeout", "stream_timeout"), _NO_DEADLINES),
+    "max_retries": _RETRIES,
+    **dict.fromkeys(("weight", "order"), "routing follows load and cached prefixes"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class FallbackList:
@@ -44,7 +97,6 @@ class FallbackList:
     field: str
 
     def drop(self, reason: str) -> None:
-        """Notes a part of the list that is not carried over."""
         self.reader.note(self.field, reason, Outcome.DROPPED)
 
 
@@ -118,60 +170,6 @@ def _merged(reader: FieldReader, field: str, value: Any) -> dict[str | None, Any
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
         raise reader.error(field, "is not a list of mappings")
     return {name: names for one in value for name, names in one.items()}
-
-
-_ENGINES: Final = ("hosted_vllm", "openai", "openai_like", "custom_openai", "text-completion-openai")
-_APIS: Final = (
-    *("cerebras", "deepinfra", "deepseek", "fireworks_ai", "groq", "mistral", "nebius", "novita", "nvidia_nim"),
-    *("openrouter", "perplexity", "sambanova", "together_ai", "xai"),
-)
-"""Providers whose APIs are OpenAI-compatible."""
-_API_HOST: Final = "api.openai.com"
-_ENVIRONMENT: Final = "os.environ/"
-_PRESETS: Final = {"least-busy": "least-request"}
-_SHARES: Final = ("weight", "rpm", "tpm")
-_PRICES: Final = {
-    "input": "input_cost_per_token",
-    "cachedInput": "cache_read_input_token_cost",
-    "output": "output_cost_per_token",
-}
-_NANO: Final = 1_000_000_000
-_NO_LIMITS: Final = "a server has no limit of its own: set spec.limits of a ModelTenant"
-_NO_DEADLINES: Final = "Fairlead's gateway has its own deadlines, and leaves engines that fail by itself"
-_RETRIES: Final = "set spec.routing.maxAttempts, which counts the first try and every other engine"
-_NO_BUDGETS: Final = "budgets belong to tenants: set spec.budget of a ModelTenant"
-_NO_KEYS: Final = ("none", "empty", "no-key", "not-needed", "dummy", "fake", "anything")
-"""Usual values of `api_key` for servers that ask for none."""
-_NEEDS_KEY: Final = (
-    "make the Secret {} with the key as its entry `token`, in the namespace of the installation, and give it to the "
-    "namespace of the models by the chart value externalEngines.secrets"
-)
-REASONS: Final = {
-    "litellm_settings": "they are settings of LiteLLM's library; keep LiteLLM in front for callbacks and caching",
-    "general_settings": "API keys and limits are objects of Fairlead's gateway; keep LiteLLM in front for its user database",
-    "environment_variables": "keys of endpoints are in Secrets",
-    "router_settings.num_retries": _RETRIES,
-    **{f"router_settings.{name}": _NO_DEADLINES for name in ("timeout", "allowed_fails", "cooldown_time")},
-    **{
-        f"router_settings.redis_{name}": "gateways share state in the Redis of the chart's values"
-        for name in ("host", "port", "password")
-    },
-}
-_LIBRARY: Final = {
-    **dict.fromkeys(("max_budget", "budget_duration", "max_user_budget", "max_internal_user_budget"), _NO_BUDGETS),
-    **dict.fromkeys(
-        ("max_end_user_budget", "max_end_user_budget_id"), "give each user a key, whose limits count alone"
-    ),
-    "num_retries": _RETRIES,
-    "request_timeout": _NO_DEADLINES,
-}
-_PARAMETERS: Final = {
-    **dict.fromkeys(("max_budget", "budget_duration"), _NO_BUDGETS),
-    **dict.fromkeys(("rpm", "tpm", "max_parallel_requests"), _NO_LIMITS),
-    **dict.fromkeys(("timeout", "stream_timeout"), _NO_DEADLINES),
-    "max_retries": _RETRIES,
-    **dict.fromkeys(("weight", "order"), "routing follows load and cached prefixes"),
-}
 
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:

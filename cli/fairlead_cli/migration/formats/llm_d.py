@@ -43,7 +43,6 @@ REASONS: Final = {
 
 
 def convert_models(documents: Sequence[FieldReader], options: MigrationOptions) -> list[dict[str, Any]]:
-    """Returns a ModelDeployment for each values file."""
     return [_convert(document, options) for document in documents]
 
 

@@ -116,13 +116,11 @@ def read_scaler(scaler: FieldReader, targets: Mapping[Target, ModelDraft], role:
 
 
 def target_key(workload: FieldReader) -> Target:
-    """Returns the key of a workload among the targets of autoscalers."""
     metadata = workload.peek("metadata") or {}
     return str(metadata.get("namespace") or ""), str(workload.peek("kind")), str(metadata.get("name"))
 
 
 def scaler_target(scaler: FieldReader) -> Target:
-    """Returns the key of the workload that an autoscaler scales."""
     reference = (scaler.peek("spec") or {}).get("scaleTargetRef") or {}
     return target_key(scaler)[0], str(reference.get("kind") or "Deployment"), str(reference.get("name"))
 
@@ -276,6 +274,5 @@ def read_source(draft: ModelDraft, spec: FieldReader) -> None:
 
 
 def selected_labels(spec: FieldReader, name: str = "selector") -> Mapping[str, Any]:
-    """Returns the labels of a selector."""
     selector = spec.peek(name)
     return (selector.get("matchLabels") or {}) if isinstance(selector, dict) else {}

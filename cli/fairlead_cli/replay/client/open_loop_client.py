@@ -27,6 +27,13 @@ from fairlead.runtime.loop_lag import LoopLag
 
 _MAX_ERROR_BYTES = 16_384
 
+_MAX_TAIL_CHUNKS = 16
+_MAX_HEAD_BYTES = 1 << 20
+
+GAVE_UP_ERROR = "no complete answer when the run ended"
+_MAX_IDLE_SECONDS = 10.0
+_PROGRESS_SECONDS = 0.5
+
 
 class Exchange:
     """A request and its answer so far; ``on_done`` is called once, when it ends."""
@@ -63,7 +70,6 @@ class ReplayConnection(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether the connection is open and not in use."""
         return self._transport is not None and not self._transport.is_closing() and self._exchange is None
 
     def send(self, exchange: Exchange) -> None:
@@ -75,7 +81,6 @@ class ReplayConnection(asyncio.Protocol):
         self._transport.write(exchange.wire)
 
     def close(self) -> None:
-        """Closes the connection at once; its exchange ends with an error."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -141,10 +146,6 @@ class ReplayConnection(asyncio.Protocol):
         elif error is None:
             exchange.error = http_error_text(exchange.status or 0, exchange.body)
         exchange.on_done(exchange)
-
-
-_MAX_TAIL_CHUNKS = 16
-_MAX_HEAD_BYTES = 1 << 20
 
 
 class StreamedAnswer:
@@ -318,11 +319,6 @@ class ReplayResult:
     def itl_mean_seconds(self) -> float | None:
         """TPOT of this request; None with fewer than two tokens."""
         return sum(self.gaps) / len(self.gaps) if self.gaps else None
-
-
-GAVE_UP_ERROR = "no complete answer when the run ended"
-_MAX_IDLE_SECONDS = 10.0
-_PROGRESS_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)

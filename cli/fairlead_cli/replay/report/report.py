@@ -30,6 +30,53 @@ if TYPE_CHECKING:
 
 QUANTILES = (("p50", 0.50), ("p90", 0.90), ("p99", 0.99))
 
+TABLE_HEADINGS = (
+    *("policy", "", "TTFT mean", "TTFT p50", "TTFT p90", "TTFT p99", "ITL mean", "ITL p99"),
+    *("in SLO", "cached", "load spread", "errors"),
+)
+
+CSV_COLUMNS = (
+    *("policy", "side", "id", "due_seconds", "prompt_tokens", "cached_tokens", "output_tokens", "instance"),
+    *("ttft_seconds", "itl_mean_seconds", "finished_seconds", "reason", "error"),
+)
+
+POLICY_COLOURS = ("#0b6e4f", "#c8553d", "#4a6fa5", "#8f6bb3", "#b08900", "#5c5c5c")
+TEXT_COLOUR = "#222222"
+GRID_COLOUR = "#d9d9d9"
+
+TERMINAL_COLUMNS = (
+    "policy",
+    "",
+    "TTFT mean",
+    "TTFT p90",
+    "TTFT p99",
+    "ITL mean",
+    "in SLO",
+    "cached",
+    "load spread",
+    "errors",
+)
+"""The columns of the report that fit a terminal of 80 columns."""
+SHORT_TITLES = {
+    "TTFT mean": "TTFT",
+    "TTFT p90": "p90",
+    "TTFT p99": "p99",
+    "ITL mean": "ITL",
+    "in SLO": "met",
+    "load spread": "σ/µ",
+    "errors": "err",
+}
+
+MAX_SIMULATED_LAG_SECONDS = 0.040
+"""A run is not valid when the p99 of any loop lag is above this, in simulated seconds.
+
+Why simulated: a lag disturbs times as far as it is long in comparison. Where simulated time is
+slower, the same lag of a busy machine matters less.
+"""
+
+_TIMEOUT_SECONDS = 10.0
+_SERIES = re.compile(r"^(fairlead_(?:gateway|sim)_loop_lag_seconds)\{([^}]*)\}\s+(\S+)\s*$", re.MULTILINE)
+
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
@@ -141,7 +188,6 @@ class RunSummary:
 
     @classmethod
     def from_results(cls, results: Sequence[ReplayResult], *, objectives: SloTargets, instances: int) -> "RunSummary":
-        """Returns a run of these results with their summary. ``instances``: size of the fleet."""
         return cls(results, summarize(results, objectives=objectives, instances=instances))
 
 
@@ -156,12 +202,10 @@ class PolicyResult:
     simulated_on_live_choices: RunSummary | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the object of report.json."""
         return {side: asdict(run.summary) for side, run in self.runs}
 
     @property
     def runs(self) -> list[tuple[str, RunSummary]]:
-        """The runs that were made, each with its name: live, simulated."""
         return [(side, run) for side, run in (("live", self.live), ("simulated", self.simulated)) if run is not None]
 
 
@@ -206,12 +250,6 @@ class ReplayReport:
             "policies": {name: policy.to_json() for name, policy in self.policies.items()},
             "light_load": {"rate": self.light_rate, "policies": light},
         }
-
-
-TABLE_HEADINGS = (
-    *("policy", "", "TTFT mean", "TTFT p50", "TTFT p90", "TTFT p99", "ITL mean", "ITL p99"),
-    *("in SLO", "cached", "load spread", "errors"),
-)
 
 
 def table_rows(policies: Mapping[str, PolicyResult]) -> list[tuple[str, ...]]:
@@ -338,12 +376,6 @@ def _table(policies: Mapping[str, PolicyResult]) -> list[str]:
     return lines + ["| " + " | ".join(row) + " |" for row in table_rows(policies)]
 
 
-CSV_COLUMNS = (
-    *("policy", "side", "id", "due_seconds", "prompt_tokens", "cached_tokens", "output_tokens", "instance"),
-    *("ttft_seconds", "itl_mean_seconds", "finished_seconds", "reason", "error"),
-)
-
-
 def write_report(report: ReplayReport, folder: Path) -> list[Path]:
     """Writes report.json, report.md, report.png and requests.csv; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -356,7 +388,6 @@ def write_report(report: ReplayReport, folder: Path) -> list[Path]:
 
 
 def publish(report: ReplayReport, folder: Path, console: Console) -> int:
-    """Writes and prints a report. Returns the exit code: 1 when requests failed."""
     print_report(report, console, write_report(report, folder))
     return 1 if any(policy.live.summary.errors for policy in report.policies.values() if policy.live) else 0
 
@@ -373,11 +404,6 @@ def _write_requests(report: ReplayReport, file: Path) -> None:
                         f"{value:.6f}" if value is not None and "seconds" in name else value for name, value in values
                     )
                     writer.writerow((name, side, *cells))
-
-
-POLICY_COLOURS = ("#0b6e4f", "#c8553d", "#4a6fa5", "#8f6bb3", "#b08900", "#5c5c5c")
-TEXT_COLOUR = "#222222"
-GRID_COLOUR = "#d9d9d9"
 
 
 def draw_plots(report: ReplayReport, file: Path) -> None:
@@ -539,30 +565,6 @@ def _draw_legend(axes: "Axes", report: ReplayReport, colours: Mapping[str, str])
     axes.legend(frameon=False, fontsize=9, loc="upper right")
 
 
-TERMINAL_COLUMNS = (
-    "policy",
-    "",
-    "TTFT mean",
-    "TTFT p90",
-    "TTFT p99",
-    "ITL mean",
-    "in SLO",
-    "cached",
-    "load spread",
-    "errors",
-)
-"""The columns of the report that fit a terminal of 80 columns."""
-SHORT_TITLES = {
-    "TTFT mean": "TTFT",
-    "TTFT p90": "p90",
-    "TTFT p99": "p99",
-    "ITL mean": "ITL",
-    "in SLO": "met",
-    "load spread": "σ/µ",
-    "errors": "err",
-}
-
-
 def headline(report: ReplayReport) -> str:
     """Returns what a report shows in one line: the first preset and the best of the others."""
     measured = {name: policy.live or policy.simulated for name, policy in report.policies.items()}
@@ -611,21 +613,9 @@ def _terminal_table(policies: Mapping[str, PolicyResult], title: str) -> Table:
     return table
 
 
-MAX_SIMULATED_LAG_SECONDS = 0.040
-"""A run is not valid when the p99 of any loop lag is above this, in simulated seconds.
-
-Why simulated: a lag disturbs times as far as it is long in comparison. Where simulated time is
-slower, the same lag of a busy machine matters less.
-"""
-
-
 def max_lag_seconds(speed: float) -> float:
     """Returns the largest valid p99 of a loop's lag, in wall seconds."""
     return MAX_SIMULATED_LAG_SECONDS / speed
-
-
-_TIMEOUT_SECONDS = 10.0
-_SERIES = re.compile(r"^(fairlead_(?:gateway|sim)_loop_lag_seconds)\{([^}]*)\}\s+(\S+)\s*$", re.MULTILINE)
 
 
 def lag_p99(metrics: str) -> float | None:

@@ -105,12 +105,10 @@ class ModelAdapterSpec(StrictModel):
 
     @property
     def scheme(self) -> str:
-        """`hf`, `s3`, `gs`, `oci`, `pvc` or `file`."""
         return self.source.partition(":")[0]
 
     @property
     def location(self) -> str:
-        """The part after the scheme: `acme/sql-lora`, `claim/path`, `/path`."""
         return self.source.partition(":")[2].removeprefix("//")
 
     @property

@@ -18,6 +18,16 @@ from fairlead.api.value_types import Choice, Int32, ServedName, ShortName
 from fairlead.routes.fallback_graph import fallback_edges, find_loop
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteRule, RouteTarget, Shadow
 
+_MAX_TOKENS: Final = 16_777_216
+_Tokens = Annotated[Int32, Field(ge=1, le=_MAX_TOKENS)]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+MAX_WEIGHT: Final = 1_000_000
+_HEADER_PATTERN: Final = r"^[A-Za-z0-9-]{1,64}$"
+_HEADER: Final = re.compile(_HEADER_PATTERN.strip("^$"))
+_VALUE: Final = re.compile(r"[!-~]([ -~]{0,254}[!-~])?")
+_SECRET_HEADERS: Final = ("authorization", "x-api-key", "cookie", "proxy-authorization")
+
 
 class ModelRouteShadow(StrictModel):
     """A model that gets copies of requests, at the lowest priority. Its answers are dropped."""
@@ -40,11 +50,6 @@ def check_shadow(route: Route, at: tuple[str, ...] = ()) -> None:
     if shadow is not None and all(model == shadow.model for _, model in route.target_paths()):
         message = "the model is the only target of the route, so nothing can be compared"
         raise field_error(message, "name another model", at=(*at, "shadow", "model"))
-
-
-_MAX_TOKENS: Final = 16_777_216
-_Tokens = Annotated[Int32, Field(ge=1, le=_MAX_TOKENS)]
-_Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 def _sampling(description: str, example: str, **bounds: float) -> Any:
@@ -129,7 +134,6 @@ class ModelRouteRewrite(StrictModel):
     )
 
     def to_rewrite(self) -> RequestRewrite:
-        """Returns the rewrite as gateways use it."""
         defaults, caps = (values.model_dump(by_alias=True, exclude_none=True) for values in (self.defaults, self.caps))
         return RequestRewrite(tuple(defaults.items()), tuple(caps.items()))
 
@@ -190,13 +194,6 @@ def check_fallbacks(route: Route, at: tuple[str, ...] = ()) -> None:
         message = f"the fallbacks form a loop: {' → '.join(loop)}"
         fix = "remove this entry, or name with `after` the model that it follows"
         raise field_error(message, fix, at=(*at, "onFailure", numbers[-1], "to"))
-
-
-MAX_WEIGHT: Final = 1_000_000
-_HEADER_PATTERN: Final = r"^[A-Za-z0-9-]{1,64}$"
-_HEADER: Final = re.compile(_HEADER_PATTERN.strip("^$"))
-_VALUE: Final = re.compile(r"[!-~]([ -~]{0,254}[!-~])?")
-_SECRET_HEADERS: Final = ("authorization", "x-api-key", "cookie", "proxy-authorization")
 
 
 def _check_headers(headers: dict[str, str]) -> dict[str, str]:

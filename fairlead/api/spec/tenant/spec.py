@@ -36,6 +36,38 @@ _ISSUER_PATTERN: Final = r"^https://[^\s?#]+$"
 
 _KEYS_FIX: Final = 'write it like `keys: [{name: prod, digest: "64 hexadecimal digits"}]`; never the key'
 
+_CHARACTERS: Final = "[A-Za-z0-9._/:@+-]{1,253}"
+_MODEL_PATTERN: Final = rf"^{DNS_LABEL_PATTERN.pattern}/{_CHARACTERS}$"
+_MODELS_PATTERN: Final = rf"^{DNS_LABEL_PATTERN.pattern}/(\*|{_CHARACTERS})$"
+_MAX_LENGTH: Final = 317
+
+_IS_NO_NAME: Final = "is not the name of a model"
+ModelKey = Annotated[
+    str, TextForm(_MODEL_PATTERN, _IS_NO_NAME, "write it as namespace/name, like chat/llama-70b", _MAX_LENGTH)
+]
+"""A model, or a LoRA adapter."""
+ModelsEntry = Annotated[
+    str,
+    TextForm(
+        _MODELS_PATTERN, _IS_NO_NAME, "write it as namespace/name, or namespace/* for all of a namespace", _MAX_LENGTH
+    ),
+]
+"""A model, a LoRA adapter, or all models of a namespace."""
+
+_Count = Annotated[Int64, Field(ge=1, le=10**15)]
+
+_RETURNED_UNITS: Final = frozenset({LimitUnit.CONCURRENCY, LimitUnit.BYTES_IN_FLIGHT})
+_AMOUNTS_BY_UNIT: Final = {unit: "usd" if unit is LimitUnit.COST else unit.value for unit in LimitUnit}
+AMOUNTS: Final = tuple(_AMOUNTS_BY_UNIT.values())
+"""The fields of a limit that are amounts, one for each unit."""
+
+_SAME_SCOPE_CEL = " && ".join(
+    f"(has(b.{field}) ? b.{field} : '') == (has(a.{field}) ? a.{field} : '')" for field in ("per", "key", "model")
+)
+
+_UNMETERED_UNITS = _RETURNED_UNITS | {LimitUnit.REQUESTS}
+"""Units that are counted without understanding a request."""
+
 
 def check_keys(value: Any) -> Any:
     """Returns a list unchanged. For anything else, raises PydanticCustomError that does not
@@ -129,7 +161,6 @@ class TenantKey(StrictModel):
         return data
 
     def to_api_key(self) -> ApiKey:
-        """Returns the key as gateways use it."""
         expires_at = None if self.expires_at is None else datetime.fromisoformat(self.expires_at).timestamp()
         return ApiKey(self.name, bytes.fromhex(self.digest), expires_at)
 
@@ -154,40 +185,11 @@ class TenantSubject(StrictModel):
     ]
 
 
-_CHARACTERS: Final = "[A-Za-z0-9._/:@+-]{1,253}"
-_MODEL_PATTERN: Final = rf"^{DNS_LABEL_PATTERN.pattern}/{_CHARACTERS}$"
-_MODELS_PATTERN: Final = rf"^{DNS_LABEL_PATTERN.pattern}/(\*|{_CHARACTERS})$"
-_MAX_LENGTH: Final = 317
-
-
-_IS_NO_NAME: Final = "is not the name of a model"
-ModelKey = Annotated[
-    str, TextForm(_MODEL_PATTERN, _IS_NO_NAME, "write it as namespace/name, like chat/llama-70b", _MAX_LENGTH)
-]
-"""A model, or a LoRA adapter."""
-ModelsEntry = Annotated[
-    str,
-    TextForm(
-        _MODELS_PATTERN, _IS_NO_NAME, "write it as namespace/name, or namespace/* for all of a namespace", _MAX_LENGTH
-    ),
-]
-"""A model, a LoRA adapter, or all models of a namespace."""
-
-
 class OnExceeded(StrEnum):
     """The answer to requests beyond a limit."""
 
     REFUSE = "Refuse"
     WARN = "Warn"
-
-
-_Count = Annotated[Int64, Field(ge=1, le=10**15)]
-
-
-_RETURNED_UNITS: Final = frozenset({LimitUnit.CONCURRENCY, LimitUnit.BYTES_IN_FLIGHT})
-_AMOUNTS_BY_UNIT: Final = {unit: "usd" if unit is LimitUnit.COST else unit.value for unit in LimitUnit}
-AMOUNTS: Final = tuple(_AMOUNTS_BY_UNIT.values())
-"""The fields of a limit that are amounts, one for each unit."""
 
 
 def _has_any(*, is_returned: bool) -> str:
@@ -258,17 +260,14 @@ class TenantLimit(StrictModel):
 
     @property
     def has_windowed(self) -> bool:
-        """Whether an amount is counted over a window."""
         return any(limit.unit not in _RETURNED_UNITS for limit in self.to_limits())
 
     @property
     def has_returned(self) -> bool:
-        """Whether an amount is returned at the end of a request."""
         return any(limit.unit in _RETURNED_UNITS for limit in self.to_limits())
 
     @property
     def scope(self) -> tuple[Window | None, str | None, str | None]:
-        """The window, key and model that the amounts are for."""
         return self.per, self.key, self.model
 
     def to_limits(self) -> Iterator[Limit]:
@@ -298,7 +297,6 @@ class TenantBudget(StrictModel):
     ] = OnExceeded.REFUSE
 
     def to_limit(self) -> Limit:
-        """Returns the budget as a limit of cost."""
         return Limit(LimitUnit.COST, units.parse_usd(self.usd), self.per, is_soft=self.on_exceeded is OnExceeded.WARN)
 
 
@@ -326,11 +324,6 @@ def _repeated_budget(spec: "ModelTenantSpec") -> bool:
     if spec.budget is None:
         return False
     return any(limit.usd is not None and limit.scope == (spec.budget.per, None, None) for limit in spec.limits)
-
-
-_SAME_SCOPE_CEL = " && ".join(
-    f"(has(b.{field}) ? b.{field} : '') == (has(a.{field}) ? a.{field} : '')" for field in ("per", "key", "model")
-)
 
 
 class ModelTenantSpec(StrictModel):
@@ -482,7 +475,3 @@ class ModelTenantSpec(StrictModel):
             is_suspended=self.suspended,
             may_use_other_paths=(not is_metered if self.other_paths is None else self.other_paths is OtherPaths.ADMIT),
         )
-
-
-_UNMETERED_UNITS = _RETURNED_UNITS | {LimitUnit.REQUESTS}
-"""Units that are counted without understanding a request."""

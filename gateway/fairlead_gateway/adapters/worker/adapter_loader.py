@@ -51,6 +51,20 @@ tried.
 ADAPTER_LIST_SECONDS: Final = 2.0
 """Limit: an engine's list of its LoRA adapters; then another engine is tried."""
 
+_MAX_TRIES: Final = 4
+"""Other workers may take a slot that was just freed; so often it is tried again.
+
+A load that the engine refuses so often, with the same adapters in it each time, has failed.
+"""
+_MAX_CACHED_ORDERS: Final = 16_384
+_NO_ADAPTERS: Final[Mapping[str, LoraAdapter]] = {}
+_NO_INSTANCES: Final[Mapping[str, Instance]] = {}
+_NOTHING_KEPT: Final[frozenset[str]] = frozenset()
+_NOT_FOUND: Final = "status-404"
+"""The engine does not find the source of the adapter."""
+_FIRST_PAUSE_SECONDS: Final = 0.25
+_UNREACHABLE: Final = frozenset({"refused", "connect-timeout", "reset", "cut"})
+
 
 class ResidentAdapter:
     """An adapter in a slot of an engine.
@@ -104,7 +118,6 @@ class InstanceAdapters:
         self._slot_released: asyncio.Future[None] | None = None
 
     def is_warm(self, adapter: LoraAdapter) -> bool:
-        """Returns whether requests may use the adapter here."""
         resident = self.residents.get(adapter.name)
         return resident is not None and resident.source == adapter.source and not resident.is_retiring
 
@@ -120,12 +133,10 @@ class InstanceAdapters:
         self.is_listed = True
 
     def forget(self) -> None:
-        """Forgets what the engine has: it has started again, or others have changed it."""
         self.residents = {}
         self.is_listed = False
 
     def is_busy(self, resident: ResidentAdapter) -> bool:
-        """Returns whether requests need the adapter now."""
         return resident.name in self.inflight or self.waiting[resident.name] > 0
 
     def add_waiting(self, name: str, count: int) -> None:
@@ -149,7 +160,6 @@ class InstanceAdapters:
             self._slot_released = None
 
     def on_release(self) -> None:
-        """Wakes the load that waits for a slot."""
         if self._slot_released is not None and not self._slot_released.done():
             self._slot_released.set_result(None)
 
@@ -166,7 +176,6 @@ class AdapterLease:
         instance.inflight[resident.name] = instance.inflight.get(resident.name, 0) + 1
 
     def is_current(self) -> bool:
-        """Returns whether the adapter is still listed here as loaded."""
         return self._instance.residents.get(self._resident.name) is self._resident
 
     def release(self) -> None:
@@ -182,19 +191,6 @@ class AdapterLease:
 
 
 _log = logging.getLogger("fairlead.gateway")
-_MAX_TRIES: Final = 4
-"""Other workers may take a slot that was just freed; so often it is tried again.
-
-A load that the engine refuses so often, with the same adapters in it each time, has failed.
-"""
-_MAX_CACHED_ORDERS: Final = 16_384
-_NO_ADAPTERS: Final[Mapping[str, LoraAdapter]] = {}
-_NO_INSTANCES: Final[Mapping[str, Instance]] = {}
-_NOTHING_KEPT: Final[frozenset[str]] = frozenset()
-_NOT_FOUND: Final = "status-404"
-"""The engine does not find the source of the adapter."""
-_FIRST_PAUSE_SECONDS: Final = 0.25
-_UNREACHABLE: Final = frozenset({"refused", "connect-timeout", "reset", "cut"})
 
 
 class _ModelAdapters:
@@ -280,7 +276,6 @@ class AdapterLoader:
                 task.cancel()
 
     def loaded(self) -> dict[str, list[str]]:
-        """Returns the names of the adapters in each engine, as far as this worker knows."""
         return {name: list(found.residents) for name, found in self._instances.items() if found.residents}
 
     def close(self) -> None:
@@ -320,7 +315,6 @@ class AdapterLoader:
         return AdapterUse(adapter.name, place_adapter(candidates, model.demand.load_seconds(adapter.name)))
 
     def restrict(self, key: str, use: AdapterUse) -> frozenset[str]:
-        """Returns the ready instances that may not take the request."""
         return frozenset(self._routers.ready_instances(key)).difference(use.placement.instances)
 
     def _instance(self, instance_id: str) -> InstanceAdapters:
@@ -476,7 +470,6 @@ class AdapterLoader:
             raise AttemptFailure(ADAPTER_LOAD, was_sent=False)
 
     def _refuse(self, adapter: LoraAdapter, found: InstanceAdapters, cause: str) -> None:
-        """Records that an adapter is not tried again there for a while."""
         found.refused_until[adapter.name] = self._now() + self._pause_seconds
         found.refusal_causes[adapter.name] = cause
 

@@ -74,6 +74,9 @@ OnRoom = Callable[[bool, GatewayError | None], None]
 request that is refused. False without an error: the instance is no longer ready.
 """
 
+_HeapEntry = tuple[_SortKey, int, str]
+"""Place, number and id of a request. No two have the same number."""
+
 
 class QueuedDispatch:
     """A waiting request.
@@ -116,10 +119,6 @@ class QueuedDispatch:
         self.sort_key = sort_key
         self.decode_seconds = 0.0
         self.number = 0
-
-
-_HeapEntry = tuple[_SortKey, int, str]
-"""Place, number and id of a request. No two have the same number."""
 
 
 class InstanceQueue:
@@ -186,7 +185,6 @@ class InstanceQueue:
         return self._request_of(min([self._first_of(self._heaps[caller]) for caller in callers]))
 
     def seconds_of(self, callers: Collection[Hashable]) -> float:
-        """Returns the prefill of the requests of some callers."""
         return sum([heap.prefill_seconds for caller, heap in self._heaps.items() if caller in callers])
 
     def _first_of(self, heap: "CallerHeap") -> _HeapEntry:
@@ -198,7 +196,6 @@ class InstanceQueue:
             heappop(entries)
 
     def _request_of(self, entry: _HeapEntry) -> QueuedDispatch | None:
-        """Returns the request of an entry; None if it has been removed."""
         queued = self.requests.get(entry[2])
         return queued if queued is not None and queued.number == entry[1] else None
 
@@ -237,7 +234,6 @@ class WaitingCallers:
             self.fair_share.on_leave(caller)
 
     def is_alone(self, caller: CallerKey) -> bool:
-        """Returns whether all requests that wait are this caller's; some do."""
         return not self.bounds.has_several_callers and self.bounds.requests_of(caller) > 0
 
     def behind(self, caller: CallerKey, weight: float) -> frozenset[Hashable]:
@@ -692,7 +688,6 @@ class AdmissionController:
         return {key: queued.get(key, 0) + assigned.get(key, 0) for key in queued.keys() | assigned.keys()}
 
     def has_queue(self, key: str) -> bool:
-        """Whether requests for a model wait in this worker."""
         admission = self.models.get(key)
         return (admission is not None and len(admission) > 0) or self.late_binding_queue.queued().get(key, 0) > 0
 

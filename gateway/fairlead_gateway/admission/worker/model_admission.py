@@ -303,7 +303,6 @@ class ModelAdmission:
         return decode_seconds(endpoints[0].profile, request.prompt_tokens, output_tokens, sequences)
 
     def close(self) -> None:
-        """Refuses all queued requests; the model has left the fleet."""
         for request_id in list(self._queued):
             self._refuse(request_id, self._routers.no_ready_instance(self._key, self._now()))
 
@@ -330,7 +329,6 @@ class ModelAdmission:
         return self._router
 
     def _is_short(self, context: RequestContext) -> bool:
-        """Whether too little of the prompt is uncached for a remote prefill."""
         router = self._load_router()
         return router is not None and router.uncached_tokens(context.route_request) < self._limits.handoff_min_tokens
 
@@ -460,10 +458,8 @@ def end_wait(ended: "asyncio.Future[bool]", result: bool, error: GatewayError | 
 
 
 def _of_each(output_tokens: int | None, sequences: int) -> int | None:
-    """Returns the mean output of the sequences of a request, rounded up."""
     return None if output_tokens is None else -(-output_tokens // sequences)
 
 
 def is_disaggregated(instances: Sequence[Instance]) -> bool:
-    """Whether the model has prefill instances."""
     return any(instance.role is Role.PREFILL for instance in instances)

@@ -84,7 +84,6 @@ class IssuerConfig(StrictModel):
 
     @property
     def source(self) -> str:
-        """The address or the file of the key set."""
         return self.jwks_url or str(self.jwks_file)
 
 

@@ -56,6 +56,16 @@ JWKS_KEYS: Final = 64
 _RSA_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 _MAX_KEY_ID: Final = 256
 
+JWKS_TIMEOUT_SECONDS: Final = 5.0
+"""Limit: an issuer's response with its key set."""
+JWKS_REFRESH_SECONDS: Final = 300.0
+"""Limit: interval at which key sets are read again; files: 2 s."""
+JWKS_STALE_SECONDS: Final = 900.0
+"""Limit: a key set that is older gets a warning; it stays in use."""
+
+KeySetReader = Callable[[IssuerConfig], Awaitable[bytes]]
+_FILE_SECONDS: Final = 2.0
+
 
 def parse_key_set(content: bytes, algorithms: Sequence[str], max_keys: int = JWKS_KEYS) -> tuple[SigningKey, ...]:
     """Returns the keys of a key set that may verify tokens signed with one of the algorithms.
@@ -125,15 +135,6 @@ def _decode(text: Any) -> bytes | None:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-JWKS_TIMEOUT_SECONDS: Final = 5.0
-"""Limit: an issuer's response with its key set."""
-JWKS_REFRESH_SECONDS: Final = 300.0
-"""Limit: interval at which key sets are read again; files: 2 s."""
-JWKS_STALE_SECONDS: Final = 900.0
-"""Limit: a key set that is older gets a warning; it stays in use."""
-
-KeySetReader = Callable[[IssuerConfig], Awaitable[bytes]]
-_FILE_SECONDS: Final = 2.0
 _log = logging.getLogger("fairlead.gateway")
 
 

@@ -46,7 +46,6 @@ class TokenCallers:
         self._cache: dict[bytes, Caller] = {}
 
     def update_issuers(self, issuers: Sequence[TokenIssuer]) -> None:
-        """Replaces the issuers. Tokens are verified again, since their key may be gone."""
         self._verifier.update_issuers(issuers)
         self._cache.clear()
 

@@ -44,6 +44,15 @@ _CURVES: Final[Mapping[str, type[ec.EllipticCurve]]] = {
     "P-521": ec.SECP521R1,
 }
 
+_COMPACT: Final = re.compile(rb"[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]+")
+_MAX_KEY_ID: Final = 256
+MALFORMED: Final = "this bearer token is malformed"
+
+_NO_KEY: Final = "the key that signed this bearer token is unknown"
+_MAX_TIME: Final = 1e12
+_ANY_CALLER_TYPE: Final = frozenset({"", "jwt", "at+jwt"})
+"""Types of tokens that show who calls; others end sessions, for example."""
+
 
 def signature_checks(key: SigningKey) -> dict[str, SignatureCheck]:
     """Returns a check for each algorithm of a key. Raises ValueError for impossible numbers."""
@@ -103,11 +112,6 @@ def _edwards_check(public: ed25519.Ed25519PublicKey) -> SignatureCheck:
         return True
 
     return check
-
-
-_COMPACT: Final = re.compile(rb"[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]+")
-_MAX_KEY_ID: Final = 256
-MALFORMED: Final = "this bearer token is malformed"
 
 
 class _Header(msgspec.Struct):
@@ -174,10 +178,6 @@ def _decode(text: bytes) -> bytes:
 
 
 _log = logging.getLogger("fairlead.gateway")
-_NO_KEY: Final = "the key that signed this bearer token is unknown"
-_MAX_TIME: Final = 1e12
-_ANY_CALLER_TYPE: Final = frozenset({"", "jwt", "at+jwt"})
-"""Types of tokens that show who calls; others end sessions, for example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,6 @@ class _VerifyingIssuer:
         return fitting if len(fitting) == 1 else ()
 
     def has_key(self, key_id: str | None) -> bool:
-        """Returns whether a key has this id, for whatever algorithm."""
         return any(known == key_id for known, _ in self.checks)
 
 
@@ -241,7 +240,6 @@ class TokenVerifier:
         self._issuers: dict[str, _VerifyingIssuer] = {}
 
     def update_issuers(self, issuers: Sequence[TokenIssuer]) -> None:
-        """Replaces all issuers and their keys."""
         self._issuers = {issuer.issuer: _VerifyingIssuer(issuer) for issuer in issuers}
 
     def verify(self, token: bytes) -> VerifiedToken:

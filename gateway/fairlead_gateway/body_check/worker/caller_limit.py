@@ -32,7 +32,6 @@ class LargeBodyQueue:
                 return await self._loop.run_in_executor(self.thread, check)
 
     def close(self) -> None:
-        """Ends the thread after the body that it checks."""
         self.thread.shutdown(wait=False, cancel_futures=True)
 
 
@@ -65,7 +64,6 @@ class LargeBodyLimit:
                 del self._bytes[caller]
 
     def count_callers(self) -> int:
-        """Returns the number of callers with bodies that wait."""
         return len(self._bytes)
 
 

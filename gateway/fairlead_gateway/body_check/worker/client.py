@@ -60,7 +60,6 @@ class BodyChecker:
         return parsed
 
     def close(self) -> None:
-        """Ends the process; a body that is being checked fails."""
         self._child.close()
 
     def _check(self, query: BodyQuery, body: bytes) -> BodyReply:

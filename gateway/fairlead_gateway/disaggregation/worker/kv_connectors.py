@@ -105,7 +105,6 @@ def prefill_body(request: ModelRequest, fields: Mapping[str, bytes]) -> bytes:
 
 
 def nixl_prefill_fields() -> dict[str, bytes]:
-    """Returns the fields with which an engine keeps the KV that it computed."""
     return {_KV_TRANSFER_PARAMS: msgspec.json.encode(_PREFILL_PARAMS)}
 
 
@@ -134,7 +133,6 @@ def nixl_decode_fields(answer: bytes) -> dict[str, bytes] | None:
 
 
 def mooncake_prefill_fields(transfer_id: str) -> dict[str, bytes]:
-    """Returns the fields with which an engine keeps the KV that it computed under `transfer_id`."""
     return {_KV_TRANSFER_PARAMS: msgspec.json.encode({**_PREFILL_PARAMS, "transfer_id": transfer_id})}
 
 
@@ -205,6 +203,5 @@ def first_event_timeout_seconds(stream: bool, max_tokens: float | None, limits: 
 
 
 def _is_one_prompt(raw: bytes) -> bool:
-    """Whether the prompt is one text or one list of token ids."""
     inner = raw.lstrip()
     return inner[:1] != b"[" or inner[1:].lstrip()[:1] not in (b'"', b"[")

@@ -79,6 +79,16 @@ HANDOFF_TRANSFER_SECONDS: Final = 0.02
 
 MAX_WITHOUT_REQUEST: Final = 16
 
+SMOOTHING: Final = 0.1
+"""Weight of the newest transfer in the mean; it follows in about ten transfers."""
+
+_Pair = tuple[str, str | None]
+
+_MAX_PREFILL_ATTEMPTS: Final = 2
+_QUARANTINED: Final = "quarantined"
+_MAX_RANDOM_ID: Final = 1 << 63
+_EXPIRED: Final = ("expired", "the blocks are not kept any longer")
+
 
 class ConcurrentPrefills:
     """The tasks of these prefills in one worker."""
@@ -116,7 +126,6 @@ class ConcurrentPrefills:
             oldest.cancel()
 
     def close(self) -> None:
-        """Cancels all prefills."""
         for task in self._tasks:
             task.cancel()
 
@@ -129,10 +138,6 @@ class ConcurrentPrefills:
                 del self._without_request[caller]
 
 
-SMOOTHING: Final = 0.1
-"""Weight of the newest transfer in the mean; it follows in about ten transfers."""
-
-
 class TransferEstimator:
     """The transfer times of all models of one process."""
 
@@ -141,7 +146,6 @@ class TransferEstimator:
         self._token_seconds: dict[str, float] = {}
 
     def retain(self, models: Collection[str]) -> None:
-        """Forgets the transfer times of all other models."""
         self._token_seconds = {key: seconds for key, seconds in self._token_seconds.items() if key in models}
 
     def predict_seconds(self, model: str, prompt_tokens: float) -> float:
@@ -160,9 +164,6 @@ class TransferEstimator:
         self._token_seconds[model] = (
             seconds_per_token if mean is None else mean + SMOOTHING * (seconds_per_token - mean)
         )
-
-
-_Pair = tuple[str, str | None]
 
 
 class PairHealth:
@@ -191,7 +192,6 @@ class PairHealth:
         self._suspect_until[pair] = until
 
     def is_usable(self, prefill: Instance, decode: Instance, caller: CallerKey) -> bool:
-        """Whether both use the same connector and have not failed together lately."""
         return decode.transfer == prefill.transfer and not self._is_suspect((prefill.id, decode.id), caller)
 
     def unusable_prefills(
@@ -219,12 +219,6 @@ class PairHealth:
             for pair, callers in self._suspect_of.items()
         }
         self._suspect_of = {pair: callers for pair, callers in recent.items() if callers}
-
-
-_MAX_PREFILL_ATTEMPTS: Final = 2
-_QUARANTINED: Final = "quarantined"
-_MAX_RANDOM_ID: Final = 1 << 63
-_EXPIRED: Final = ("expired", "the blocks are not kept any longer")
 
 
 class PrefillCoordinator:

@@ -77,7 +77,6 @@ class RecordedResponse(ResponseWriter):
             self.adjust_speed()
 
     def end_with_error(self, event: bytes) -> None:
-        """Ends a stream with an error event. The answer is not kept."""
         self._has_failed = True
         super().end_with_error(event)
 

@@ -59,7 +59,6 @@ class _UnreadAnswer(TimeoutEntry):
         self._abandon = abandon
 
     def on_timeout(self) -> None:
-        """Cancels the request."""
         self._abandon(self._answer)
 
 
@@ -133,7 +132,6 @@ class KeyedRequests:
         self.serve(caller, key, value, http_request, response)
 
     def count_lost_owner(self) -> None:
-        """Counts a request whose owner ended."""
         self.count(RERUN + WORKER_LOST)
 
     def serve(
@@ -196,7 +194,6 @@ class KeyedRequests:
         self._schedule_sweep()
 
     def count(self, name: str) -> None:
-        """Counts one request."""
         self._counters[name] = self._counters.get(name, 0) + 1
 
     def close(self) -> None:

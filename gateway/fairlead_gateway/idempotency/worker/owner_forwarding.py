@@ -136,7 +136,6 @@ class OwnerForwarding:
 
     @property
     def owns_keys(self) -> bool:
-        """Whether this gateway takes new keys: it is in the list, or no other gateway is."""
         return self._is_listed(self._gateways) or not self._gateways.present
 
     def gateways_for(self, caller: CallerKey, key: bytes) -> list[str]:
@@ -148,7 +147,6 @@ class OwnerForwarding:
         return before if self.owns_keys else before + behind
 
     def gateways_before(self, caller: CallerKey, key: bytes) -> list[str]:
-        """Returns the gateways that come before this one for a key; none if it is not known."""
         return self._ranked(caller, key, self._gateways.present)[0] if self._gateways.own else []
 
     def earlier_owners(self, caller: CallerKey, key: bytes) -> list[str]:
@@ -159,14 +157,12 @@ class OwnerForwarding:
         return [*leaving, *(behind if is_young else [])][:GATEWAYS_ASKED]
 
     def has_lost_owner(self, caller: CallerKey, key: bytes) -> bool:
-        """Whether a gateway that comes before this one for a key left the list lately."""
         gateways = self._gateways
         return bool(self._ranked(caller, key, gateways.leaving + gateways.lost)[0])
 
     def forward_to_worker(
         self, address: str, value: bytes, http_request: HttpRequest, response: ResponseWriter
     ) -> None:
-        """Sends a request to the worker that owns its key, and relays the answer."""
         self._start(self._forward_to_worker(address, value, http_request, response), response)
 
     def forward_to_gateways(
@@ -334,12 +330,10 @@ class ForwardedAnswer(ResponseSink):
             self.ended.set_result(UpstreamError(_UNKNOWN) if self._is_unknown else None)
 
     def on_error(self, error: UpstreamError) -> None:
-        """Ends the answer."""
         if not self.ended.done():
             self.ended.set_result(error)
 
     def on_silence(self) -> float:
-        """Returns 0: the owner has its own time limits, which are shorter."""
         return 0.0
 
 
@@ -363,7 +357,6 @@ def encode_forwarded(http_request: HttpRequest, request_id: str, value: bytes) -
 
 
 def owner_index(caller: CallerKey, key: bytes, workers: int) -> int:
-    """Returns which of so many workers owns a key, from 0."""
     digest = hashlib.blake2b(b"%b\0%b" % (caller.encode(), key), digest_size=8).digest()
     return int.from_bytes(digest, "big") % workers
 

@@ -53,7 +53,6 @@ class EventDiscovery:
             self._searches.start(key, search)
 
     async def stop(self) -> None:
-        """Stops all searches."""
         await self._searches.cancel()
 
     async def _search(self, key: str) -> None:

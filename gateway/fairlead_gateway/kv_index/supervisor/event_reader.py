@@ -76,7 +76,6 @@ class EventReader:
                 self._starts.start(key, partial(self._start_model, key))
 
     def blocks(self, model_key: str) -> ModelBlocks:
-        """Returns the blocks of a model, as they are at any time."""
         return self._store.model(model_key)
 
     def warnings(self) -> list[str]:
@@ -89,7 +88,6 @@ class EventReader:
         return [f"{len(silent)} engines do not report what they cache: {name}: {trouble}"]
 
     async def close(self) -> None:
-        """Stops reading engines."""
         await self._starts.cancel()
         await self._indexer.close()
 

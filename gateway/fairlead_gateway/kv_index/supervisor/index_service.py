@@ -134,7 +134,6 @@ class KvIndexService:
 
     @property
     def indexed_models(self) -> Sequence[str]:
-        """The models whose prompts workers report: those with an index that is used."""
         return () if self._token_source is TokenSource.OFF else tuple(self._indexed_models)
 
     def update_fleet(self, fleet: Fleet) -> None:
@@ -221,7 +220,6 @@ class KvIndexService:
             model.translator.on_dispatch(instance, tail, hashes, self._clock.now(), reports_end=False)
 
     def on_worker_ready(self) -> None:
-        """Called when a worker starts: it has no correction yet, so all are sent again."""
         self._resend_all = True
         self._wake.set()
 
@@ -278,7 +276,6 @@ class KvIndexService:
         return model
 
     def _mark_changed(self, key: str) -> None:
-        """Sends the corrections of a model in a moment."""
         self._changed_models.add(key)
         self._wake.set()
 

@@ -156,12 +156,10 @@ class LinkStore:
             self._pending.append((model, links.hashes, data))
 
     def delete_model(self, model: str) -> None:
-        """Drops a model's queued prompts; the next write deletes its stream."""
         self._pending = deque((entry for entry in self._pending if entry[0] != model), self._pending.maxlen)
         self._deleted_models.add(model)
 
     def start(self) -> None:
-        """Starts the task on the running loop. Does not block."""
         name = "links of prompts in Redis"
         self._task = self._task or asyncio.create_task(run_despite_defects(self._run, _log, name), name=name)
 

@@ -43,6 +43,21 @@ SOUND_ANSWERS: Final = 50
 FIRST_SECONDS: Final = 30.0
 MAX_SECONDS: Final = 900.0
 
+INDEX_CENSUS_SECONDS: Final = 30.0
+"""Limit: blocks that only one instance has are counted this often; more often where they are few.
+"""
+INDEX_RECENT_SECONDS: Final = 300.0
+"""Limit: blocks of prompts sent within this time count as recently used."""
+PREFIX_MAP_LATE_EVENT_SECONDS: Final = 0.25
+"""Limit: longest delay of a KV event to the router; older mispredictions are real."""
+PREFIX_MAP_JUDGE_SECONDS: Final = 0.5
+"""Limit: from a response's end until its prediction is judged, so that its events have arrived."""
+
+_RESET_SHARE = 0.5
+_MIN_CENSUS_SECONDS = 0.5
+_CENSUS_LOOKUPS = 262_144
+"""Look-ups of one census, 50 to 150 ms. The next one goes on with other instances."""
+
 
 class CacheOutcome(NamedTuple):
     """The cached tokens of one response.
@@ -79,7 +94,6 @@ class DriftDetector:
 
     @property
     def is_quarantined(self) -> bool:
-        """True while routing ignores the instance's index."""
         return self.quarantined_until is not None
 
     @property
@@ -137,20 +151,6 @@ class DriftDetector:
         self.overcredit = self.undercredit = 0.0
 
 
-INDEX_CENSUS_SECONDS: Final = 30.0
-"""Limit: blocks that only one instance has are counted this often; more often where they are few.
-"""
-INDEX_RECENT_SECONDS: Final = 300.0
-"""Limit: blocks of prompts sent within this time count as recently used."""
-PREFIX_MAP_LATE_EVENT_SECONDS: Final = 0.25
-"""Limit: longest delay of a KV event to the router; older mispredictions are real."""
-PREFIX_MAP_JUDGE_SECONDS: Final = 0.5
-"""Limit: from a response's end until its prediction is judged, so that its events have arrived."""
-
-_RESET_SHARE = 0.5
-_MIN_CENSUS_SECONDS = 0.5
-_CENSUS_LOOKUPS = 262_144
-"""Look-ups of one census, 50 to 150 ms. The next one goes on with other instances."""
 _MIN_CENSUS_ROWS, _MAX_CENSUS_ROWS = 64, 4_096
 """The rows of an instance of which a census counts the blocks: all numbers within 2 to 12 %."""
 
@@ -304,5 +304,4 @@ class ModelIndex:
         )
 
     def quarantined(self) -> Mapping[str, str]:
-        """Returns the instances whose index routing ignores at present, and why."""
         return {instance: drift.reason for instance, drift in self._drifts.items() if drift.is_quarantined}

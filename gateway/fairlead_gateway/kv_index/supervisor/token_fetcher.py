@@ -140,13 +140,11 @@ class TokenFetcher:
         task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
-        """Cancels all queries."""
         for task in self._tasks:
             task.cancel()
 
     @property
     def description(self) -> str:
-        """A text that says how the model's prompts are tokenized, and the last error."""
         text = "engines are queried for the tokens of prompts"
         return f"{text}; {self.warning}" if self.warning else text
 

@@ -40,6 +40,12 @@ _Prompt: Final = msgspec.defstruct(
 )
 """The body of a request, without all other fields."""
 
+_PROMPT_DECODER: Final = msgspec.json.Decoder(_Prompt)
+_TOKEN_IDS_DECODER: Final = msgspec.json.Decoder(list[int])
+
+_TEMPLATE_RESPONSE_BYTES: Final = 256 * 1024
+_TOKEN_RESPONSE_BYTES: Final = 16
+
 
 class _TokenizeResponse(msgspec.Struct):
     tokens: list[int]
@@ -69,13 +75,9 @@ class TokenizeQuery:
     salt: str | None = None
 
 
-_PROMPT_DECODER: Final = msgspec.json.Decoder(_Prompt)
-_TOKEN_IDS_DECODER: Final = msgspec.json.Decoder(list[int])
 _TOKENIZE_RESPONSE_DECODER: Final = msgspec.json.Decoder(_TokenizeResponse)
 _MODEL_LIST_DECODER: Final = msgspec.json.Decoder(_ModelList)
 _encode = msgspec.json.Encoder().encode
-_TEMPLATE_RESPONSE_BYTES: Final = 256 * 1024
-_TOKEN_RESPONSE_BYTES: Final = 16
 
 
 def tokenize_query(kind: str, body: bytes, model: str) -> TokenizeQuery | None:

@@ -42,6 +42,16 @@ from fairlead_gateway.limits.supervisor.checkpoint_files import CheckpointFiles
 
 _MAX_NAMED = 3
 
+QUOTA_FOLD_SECONDS: Final = 60.0
+"""Limit: a worker without a lease for this long has no row of its own any more."""
+QUOTA_CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+"""Limit: a checkpoint of granted amounts; one larger was not written by a gateway."""
+
+_CONTENDED_SECONDS: Final = 0.1
+_CHECKPOINT_SECONDS: Final = 5.0
+_FINAL_SECONDS: Final = 2.0
+_REFRESH_SECONDS: Final = 1.0
+
 
 def limit_states(tenant: Tenant, replies: Mapping[str, LimitReply], now_ms: float) -> list[LimitOut]:
     """Returns the state of each limit of a tenant, from the store's last replies."""
@@ -121,7 +131,6 @@ class MemoryLimitStore:
         self._store = QuotaStore("memory", has_peers=False)
 
     async def apply(self, exchanges: Sequence[tuple[str, Exchange]]) -> list[ExchangeReply | None]:
-        """Applies exchanges at once."""
         now_ms = int((self._clock.now() + self._wall_offset) * 1000)
         return [self._store.apply(tenant, exchange, now_ms) for tenant, exchange in exchanges]
 
@@ -135,16 +144,7 @@ def create_limit_store(link: "RedisLink | None", clock: Clock) -> LimitStore:
     return RedisLimitStore(link)
 
 
-QUOTA_FOLD_SECONDS: Final = 60.0
-"""Limit: a worker without a lease for this long has no row of its own any more."""
-QUOTA_CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
-"""Limit: a checkpoint of granted amounts; one larger was not written by a gateway."""
-
 _log = logging.getLogger("fairlead.gateway")
-_CONTENDED_SECONDS: Final = 0.1
-_CHECKPOINT_SECONDS: Final = 5.0
-_FINAL_SECONDS: Final = 2.0
-_REFRESH_SECONDS: Final = 1.0
 
 
 class QuotaWorker(Protocol):
@@ -218,7 +218,6 @@ class QuotaService:
             ledger.set_limits(tenant.limits, is_strict=is_strict)
 
     def start(self) -> None:
-        """Starts on the running loop. No exchange is made before all checkpoints were read."""
         if self._task is None:
             self._task = asyncio.create_task(run_despite_defects(self._run, _log, "the limits of tenants"))
 

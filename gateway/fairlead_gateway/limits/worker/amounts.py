@@ -31,6 +31,22 @@ QUOTA_OUTPUT_TOKENS: Final = 1_024
 """Limit: output tokens to expect of a request without `max_tokens` before any answer was measured.
 """
 
+_MAX_CALLERS: Final = 16_384
+"""Pairs of a model and a caller; then all are forgotten."""
+_MAX_MODELS: Final = 1_024
+MAX_TOKENS_PER_EVENT: Final = 16.0
+"""Maximum of tokens per event that a stream adds to the average of its model. No engine drafts more
+in a step.
+
+Why: events lack the reasoning that a client does not want. Without a maximum, one caller's streams
+could raise the estimates of other callers hundreds of times.
+"""
+_SMOOTHING: Final = 0.1
+"""Weight of the newest stream in the time per token of its model."""
+_MIN_TOKEN_SECONDS: Final = 0.0005
+_MAX_EVENTS: Final = 65_536.0
+"""Events from which on all counts are halved, so that later streams weigh more."""
+
 
 class OutputEstimator:
     """The learned output lengths of all tenants with limits, by model.
@@ -65,7 +81,6 @@ class OutputEstimator:
         lengths.learn(tenant, float(prompt_tokens), output_tokens, now)
 
     def retain(self, model_keys: set[str]) -> None:
-        """Forgets all other models."""
         self._lengths = {key: lengths for key, lengths in self._lengths.items() if key in model_keys}
 
 
@@ -81,21 +96,6 @@ def prompt_class(prompt_tokens: int) -> int:
 
 
 _Key = TypeVar("_Key", bound=Hashable)
-_MAX_CALLERS: Final = 16_384
-"""Pairs of a model and a caller; then all are forgotten."""
-_MAX_MODELS: Final = 1_024
-MAX_TOKENS_PER_EVENT: Final = 16.0
-"""Maximum of tokens per event that a stream adds to the average of its model. No engine drafts more
-in a step.
-
-Why: events lack the reasoning that a client does not want. Without a maximum, one caller's streams
-could raise the estimates of other callers hundreds of times.
-"""
-_SMOOTHING: Final = 0.1
-"""Weight of the newest stream in the time per token of its model."""
-_MIN_TOKEN_SECONDS: Final = 0.0005
-_MAX_EVENTS: Final = 65_536.0
-"""Events from which on all counts are halved, so that later streams weigh more."""
 
 
 class _StreamCounts:

@@ -45,6 +45,25 @@ days.
 Source: openai-python 3555, earendil-works/pi 6912.
 """
 
+QUOTA_WAIT_SECONDS: Final = 2.0
+"""Limit: a request waits this long for a slice that others hold, or for Redis; then 429 or 503."""
+QUOTA_RETRY_SECONDS: Final = 0.05
+"""Limit: interval at which a slice that others hold is asked for again."""
+QUOTA_WAITING: Final = 1_024
+"""Limit: requests of one tenant in a worker that wait for a slice; the next gets 429."""
+QUOTA_PROMPT_MARGIN: Final = 256
+"""Limit: tokens that a chat template may add to a prompt, in strict mode; its bytes bound the rest.
+"""
+
+_UNAVAILABLE_REASON: Final = "Redis does not answer"
+_NOT_YET_REASON: Final = "the gateways restore what Redis has lost"
+
+_OnRefused = Callable[[RequestContext, GatewayError], None]
+_LOG_SECONDS: Final = 0.1
+# Why: compiled code looks up the names of other modules each time.
+_ALL_LEARNED: Final = ALL_LEARNED_ANSWERS
+_LEARNED_INTERVAL: Final = LEARNED_ANSWER_INTERVAL
+
 
 def describe_limit(limit: Limit, tenant: str) -> str:
     """Returns a limit as text: `600 requests per minute of tenant acme, key ci`."""
@@ -111,27 +130,6 @@ def _retry_headers(seconds: float, *, is_possible: bool = True) -> tuple[tuple[s
     """
     retry_after = ("retry-after", str(max(1, math.ceil(min(seconds, 40 * 86_400.0)))))
     return (retry_after,) if is_possible and seconds <= _FOLLOWED_SECONDS else (retry_after, NO_RETRY)
-
-
-QUOTA_WAIT_SECONDS: Final = 2.0
-"""Limit: a request waits this long for a slice that others hold, or for Redis; then 429 or 503."""
-QUOTA_RETRY_SECONDS: Final = 0.05
-"""Limit: interval at which a slice that others hold is asked for again."""
-QUOTA_WAITING: Final = 1_024
-"""Limit: requests of one tenant in a worker that wait for a slice; the next gets 429."""
-QUOTA_PROMPT_MARGIN: Final = 256
-"""Limit: tokens that a chat template may add to a prompt, in strict mode; its bytes bound the rest.
-"""
-
-_UNAVAILABLE_REASON: Final = "Redis does not answer"
-_NOT_YET_REASON: Final = "the gateways restore what Redis has lost"
-
-
-_OnRefused = Callable[[RequestContext, GatewayError], None]
-_LOG_SECONDS: Final = 0.1
-# Why: compiled code looks up the names of other modules each time.
-_ALL_LEARNED: Final = ALL_LEARNED_ANSWERS
-_LEARNED_INTERVAL: Final = LEARNED_ANSWER_INTERVAL
 
 
 class LimitGate:
@@ -399,5 +397,4 @@ class LimitGate:
         return limits_unavailable(_NOT_YET_REASON if short.status == NOT_YET else _UNAVAILABLE_REASON)
 
     def _is_behind(self, plan: LimitPlan, first: Waiter) -> bool:
-        """Returns whether an earlier request waits for one of the limits."""
         return any(leased is first.short_of for leased in plan.limits)

@@ -57,7 +57,6 @@ class Slice:
 
     @property
     def free(self) -> int:
-        """The amount left for further requests; negative after an overrun."""
         return self.granted - self.returned - self.spent - self.busy
 
 
@@ -465,7 +464,6 @@ class Reservation:
         return is_behind
 
     def describe_wait(self) -> str:
-        """Returns how long the request waited for a slice, and of which limit."""
         return f"waited {format_duration(self.waited_seconds)} for a slice of the limit of {self.waited_for}"
 
 
@@ -478,6 +476,5 @@ def missing_limit(plan: LimitPlan, amounts: Amounts, now: float) -> LeasedLimit 
 
 
 def take(plan: LimitPlan, amounts: Amounts, now: float) -> Reservation:
-    """Reserves what a request needs of each limit; all of them have room."""
     slices = [leased.take(amounts.of(leased.unit), now) for leased in plan.limits]
     return Reservation(plan, amounts, slices)

@@ -100,7 +100,6 @@ class TenantLimits:
         return LimitPlan([self.leased[limit.id] for limit in limits], is_strict=self.is_strict)
 
     def restart(self) -> None:
-        """Drops all slices: the worker goes on under another holder's name."""
         for leased in self.leased.values():
             leased.restart()
 

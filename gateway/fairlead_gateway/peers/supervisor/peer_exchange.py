@@ -92,6 +92,25 @@ a report beyond is passed over.
 PEERS_LOAD_ROWS: Final = 50_000
 """Limit: the same of all other gateways: some 0.2 s of the supervisor."""
 
+_OTHER_SENDERS = b""
+"""The sender that stands for all beyond ``peers``; no gateway has an empty name."""
+_PRUNE_SECONDS = 1.0
+
+DISPATCH_RETENTION_SECONDS: Final = 300.0
+"""Limit: how long they are kept, for gateways that start."""
+DISPATCH_IDLE_POLL_SECONDS: Final = 0.5
+"""Limit: the same without other gateways."""
+DISPATCH_STREAMS: Final = 200
+"""Limit: streams read in one poll; beyond, quiet models are read in rotation."""
+DISPATCH_ENTRIES: Final = 10_000
+"""Limit: entries of one model's dispatch stream, some 3 kB each."""
+
+TRIM_SECONDS: Final = 10.0
+PAGE_ENTRIES: Final = 256
+_PAUSE_FACTOR: Final = 4.0
+_STREAM_START: Final = (0, 0)
+_DAMAGED_KEY_ERRORS: Final = ("WRONGTYPE", "ID specified", "exhausted the last possible ID")
+
 
 class StreamRotation:
     """The streams of all models, of which `max_streams` are read per round."""
@@ -108,7 +127,6 @@ class StreamRotation:
             del self._busy_since[gone]
 
     def on_activity(self, model: str, now: float) -> None:
-        """Called when a message of the model was read."""
         self._busy_since[model] = now
 
     def next_round(self, now: float) -> list[str]:
@@ -131,13 +149,7 @@ class StreamRotation:
         return found
 
     def rounds_per_cycle(self) -> int:
-        """Returns the number of rounds after which every model has been read."""
         return -(-len(self._order) // max(1, self._max_streams // 4)) if len(self._order) > self._max_streams else 1
-
-
-_OTHER_SENDERS = b""
-"""The sender that stands for all beyond ``peers``; no gateway has an empty name."""
-_PRUNE_SECONDS = 1.0
 
 
 class DispatchBudget:
@@ -249,21 +261,7 @@ class _SenderBudgets:
             del self._buckets[sender]
 
 
-DISPATCH_RETENTION_SECONDS: Final = 300.0
-"""Limit: how long they are kept, for gateways that start."""
-DISPATCH_IDLE_POLL_SECONDS: Final = 0.5
-"""Limit: the same without other gateways."""
-DISPATCH_STREAMS: Final = 200
-"""Limit: streams read in one poll; beyond, quiet models are read in rotation."""
-DISPATCH_ENTRIES: Final = 10_000
-"""Limit: entries of one model's dispatch stream, some 3 kB each."""
-
 _log = logging.getLogger("fairlead.gateway")
-TRIM_SECONDS: Final = 10.0
-PAGE_ENTRIES: Final = 256
-_PAUSE_FACTOR: Final = 4.0
-_STREAM_START: Final = (0, 0)
-_DAMAGED_KEY_ERRORS: Final = ("WRONGTYPE", "ID specified", "exhausted the last possible ID")
 
 
 @dataclass(slots=True)
@@ -353,12 +351,10 @@ class PeerExchange:
     # What others call ----------------------------------------------------------------------------------------------------
 
     def add_dispatch(self, model: str, instance: str, hashes: bytes, tail: int, session_hash: int = 0) -> None:
-        """Queues a dispatch of this gateway's workers for the other gateways."""
         self.outbox.add(model, instance, hashes, tail, session_hash)
         self._write_due.set()
 
     def on_loads_changed(self) -> None:
-        """Called when this gateway's loads have changed."""
         self._write_due.set()
 
     def start(self) -> None:
@@ -389,7 +385,6 @@ class PeerExchange:
         return bool(self._cursors) and all(cursor.is_caught_up for cursor in self._cursors.values())
 
     def known_peers(self) -> list[KnownPeer]:
-        """Returns the other gateways."""
         return self.peer_state.known_peers(self._clock.now())
 
     def warnings(self) -> list[str]:

@@ -73,11 +73,9 @@ class PeerSync:
         self.exchange = PeerExchange(link, name, clock, hooks, secret_fingerprint=secret_fingerprint(secret))
 
     def start(self) -> None:
-        """Starts on the running loop."""
         self.exchange.start()
 
     async def stop(self) -> None:
-        """Stops, and publishes that this gateway leaves."""
         await self.exchange.stop()
 
     # --- reports of local workers
@@ -128,7 +126,6 @@ class PeerSync:
     # --- status
 
     def warnings(self) -> list[str]:
-        """Returns texts that say what is missing or late."""
         return self.exchange.warnings()
 
     def present_peers(self) -> list[tuple[str, float]]:

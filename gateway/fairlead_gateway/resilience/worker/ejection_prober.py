@@ -91,7 +91,6 @@ class EjectionProber:
                     task.add_done_callback(self._tasks.discard)
 
     def _arm(self) -> None:
-        """Polls in a second, and again as long as an instance is to be probed."""
         if self._timer is None and not self._is_closed:
             self._timer = self._loop.call_later(_POLL_SECONDS, self._on_timer)
 

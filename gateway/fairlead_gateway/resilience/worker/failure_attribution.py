@@ -159,7 +159,6 @@ class FailureAttribution:
         return True
 
     def on_probe_failed(self, model_key: str, instance: str, cause: str) -> None:
-        """Records a failed probe of the worker itself, which depends on no client's request."""
         self._count_failure(model_key, instance, cause, None)
 
     def stall_timeout(self, context: RequestContext, activity: EndpointActivity) -> StallTimeout:
@@ -179,7 +178,6 @@ class FailureAttribution:
         return self._stall_timeout(context, activity, deadline, self._count_stall_once)
 
     def describe(self, instance: str) -> tuple[HealthState, str]:
-        """Returns the health of an instance and its reason."""
         return self.outlier_detector.health(instance, self._now())
 
     def _stall_timeout(
@@ -336,7 +334,6 @@ def _is_error_response(failure: AttemptFailure) -> bool:
 
 
 def _abandon_always(timeout: StallTimeout) -> bool:
-    """Returns True: an attempt with a KV transfer is abandoned and repeated without it."""
     del timeout
     return True
 
@@ -347,12 +344,10 @@ def _is_stall_counted(context: RequestContext, cause: str) -> bool:
 
 
 def _has_early_byte(context: RequestContext) -> bool:
-    """Whether the first byte is due when the prompt is computed, and not with the whole answer."""
     request = context.request
     return request.stream or request.passes_stream or request.dialect.has_early_answer
 
 
 def _predicted_seconds(context: RequestContext) -> float:
-    """Returns the seconds until the first token is due."""
     first = context.choice.decision.ttft_seconds if context.choice is not None else None
     return context.route_request.prompt_tokens * _DEFAULT_PROMPT_TOKEN_SECONDS if first is None else first

@@ -80,6 +80,14 @@ _ADAPTER_CAUSES: Final = frozenset(
     {ADAPTER_LOAD, ADAPTER_SLOTS, ADAPTER_MISSING, DOWNLOAD_FAILED, *DOWNLOAD_REFUSALS.values()}
 )
 
+_DEFAULT_SECONDS = 2
+_SMOOTHING = 0.3
+
+_MAX_MODELS: Final = 1_024
+_ENOUGH_ANSWERS: Final = 16
+_FADING: Final = 0.98
+"""The share of an answer that each later one leaves: after some 35, it counts half."""
+
 
 class AttemptFailure(Exception):
     """Raised when an attempt failed before its first byte.
@@ -115,22 +123,18 @@ class AttemptFailure(Exception):
 
     @property
     def is_local(self) -> bool:
-        """Whether the gateway itself could not connect, which says nothing about the instance."""
         return self.cause in LOCAL_CAUSES
 
     @property
     def is_of_adapter(self) -> bool:
-        """Whether the instance lacks the request's adapter, which is no fault of it."""
         return self.cause in _ADAPTER_CAUSES
 
     @property
     def is_no_fault(self) -> bool:
-        """Whether the instance lacks something that this request needs, which is no fault of it."""
         return self.is_of_adapter or self.cause in _REFUSED_FIELDS
 
     @property
     def is_exempt_from_budget(self) -> bool:
-        """Whether a retry is not charged to the budget."""
         return self.crashed or not self.was_sent or self.cause == "gone" or self.is_no_fault
 
 
@@ -151,12 +155,10 @@ class _RetryCounts:
         requests[slot] = requests[slot] + 1
 
     def on_retry(self, now: float) -> None:
-        """Counts a retry."""
         self._advance(now)
         self._retries[self._second % _WINDOW_SECONDS] += 1
 
     def counts(self, now: float) -> tuple[int, int]:
-        """Returns the number of requests and of retries."""
         self._advance(now)
         return sum(self._requests), sum(self._retries)
 
@@ -184,7 +186,6 @@ class RetryBudget:
         self._callers: OrderedDict[CallerKey, _RetryCounts] = OrderedDict()
 
     def on_request(self, caller: CallerKey, now: float) -> None:
-        """Counts a request."""
         self._total.on_request(now)
         self._counts(caller).on_request(now)
 
@@ -268,10 +269,6 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
     return EngineFailed(f"no engine answered ({attempts})", hint="try again", headers=(("retry-after", "1"),))
 
 
-_DEFAULT_SECONDS = 2
-_SMOOTHING = 0.3
-
-
 class StartupTimes:
     """The mean startup time of each model's instances, observed in fleet updates."""
 
@@ -310,12 +307,6 @@ class StartupTimes:
 def retry_after_seconds(value: float) -> int:
     """Returns the seconds for the header: rounded up, from 1 to `MAX_RETRY_AFTER_SECONDS`."""
     return max(1, min(math.ceil(value), int(MAX_RETRY_AFTER_SECONDS)))
-
-
-_MAX_MODELS: Final = 1_024
-_ENOUGH_ANSWERS: Final = 16
-_FADING: Final = 0.98
-"""The share of an answer that each later one leaves: after some 35, it counts half."""
 
 
 class StallTimeout:
@@ -422,7 +413,6 @@ class StallTimeout:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether no time is left for another instance."""
         return self._now() >= self._deadline
 
     def _seconds_left(self, now: float) -> float:
@@ -442,7 +432,6 @@ class LongestAnswer:
 
     @property
     def is_known(self) -> bool:
-        """Whether there were enough answers to go by."""
         return self.count >= _ENOUGH_ANSWERS
 
 

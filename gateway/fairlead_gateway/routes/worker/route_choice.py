@@ -54,9 +54,17 @@ _MAX_MESSAGES: Final = 64
 MAX_MESSAGE_BYTES: Final = 16_384
 """Bytes of the first message of a user that count; more would only cost time."""
 
+BY_SESSION: Final = "session"
+BY_PROMPT: Final = "conversation"
+
+_SEED: Final = xxhash.xxh3_64_intdigest(b"canary")
+
+_ESCAPE: Final = b"\\u"
+_NO_NUMBER: Final = float("inf")
+_DECODE_NUMBER: Final = msgspec.json.Decoder(int | float | None).decode
+
 
 def session_digest(session: bytes, tenant: str | None) -> bytes:
-    """Returns the digest of a client's name for a conversation; tenants do not share names."""
     return _DIGEST(session if tenant is None else b"%b\0%b" % (tenant.encode(), session))
 
 
@@ -158,10 +166,6 @@ def _read_object(text: bytes, start: int, end: int) -> tuple[int, bool]:
     return end, is_user
 
 
-BY_SESSION: Final = "session"
-BY_PROMPT: Final = "conversation"
-
-
 class HttpRequestFacts(RequestFacts):
     """The facts about a request of a client that decide."""
 
@@ -248,9 +252,6 @@ def _not_served(decision: RouteDecision) -> RouteWithoutTarget:
     return error
 
 
-_SEED: Final = xxhash.xxh3_64_intdigest(b"canary")
-
-
 def takes_canary(request: ModelRequest, routed: RouteRequest, weight: int) -> bool:
     """Returns whether the canary serves the conversation of a request.
 
@@ -266,11 +267,6 @@ def _conversation(request: ModelRequest, routed: RouteRequest) -> bytes:
     if request.messages_end:
         return prompt_digest(request.client_body, request.messages_start, request.messages_end)
     return text_digest(request, request.body)
-
-
-_ESCAPE: Final = b"\\u"
-_NO_NUMBER: Final = float("inf")
-_DECODE_NUMBER: Final = msgspec.json.Decoder(int | float | None).decode
 
 
 def apply_rewrite(request: ModelRequest, decision: RouteDecision) -> None:

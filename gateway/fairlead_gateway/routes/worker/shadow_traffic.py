@@ -59,6 +59,21 @@ SHED: Final = "shed"
 COPY_CALLER: Final = CallerKey("\0shadow")
 """The caller of copies. No tenant has this name, so nothing of theirs is counted with it."""
 
+_MAX_KV_SHARE: Final = 0.8
+"""Share of an instance's KV cache that requests may fill if one of them is a copy.
+
+Why: an engine without KV blocks puts requests back, those of clients too.
+"""
+
+ABANDONED: Final = "abandoned"
+DRAINED: Final = "drained"
+TOO_LARGE: Final = "too-large"
+TOO_MANY: Final = "too-many"
+UNSUPPORTED: Final = "unsupported"
+CHECK_SECONDS: Final = 0.05
+"""Time between two checks of copies in flight, for work of clients that needs their instances."""
+_FAILED_ANSWER: Final = ShadowAnswer(True, None, None, None)
+
 
 class CopyRefused(Exception):
     """Raised when a copy has no answer that says something about its model.
@@ -256,13 +271,6 @@ def failure_outcome(failure: AttemptFailure | UpstreamError) -> str:
     return NO_ROOM if failure.cause in LOCAL_CAUSES else FAILED
 
 
-_MAX_KV_SHARE: Final = 0.8
-"""Share of an instance's KV cache that requests may fill if one of them is a copy.
-
-Why: an engine without KV blocks puts requests back, those of clients too.
-"""
-
-
 def has_room(
     instance: Instance, load: EndpointLoad, max_backlog_seconds: float, *, tokens: float, copied_seconds: float = 0.0
 ) -> bool:
@@ -276,16 +284,6 @@ def has_room(
         return False
     profile = instance.profile
     return profile is None or load.inflight_tokens + tokens <= _MAX_KV_SHARE * profile.kv_tokens
-
-
-ABANDONED: Final = "abandoned"
-DRAINED: Final = "drained"
-TOO_LARGE: Final = "too-large"
-TOO_MANY: Final = "too-many"
-UNSUPPORTED: Final = "unsupported"
-CHECK_SECONDS: Final = 0.05
-"""Time between two checks of copies in flight, for work of clients that needs their instances."""
-_FAILED_ANSWER: Final = ShadowAnswer(True, None, None, None)
 
 
 class ShadowTraffic(CopyLifecycle):
@@ -316,7 +314,6 @@ class ShadowTraffic(CopyLifecycle):
         self._is_closed = False
 
     def running_count(self) -> int:
-        """Returns the number of copies in flight."""
         return len(self._running)
 
     def close(self) -> None:

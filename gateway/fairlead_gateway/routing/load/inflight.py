@@ -34,6 +34,10 @@ _IS_COMPILED: Final = not __file__.endswith(".py")
 _ERROR_SHARE: Final = 2.0**-104
 """The most that the sum of n errors is off, as a share of n² times the sum: four times u²."""
 
+MAX_FULL_SCAN: Final = 16
+MAX_SAMPLES: Final = 5
+"""Loads that one decision reads in a large fleet."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceLoad:
@@ -78,7 +82,6 @@ class EndpointLoad:
 
     @property
     def sent(self) -> int:
-        """Answers in flight that the instance computes, or has in its queue."""
         return self.inflight - self.queued
 
     def plus(
@@ -243,7 +246,6 @@ class InflightTracker:
         return self._requests.get(request_id)
 
     def requests_at(self, instance: str) -> list[InflightRequest]:
-        """Returns the requests in flight at an instance."""
         return [inflight for inflight in self._requests.values() if inflight.load.instance == instance]
 
     def shared_bytes(self, instance: str, chain: PrefixChain) -> int:
@@ -329,7 +331,6 @@ class InflightTracker:
         )
 
     def busy_instances(self) -> Sequence[str]:
-        """Returns the instances with requests in flight."""
         return tuple([name for name, total in self._loads.items() if total.inflight])
 
     def republish(self) -> None:
@@ -427,11 +428,6 @@ def _end_prefill(inflight: InflightRequest) -> None:
     load.backlog_seconds = load.backlog_seconds - inflight.prefill_seconds if load.waiting else 0.0
 
 
-MAX_FULL_SCAN: Final = 16
-MAX_SAMPLES: Final = 5
-"""Loads that one decision reads in a large fleet."""
-
-
 class SampledLoads:
     """The loads of one model's endpoints: exact in a small fleet, partly remembered in a
     large one.
@@ -445,7 +441,6 @@ class SampledLoads:
         self._is_large = False
 
     def retain(self, instances: Collection[str]) -> None:
-        """Forgets all other instances."""
         self._other_loads = {name: beside for name, beside in self._other_loads.items() if name in instances}
 
     def begin_decision(self, instances: int) -> None:

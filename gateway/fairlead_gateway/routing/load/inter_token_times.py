@@ -27,7 +27,6 @@ class InterTokenTimes:
         self._prefill: dict[str, tuple[float, float]] = {}
 
     def retain(self, instances: Collection[str]) -> None:
-        """Forgets other instances."""
         self._means = {name: mean for name, mean in self._means.items() if name in instances}
         self._prefill = {name: sums for name, sums in self._prefill.items() if name in instances}
 

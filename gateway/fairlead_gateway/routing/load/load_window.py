@@ -37,7 +37,6 @@ class LoadWindow:
         self._output_tokens: deque[float] = deque(maxlen=MAX_ANSWERS)
 
     def retain(self, instances: dict[str, float]) -> None:
-        """Forgets other instances."""
         self._windows = {name: here for name, here in self._windows.items() if name in instances}
 
     def on_dispatch(self, instance: str, seconds: float, uncached_tokens: float, now: float) -> None:

@@ -33,6 +33,14 @@ MIN_SCALE_TOKENS: Final = 64
 """Speed and bounds of the scale, and the shortest prompt that it learns from."""
 _MAX_CALLERS: Final = 1_024
 
+_MAX_ENTRIES: Final = 16_384
+_ALL_LEARNED: Final = 256
+_INTERVAL: Final = 7
+"""Odd, since callers often alternate."""
+_SMOOTHING: Final = 0.05
+_MAX_RATIO: Final = 64.0
+"""A part has no more than so many times its nominal tokens, and text no more than 16 a byte."""
+
 
 class _CallerMeans:
     """The means of one caller."""
@@ -62,7 +70,6 @@ class TokenCalibration:
         self._scale_sum = self._unforeseen_sum = 0.0
 
     def scale_of(self, caller: Hashable) -> float:
-        """Returns the scale of a caller's prompts: the model's until one was reported."""
         means = self._callers.get(caller)
         return self.scale if means is None else means.scale
 
@@ -128,15 +135,6 @@ class TokenCalibration:
         self.scale, self.unforeseen_share = self._scale_sum / count, self._unforeseen_sum / count
 
 
-_MAX_ENTRIES: Final = 16_384
-_ALL_LEARNED: Final = 256
-_INTERVAL: Final = 7
-"""Odd, since callers often alternate."""
-_SMOOTHING: Final = 0.05
-_MAX_RATIO: Final = 64.0
-"""A part has no more than so many times its nominal tokens, and text no more than 16 a byte."""
-
-
 class _Mean:
     """A mean of values: plain of the first, then later values weigh more."""
 
@@ -166,7 +164,6 @@ class PromptSizes:
         request.media_tokens = tokens
 
     def _part_tokens(self, caller: str, model_key: str, part: MediaPart) -> float:
-        """Returns the tokens of a part, in the unit of `RouteRequest.prompt_tokens`."""
         mean = self._media.get((caller, model_key, part.kind, part.size_class))
         return float(part.nominal_tokens) if mean is None else mean.value
 

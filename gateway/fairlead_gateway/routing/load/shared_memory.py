@@ -36,7 +36,6 @@ class SharedLoadTable:
         self._slots = slots
 
     def set_active_rows(self, rows: Sequence[int]) -> None:
-        """Sets which rows of other workers `sum_other_rows` includes."""
         self._other_offsets = tuple([row * self._row_cells for row in rows])
 
     def write(
@@ -83,7 +82,6 @@ def table_bytes(rows: int, slots_per_row: int) -> int:
 
 
 def clear_row(cells: memoryview, slots_per_row: int, row: int) -> None:
-    """Zeroes the row of a worker that has exited."""
     size = slots_per_row * FIELDS_PER_SLOT
     cells.cast("B")[row * size * CELL_BYTES : (row + 1) * size * CELL_BYTES] = bytes(size * CELL_BYTES)
 

@@ -46,7 +46,6 @@ class AssignedQueue:
         self.entries[assigned.id] = assigned
 
     def queue_sort_key(self, request_id: str) -> QueueKey:
-        """Returns the sort key of a request. Unknown requests go last."""
         entry = self.entries.get(request_id)
         return (math.inf, math.inf, request_id) if entry is None else self._queue_key(entry)
 

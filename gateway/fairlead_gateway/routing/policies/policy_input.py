@@ -17,6 +17,11 @@ from fairlead.decision import Decision, DecisionInput, RejectedCandidate
 from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.request import DEFAULT_TTFT_SECONDS, RouteRequest
 
+QueueKey = tuple[float, float, str]
+"""The smallest goes first."""
+
+_NUMBER_FORMAT: Final = "{:.6g}"
+
 
 def _empty_ring(_: frozenset[str]) -> str | None:
     return None
@@ -79,10 +84,6 @@ class PolicyInput:
         return int(xxhash.xxh3_64_intdigest(f"{self.request_id}|{instance}".encode()))
 
 
-QueueKey = tuple[float, float, str]
-"""The smallest goes first."""
-
-
 class AssignedRequest:
     """An assigned request that waits for its instance.
 
@@ -122,9 +123,6 @@ class AssignedRequest:
         self.objective_seconds = objective_seconds
 
 
-_NUMBER_FORMAT: Final = "{:.6g}"
-
-
 class _ScoreExplanation:
     """The explanation of a choice by score. Text and tables are built when they are read.
 
@@ -148,7 +146,6 @@ class _ScoreExplanation:
         self._scores = scores
 
     def reason(self) -> str:
-        """Returns the policy's reason."""
         return self._reason
 
     def rejected(self) -> tuple[RejectedCandidate, ...]:

@@ -57,7 +57,6 @@ def choose(policy_input: PolicyInput) -> Decision:
 
 
 def queue_sort_key(request: AssignedRequest) -> QueueKey:
-    """Returns the sort key of an assigned request: longest match first, then earliest arrival."""
     return _queue_key(request.cached_tokens, request.assigned_at, request.id)
 
 
@@ -79,7 +78,6 @@ class QueuedAssignment:
     costs: Mapping[str, tuple[float, float]]
 
     def queue_sort_key(self, instance: str) -> QueueKey:
-        """Returns the sort key of the request in the queue of an instance."""
         return _queue_key(self.costs[instance][0], self.assigned_at, self.id)
 
 

@@ -33,6 +33,20 @@ from fairlead_gateway.routing.load.inflight import Endpoint, EndpointLoad, Sampl
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN, PrefixChain, block_ends
 from fairlead_gateway.routing.request import RouteRequest
 
+_BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
+_TIER_SUFFIXES: Final = ("\0", "\0c", "\0d")
+_UNLIMITED_BYTES: Final = 1 << 60
+"""Blocks that the index reports lie in the approximate index too, under the instance's id and the
+suffix of a tier: what is in GPU memory, or also in CPU memory, or also on disk. They have no
+capacity, since engines report evictions.
+"""
+_FULL_SHARE: Final = 0.9
+"""The share of its memory from which an instance counts as full. Estimated sizes are that wrong."""
+SHARED_STORE: Final = ""
+"""The instance that stands for the store that all instances reach."""
+CachedTokens = Callable[[RouteRequest], Mapping[str, float] | None]
+"""A lookup that replaces the view: cached prompt tokens by instance; None if it knows nothing."""
+
 
 class PrefixMatch:
     """The match of a prompt: the instances in `masks[i]` have its first `matched_bytes[i]` bytes.
@@ -241,11 +255,9 @@ class ApproximatePrefixIndex:
         return len(self._masks)
 
     def register(self, instance: str) -> int:
-        """Adds an instance if it is new. Returns its bit in matches, valid until it is removed."""
         return self._instance_cache(instance).bit
 
     def bit_of(self, instance: str) -> int:
-        """Returns the bit of an instance; 0 if it is unknown."""
         cache = self._instances.get(instance)
         return 0 if cache is None else cache.bit
 
@@ -315,7 +327,6 @@ class ApproximatePrefixIndex:
                 removed += self._truncate(cache, child, 0)
 
     def retain(self, instances: Collection[str]) -> None:
-        """Removes all other instances."""
         for gone in [name for name in self._instances if name not in instances]:
             self.remove_instance(gone)
 
@@ -409,21 +420,6 @@ def _clear_bit(masks: dict[Hashable, int], digest: Hashable, bit: int) -> None:
         masks[digest] = mask & ~bit
 
 
-_BYTES_PER_TOKEN: Final = float(BYTES_PER_TOKEN)
-_TIER_SUFFIXES: Final = ("\0", "\0c", "\0d")
-_UNLIMITED_BYTES: Final = 1 << 60
-"""Blocks that the index reports lie in the approximate index too, under the instance's id and the
-suffix of a tier: what is in GPU memory, or also in CPU memory, or also on disk. They have no
-capacity, since engines report evictions.
-"""
-_FULL_SHARE: Final = 0.9
-"""The share of its memory from which an instance counts as full. Estimated sizes are that wrong."""
-SHARED_STORE: Final = ""
-"""The instance that stands for the store that all instances reach."""
-CachedTokens = Callable[[RouteRequest], Mapping[str, float] | None]
-"""A lookup that replaces the view: cached prompt tokens by instance; None if it knows nothing."""
-
-
 class CacheView:
     """The prefixes that the endpoints of one model have cached.
 
@@ -476,7 +472,6 @@ class CacheView:
         self._ready_bits = sum(found)
 
     def bit_of(self, instance: str) -> int:
-        """Returns the bit for dispatches to an instance, ready or not; 0 if it is unknown."""
         return self._index.bit_of(instance)
 
     def cached_bytes(self, endpoint: Endpoint) -> int:
@@ -484,11 +479,9 @@ class CacheView:
         return self._index.cached_bytes(endpoint.id)
 
     def drop_match(self) -> None:
-        """Drops the cached match, when a decision has been carried out."""
         self._matched_request = None
 
     def begin_decision(self) -> None:
-        """Drops the cached match if it may differ now, at the start of another decision."""
         if self._cached_tokens is not None or self._match_version != self._index.version:
             self._matched_request = None
 

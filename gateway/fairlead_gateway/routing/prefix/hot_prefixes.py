@@ -177,7 +177,6 @@ class HotPrefixes:
 
 
 def window_size(instances: int) -> int:
-    """Returns how many prompts the window has for a model with `instances` instances."""
     return max(WINDOW, WINDOW_PER_INSTANCE * instances)
 
 

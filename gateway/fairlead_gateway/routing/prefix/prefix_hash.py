@@ -60,6 +60,49 @@ Why: compiled code would convert 64-bit numbers to its own integers and back at 
 
 _BLOCK_HASHES: Final[Callable[..., Any] | None] = BLOCK_HASHES
 
+_DATA_URL: Final = b";base64,"
+_MIN_BYTES: Final = 256
+_MAX_PREFIX: Final = 128
+"""The longest start of a data URL, and how far from its data the type of a part may stand."""
+MAX_PARTS: Final = 512
+"""Parts that are counted by part; engines take fewer. What is beyond counts as text."""
+_MAX_PLACES: Final = 4_096
+"""Places of one sign that are looked at, of parts or not."""
+_SLICE_BYTES: Final = 1 << 20
+"""A search goes in steps of this size, so that other threads get their turn."""
+_KEY: Final = re.compile(rb'"([a-z_]{1,32})"[ \t\r\n]*:[ \t\r\n]*$')
+_URL_KEYS: Final = frozenset(
+    {
+        *(b"url", b"data", b"image", b"file_data", b"file_url", b"input_image"),
+        *(b"image_url", b"audio_url", b"video_url"),
+    }
+)
+_RAW_KEYS: Final = ((b'"data"', ""), (b'"file_data"', "file"), (b'"image_embeds"', "image"))
+_VALUE: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*"')
+_MEDIA_TYPE: Final = re.compile(rb'"media_type"[ \t\r\n]*:[ \t\r\n]*"([a-z]{1,16})/')
+_AUDIO_FORMAT: Final = re.compile(rb'"format"[ \t\r\n]*:[ \t\r\n]*"[a-z0-9]{1,8}"')
+_ADDRESS: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*(?:\{[^{}]{0,64}?"url"[ \t\r\n]*:[ \t\r\n]*)?"https?:')
+_SOURCE: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*\{[^{}]{0,64}?"type"[ \t\r\n]*:[ \t\r\n]*"url"')
+_REFERENCES: Final = (
+    *((b'"%b_url"' % kind.encode(), kind, _ADDRESS) for kind in ("image", "audio", "video", "file")),
+    (b'"source"', "image", _SOURCE),
+    (b'"file_id"', "file", _VALUE),
+)
+"""The keys of parts that are named by an address, with their kind and what follows the key."""
+_KINDS: Final = {b"image": "image", b"audio": "audio", b"video": "video"}
+_CLASS_BYTES: Final = (64 << 10, 512 << 10, 4 << 20)
+"""The bounds of the size classes, in bytes of base64."""
+NOMINAL_TOKENS: Final[dict[str, tuple[int, ...]]] = {
+    "image": (256, 768, 1_536, 3_072),
+    "audio": (128, 512, 3_072, 8_192),
+    "video": (512, 2_048, 8_192, 16_384),
+    "file": (512, 2_048, 8_192, 16_384),
+}
+"""The tokens of a part by size class, before an engine has reported any. Parts that are named by an
+address have the second class.
+"""
+_REFERENCE_CLASS: Final = 1
+
 
 class PrefixChain:
     """The prefix hash of one prompt. It is never changed.
@@ -84,7 +127,6 @@ class PrefixChain:
 
 
 def chain_seed(secret: bytes, seed: bytes) -> int:
-    """Returns the 64-bit start of a chain from the secret and the seed."""
     start: int = _HASH(secret + b"\0" + seed)
     return start
 
@@ -110,7 +152,6 @@ class ChainStarts:
         return start
 
     def of_seed(self, seed: bytes) -> Any:
-        """Returns the start of chains with any seed."""
         return chain_seed(self.secret, seed)
 
 
@@ -161,7 +202,6 @@ def hash_blocks(text: bytes, state: Any, *, blocks: int = PREFIX_BLOCKS, start: 
 
 
 def _tail_hash(text: bytes, start: int, end: int, state: Any) -> int:
-    """Returns the hash of what follows the last block."""
     tail: int = _HASH(text[start:end] if end - start <= _MIDDLE_BLOCK else memoryview(text)[start:end], state)
     return tail
 
@@ -176,7 +216,6 @@ def full_block_count(size: int) -> int:
 
 
 def block_bytes(position: float) -> int:
-    """Returns the size of the block that begins at this byte of a prompt."""
     return _SMALL_BLOCK if position < _SMALL_UNTIL else _MIDDLE_BLOCK if position < _MIDDLE_UNTIL else _LARGE_BLOCK
 
 
@@ -214,50 +253,6 @@ def shared_bytes(chain: PrefixChain, other: PrefixChain) -> int:
             break
         count += 1
     return chain.ends[count - 1] if count else 0
-
-
-_DATA_URL: Final = b";base64,"
-_MIN_BYTES: Final = 256
-_MAX_PREFIX: Final = 128
-"""The longest start of a data URL, and how far from its data the type of a part may stand."""
-MAX_PARTS: Final = 512
-"""Parts that are counted by part; engines take fewer. What is beyond counts as text."""
-_MAX_PLACES: Final = 4_096
-"""Places of one sign that are looked at, of parts or not."""
-_SLICE_BYTES: Final = 1 << 20
-"""A search goes in steps of this size, so that other threads get their turn."""
-_KEY: Final = re.compile(rb'"([a-z_]{1,32})"[ \t\r\n]*:[ \t\r\n]*$')
-_URL_KEYS: Final = frozenset(
-    {
-        *(b"url", b"data", b"image", b"file_data", b"file_url", b"input_image"),
-        *(b"image_url", b"audio_url", b"video_url"),
-    }
-)
-_RAW_KEYS: Final = ((b'"data"', ""), (b'"file_data"', "file"), (b'"image_embeds"', "image"))
-_VALUE: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*"')
-_MEDIA_TYPE: Final = re.compile(rb'"media_type"[ \t\r\n]*:[ \t\r\n]*"([a-z]{1,16})/')
-_AUDIO_FORMAT: Final = re.compile(rb'"format"[ \t\r\n]*:[ \t\r\n]*"[a-z0-9]{1,8}"')
-_ADDRESS: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*(?:\{[^{}]{0,64}?"url"[ \t\r\n]*:[ \t\r\n]*)?"https?:')
-_SOURCE: Final = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*\{[^{}]{0,64}?"type"[ \t\r\n]*:[ \t\r\n]*"url"')
-_REFERENCES: Final = (
-    *((b'"%b_url"' % kind.encode(), kind, _ADDRESS) for kind in ("image", "audio", "video", "file")),
-    (b'"source"', "image", _SOURCE),
-    (b'"file_id"', "file", _VALUE),
-)
-"""The keys of parts that are named by an address, with their kind and what follows the key."""
-_KINDS: Final = {b"image": "image", b"audio": "audio", b"video": "video"}
-_CLASS_BYTES: Final = (64 << 10, 512 << 10, 4 << 20)
-"""The bounds of the size classes, in bytes of base64."""
-NOMINAL_TOKENS: Final[dict[str, tuple[int, ...]]] = {
-    "image": (256, 768, 1_536, 3_072),
-    "audio": (128, 512, 3_072, 8_192),
-    "video": (512, 2_048, 8_192, 16_384),
-    "file": (512, 2_048, 8_192, 16_384),
-}
-"""The tokens of a part by size class, before an engine has reported any. Parts that are named by an
-address have the second class.
-"""
-_REFERENCE_CLASS: Final = 1
 
 
 class MediaPart(NamedTuple):

@@ -112,5 +112,4 @@ class SessionPrompts:
 
 
 def _whole_blocks(chain: PrefixChain, matched_bytes: float) -> int:
-    """Returns the number of blocks that end within so many bytes, whatever they were rounded to."""
     return bisect_right(chain.ends, matched_bytes + 1.0)

@@ -32,7 +32,6 @@ class FileParser:
         self._child = ChildProcess("parsing", command, environ, reply_seconds=_MAX_SECONDS)
 
     def start(self) -> None:
-        """Starts the process, which imports its modules while the caller does something else."""
         with contextlib.suppress(OSError, EOFError):  # the next query tries again, or says that it is closed
             self._child.start()
 
@@ -55,11 +54,9 @@ class FileParser:
         return documents
 
     def release_process(self) -> None:
-        """Ends the process, and from now on each one after its file."""
         self._child.release()
 
     def close(self) -> None:
-        """Ends the process; a file that is being parsed fails."""
         self._child.close()
 
     def _parse(self, subject: str, content: bytes, file: str) -> FileReply:

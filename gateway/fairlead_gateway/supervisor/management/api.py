@@ -73,6 +73,23 @@ _FRAMEWORK_ERROR: Final = "HTTPValidationError"
 _PREVIEW_STATUSES: Final = (413, 415, 422, 429, 500, 501, 502, 503, 504, 508)
 """Statuses with which a gateway refuses requests of clients."""
 
+_HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x1f\x7f]*)")
+_PreviewHeaders = Annotated[
+    Sequence[Annotated[str, Query(max_length=8_192)]],
+    Query(description="A header that the client would send, as NAME:VALUE; several are allowed.", max_length=64),
+]
+_KINDS: Final = "latest; failed; or slow: the slowest of the last hour first, by the wait for the first token."
+_ModelOrRoute = Annotated[
+    str | None,
+    Query(
+        description="Only this model, or this route by any of its names (namespace/name, or a unique name).",
+        max_length=600,
+    ),
+]
+_ModelName = Annotated[
+    str | None, Query(description="Only this model (namespace/name, or a unique name).", max_length=600)
+]
+
 
 def access_of(request: Request) -> AccessScope:
     """Returns what the token of a request may see; the guard has found it."""
@@ -96,46 +113,24 @@ VisibleTenants = Annotated[frozenset[str] | None, Depends(visible_tenants)]
 
 
 def open_route_errors() -> RouteErrors:
-    """Returns the errors of a route that needs no token."""
     return {status: error_response(_REASONS[status]) for status in _ALWAYS}
 
 
 def route_errors(*more: int) -> RouteErrors:
-    """Returns the errors of a route that needs a token, and more of them."""
     return {status: error_response(_REASONS[status]) for status in sorted({*_ALWAYS, 401, 404, *more})}
 
 
 def described(answer: type, *errors: int) -> dict[str, Any]:
-    """Returns the description of a route that needs a token: its answer and its errors."""
     return {"response_model": schema_of(answer), "responses": route_errors(*errors)}
 
 
 def error_response(reason: str) -> dict[str, Any]:
-    """Returns the description of one error."""
     return {"model": schema_of(api.ErrorOut), "description": reason}
 
 
 def _preview_errors() -> RouteErrors:
     text = "The gateway would answer the request of the body with this status now."
     return route_errors() | {status: error_response(text) for status in _PREVIEW_STATUSES}
-
-
-_HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x1f\x7f]*)")
-_PreviewHeaders = Annotated[
-    Sequence[Annotated[str, Query(max_length=8_192)]],
-    Query(description="A header that the client would send, as NAME:VALUE; several are allowed.", max_length=64),
-]
-_KINDS: Final = "latest; failed; or slow: the slowest of the last hour first, by the wait for the first token."
-_ModelOrRoute = Annotated[
-    str | None,
-    Query(
-        description="Only this model, or this route by any of its names (namespace/name, or a unique name).",
-        max_length=600,
-    ),
-]
-_ModelName = Annotated[
-    str | None, Query(description="Only this model (namespace/name, or a unique name).", max_length=600)
-]
 
 
 def _check_day(text: object) -> object:
@@ -438,7 +433,6 @@ def _declared_fallbacks(view: GatewayView, logged: LoggedDecision, tenant: str |
 
 
 def _shown(logged: LoggedDecision, access: AccessScope) -> api.DecisionOut:
-    """Returns a decision, without placement for a token that may not see the fleet."""
     decision = _decode_decision(logged.json)
     return decision if Permission.FLEET in access.may else without_placement(decision)
 

@@ -20,6 +20,11 @@ import msgspec
 from fairlead_gateway.supervisor.management.view import GatewayView
 from fairlead_gateway.telemetry.metrics import CONTENT_TYPE
 
+T = TypeVar("T")
+BURST_SECONDS: Final = 1.0
+TIME_SHARE: Final = 0.1
+MAX_CHARGED_SECONDS: Final = 0.1
+
 
 def load_page() -> tuple[bytes, str]:
     """Returns the page and its policy, which allows only its own script and style, and our API."""
@@ -40,12 +45,6 @@ def _read_part(name: str) -> str:
 
 def _csp_hash(block: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'"
-
-
-T = TypeVar("T")
-BURST_SECONDS: Final = 1.0
-TIME_SHARE: Final = 0.1
-MAX_CHARGED_SECONDS: Final = 0.1
 
 
 class SharedResponse(Generic[T]):
@@ -131,15 +130,12 @@ class Probes:
         return ProbeResponse(200, headers, page)
 
     async def readyz(self) -> ProbeResponse:
-        """Returns 200 while the gateway answers client requests, else 503."""
         return await self._readyz.get()
 
     async def metrics(self) -> ProbeResponse:
-        """Returns Prometheus text without the series of tenants."""
         return await self._metrics.get()
 
     async def tenant_metrics(self) -> ProbeResponse:
-        """Returns Prometheus text with the series of tenants, for who may read their data."""
         return await self._tenant_metrics.get()
 
     async def _compute_readyz(self) -> ProbeResponse:

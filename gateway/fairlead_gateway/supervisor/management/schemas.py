@@ -64,7 +64,6 @@ def schema_of(answer: type) -> type[BaseModel]:
 
 
 def _split_docstring(answer: type) -> tuple[str, dict[str, str]]:
-    """Returns the text of a class, and those of its fields: items like `- name: Text.`."""
     summary, *items = re.split(r"^- (\w+): ", inspect.cleandoc(answer.__doc__ or ""), flags=re.MULTILINE)
     return summary.strip(), {name: " ".join(text.split()) for name, text in zip(items[::2], items[1::2], strict=True)}
 

@@ -48,6 +48,14 @@ _UNKNOWN_ADDRESS = "0.0.0.0"
 """Replaces an unreadable address, which must not count as this machine's."""
 _FRAMING_HEADERS = (b"content-type", b"content-length")
 
+MANAGE_BODY_BYTES: Final = 1024 * 1024
+"""Limit: a body on the management port without a token; with one, `body_bytes`."""
+MANAGE_BODIES_BYTES: Final = 64 * 1024 * 1024
+"""Limit: all requests of the management port together; then 503."""
+
+_DRAIN_SECONDS = 1.0
+_DRAIN_POLL_SECONDS = 0.02
+
 
 async def serve_request(app: App, request: HttpRequest, response: ResponseWriter, server: tuple[str, int]) -> None:
     """Calls `app` and sends its answer once that is complete.
@@ -98,14 +106,7 @@ def request_scope(head: RequestHead, client_address: str | None, server: tuple[s
     }
 
 
-MANAGE_BODY_BYTES: Final = 1024 * 1024
-"""Limit: a body on the management port without a token; with one, `body_bytes`."""
-MANAGE_BODIES_BYTES: Final = 64 * 1024 * 1024
-"""Limit: all requests of the management port together; then 503."""
-
 _log = logging.getLogger("fairlead.gateway")
-_DRAIN_SECONDS = 1.0
-_DRAIN_POLL_SECONDS = 0.02
 
 
 class ManagementServer:
@@ -199,12 +200,10 @@ class _AsgiHandler:
         )
 
     def handle(self, request: HttpRequest, response: ResponseWriter) -> None:
-        """Starts to answer the request."""
         task = asyncio.get_running_loop().create_task(self._respond(request, response))
         response.on_client_gone = task.cancel
 
     def on_rejected(self, error: GatewayError, response: ResponseWriter) -> None:
-        """Sends the error response to input that is not a valid request."""
         fields = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
         response.send(error.status, fields, _error_body(error))
 

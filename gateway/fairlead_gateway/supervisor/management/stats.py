@@ -20,6 +20,8 @@ from fairlead_gateway.telemetry.counters import (
 )
 from fairlead_gateway.telemetry.decision_log import COMPARED
 
+_Counts = tuple[Sequence[int], Sequence[float]]
+
 
 def model_stats(
     key: str, telemetry: MetricsRecorder, fleet: Fleet, loads: Mapping[str, LoadView], now: float
@@ -117,9 +119,6 @@ def _quantiles(counts: Sequence[int], total: float, bounds: Sequence[float] = SE
 
 def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
-
-
-_Counts = tuple[Sequence[int], Sequence[float]]
 
 
 def _instance_window(series: InstanceCounters | None, now: float) -> _Counts:

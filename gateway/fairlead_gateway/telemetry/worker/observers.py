@@ -105,11 +105,9 @@ class RequestObservers:
             self.tracer.on_rejected(context, status, error or "")
 
     def warnings(self) -> list[str]:
-        """Returns what is lost at the moment, and why."""
         return [writer.warning for writer in self._writers if writer.warning is not None]
 
     def close(self) -> None:
-        """Writes the queued lines and exports the queued spans, for a second each at most."""
         for writer in self._writers:
             writer.close(_CLOSE_SECONDS)
 

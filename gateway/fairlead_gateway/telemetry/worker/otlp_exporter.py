@@ -80,7 +80,6 @@ class OtlpExporter:
         )
 
     def export(self, spans: list[Span]) -> None:
-        """Queues the spans."""
         self.writer.offer(*spans)
 
     def _send(self, batch: list[Span]) -> None:

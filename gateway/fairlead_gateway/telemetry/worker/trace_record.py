@@ -63,10 +63,8 @@ class TraceRecord:
 
     @property
     def response_header(self) -> str:
-        """The header line that names the trace to the client."""
         return f"traceresponse: 00-{self.trace_id}-{self.span_id}-01\r\n"
 
 
 def random_id(draw_bits: Callable[[int], int], bits: int) -> str:
-    """Returns a random id in hexadecimal; never all zeros, which would mean none."""
     return f"{draw_bits(bits) or 1:0{bits // 4}x}"

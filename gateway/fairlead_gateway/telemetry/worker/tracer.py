@@ -85,7 +85,6 @@ class Tracer:
             self._export(_build_spans(context, context.trace, outcome.status, outcome.error, self._now(), outcome))
 
     def on_rejected(self, context: RequestContext, status: int, error: str) -> None:
-        """Exports the spans of a request that never reached an engine."""
         if context.trace is not None:
             self._export(_build_spans(context, context.trace, status, error, self._now(), None))
 

@@ -33,6 +33,10 @@ _MINUTE: Final = 60.0
 _MAX_KEYS: Final = 200_000
 """Keys that are remembered, also those that are gone; then those that were used first are not."""
 
+_BATCH: Final = 64
+"""Tenants of one message. A worker applies them in a few milliseconds."""
+_MAX_WARNINGS: Final = 5
+
 
 class KeyUseLog:
     """The last use of each API key, by digest.
@@ -61,9 +65,6 @@ class KeyUseLog:
 
 
 _log = logging.getLogger("fairlead.gateway")
-_BATCH: Final = 64
-"""Tenants of one message. A worker applies them in a few milliseconds."""
-_MAX_WARNINGS: Final = 5
 
 
 class TenantSource(Protocol):
@@ -104,7 +105,6 @@ class AccessSources:
 
     @property
     def asks_for_keys(self) -> bool:
-        """Whether requests need an API key."""
         return self.key_file is not None or bool(self.tenant_sources)
 
 
@@ -197,7 +197,6 @@ class AccessService:
 
     @property
     def revoked(self) -> list[bytes]:
-        """The digests of keys that are refused whatever other sources say."""
         lists = (self._sources.revocation_file, self._sources.revocation_watch)
         return sorted(frozenset().union(*(revocations.digests for revocations in lists if revocations is not None)))
 
@@ -209,7 +208,6 @@ class AccessService:
 
     @property
     def are_keys_loaded(self) -> bool:
-        """False while a source may have keys that are not known yet, or revoked ones."""
         sources = (self._sources.key_file, self._sources.revocation_watch, *self._sources.tenant_sources)
         return all(source.is_loaded for source in sources if source is not None)
 
@@ -229,7 +227,6 @@ class AccessService:
         return "keys file" if name in (self.keys or {}).values() else "unknown"
 
     def revoked_by(self, digest: bytes) -> str:
-        """Returns who revoked a key by a list, as the list knows."""
         watch = self._sources.revocation_watch
         return watch.author if watch is not None and digest in watch.digests else LIST_ACTOR
 
@@ -247,7 +244,6 @@ class AccessService:
         ]
 
     def snapshot(self) -> TenantsSnapshot:
-        """Returns the tenants, and when their keys were used last."""
         return TenantsSnapshot(self.tenants, self.key_uses.started_at, self.key_uses.used_at)
 
     def warnings(self, models: Mapping[str, Model]) -> list[str]:

@@ -29,6 +29,8 @@ from fairlead.tenants.model import Tenant
 KeyFileParser = Callable[[bytes, str], Mapping[bytes, str]]
 _log = logging.getLogger("fairlead.gateway")
 
+TenantFileParser = Callable[[bytes, str], Sequence[TenantDocument]]
+
 
 def read_file(path: Path, max_bytes: int) -> bytes:
     """Returns the content of a file. Raises Unavailable, and ManifestError for a file that is too
@@ -83,9 +85,6 @@ class KeyFile:
         return parse_key_file(decode_file(raw, file=file, limits=self._limits), file=file, limits=self._limits)
 
 
-TenantFileParser = Callable[[bytes, str], Sequence[TenantDocument]]
-
-
 class TenantFile:
     """The tenants of a file; a document that is broken leaves its tenant as it was last.
 
@@ -110,7 +109,6 @@ class TenantFile:
         self._on_change = on_change
 
     async def stop(self) -> None:
-        """Stops watching."""
         await self._watcher.stop()
 
     async def load(self) -> None:
@@ -132,11 +130,9 @@ class TenantFile:
         self._on_change()
 
     def author_of(self, name: str) -> str:
-        """Returns the file; nothing says who edited it."""
         return "tenants file"
 
     def warnings(self) -> list[str]:
-        """Returns the problems of the file as it was last read."""
         found = [] if self._watcher.problem is None else [self._watcher.problem]
         return [*found, *self.problems]
 

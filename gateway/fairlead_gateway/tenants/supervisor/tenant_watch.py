@@ -68,12 +68,10 @@ class FollowedObjects:
 
     @property
     def is_synced(self) -> bool:
-        """Whether the objects were listed once."""
         return self._informer.is_synced
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the objects were listed once, or cannot be listed."""
         return self._informer.is_known
 
     @property
@@ -91,7 +89,6 @@ class FollowedObjects:
         self._informer.start()
 
     async def stop(self) -> None:
-        """Stops, and closes the client."""
         await self._informer.stop()
         await self._api.close()
 
@@ -132,7 +129,6 @@ class TenantWatch:
         return self._objects.is_loaded
 
     async def start(self, on_change: Callable[[], None]) -> None:
-        """Starts following the cluster."""
         self._on_change = on_change
         await self._objects.start(self._publish, on_change)
 
@@ -143,7 +139,6 @@ class TenantWatch:
         await self._objects.stop()
 
     def author_of(self, name: str) -> str:
-        """Returns who changed a tenant last; of a deleted one, nothing says who deleted it."""
         return self._authors.get(name, "the cluster")
 
     def warnings(self) -> list[str]:
@@ -228,12 +223,10 @@ class RevocationWatch:
         return self._content_problem
 
     async def start(self, on_change: Callable[[], None]) -> None:
-        """Starts following the list."""
         self._on_change = on_change
         await self._objects.start(on_change, on_change)
 
     async def stop(self) -> None:
-        """Stops, and closes the client."""
         await self._objects.stop()
 
     def _on_event(self, event: WatchEvent) -> None:

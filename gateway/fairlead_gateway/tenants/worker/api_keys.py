@@ -46,7 +46,6 @@ _T = TypeVar("_T")
 
 
 def key_digest(key: bytes, pepper: bytes) -> bytes:
-    """Returns the HMAC-SHA-256 of a key; files and objects hold it in hexadecimal."""
     return hmac.digest(pepper, key, _DIGEST_NAME)
 
 
@@ -58,7 +57,6 @@ def api_keys_of(head: RequestHead) -> list[bytes]:
 
 
 def implicit_tenant(key: str) -> Tenant:
-    """Returns the tenant of a key that no tenant lists: no limits, all models, a shared cache."""
     return Tenant(key, cache_sharing=CacheSharing.CLUSTER)
 
 
@@ -102,7 +100,6 @@ class ApiKeys:
         self.on_first_use: Callable[[], None] | None = None
 
     def replace(self, names: Mapping[bytes, str]) -> None:
-        """Replaces the keys of the keys file."""
         self._names = names
         self.on_changed()
 
@@ -136,7 +133,6 @@ class ApiKeys:
         self.on_changed()
 
     def revoke(self, digests: Collection[bytes]) -> None:
-        """Replaces the digests of keys that are refused although they are listed."""
         self._revoked = frozenset(digests)
         self.on_changed()
 
@@ -166,7 +162,6 @@ class ApiKeys:
         return Caller(known, "")
 
     def tenants(self) -> Iterable[Tenant]:
-        """Returns the tenants, but not those of the keys file."""
         return self._tenants.values()
 
     def take_used_keys(self) -> list[bytes]:
@@ -291,7 +286,6 @@ class AccessReporter:
         api_keys.on_first_use = self._on_first_use
 
     def report_unknown_key(self, issuer: str) -> None:
-        """Reports a bearer token whose key is not in the key set of its issuer."""
         self._channel.send(AccessReport(unknown_key_issuers=[issuer]))
 
     def flush(self) -> None:

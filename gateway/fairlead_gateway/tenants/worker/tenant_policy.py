@@ -66,6 +66,35 @@ from fairlead_gateway.tenants.cache_isolation import SALT_FIELD, SALTED_ENGINES
 
 _MAX_FLEETS: Final = 1_024
 
+PRIORITY_FIELD: Final = "priority"
+_LOWEST_TIER: Final = 2
+COPY_TIER: Final = _LOWEST_TIER + 1
+"""The tier of copies for a route's shadow, behind those of tenants."""
+_SMALLEST_FIRST: Final = frozenset({"vllm", "sim"})
+_LARGEST_FIRST: Final = frozenset({"sglang"})
+_SALT_CHARACTERS: Final = 32
+_DIGEST: Final = "sha256"
+_UNKNOWN_ENGINES: Final = frozenset({"vllm"})
+
+_MAX_CACHED: Final = 16_384
+_MAX_PATHS: Final = 16
+"""The number of models and paths that one tenant uses at the same time."""
+_PRIORITY: Final = frozenset({PRIORITY_FIELD})
+_FIELD_SIGNS: Final = (SALT_FIELD.encode(), b'"priority"', b"\\u")
+_TIER_NUMBERS: Final = {Tier.INTERACTIVE: 0, Tier.STANDARD: 1, Tier.BATCH: 2}
+
+_COUNT: Final = re.compile(
+    rb'("(?:prompt_cached_tokens|num_cached_tokens|cached_tokens|cache_read_input_tokens|cache_creation_input_tokens'
+    rb'|prompt_cache_hit_tokens|prompt_cache_miss_tokens|tokens_cached|cache_n|prompt_n)"'
+    rb"[ \t]{0,4}:[ \t]{0,4})[0-9]{1,20}"
+)
+"""The last three are llama.cpp's: of `timings`, what was cached and what was computed."""
+_DETAILS: Final = re.compile(rb'("(?:cached_tokens_details|prompt_progress)"[ \t]{0,4}:[ \t]{0,4})\{[^{}]{0,256}\}')
+_LONGEST: Final = 320
+"""No field that is replaced is longer, in bytes."""
+_HIDDEN: Final = rb"\1null"
+_HIDDEN_HEADERS: Final = (b"endpoint-load-metrics", b"openai-processing-ms")
+
 
 def route_table(fleet: Fleet) -> RouteTable | None:
     """Returns the routes of a fleet by the names for clients; None without any."""
@@ -113,7 +142,6 @@ class ModelVisibility:
         self._views: dict[frozenset[str], VisibleModels] = {}
 
     def update_fleet(self, fleet: Fleet) -> None:
-        """Replaces the fleet."""
         self._every = VisibleModels(fleet)
         self._views = {}
 
@@ -182,17 +210,6 @@ def _with_adapter_names(model: Model, names: Mapping[str, int]) -> Model:
     return replace(model, adapters=tuple(shown.get(one.name, one) for one in model.adapters))
 
 
-PRIORITY_FIELD: Final = "priority"
-_LOWEST_TIER: Final = 2
-COPY_TIER: Final = _LOWEST_TIER + 1
-"""The tier of copies for a route's shadow, behind those of tenants."""
-_SMALLEST_FIRST: Final = frozenset({"vllm", "sim"})
-_LARGEST_FIRST: Final = frozenset({"sglang"})
-_SALT_CHARACTERS: Final = 32
-_DIGEST: Final = "sha256"
-_UNKNOWN_ENGINES: Final = frozenset({"vllm"})
-
-
 def scope_of(tenant: Tenant, secret: bytes) -> CacheScope | None:
     """Returns the scope of a tenant; None if it shares the cache with the whole cluster."""
     if tenant.cache_sharing is CacheSharing.CLUSTER:
@@ -230,14 +247,6 @@ def _all_take_salt(engines: frozenset[str], path: str) -> bool:
 
 def _keyed_salt(key: bytes, text: str) -> str:
     return hmac.digest(key, text.encode(), _DIGEST).hex()[:_SALT_CHARACTERS]
-
-
-_MAX_CACHED: Final = 16_384
-_MAX_PATHS: Final = 16
-"""The number of models and paths that one tenant uses at the same time."""
-_PRIORITY: Final = frozenset({PRIORITY_FIELD})
-_FIELD_SIGNS: Final = (SALT_FIELD.encode(), b'"priority"', b"\\u")
-_TIER_NUMBERS: Final = {Tier.INTERACTIVE: 0, Tier.STANDARD: 1, Tier.BATCH: 2}
 
 
 class _PathFields:
@@ -475,19 +484,6 @@ def _priority(tier: int, engines: frozenset[str], path: str) -> bytes | None:
     return b"%d" % (_LOWEST_TIER - tier) if engines <= _LARGEST_FIRST else None
 
 
-_COUNT: Final = re.compile(
-    rb'("(?:prompt_cached_tokens|num_cached_tokens|cached_tokens|cache_read_input_tokens|cache_creation_input_tokens'
-    rb'|prompt_cache_hit_tokens|prompt_cache_miss_tokens|tokens_cached|cache_n|prompt_n)"'
-    rb"[ \t]{0,4}:[ \t]{0,4})[0-9]{1,20}"
-)
-"""The last three are llama.cpp's: of `timings`, what was cached and what was computed."""
-_DETAILS: Final = re.compile(rb'("(?:cached_tokens_details|prompt_progress)"[ \t]{0,4}:[ \t]{0,4})\{[^{}]{0,256}\}')
-_LONGEST: Final = 320
-"""No field that is replaced is longer, in bytes."""
-_HIDDEN: Final = rb"\1null"
-_HIDDEN_HEADERS: Final = (b"endpoint-load-metrics", b"openai-processing-ms")
-
-
 class BodyRewriter(Protocol):
     """Another rewriter of the same response."""
 
@@ -506,7 +502,6 @@ def hide_cached_tokens(data: bytes) -> bytes:
 
 
 def shown_headers(fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """Returns an engine's headers without those about its load and time."""
     return {name: value for name, value in fields.items() if name not in _HIDDEN_HEADERS}
 
 
@@ -518,11 +513,9 @@ class CachedTokensFilter:
         self._pending = b""
 
     def rewrite(self, data: bytes) -> bytes:
-        """Returns a whole body without them."""
         return hide_cached_tokens(data if self._before is None else self._before.rewrite(data))
 
     def rewrite_events(self, events: list[bytes]) -> list[bytes]:
-        """Returns whole events without them."""
         events = events if self._before is None else self._before.rewrite_events(events)
         return [hide_cached_tokens(event) for event in events]
 

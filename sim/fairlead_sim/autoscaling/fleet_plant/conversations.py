@@ -34,6 +34,9 @@ NO_PARENT = -1
 _TOKEN_SECONDS = 0.05
 """The assumed pace of answers, before which no next turn arrives."""
 
+_REQUEST_SHIFT = 24
+"""Block ids below ``1 << _REQUEST_SHIFT`` are the system prompt's."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConversationOptions:
@@ -106,7 +109,6 @@ class _OpenConversations:
         self._ends: list[tuple[float, int, int]] = []  # heap of (end, tokens, request)
 
     def add(self, request: int, prompt: int, output: int, now: float) -> None:
-        """Adds a conversation whose last request arrives now."""
         next_at = now + output * _TOKEN_SECONDS + self._random.expovariate(1.0 / self._options.pause_seconds)
         heappush(self._answering, (next_at, prompt + output, request))
 
@@ -128,10 +130,6 @@ class _OpenConversations:
             at = bisect_left(self._open, (tokens, request))
             if at < len(self._open) and self._open[at] == (tokens, request):
                 del self._open[at]
-
-
-_REQUEST_SHIFT = 24
-"""Block ids below ``1 << _REQUEST_SHIFT`` are the system prompt's."""
 
 
 class ConversationPrompts(TracePromptCache):

@@ -69,12 +69,10 @@ class FleetReplicaEngine(PlantEngine):
         self._prompts = prompts
 
     def add(self, request: int, now: float) -> None:
-        """Sends a request to this engine, past the gateway's router."""
         self.requests.sent[request] = now
         self._simulation.arrive_at(self._prompts.take(request), self.name, now)
 
     def advance(self, until: float) -> None:
-        """Advances the whole simulation."""
         self._simulation.run_until(until)
 
     def drop_abandoned(self, now: float) -> None:
@@ -168,7 +166,6 @@ class HoldingGateway(SingleGateway):
         self._is_releasing = False
 
     def held_count(self) -> int:
-        """Returns the requests that wait in the gateway, for a replica or for their turn."""
         return len(self._held) + self._sender().queued_count()
 
     def route(self, request: TraceRequest, now: float) -> tuple[str | None, str]:
@@ -298,7 +295,6 @@ class ReplicaFleet:
         return FleetReplicaEngine(name, setup.profile, self._requests, totals, self.simulation, self._prompts)
 
     def arrive(self, request: int, now: float) -> None:
-        """Brings a request to the gateway."""
         self.simulation.arrive(self._prompts.take(request), now)
 
     def synchronize(self, now: float) -> None:

@@ -32,12 +32,10 @@ def check_installed(facts: ClusterFacts) -> Verdict:
 
 
 def check_fleet(facts: ClusterFacts) -> Verdict | None:
-    """Fails when a gateway's own notes say that it cannot follow the cluster."""
     return _by_notes(facts, _STALE_FLEET_NOTES, CheckOutcome.FAILED)
 
 
 def check_index(facts: ClusterFacts) -> Verdict | None:
-    """Warns about the gateways' notes on the index."""
     return _warn_about_notes(facts, _is_index_note)
 
 

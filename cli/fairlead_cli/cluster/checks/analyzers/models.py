@@ -52,6 +52,8 @@ STALL_REASONS: Final[Mapping[str, frozenset[Reason]]] = MappingProxyType(
 )
 """Check → reasons of Stalled that it covers; ``model-stalled`` covers all others."""
 
+_FIELDS = ("tokenSecretKeyRef", "caSecretKeyRef")
+
 
 def for_models(analyzer: Callable[[ClusterFacts, Sequence[Manifest]], Verdict | None]) -> Analyzer:
     """Returns the analyzer of all models that are not being deleted.
@@ -176,9 +178,6 @@ def check_names(_: ClusterFacts, models: Sequence[Manifest]) -> Verdict:
         ),
         outcome=CheckOutcome.WARNING,
     )
-
-
-_FIELDS = ("tokenSecretKeyRef", "caSecretKeyRef")
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,6 @@ def for_component(
 
 
 def ready_pods(facts: ClusterFacts, deployment: Manifest) -> Sequence[Manifest] | MissingValue:
-    """Returns the ready pods of a Deployment, or why pods cannot be listed."""
     pods = facts.pods_of(deployment)
     return pods if isinstance(pods, MissingValue) else [pod for pod in pods if is_ready(pod) and not is_deleting(pod)]
 

@@ -37,6 +37,21 @@ Send = Callable[[Message], Awaitable[None]]
 REQUEST_ID_KEY: Final = "fairlead.request_id"
 """The key of a request's id in an ASGI scope."""
 
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+METRICS_PATH: Final = "/metrics"
+_OPEN_PATHS: Final = frozenset({"/", "/readyz", METRICS_PATH})
+_SECURITY_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-frame-options", b"DENY"),
+)
+
+_UNKNOWN: Final = AccessScope("without a known token", frozenset(), frozenset())
+_BROWSER_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
+
 
 class AnsweredRequest(NamedTuple):
     """A request to the management API that was answered or refused.
@@ -55,17 +70,6 @@ class AnsweredRequest(NamedTuple):
 
 OnAccess = Callable[[AccessScope, AnsweredRequest], None]
 """Called with the scope of a request's token after the request."""
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-METRICS_PATH: Final = "/metrics"
-_OPEN_PATHS: Final = frozenset({"/", "/readyz", METRICS_PATH})
-_SECURITY_HEADERS: Final = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"x-frame-options", b"DENY"),
-)
 
 
 class AccessGuard:
@@ -177,13 +181,8 @@ def refusal_headers(status: int, hint: str) -> tuple[tuple[str, str], ...]:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Returns whether the client is on this machine. Without an address, it counts as local."""
     client = scope.get("client")
     return not client or ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
-
-
-_UNKNOWN: Final = AccessScope("without a known token", frozenset(), frozenset())
-_BROWSER_HEADERS: Final = frozenset({b"origin", b"sec-fetch-site", b"sec-fetch-mode"})
 
 
 def _with_security_headers(send: Send) -> Send:

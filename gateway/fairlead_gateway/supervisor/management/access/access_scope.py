@@ -15,6 +15,12 @@ ROUTE_PREVIEW_PATH: Final = "/api/route"
 SCOPE_KEY: Final = "fairlead.access"
 """The key of an `AccessScope` in an ASGI scope."""
 
+_READ_ROUTES: Final = ("/api/decisions", "/api/tenants", "/api/limits", "/api/usage", "/api/cost", "/api/budgets")
+
+_OPEN_TO_ALL_TOKENS: Final = frozenset({"/openapi.json"})
+_NAMED: Final = {"/api/decisions": "{request_id}", "/api/tenants": "{name}"}
+"""Routes with a name after them, and its placeholder."""
+
 
 class Permission(StrEnum):
     """A right to read data of tenants or of the cluster.
@@ -48,12 +54,10 @@ class AccessScope:
 
     @property
     def is_full(self) -> bool:
-        """Whether it may see and do everything."""
         return self.tenants is None and self.may == ALL_PERMISSIONS
 
     @property
     def reads_all_tenants(self) -> bool:
-        """Whether it may read the data of every tenant."""
         return self.tenants is None and Permission.READ in self.may
 
     def narrowed(self, tenant: str | None) -> frozenset[str] | None:
@@ -63,7 +67,6 @@ class AccessScope:
         return frozenset({tenant}) if self.tenants is None or tenant in self.tenants else frozenset()
 
 
-_READ_ROUTES: Final = ("/api/decisions", "/api/tenants", "/api/limits", "/api/usage", "/api/cost", "/api/budgets")
 _ROUTES: Final[Mapping[str, Permission]] = MappingProxyType(
     {
         **dict.fromkeys(_READ_ROUTES, Permission.READ),
@@ -73,9 +76,6 @@ _ROUTES: Final[Mapping[str, Permission]] = MappingProxyType(
         ROUTE_PREVIEW_PATH: Permission.PREVIEW,
     }
 )
-_OPEN_TO_ALL_TOKENS: Final = frozenset({"/openapi.json"})
-_NAMED: Final = {"/api/decisions": "{request_id}", "/api/tenants": "{name}"}
-"""Routes with a name after them, and its placeholder."""
 
 
 def route_of(path: str) -> str:

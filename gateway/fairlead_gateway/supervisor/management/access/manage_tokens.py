@@ -31,7 +31,6 @@ class ManageTokens:
 
     @property
     def are_required(self) -> bool:
-        """Whether requests need a token; else those of this machine are answered."""
         return self._token is not None or self._pepper is not None
 
     def replace(self, scopes: Mapping[bytes, AccessScope]) -> None:

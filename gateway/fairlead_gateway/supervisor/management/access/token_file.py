@@ -27,6 +27,8 @@ from fairlead_gateway.supervisor.management.access.manage_tokens import INSTALLA
 
 _FIX: Final = "write `tokens: [{name: acme-team, digest: 64 hexadecimal digits, tenants: [acme], may: [Read]}]`"
 
+_TenantName = Annotated[str, AfterValidator(partial(check_name, noun="tenant"))]
+
 
 async def load_token_file(path: Path, limits: Limits) -> Mapping[bytes, AccessScope]:
     """Returns the scopes by digest. Raises Unavailable, or ManifestError with every problem."""
@@ -62,9 +64,6 @@ def _parse_permission(value: Any) -> Permission:
         raise field_error("this is not a permission", f"write one or more of {names}") from None
 
 
-_TenantName = Annotated[str, AfterValidator(partial(check_name, noun="tenant"))]
-
-
 class _TokenEntry(StrictModel):
     name: Annotated[str, AfterValidator(_check_name)]
     digest: Annotated[str, BeforeValidator(partial(check_digest, noun="token"))]
@@ -72,7 +71,6 @@ class _TokenEntry(StrictModel):
     may: Annotated[list[Annotated[Permission, BeforeValidator(_parse_permission)]], Field(min_length=1)]
 
     def scope(self) -> AccessScope:
-        """Returns what the token may see."""
         tenants = None if self.tenants == "all" else frozenset(self.tenants)
         return AccessScope(self.name, tenants, frozenset(self.may))
 
