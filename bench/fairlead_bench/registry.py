@@ -65,6 +65,7 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     ),
     "routing": (BenchmarkPart("routing", "routing.benchmark", 60, SIMULATOR, "--trace"),),
     "sharing": (
+        BenchmarkPart("sharing", "sharing.simulated_gateways", 10, trace_option="--trace"),
         BenchmarkPart("gateways", "sharing.gateway_processes", 10),
         BenchmarkPart("knowledge", "sharing.knowledge", 120, SIMULATOR, in_all=False),
         BenchmarkPart("knowledge-processes", "sharing.knowledge_processes", 40, PROCESSES, in_all=False),

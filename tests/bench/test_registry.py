@@ -59,7 +59,7 @@ THRESHOLDS = ("canary", "fairness", "fallbacks")
 RECORDED = (
     *THRESHOLDS,
     *("autoscaler", "gateways", "index", "mix", "operator"),
-    "quota",
+    *("quota", "sharing"),
 )
 
 
