@@ -392,7 +392,8 @@ async def test_burst_is_followed_without_relisting(api_server: ApiServer, reques
         await lab.write(*names)
         await lab.have(*names)
         assert sorted(lab.heard) == sorted(f"ADDED {name}" for name in names)
-        assert (lab.informer.list_count, lab.steps) == (1, [])
+        assert lab.informer.list_count == 1
+        assert {step.action for step in lab.steps} <= {InformerAction.RESUME}  # a busy API server may end a watch
         assert "managedFields" not in lab.informer.items[f"{lab.namespace}/m0"]["metadata"]
 
 
