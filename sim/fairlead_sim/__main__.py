@@ -1,18 +1,27 @@
 """``python -m fairlead_sim engine …``: one or many simulated engines in this process."""
 
-import argparse
-import asyncio
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from random import Random
+from typing import TYPE_CHECKING
 
-from fairlead.errors import FairleadError
-from fairlead.runtime.clock import SystemClock
-from fairlead_sim.server import command_line, process
+if TYPE_CHECKING:
+    import asyncio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs until a signal; returns the exit code."""
+    """Runs until a signal; returns the exit code.
+
+    Imports here: the first process of a container loses a SIGTERM that comes before its handler.
+    """
+    import argparse
+    import asyncio
+    from random import Random
+
+    from fairlead.errors import FairleadError
+    from fairlead.runtime.clock import SystemClock
+    from fairlead_sim.server import command_line, process
+
     parser = argparse.ArgumentParser(prog="python -m fairlead_sim", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     engine = commands.add_parser("engine", help="serve simulated engines over HTTP")
@@ -31,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _loop_factory() -> "Callable[[], asyncio.AbstractEventLoop] | None":
     """Returns uvloop's factory if it is installed."""
     try:
         import uvloop
@@ -42,4 +51,5 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.exit(main())

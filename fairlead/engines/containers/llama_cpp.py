@@ -5,7 +5,10 @@ A test checks each flag against the parser of those sources.
 
 The preStop hook for images without Python: with a shell and curl.
 
-It is for instances of one pod: it knows no leader.
+It is for instances of one pod: it knows no leader. Nothing may listen since the engine has ended,
+or since it is starting. The first process of a container loses a SIGTERM that it neither catches
+nor blocks, and would then hold its devices until SIGKILL. So the hook waits until that process
+notices SIGTERM.
 """
 
 from dataclasses import dataclass

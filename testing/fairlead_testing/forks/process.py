@@ -78,7 +78,9 @@ class Program:
 
 
 PROGRAMS: Mapping[str, Program] = {
-    "fairlead_sim": Program(("fairlead_sim.__main__", "uvloop")),
+    "fairlead_sim": Program(
+        ("fairlead_sim.__main__", "fairlead_sim.server.command_line", "fairlead_sim.server.process", "uvloop")
+    ),
     "fairlead_gateway": Program(
         (
             *(f"{_GATEWAY}.__main__", f"{_SUPERVISOR}.supervisor", f"{_SUPERVISOR}.decision_publisher"),
