@@ -2,11 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import asyncio
+from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from fairlead.errors import FairleadError
     from fairlead.runtime.clock import SystemClock
+    from fairlead.runtime.event_loop import loop_factory
     from fairlead_sim.server import command_line, process
 
     parser = argparse.ArgumentParser(prog="python -m fairlead_sim", description=__doc__)
@@ -28,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command_line.add_engine_arguments(engine)
     try:
         given = command_line.parse_engine_options(parser.parse_args(arguments))
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(
                 process.run_engines(
                     given, clock=SystemClock(), random=Random(), print_line=lambda line: print(line, flush=True)
@@ -38,16 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fairlead_sim: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _loop_factory() -> "Callable[[], asyncio.AbstractEventLoop] | None":
-    """Returns uvloop's factory if it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
 
 
 if __name__ == "__main__":

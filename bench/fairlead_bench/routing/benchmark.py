@@ -84,7 +84,7 @@ REFERENCE_STUDY = {
     "flash-crowd": (25.0, 38.9),
     "bursty": (19.4, 29.4),
 }
-"""Capacity of round robin and of DualMap in the study that the families follow, requests/s."""
+"""Requests per second of round robin and of DualMap, with which calibration compares its own."""
 
 DEMO_PRESETS = ("dual-hash", "round-robin", "least-request", "session")
 RATES = (1.0, 4.0, 6.5, 8.0)
