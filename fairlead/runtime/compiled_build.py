@@ -24,6 +24,7 @@ COMPILED_MODULES = (
     "fairlead/routes/fallback_graph.py",
     "fairlead_gateway/admission/**/*.py",
     "fairlead_gateway/caller_key.py",
+    "fairlead_gateway/continuation/*.py",
     "fairlead_gateway/dialects/dialect.py",
     "fairlead_gateway/dialects/event_grammar.py",
     "fairlead_gateway/disaggregation/worker/*.py",

@@ -6,6 +6,6 @@
 - `fast_path`: a request without waits, in callbacks; `forwarder`: every other one, in a task.
 - `attempt`: one try at one instance, and whether it failed.
 - `relay`: the response to the client; `tool_calls`: the numbers of its tool calls.
-- `continuation`, `continued_blocks`: the rest of a stream that broke, by dialect.
+- `relayed_stream`, `stream_silence`: streams without a task, and those without a byte.
 - `request_recorder`: metrics, decision log and observers.
 """

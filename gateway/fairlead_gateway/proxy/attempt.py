@@ -22,9 +22,7 @@ from fairlead_gateway.limits.worker.amounts import MAX_TOKENS_PER_EVENT
 from fairlead_gateway.native import SCAN_NAMED_USAGE, SCAN_USAGE
 from fairlead_gateway.openai.model_names import body_with_model, target_with_model
 from fairlead_gateway.openai.request import TIMEOUT_HEADER, remaining_timeout_header
-from fairlead_gateway.proxy.continuation import asks_for_tokens, body_with_tokens
 from fairlead_gateway.proxy.request_recorder import RequestRecorder
-from fairlead_gateway.proxy.stream_replay import body_with_seed, needs_replay
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.resilience.worker.failure_attribution import FailureAttribution, needs_core
 from fairlead_gateway.resilience.worker.retry import (
@@ -39,6 +37,7 @@ from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT, CONTINUATION
 from fairlead_gateway.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.upstream.kept_stream import KeptStream, TokenTap
 from fairlead_gateway.upstream.request_encoder import (
     RequestPrefixCache,
     allowed_header_text,
@@ -48,8 +47,6 @@ from fairlead_gateway.upstream.request_encoder import (
 )
 from fairlead_gateway.upstream.response import EngineResponse
 from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER, stored_answer
-from fairlead_gateway.upstream.sent_blocks import SentBlocks
-from fairlead_gateway.upstream.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.upstream.usage import (
     EMPTY,
     GARBAGE,
@@ -70,11 +67,6 @@ from fairlead_gateway.worker.journal import ABANDONED, FINISHED, UNMEASURED, Jou
 from fairlead_gateway.worker.request_context import EngineAddress, EngineAddresses, RequestContext
 from fairlead_gateway.worker.router_registry import RoleRouters
 from fairlead_gateway.worker.runtime import WorkerRuntime
-
-STREAM_TOKENS_BYTES: Final = 128 * 1024 * 1024
-"""Limit: token ids, requests and held or long events of all streams of a worker, and texts of
-messages and responses. A stream that does not fit cannot be continued.
-"""
 
 _MAX_PARSED_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
@@ -135,7 +127,6 @@ class Dispatcher:
         self.recorder = recorder
         self.journal = journal
         self.adapter_loader: AdapterLoader | None = None
-        self.token_memory = TokenMemory(STREAM_TOKENS_BYTES)
         self._addresses = EngineAddresses()
         self.request_prefixes = RequestPrefixCache(create_hop_id(routers.secret))
 
@@ -171,9 +162,7 @@ class Attempt:
     adapter_lease: the use of the request's adapter, until the attempt is finished
     connection, message: set before the message is sent
     engine_response: set when the message is sent
-    tokens: those of its stream, once the engine is asked for them; None if it is not
-    blocks: the text of its stream of a message or a response; None if that is not kept
-    is_replayable: such a stream can go on by a replay only
+    kept: what is kept of its stream, so that another instance can continue it; None without one
     has_room: it has waited for the instance, which can start it now and counts it as load
     has_verdict: it is known whether the response can be relayed
     error: why it cannot be relayed; None if no connection error is known
@@ -188,7 +177,6 @@ class Attempt:
         "_sent_tokens",
         "adapter_lease",
         "address",
-        "blocks",
         "connection",
         "context",
         "dispatched_at",
@@ -198,9 +186,8 @@ class Attempt:
         "has_verdict",
         "instance",
         "instance_id",
-        "is_replayable",
+        "kept",
         "message",
-        "tokens",
     )
 
     def __init__(
@@ -208,9 +195,7 @@ class Attempt:
     ) -> None:
         self._dispatcher = dispatcher
         self._sent_tokens = sent_tokens
-        self.tokens: SentTokens | None = None
-        self.blocks: SentBlocks | None = None
-        self.is_replayable = False
+        self.kept: KeptStream | None = None
         self._router: ModelRouter | None = None
         self._admission: ModelAdmission | None = None
         self._journal: Journal | None = None  # None: learned profiles leave the attempt out
@@ -232,12 +217,6 @@ class Attempt:
         """Builds the message: the request with `body` as this instance gets it."""
         context, address, dispatcher = self.context, self.address, self._dispatcher
         request = context.request
-        if self._sent_tokens is None and asks_for_tokens(request, address.engine):
-            body, strips = body_with_tokens(request, body)
-            self.is_replayable = needs_replay(request)
-            if self.is_replayable:
-                body = body_with_seed(request, body, context.id)
-            self.tokens = SentTokens(dispatcher.token_memory, strips=strips)
         head, choice = context.http_request.head, context.choice
         extra = ""
         if context.deadline is not None and head.get_rare(TIMEOUT_HEADER) is not None:
@@ -343,7 +322,7 @@ class Attempt:
         engine_response.choices = request.sequences
         engine_response.grammar = request.dialect.grammar
         engine_response.is_external = self.address.leaves_cluster
-        engine_response.tokens = self.tokens
+        engine_response.tokens = self.kept if isinstance(self.kept, TokenTap) else None
         self.has_verdict, self.error = False, None
         now = self.dispatched_at = dispatcher.now()
         if self._sent_tokens is None:
@@ -376,12 +355,9 @@ class Attempt:
             self.adapter_lease.release()
         if self.engine_response is not None:
             self.engine_response.release_buffer()
-        if self.tokens is not None:
-            self.tokens.release()
-            self.tokens = None
-        if self.blocks is not None:
-            self.blocks.release()
-            self.blocks = None
+        if self.kept is not None:
+            self.kept.release()
+            self.kept = None
         if self._is_finished or router is None:
             return
         self._is_finished = True

@@ -25,6 +25,7 @@ from fairlead_gateway.admission.worker.admission_queue import AdmissionControlle
 from fairlead_gateway.body_check.worker.caller_limit import LargeBodyQueue
 from fairlead_gateway.body_check.worker.client import BodyChecker
 from fairlead_gateway.caller_key import Caller, caller_key
+from fairlead_gateway.continuation.stream_moves import MOVE_INTERVAL_SECONDS, MOVES_AT_ONCE
 from fairlead_gateway.dialects.table import DIALECTS
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.errors import GatewayDraining, GatewayError, WebSocketRefused, forget_frames
@@ -66,7 +67,6 @@ from fairlead_gateway.proxy.model_selection import ModelRequestParser
 from fairlead_gateway.proxy.relay import ResponseRelay, end_incomplete
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
-from fairlead_gateway.proxy.stream_moves import MOVE_INTERVAL_SECONDS, MOVES_AT_ONCE
 from fairlead_gateway.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.resilience.worker.ejection_prober import EjectionProber

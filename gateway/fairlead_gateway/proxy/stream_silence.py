@@ -5,8 +5,8 @@ hangs is left as soon as that is known, if another instance can continue the str
 the stream waits for `stream_idle_seconds`, since its engine may start to work again.
 """
 
+from fairlead_gateway.continuation.continued_stream import ContinuedStream
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher
-from fairlead_gateway.proxy.continuation import ContinuedStream
 from fairlead_gateway.resilience.worker.retry import RetryBudget
 
 

@@ -18,9 +18,9 @@ from typing import Final
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.upstream.connection import REPLAY, ResponseSink, UpstreamError
+from fairlead_gateway.upstream.kept_stream import TokenTap
 from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.request_encoder import retry_after_of
-from fairlead_gateway.upstream.sent_tokens import SentTokens
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
 from fairlead_gateway.upstream.usage import GARBAGE, InBandError, LongAnswerCounts, Usage
 from fairlead_gateway.worker.runtime import BufferedBytes, WorkerRuntime, compact
@@ -108,7 +108,7 @@ class EngineResponse(ResponseSink):
         self.namespace = ""
         self.choices = 1
         self.grammar: EventGrammar | None = None
-        self.tokens: SentTokens | None = None
+        self.tokens: TokenTap | None = None
         self.is_external = False
         self._long_counts: LongAnswerCounts | None = None
         self._buffered: BufferedBytes | None = None

@@ -140,7 +140,7 @@ async def answer_of(
     async with gateway_of(*scripts) as (running, *_):
         answer = await request(running.url, body, path=path, more=more)
         relay = running.gateway.stack.relay
-        assert relay._sent_text_memory.used_bytes == relay._stream_resume._dispatcher.token_memory.used_bytes == 0
+        assert relay.continuation.text_memory.used_bytes == relay.continuation.token_memory.used_bytes == 0
         assert {load.inflight for load in running.loads().values()} == {0}
         return Outcome(answer, met, running)
 

@@ -281,7 +281,7 @@ class Scene:
             "unparsed bytes": listener.unparsed_bytes,
             "response memory": runtime.response_memory.used_bytes,
             "namespaces with response memory": runtime.response_memory._by_namespace,
-            "sent text": stack.relay._sent_text_memory.used_bytes,
+            "sent text": stack.relay.continuation.text_memory.used_bytes,
             "idle connections": stack.pool._idle,
             "unread connections": stack.pool._unread,
             "probes": stack.pool._probes,

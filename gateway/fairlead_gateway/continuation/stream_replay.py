@@ -20,25 +20,23 @@ from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest
 
-from fairlead_gateway.dialects.chat import CHAT
-from fairlead_gateway.dialects.schemas import GenerationFields
-from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.openai.json_edit import set_members
-from fairlead_gateway.proxy.continuation import (
-    MAX_BREAKS,
-    PROGRESS_TOKENS,
+from fairlead_gateway.continuation.continued_stream import MAX_BREAKS, PROGRESS_TOKENS, Queries
+from fairlead_gateway.continuation.sent_tokens import MEMORY, SentTokens, TokenMemory
+from fairlead_gateway.continuation.stream_tokens import (
     REFUSED_NAMES,
     REPLAYED,
     StreamTokens,
     body_with_tokens,
     has_media,
-    is_opening,
-    only_choice,
     refused_fields,
-    split_events,
 )
+from fairlead_gateway.dialects.chat import CHAT
+from fairlead_gateway.dialects.schemas import GenerationFields
+from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.openai.json_edit import set_members
+from fairlead_gateway.upstream.event_fields import is_opening, only_choice, split_events
 from fairlead_gateway.upstream.response import ReplayFailed
-from fairlead_gateway.upstream.sent_tokens import COMMENT, MEMORY, SentTokens, TokenMemory
+from fairlead_gateway.upstream.sse import COMMENT
 
 DIFFERS: Final = "replay-differs"
 WITHIN_LOGPROBS: Final = "logprobs"
@@ -149,9 +147,9 @@ class StreamReplay(StreamTokens):
     def is_whole(self) -> bool:
         return self.tokens.is_finished
 
-    @property
-    def is_unclear(self) -> bool:
-        return False
+    def queries(self, engine: str) -> Queries:
+        yield from ()
+        return ""
 
     def refusal(self) -> str:
         tokens = self.tokens

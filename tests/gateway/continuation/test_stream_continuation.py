@@ -9,9 +9,10 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import StreamResume
+from fairlead_gateway.continuation.sent_tokens import SentTokens, TokenMemory
+from fairlead_gateway.continuation.stream_moves import StreamProgress, decide_move
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
-from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
-from fairlead_gateway.upstream.sent_tokens import COMMENT, SentTokens, TokenMemory
+from fairlead_gateway.upstream.sse import COMMENT
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, event, hang_up, scripted_engine
 from fairlead_testing.gateway.broken_streams import (
@@ -340,7 +341,7 @@ async def test_a_move_that_is_refused_charges_no_retry_and_names_the_last_cause(
             answer = tasks.create_task(request(running.url, CHAT))
             await wait_until(lambda: any(isinstance(one, RelayedStream) for one in running.gateway._inflight.values()))
             (stream,) = [one for one in running.gateway._inflight.values() if isinstance(one, RelayedStream)]
-            budget = running.gateway.stack.relay._stream_resume._retry_budget
+            budget = running.gateway.stack.relay.continuation._retry_budget
             while budget.take(stream.context.caller, running.gateway._now()):
                 pass
             with_draining(running, stream.instance_id)
@@ -452,9 +453,9 @@ async def test_stream_longer_than_all_before_it_has_no_forecast() -> None:
         answer = tasks.create_task(request(running.url, CHAT))
         stream = await relayed_stream(running)
         await wait_until(lambda: stream._stream is not None and stream._stream.generated == 40)
-        forecast = relay._admission.models[MODEL_KEY].policy.kv_capacity.forecast
+        forecast = running.gateway.stack.admission.models[MODEL_KEY].policy.kv_capacity.forecast
         assert forecast.expected_remaining(stream.context.caller, 3, 40, relay._now()) == 1.0
-        assert relay._progress(stream._attempt, stream._engine_response, stream._stream).forecast_tokens is None
+        assert relay.continuation._progress(stream._attempt, stream._engine_response, stream._stream).forecast_tokens is None
         answer.cancel()
 
 
@@ -477,7 +478,7 @@ async def test_the_price_of_a_second_move_is_that_of_the_present_engine() -> Non
             await wait_until(lambda: len(met) == number + 1)  # noqa: B023 - awaited at once
             stream = await relayed_stream(running)
             await wait_until(lambda: stream._stream is not None and stream._stream.generated == 2 * (number + 1))  # noqa: B023
-            asked.append(relay._progress(stream._attempt, stream._engine_response, stream._stream))
+            asked.append(relay.continuation._progress(stream._attempt, stream._engine_response, stream._stream))
             assert stream.move()
         answer.cancel()
     assert [(one.prompt_tokens, one.generated) for one in asked] == [(3, 2), (5, 2)]

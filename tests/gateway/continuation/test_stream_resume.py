@@ -10,9 +10,9 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
+from fairlead_gateway.continuation.sent_tokens import TokenMemory
+from fairlead_gateway.continuation.stream_text import SentText, splice_events
 from fairlead_gateway.profiles.messages import TimingEventKind
-from fairlead_gateway.proxy.continuation import SentText, splice_events
-from fairlead_gateway.upstream.sent_tokens import TokenMemory
 from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, role, scripted_engine, streams, token, usage
@@ -312,7 +312,7 @@ async def test_streams_that_break_at_once_are_parsed_one_by_one_and_in_slices() 
                 yield is_text
 
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-        resume = running.gateway.stack.relay._stream_resume
+        resume = running.gateway.stack.relay.continuation
         parsing = asyncio.gather(*(resume._parse(NumberedText(number)) for number in range(3)))
         turns = 0
         while not parsing.done():
@@ -346,7 +346,7 @@ def test_sent_text_of_all_streams_is_bounded_and_freed_when_they_end() -> None:
 async def test_stream_that_has_ended_keeps_no_text_for_a_resumption() -> None:
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, CHAT)).events[-1] == "[DONE]"
-        assert running.gateway.stack.relay._sent_text_memory.used_bytes == 0
+        assert running.gateway.stack.relay.continuation.text_memory.used_bytes == 0
 
 
 @pytest.mark.parametrize("number", [b"9" * 4_300, b"-1", b"1e400"])
