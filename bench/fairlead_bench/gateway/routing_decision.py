@@ -32,7 +32,7 @@ from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.openai.request import build_route_request, parse_request
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
-from fairlead_gateway.worker.journal import Journal, Reporters
+from fairlead_gateway.journal import Journal, Reporters
 
 INSTANCES = 10
 _SECRET = b"bench"

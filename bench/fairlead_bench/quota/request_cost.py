@@ -43,10 +43,10 @@ from fairlead_gateway.openai.request import parse_request
 from fairlead_gateway.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.tenants.worker.tenant_policy import TenantPolicies
-from fairlead_gateway.worker.journal import Reporters
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RouterRegistry
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.journal import Reporters
+from fairlead_gateway.request_context import RequestContext
+from fairlead_gateway.router_registry import RouterRegistry
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_testing.gateway.tenant_keys import TABLE_KEYS, TABLE_TENANTS, measure_key_table, table_key
 
 _SECRET = b"bench"

@@ -28,6 +28,7 @@ from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, is_usage_refused
 from fairlead_gateway.proxy.relayed_stream import GapRecorder
 from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.proxy.tool_calls import ToolCallIndexer
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
@@ -36,7 +37,6 @@ from fairlead_gateway.upstream.connection import UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.upstream.request_encoder import encode_request
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
-from fairlead_gateway.worker.request_context import RequestContext
 
 STREAM_TOKENS_BYTES: Final = 128 * 1024 * 1024
 """Limit: token ids, requests and held or long events of all streams of a worker, and texts of

@@ -20,7 +20,6 @@ from msgspec.structs import astuple
 from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
-from fairlead_gateway.body_check.messages import TextBounds
 from fairlead_gateway.dialects.chat import CHAT, ChatRequest
 from fairlead_gateway.dialects.completions import CompletionRequest
 from fairlead_gateway.dialects.dialect import Dialect
@@ -37,6 +36,7 @@ from fairlead_gateway.dialects.schemas import (
     GenerationFields,
 )
 from fairlead_gateway.dialects.table import BODY_DECODERS, BY_TYPE, LISTED_DECODERS, LISTED_KINDS
+from fairlead_gateway.dialects.text_bounds import TextBounds
 from fairlead_gateway.native import SCAN_CHAT, SCAN_MESSAGES, SCAN_RESPONSES, ChatScan
 from fairlead_gateway.openai.field_policy import has_token_ids, removed_fields, special_parts
 from fairlead_gateway.openai.form_body import FormFiles

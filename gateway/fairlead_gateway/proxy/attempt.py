@@ -18,11 +18,13 @@ from fairlead_gateway.adapters.worker.adapter_loader import AdapterLease, Adapte
 from fairlead_gateway.admission.worker.admission_queue import AdmissionController
 from fairlead_gateway.admission.worker.model_admission import ModelAdmission
 from fairlead_gateway.errors import EngineLimited, error_body
+from fairlead_gateway.journal import ABANDONED, FINISHED, UNMEASURED, Journal
 from fairlead_gateway.limits.worker.amounts import MAX_TOKENS_PER_EVENT
 from fairlead_gateway.native import SCAN_NAMED_USAGE, SCAN_USAGE
 from fairlead_gateway.openai.model_names import body_with_model, target_with_model
 from fairlead_gateway.openai.request import TIMEOUT_HEADER, remaining_timeout_header
 from fairlead_gateway.proxy.request_recorder import RequestRecorder
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.resilience.worker.failure_attribution import FailureAttribution, needs_core
 from fairlead_gateway.resilience.worker.retry import (
@@ -32,11 +34,14 @@ from fairlead_gateway.resilience.worker.retry import (
     TOKENS_REFUSED,
     AttemptFailure,
 )
+from fairlead_gateway.router_registry import RoleRouters
 from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT, CONTINUATION
 from fairlead_gateway.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.upstream.engine_address import EngineAddress, EngineAddresses
 from fairlead_gateway.upstream.kept_stream import KeptStream, TokenTap
 from fairlead_gateway.upstream.request_encoder import (
     RequestPrefixCache,
@@ -63,10 +68,6 @@ from fairlead_gateway.upstream.usage import (
     scanned_usage,
     usage_of_named,
 )
-from fairlead_gateway.worker.journal import ABANDONED, FINISHED, UNMEASURED, Journal
-from fairlead_gateway.worker.request_context import EngineAddress, EngineAddresses, RequestContext
-from fairlead_gateway.worker.router_registry import RoleRouters
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _MAX_PARSED_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096

@@ -32,12 +32,12 @@ from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, check_response
 from fairlead_gateway.proxy.forwarder import Forwarder
 from fairlead_gateway.proxy.relay import ResponseRelay
 from fairlead_gateway.proxy.relayed_stream import StreamLifecycle
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import AttemptFailure
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.upstream.connection import UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.request_context import RequestContext
 
 
 class RequestLifecycle(StreamLifecycle):

@@ -20,7 +20,9 @@ from fairlead_gateway.openai.request import timeout_error, total_timeout
 from fairlead_gateway.openai.response_ids import HeldResponse
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, check_response
 from fairlead_gateway.proxy.background_work import BackgroundWork
+from fairlead_gateway.proxy.fallbacks import Fallbacks
 from fairlead_gateway.proxy.relay import ResponseRelay, end_incomplete
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import (
     ADAPTER_MISSING,
     FIELD_REFUSED,
@@ -30,14 +32,12 @@ from fairlead_gateway.resilience.worker.retry import (
     should_retry,
     to_client_error,
 )
-from fairlead_gateway.routes.worker.fallbacks import Fallbacks
+from fairlead_gateway.router_registry import as_retry_decision
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
 from fairlead_gateway.upstream.connection import LOCAL_CAUSES, EngineConnection, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import as_retry_decision
 
 _MAX_WITHOUT_USAGE: Final = 4_096
 HOLDER_RULE: Final = "stored-response"

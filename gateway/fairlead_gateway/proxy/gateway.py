@@ -40,12 +40,15 @@ from fairlead_gateway.http.listener import (
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.idempotency.answer_table import HEADER as IDEMPOTENCY_HEADER
 from fairlead_gateway.idempotency.worker.keyed_requests import KeyedRequests
+from fairlead_gateway.journal import Reporters
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.request import is_passthrough_path, methods_of
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher
 from fairlead_gateway.proxy.background_work import BackgroundWork
 from fairlead_gateway.proxy.context_lengths import ContextLengths
+from fairlead_gateway.proxy.cors import Cors
+from fairlead_gateway.proxy.fallbacks import FallbackRequest, Fallbacks, fallback_header
 from fairlead_gateway.proxy.fast_path import FastPath, FastPathExchange, RequestLifecycle
 from fairlead_gateway.proxy.forwarder import Forwarder
 from fairlead_gateway.proxy.local_routes import (
@@ -63,19 +66,22 @@ from fairlead_gateway.proxy.local_routes import (
     send_error,
     unknown_path,
 )
+from fairlead_gateway.proxy.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.proxy.model_selection import ModelRequestParser
 from fairlead_gateway.proxy.relay import ResponseRelay, end_incomplete
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
+from fairlead_gateway.proxy.shadow_traffic import ShadowTraffic
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.resilience.worker.ejection_prober import EjectionProber
 from fairlead_gateway.resilience.worker.engine_progress import EngineProgress
 from fairlead_gateway.resilience.worker.failure_attribution import FailureAttribution
 from fairlead_gateway.resilience.worker.retry import RetryBudget
-from fairlead_gateway.routes.worker.fallbacks import FallbackRequest, Fallbacks, fallback_header
-from fairlead_gateway.routes.worker.shadow_traffic import ShadowTraffic
+from fairlead_gateway.router_registry import RouterRegistry
 from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry import UNKNOWN, MetricsRecorder
 from fairlead_gateway.telemetry.counters import ABANDONED
 from fairlead_gateway.telemetry.decision_log import DecisionLog
@@ -83,12 +89,6 @@ from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
 from fairlead_gateway.tenants.worker.tenant_policy import ModelVisibility, TenantPolicies
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.request_encoder import check_hops, create_hop_id
-from fairlead_gateway.worker.cors import Cors
-from fairlead_gateway.worker.journal import Reporters
-from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RouterRegistry
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 DECISION_LOG: Final = 4_096
 """Limit: decisions kept in memory by a worker."""

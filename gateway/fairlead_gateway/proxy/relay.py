@@ -26,6 +26,7 @@ from fairlead_gateway.proxy.attempt import (
     is_unknown_path,
     refusal_body,
 )
+from fairlead_gateway.proxy.fallbacks import fallback_header
 from fairlead_gateway.proxy.relayed_stream import (
     GapRecorder,
     RelayedStream,
@@ -35,8 +36,8 @@ from fairlead_gateway.proxy.relayed_stream import (
 )
 from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.proxy.tool_calls import ToolCallIndexer
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
-from fairlead_gateway.routes.worker.fallbacks import fallback_header
 from fairlead_gateway.telemetry.decision_log import ENGINE_REFUSED
 from fairlead_gateway.tenants.worker.tenant_policy import (
     BodyRewriter,
@@ -54,7 +55,6 @@ from fairlead_gateway.upstream.request_encoder import (
 )
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
 from fairlead_gateway.upstream.stream_comments import SseKeepAlive, StreamTimes
-from fairlead_gateway.worker.request_context import RequestContext
 
 _STREAM_ERROR_TEXTS: Final = {
     "cut": "the engine broke off",

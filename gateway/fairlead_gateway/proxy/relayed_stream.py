@@ -15,9 +15,9 @@ from fairlead_gateway.continuation.continued_stream import ContinuedStream
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.proxy.attempt import Attempt
 from fairlead_gateway.proxy.stream_silence import StreamSilence
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
-from fairlead_gateway.worker.request_context import RequestContext
 
 
 class StreamLifecycle:

@@ -7,17 +7,18 @@ from typing import Final
 from fairlead.decision import Decision, DecisionText
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import caller_name
-from fairlead_gateway.disaggregation.handoff_record import FAILED
 from fairlead_gateway.errors import ExternalRefused, FieldRefused, GatewayError
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.limits.worker.amounts import GeneratedTokens
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.routing.prefix.prefix_hash import estimated_tokens
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.counters import UNFINISHED
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.telemetry.handoff_record import FAILED
+from fairlead_gateway.upstream.engine_address import EngineAddress
 from fairlead_gateway.upstream.request_encoder import forward_headers
-from fairlead_gateway.worker.request_context import EngineAddress, RequestContext
 
 CLIENT_CLOSED_STATUS: Final = 499
 LOGGED_REFUSAL_SECONDS: Final = 0.1

@@ -32,7 +32,7 @@ from fairlead_gateway.telemetry.decision_log import (
 from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, TenantValues
 
 if TYPE_CHECKING:
-    from fairlead_gateway.adapters.metric_series import AdapterSeries
+    from fairlead_gateway.telemetry.adapter_series import AdapterSeries
 
 METRIC_MODELS: Final = 1_000
 """Limit: models with metrics of their own; the rest are counted as `other`."""
@@ -293,7 +293,7 @@ class MetricsRecorder:
 
         Why: a scrape must not block the event loop.
         """
-        from fairlead_gateway.adapters.metric_series import AdapterSeries
+        from fairlead_gateway.telemetry.adapter_series import AdapterSeries
         from fairlead_gateway.telemetry.metric_sources import Scrape
         from fairlead_gateway.telemetry.metrics import render_metrics  # only the supervisor renders
 

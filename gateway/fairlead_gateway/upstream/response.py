@@ -17,13 +17,13 @@ from typing import Final
 
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.http.listener import ResponseWriter
+from fairlead_gateway.runtime import BufferedBytes, WorkerRuntime, compact
 from fairlead_gateway.upstream.connection import REPLAY, ResponseSink, UpstreamError
 from fairlead_gateway.upstream.kept_stream import TokenTap
 from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.request_encoder import retry_after_of
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
 from fairlead_gateway.upstream.usage import GARBAGE, InBandError, LongAnswerCounts, Usage
-from fairlead_gateway.worker.runtime import BufferedBytes, WorkerRuntime, compact
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
 CLIENT_SILENT: Final = "client-silent"

@@ -31,43 +31,44 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import FairleadError
 from fairlead.fleet.model import Fleet
 from fairlead.settings import GatewaySettings
+from fairlead_gateway import messages
+from fairlead_gateway.adapters.placement import AdapterUse
 from fairlead_gateway.bearer_tokens.messages import TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.dialects.table import ROUTED, dialect_of
-from fairlead_gateway.disaggregation.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.disaggregation.worker import kv_connectors
 from fairlead_gateway.errors import BadRequest, GatewayError, Overloaded, UnknownPath
 from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.http.request_ids import RequestIds
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.tls_certificate import TlsCertificate
 from fairlead_gateway.idempotency.messages import GatewayList
 from fairlead_gateway.idempotency.worker.owner_forwarding import OwnerForwarding
-from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.ipc.decision_json import logged_decision
-from fairlead_gateway.ipc.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS, PreviewRoute
+from fairlead_gateway.journal import Journal, Reporters
 from fairlead_gateway.kv_index.messages import IndexCorrections, IndexedModels, SampleRequest
 from fairlead_gateway.kv_index.worker import apply_corrections
 from fairlead_gateway.limits.messages import QuotaUpdates
 from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
+from fairlead_gateway.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS, PreviewRoute
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.peers.messages import PeerUpdates
 from fairlead_gateway.peers.worker import PeerUpdateApplier
 from fairlead_gateway.profiles.messages import ProfileUpdate
+from fairlead_gateway.proxy import memory_pressure
+from fairlead_gateway.proxy.cors import parse_cors
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.routing.request import NO_INSTANCES
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
+from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.telemetry.snapshot import snapshot_of
 from fairlead_gateway.tenants.messages import KeyUpdate, RevocationUpdate, TenantUpdate
 from fairlead_gateway.tenants.worker.api_keys import AccessReporter, ApiKeys, GatewaySecrets
-from fairlead_gateway.worker import memory_pressure
-from fairlead_gateway.worker.cors import parse_cors
-from fairlead_gateway.worker.journal import Journal, Reporters
-from fairlead_gateway.worker.request_context import AdapterUse, RequestIds
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 if TYPE_CHECKING:
     from fairlead_gateway.telemetry.worker.observers import RequestObservers

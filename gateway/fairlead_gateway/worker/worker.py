@@ -12,12 +12,12 @@ from fairlead.runtime import nonblocking_log, process_tuning
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead.settings import GatewaySettings
+from fairlead_gateway import messages
 from fairlead_gateway.http.sockets import ListenAddress
-from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import Channel
 from fairlead_gateway.proxy import forwarder
-from fairlead_gateway.worker.memory_pressure import IdleRelease
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.proxy.memory_pressure import IdleRelease
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_gateway.worker.services import WorkerServices
 

@@ -14,11 +14,11 @@ from fairlead.fleet.model import Model, TokenPrice
 from fairlead.limits import Limits
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.journal import Reporters
 from fairlead_gateway.limits.messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.limits.supervisor.quota_service import MemoryLimitStore, QuotaService
 from fairlead_gateway.limits.supervisor.redis_limit_store import RedisLimitStore
 from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
-from fairlead_gateway.worker.journal import Reporters
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine, usage
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway

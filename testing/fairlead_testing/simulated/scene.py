@@ -15,9 +15,9 @@ from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.proxy.gateway import Gateway
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.simulated.event_loop import LinkSocket, SimulatedLoop, linked_sockets
 from fairlead_testing.simulated.hostile_engine import (
     CHAT_PATH,

@@ -455,7 +455,10 @@ async def test_stream_longer_than_all_before_it_has_no_forecast() -> None:
         await wait_until(lambda: stream._stream is not None and stream._stream.generated == 40)
         forecast = running.gateway.stack.admission.models[MODEL_KEY].policy.kv_capacity.forecast
         assert forecast.expected_remaining(stream.context.caller, 3, 40, relay._now()) == 1.0
-        assert relay.continuation._progress(stream._attempt, stream._engine_response, stream._stream).forecast_tokens is None
+        assert (
+            relay.continuation._progress(stream._attempt, stream._engine_response, stream._stream).forecast_tokens
+            is None
+        )
         answer.cancel()
 
 

@@ -12,8 +12,8 @@ from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
 from fairlead_gateway.continuation.sent_tokens import TokenMemory
 from fairlead_gateway.continuation.stream_text import SentText, splice_events
+from fairlead_gateway.journal import Journal, JournalBounds, Reporters
 from fairlead_gateway.profiles.messages import TimingEventKind
-from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, role, scripted_engine, streams, token, usage
 from fairlead_testing.gateway.broken_streams import CHAT as SAMPLED_CHAT

@@ -14,12 +14,12 @@ from fairlead_gateway.dialects.chat import ChatRequest
 from fairlead_gateway.dialects.schemas import CommonFields
 from fairlead_gateway.dialects.table import dialect_of
 from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.journal import PromptSampleBuffer
 from fairlead_gateway.kv_index.messages import CHAT_SAMPLE, PromptSample
 from fairlead_gateway.openai.body_parser import ScanBounds, parse_body, parse_scanned
 from fairlead_gateway.openai.request import bind_by_name, build_route_request, can_resume
 from fairlead_gateway.openai.validation import decode_body
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
-from fairlead_gateway.worker.journal import PromptSampleBuffer
 from fairlead_testing.gateway.running_gateway import fleet_of
 
 LIMITS = replace(Limits(), max_tokens=1_000)

@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.decision_json import PublishedDecision, logged_decision, stream_entry
-from fairlead_gateway.ipc.messages import LoggedDecision
+from fairlead_gateway.messages import LoggedDecision
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.supervisor.background_services import BackgroundServices, PeerMembership
 from fairlead_gateway.supervisor.management import GatewayStatus, create_management_app

@@ -12,7 +12,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.http.sockets import ListenAddress, socket_url
-from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS
+from fairlead_gateway.messages import DRAIN_END_SECONDS
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import (

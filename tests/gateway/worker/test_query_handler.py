@@ -10,7 +10,7 @@ import pytest
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.ipc import messages as say
+from fairlead_gateway import messages as say
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.supervisor.worker_handle import SpawnedWorker, WorkerHandle
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord

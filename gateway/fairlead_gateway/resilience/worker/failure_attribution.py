@@ -28,6 +28,7 @@ whose core hangs refuses what is invalid, and counts tokens.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.outlier_detection import (
     REQUEST_INDEPENDENT_CAUSES,
     FaultSource,
@@ -42,12 +43,11 @@ from fairlead_gateway.resilience.worker.retry import (
     StallTimeout,
     should_retry,
 )
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.upstream.connection import LOCAL_CAUSES, EndpointActivity
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _MIN_STALL_SECONDS = 1.0
 _UNKNOWN_ANSWER_SECONDS: Final = 200.0

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from fairlead_gateway.journal import Journal, JournalBounds, Reporters
 from fairlead_gateway.telemetry.snapshot import restore_counters, snapshot_of
-from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.gateway.gateway_process import Setting, adapted
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RecordedReports

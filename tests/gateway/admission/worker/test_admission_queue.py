@@ -10,8 +10,8 @@ import pytest
 from fairlead.fleet.model import Fleet, InstanceState, SloTargets
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.journal import Reporters
 from fairlead_gateway.telemetry import counters as at
-from fairlead_gateway.worker.journal import Reporters
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import (
     ALIKE,

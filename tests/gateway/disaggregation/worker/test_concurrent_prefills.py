@@ -9,7 +9,7 @@ from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import MAX_WITHOUT_REQUEST, ConcurrentPrefills
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_testing.engines.disaggregated import make_prompt
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.gateway.running_gateway import running_gateway

@@ -12,8 +12,8 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import HANDOFF_TRANSFER_SECONDS, TransferEstimator
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, killable_engine, make_prompt
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway

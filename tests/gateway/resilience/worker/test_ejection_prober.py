@@ -14,9 +14,9 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.resilience.outlier_detection import EjectionRecord, FaultSource
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
-from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, responds, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 from fairlead_testing.waiting import wait_until

@@ -36,11 +36,11 @@ REASONS: dict[str, str] = {
     "continuation/stream_moves.py StreamProgress:first_seconds": "a stream of unknown speed moves",
     "continuation/stream_moves.py StreamProgress:token_seconds": "the same",
     "continuation/stream_moves.py MoveDecision:rest_seconds": "a stream without a forecast is not counted as saved time",
-    "worker/request_context.py AdapterUse.__init__:self.load_seconds": _RECORD,
+    "adapters/placement.py AdapterUse.__init__:self.load_seconds": _RECORD,
     "admission/worker/model_admission.py ModelAdmission.__init__:inf": _AT_ONCE,
     "admission/worker/model_admission.py ModelAdmission._settle:inf": "the next bound is that of its tokens",
     "admission/worker/model_admission.py ModelAdmission.update_fleet:inf": _LEAST,
-    "routes/worker/route_choice.py :inf": "a text counts as more than any number of tokens",
+    "proxy/route_choice.py :inf": "a text counts as more than any number of tokens",
     "telemetry/worker/access_log.py AccessRecord:duration_seconds": _RECORD,
     "telemetry/worker/access_log.py AccessRecord:overhead_seconds": _RECORD,
     "telemetry/worker/access_log.py AccessRecord:queued_seconds": _RECORD,
@@ -58,7 +58,7 @@ REASONS: dict[str, str] = {
     "proxy/request_recorder.py _overhead_seconds": _RECORD,
     "proxy/request_recorder.py tpot_seconds": _RECORD,
     "limits/worker/limit_plan.py LimitPlan.__init__:inf": _AT_ONCE,
-    "worker/request_context.py RequestContext.__init__:self.deadline": "as `total_timeout`, from which it is made",
+    "request_context.py RequestContext.__init__:self.deadline": "as `total_timeout`, from which it is made",
     "resilience/worker/engine_progress.py EngineProgress.still_seconds": (
         "the engine has no counters; earlier answers of the model bound the wait"
     ),

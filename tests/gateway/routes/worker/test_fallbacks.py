@@ -12,8 +12,8 @@ from fairlead.fleet.model import InstanceState, Model, RequestPolicy, TokenPrice
 from fairlead.limits import Limits
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteTarget
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.journal import Journal, JournalBounds
 from fairlead_gateway.profiles.messages import TimingEvent, TimingEventKind
-from fairlead_gateway.worker.journal import Journal, JournalBounds
 from fairlead_testing.engines.scripted import EngineCall, HangUp, hang_up, responds, scripted_engine, silent, token
 from fairlead_testing.gateway.running_gateway import RecordedReports, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of

@@ -32,15 +32,15 @@ from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, check_response
 from fairlead_gateway.proxy.local_routes import log_internal_error
 from fairlead_gateway.proxy.model_selection import ModelRequestParser
 from fairlead_gateway.proxy.request_recorder import CopyLifecycle, tpot_seconds
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import AttemptFailure
+from fairlead_gateway.router_registry import RoleRouters, RouterRegistry
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import RequestOutcome, ShadowAnswer
 from fairlead_gateway.upstream.connection import LOCAL_CAUSES, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.response import StreamObserver
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RoleRouters, RouterRegistry
 
 SHADOW_BACKLOG_SECONDS: Final = 0.5
 """Limit: engine time of prompts that wait at an instance; with more, it gets no copies and its
