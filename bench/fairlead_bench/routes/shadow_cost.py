@@ -33,15 +33,15 @@ from fairlead_bench.results import ResultRow, load_goals
 from fairlead_bench.routes.request_cost import BATCH, NamedRequests, run_cost_benchmark
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
+from fairlead_gateway.proxy import shadow_traffic
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.proxy.model_selection import ModelRequestParser
-from fairlead_gateway.proxy import shadow_traffic
+from fairlead_gateway.request_context import RequestContext
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
 from fairlead_gateway.tenants.worker.tenant_policy import TenantPolicies
 from fairlead_gateway.upstream.engine_address import EngineAddress
-from fairlead_gateway.request_context import RequestContext
-from fairlead_gateway.runtime import WorkerRuntime
 
 NAME: Final = "shadow"
 _BATCHES: Final = 200
