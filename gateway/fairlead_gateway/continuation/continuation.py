@@ -19,9 +19,15 @@ from fairlead_gateway.continuation.sent_blocks import NOT_TEXT, SentBlocks
 from fairlead_gateway.continuation.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.continuation.stream_blocks import keeps_text, stream_blocks
 from fairlead_gateway.continuation.stream_moves import StreamProgress, decide_move
-from fairlead_gateway.continuation.stream_replay import StreamReplay, body_with_seed, needs_replay
+from fairlead_gateway.continuation.stream_replay import StreamReplay
 from fairlead_gateway.continuation.stream_text import SentText, StreamText
-from fairlead_gateway.continuation.stream_tokens import StreamTokens, asks_for_tokens, body_with_tokens
+from fairlead_gateway.continuation.stream_tokens import (
+    StreamTokens,
+    asks_for_tokens,
+    body_with_seed,
+    body_with_tokens,
+    needs_replay,
+)
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.openai.request import can_resume
 from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, is_usage_refused

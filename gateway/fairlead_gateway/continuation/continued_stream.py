@@ -31,12 +31,14 @@ class ContinuedStream:
     continuations: how often another instance has continued it; `moves` of them were planned.
     continued_at: how many tokens the client had when the latest instance took over.
     events: those of the instances before the present one.
+    needs_task: a task relays the stream, since its request is kept until its end.
 
     Why a base class and not a Protocol: compiled, its methods are called directly.
     """
 
     def __init__(self) -> None:
         self.continuations = self.continued_at = self.events = self.moves = 0
+        self.needs_task = False
 
     @property
     def kept(self) -> KeptStream | None:
@@ -70,11 +72,6 @@ class ContinuedStream:
 
     @property
     def is_replayed(self) -> bool:
-        return False
-
-    @property
-    def needs_task(self) -> bool:
-        """Whether a task relays the stream, since its request is kept until its end."""
         return False
 
     @property

@@ -103,9 +103,9 @@ class SentBlocks(KeptStream):
     )
 
     def __init__(self, memory: TokenMemory, body: bytes, now: Callable[[], float]) -> None:
-        super().__init__()
         self._memory = memory
         self.body = body
+        self.problem = ""
         self._counted = self._text_bytes = 0
         self._held: list[bytes] = []
         self._held_bytes = 0

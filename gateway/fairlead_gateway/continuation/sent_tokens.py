@@ -119,8 +119,8 @@ class SentTokens(TokenTap):
     )
 
     def __init__(self, memory: TokenMemory, *, strips: bool, is_replayable: bool = False) -> None:
-        super().__init__()
         self._memory = memory
+        self.problem = ""
         self._strips = strips
         self._counted = self._counted_bytes = 0
         self._expected = False
@@ -129,7 +129,7 @@ class SentTokens(TokenTap):
         self._held_bytes = 0
         self._is_in_call = False
         self.ids = array("I")
-        self.shown = self.last_at = 0
+        self.prompt_tokens = self.shown = self.earlier = self.last_at = 0
         self.head = self.last = self.body = b""
         self.is_finished = False
         self.is_replayable = is_replayable
@@ -221,7 +221,8 @@ class SentTokens(TokenTap):
 
     def release(self) -> None:
         self.ids = array("I")
-        self._release_held(b"")
+        if self._held:
+            self._release_held(b"")
         self.last = self.body = b""
         self.head = self.head if len(self.head) <= SHORT_BYTES else b""
         self._count()

@@ -122,6 +122,7 @@ class StreamText(ContinuedStream):
 
     def __init__(self, request: ModelRequest, sent: SentText) -> None:
         super().__init__()
+        self.needs_task = True
         self._request = request
         self.sent = sent
         self.has_broken = False
@@ -129,10 +130,6 @@ class StreamText(ContinuedStream):
     @property
     def generated(self) -> int:
         return self.sent.tokens
-
-    @property
-    def needs_task(self) -> bool:
-        return True
 
     @property
     def has_progressed(self) -> bool:

@@ -41,7 +41,7 @@ from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT, CONTINUATION
 from fairlead_gateway.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.upstream.engine_address import EngineAddress, EngineAddresses
+from fairlead_gateway.upstream.engine_address import EngineAddress
 from fairlead_gateway.upstream.kept_stream import KeptStream, TokenTap
 from fairlead_gateway.upstream.request_encoder import (
     RequestPrefixCache,
@@ -71,6 +71,7 @@ from fairlead_gateway.upstream.usage import (
 
 _MAX_PARSED_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
+_MAX_ADDRESSES: Final = 4_096
 _ACCOUNT_STATUSES: Final = frozenset({401, 402, 403})
 _ACCOUNT_WORDS: Final = re.compile(rb"\b(?:organi[sz]ation|account|billing|payment|credits?)\b", re.IGNORECASE)
 _OWN_TOKEN_REFUSED: Final = InBandError(502, "the engine refuses the gateway's own token", "token-refused")
@@ -128,7 +129,7 @@ class Dispatcher:
         self.recorder = recorder
         self.journal = journal
         self.adapter_loader: AdapterLoader | None = None
-        self._addresses = EngineAddresses()
+        self._addresses: dict[str, EngineAddress] = {}  # of the instances that were chosen lately
         self.request_prefixes = RequestPrefixCache(create_hop_id(routers.secret))
 
     def create_attempt(
@@ -145,16 +146,24 @@ class Dispatcher:
         number: counts from 1.
         sent_tokens: those that the client has already; None unless this attempt continues a stream.
         """
-        address = self._addresses.of(instance)
+        address = self._addresses.get(instance.id)
+        if address is None or address.instance is not instance:
+            address = self._remember_address(instance)
         tokens = self.routers.prompt_tokens(context.request.model_key, context.route_request)
         self.recorder.record_choice(context, address, decision, number, tokens, now)
         return Attempt(self, context, address, sent_tokens)
 
     def create_copy(self, context: RequestContext, instance: Instance, decision: Decision) -> "Attempt":
         """Returns the attempt of a copied request, whose choice is not recorded."""
-        address = context.address = self._addresses.of(instance)
+        address = context.address = self._remember_address(instance)
         context.choice = DecisionRecord(context.id, 0.0, context.request.model_key, decision, 1, 0.0)
         return Attempt(self, context, address, None)
+
+    def _remember_address(self, instance: Instance) -> EngineAddress:
+        if len(self._addresses) >= _MAX_ADDRESSES:
+            self._addresses.clear()
+        address = self._addresses[instance.id] = EngineAddress(instance)
+        return address
 
 
 class Attempt:
@@ -253,11 +262,9 @@ class Attempt:
         route_request = context.route_request
         router = self._router = dispatcher.routers.router(context.request.model_key)
         assert router is not None
-        is_counted = context.counted_at == self.instance_id
+        is_counted, has_transfer = context.counted_at == self.instance_id, context.transfer is not None
         if not is_counted:
-            router.on_dispatch(
-                route_request, self.instance_id, now, prefilled_elsewhere=context.transfer is not None, is_waiting=False
-            )
+            router.on_dispatch(route_request, self.instance_id, now, prefilled_elsewhere=has_transfer, is_waiting=False)
         if context.choice is not None:
             matched_tokens = context.choice.decision.matched_tokens
             context.result.predicted_cached_tokens = (
@@ -271,7 +278,7 @@ class Attempt:
         journal = dispatcher.journal
         if journal is not None and router.is_indexed:
             journal.samples.offer(context.request, route_request)
-        if journal is not None and context.transfer is None and context.choice is not None:
+        if journal is not None and not has_transfer and context.choice is not None:
             self._journal = journal
             decision = context.choice.decision
             matched = decision.matched_tokens if decision.source is None else None

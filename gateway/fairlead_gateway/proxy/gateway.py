@@ -631,9 +631,10 @@ class Gateway(RequestLifecycle):
 
     def on_relayed(self, stream: RelayedStream) -> None:
         """Registers a stream that its task has handed over."""
-        self._inflight[stream.context.id] = stream
-        if not stream.context.response.finished and not stream.context.request.runs_on:
-            stream.context.response.on_client_gone = stream.cancel
+        context = stream.context
+        self._inflight[context.id] = stream
+        if not context.response.finished and not context.request.runs_on:
+            context.response.on_client_gone = stream.cancel
 
     def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
         self._run_as_task(context.id, context.response, self._serve_rest(context, work))

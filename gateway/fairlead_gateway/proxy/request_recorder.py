@@ -202,8 +202,8 @@ class RequestRecorder:
         result.duration_seconds = now - received_at
         result.ttft_seconds = ttft
         result.itl_mean_seconds = tpot
-        if _is_transferred(context):
-            result.cached_tokens = None
+        if context.handoff is not None and context.handoff.is_transferred:
+            result.cached_tokens = None  # of a prompt whose KV was transferred, they mean nothing
         result.attempts = choice.attempt
         result.overhead_seconds = _overhead_seconds(context)
         if attainment is not None:
@@ -241,13 +241,6 @@ def _unrouted_record(http_request: HttpRequest, error: ExternalRefused | FieldRe
     record = DecisionRecord(name, http_request.received_wall, error.key, decision, number, tokens, caller)
     record.route = error.route
     return record
-
-
-def _is_transferred(context: RequestContext) -> bool:
-    """Whether the KV of the prompt was transferred; the engine's cached tokens mean nothing
-    then.
-    """
-    return context.handoff is not None and context.handoff.is_transferred
 
 
 def _overhead_seconds(context: RequestContext) -> float | None:

@@ -4,12 +4,8 @@ Why: the module of `Instance` is not compiled. Each attribute that is read there
 instructions, and a request reads seven.
 """
 
-from typing import Final
-
 from fairlead.engines.lora_api import adapter_prefix
 from fairlead.fleet.model import Instance
-
-_MAX_ADDRESSES: Final = 4_096
 
 
 class EngineAddress:
@@ -45,20 +41,3 @@ class EngineAddress:
     def adapter_model(self, adapter: str) -> str | None:
         """Returns the model that requests for an adapter name; None for the adapter alone."""
         return f"{self.adapter_prefix}{adapter}" if self.adapter_prefix else None
-
-
-class EngineAddresses:
-    """The addresses of the instances that were chosen lately."""
-
-    def __init__(self) -> None:
-        self._addresses: dict[str, EngineAddress] = {}
-
-    def of(self, instance: Instance) -> EngineAddress:
-        """Returns the address of an instance, as the instance is now."""
-        instance_id = instance.id
-        address = self._addresses.get(instance_id)
-        if address is None or address.instance is not instance:
-            if len(self._addresses) >= _MAX_ADDRESSES:
-                self._addresses.clear()
-            address = self._addresses[instance_id] = EngineAddress(instance)
-        return address

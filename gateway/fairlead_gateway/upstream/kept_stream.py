@@ -17,9 +17,7 @@ class KeptStream:
     """
 
     __slots__ = ("problem",)
-
-    def __init__(self) -> None:
-        self.problem = ""
+    problem: str
 
     @abstractmethod
     def release(self) -> None:
@@ -34,10 +32,8 @@ class TokenTap(KeptStream):
     """
 
     __slots__ = ("earlier", "prompt_tokens")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.prompt_tokens = self.earlier = 0
+    prompt_tokens: int
+    earlier: int
 
     @property
     @abstractmethod
