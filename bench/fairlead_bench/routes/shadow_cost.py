@@ -86,7 +86,7 @@ async def _measure(fleet: Fleet, requests: list[HttpRequest]) -> dict[str, float
 async def _batch(gateway: Gateway, requests: list[HttpRequest]) -> Mapping[str, float]:
     contexts = [await _context(gateway, request, str(number)) for number, request in enumerate(requests)]
     parser = ModelRequestParser(gateway.runtime.limits, TenantPolicies(b"bench"), cast(Any, None))
-    copies = gateway.stack.create_shadow_traffic(parser, lambda: False)
+    copies = gateway.stages.create_shadow_traffic(parser, lambda: False)
     with frozen_heap():
         started = time.perf_counter()
         for context in contexts:
@@ -114,7 +114,7 @@ async def _context(gateway: Gateway, http_request: HttpRequest, name: str) -> Re
     request, route_request = await gateway.parse(http_request, name)
     response = ResponseWriter(ClientConnection(gateway.listener), None, name)
     context = RequestContext(http_request, response, name, request, route_request)
-    (instance,) = gateway.stack.routers.fleet.instances[request.model_key]
+    (instance,) = gateway.stages.routers.fleet.instances[request.model_key]
     decision = Decision(instance.id, "only-one", DecisionText("alone"))
     context.address = EngineAddress(instance)
     context.choice = DecisionRecord(name, 0.0, request.model_key, decision, 1, 0.0)

@@ -30,7 +30,7 @@ from fairlead_gateway.continuation.stream_tokens import (
 )
 from fairlead_gateway.errors import NoReadyInstance
 from fairlead_gateway.openai.request import can_resume
-from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, is_usage_refused
+from fairlead_gateway.proxy.attempt import Attempt, AttemptParts, is_usage_refused
 from fairlead_gateway.proxy.relayed_stream import GapRecorder
 from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.proxy.tool_calls import ToolCallIndexer
@@ -69,21 +69,21 @@ class Continuation:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        parts: AttemptParts,
         pool: ConnectionPool,
         retry_budget: RetryBudget,
         hand_over: Callable[[Attempt, EngineResponse, ContinuedStream | None], None],
         silence: StreamSilence,
     ) -> None:
         self._silence = silence
-        self._dispatcher = dispatcher
+        self._parts = parts
         self._pool = pool
         self._hand_over = hand_over
-        self._telemetry = dispatcher.recorder.telemetry
+        self._telemetry = parts.recorder.telemetry
         self._retry_budget = retry_budget
-        self._now = dispatcher.now
-        self._routers = dispatcher.routers
-        self._failures = dispatcher.failures
+        self._now = parts.now
+        self._routers = parts.routers
+        self._failures = parts.failures
         self._parsing = asyncio.Lock()
         self.token_memory = TokenMemory(STREAM_TOKENS_BYTES)
         self.text_memory = TokenMemory(RESUMABLE_STREAMS_BYTES)
@@ -292,7 +292,7 @@ class Continuation:
         """Returns the instance's answer to a question about tokens. Raises EngineCallFailed."""
         context, address = attempt.context, attempt.address
         is_generated = path.startswith("/v1/")
-        prefix = self._dispatcher.request_prefixes.get("POST" if body else "GET", path, address.url)
+        prefix = self._parts.request_prefixes.get("POST" if body else "GET", path, address.url)
         body = attempt.named_body(body) if is_generated else body
         head = context.http_request.head
         message = encode_request(prefix, head, body, context.id, dp_rank=address.dp_rank, extra_headers="")
@@ -386,7 +386,7 @@ class Continuation:
         reason = f"{sent}; {decision.rule}: {decision.reason}"
         here = 0 if is_replayed else stream.generated  # what its engine does not generate
         decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
-        return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, here)
+        return self._parts.create_attempt(context, instance, decision, choice.attempt + 1, now, here)
 
     def _progress(self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream) -> StreamProgress:
         context, generated = attempt.context, stream.computed
@@ -399,7 +399,7 @@ class Continuation:
             first_seconds = engine_response.first_at - attempt.dispatched_at
         if engine_response.first_at is not None and engine_response.last_at is not None and here > 1:
             token_seconds = (engine_response.last_at - engine_response.first_at) / (here - 1)
-        admission = self._dispatcher.admission.models.get(context.request.model_key)
+        admission = self._parts.admission.models.get(context.request.model_key)
         if admission is not None:
             forecast = admission.policy.kv_capacity.forecast
             rest = forecast.expected_remaining(context.caller, prompt, generated, self._now())
@@ -419,7 +419,7 @@ class Continuation:
     def _excluded_instances(self, broken: Attempt, tried: frozenset[str]) -> frozenset[str]:
         """Returns the instances that may not resume the stream."""
         context, excluded = broken.context, tried
-        loader, adapter = self._dispatcher.adapter_loader, context.request.adapter
+        loader, adapter = self._parts.adapter_loader, context.request.adapter
         if loader is None or adapter is None:
             return excluded
         use = context.adapter_use = loader.place(context.request.model_key, adapter, excluded)

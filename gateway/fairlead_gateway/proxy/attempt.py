@@ -101,7 +101,7 @@ _DECODE_RESPONSE: Final = PLAIN_RESPONSE_DECODER.decode
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Dispatcher:
+class AttemptParts:
     """The creator of attempts, with the parts that every attempt is recorded with.
 
     Why 8 parameters: each is one of these parts.
@@ -180,9 +180,9 @@ class Attempt:
 
     __slots__ = (
         "_admission",
-        "_dispatcher",
         "_is_finished",
         "_journal",
+        "_parts",
         "_router",
         "_sent_tokens",
         "adapter_lease",
@@ -201,9 +201,9 @@ class Attempt:
     )
 
     def __init__(
-        self, dispatcher: Dispatcher, context: RequestContext, address: EngineAddress, sent_tokens: int | None
+        self, parts: AttemptParts, context: RequestContext, address: EngineAddress, sent_tokens: int | None
     ) -> None:
-        self._dispatcher = dispatcher
+        self._parts = parts
         self._sent_tokens = sent_tokens
         self.kept: KeptStream | None = None
         self._router: ModelRouter | None = None
@@ -225,12 +225,12 @@ class Attempt:
 
     def attach_engine_message(self, body: bytes) -> None:
         """Builds the message: the request with `body` as this instance gets it."""
-        context, address, dispatcher = self.context, self.address, self._dispatcher
+        context, address, parts = self.context, self.address, self._parts
         request = context.request
         head, choice = context.http_request.head, context.choice
         extra = ""
         if context.deadline is not None and head.get_rare(TIMEOUT_HEADER) is not None:
-            extra = remaining_timeout_header(head, context.deadline, dispatcher.now())
+            extra = remaining_timeout_header(head, context.deadline, parts.now())
         if context.trace is not None and choice is not None:
             kind = ATTEMPT if self._sent_tokens is None else CONTINUATION
             extra += context.trace.start_span(self.instance, kind, choice.decision.rule)
@@ -240,7 +240,7 @@ class Attempt:
         if name is not None:
             body = body_with_model(name, body)
             target = None if target is None else target_with_model(name, target)
-        prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, address.url)
+        prefix = parts.request_prefixes.get(request.method, head.path if target is None else target, address.url)
         if request.files is not None:
             body, prefix = request.files.encode(body, context.id), prefix.of_form(context.id)
         if address.leaves_cluster:
@@ -258,9 +258,9 @@ class Attempt:
 
     def on_dispatch(self, now: float) -> None:
         """Records the attempt with router, admission, reports and outlier detection."""
-        context, dispatcher = self.context, self._dispatcher
+        context, parts = self.context, self._parts
         route_request = context.route_request
-        router = self._router = dispatcher.routers.router(context.request.model_key)
+        router = self._router = parts.routers.router(context.request.model_key)
         assert router is not None
         is_counted, has_transfer = context.counted_at == self.instance_id, context.transfer is not None
         if not is_counted:
@@ -272,10 +272,10 @@ class Attempt:
                 if matched_tokens is None
                 else int(router.predict_cached_tokens(route_request, self.instance_id, matched_tokens))
             )
-        admission = self._admission = dispatcher.admission.models.get(context.request.model_key)
+        admission = self._admission = parts.admission.models.get(context.request.model_key)
         if admission is not None:
             admission.on_dispatch(context, now, is_planned=is_counted, generated=self._sent_tokens or 0)
-        journal = dispatcher.journal
+        journal = parts.journal
         if journal is not None and router.is_indexed:
             journal.samples.offer(context.request, route_request)
         if journal is not None and not has_transfer and context.choice is not None:
@@ -285,22 +285,22 @@ class Attempt:
             tokens = router.prompt_tokens(route_request) + (0 if self._sent_tokens is None else self._sent_tokens)
             cached = 0.0 if matched is None else matched
             journal.on_dispatch(route_request.id, self.instance_id, now, tokens, cached, decision.loaded)
-        if self.instance_id in dispatcher.outlier_detector.unhealthy:
-            dispatcher.outlier_detector.on_dispatch(self.instance_id)
+        if self.instance_id in parts.outlier_detector.unhealthy:
+            parts.outlier_detector.on_dispatch(self.instance_id)
 
     async def acquire_adapter(self) -> None:
         """Waits until the instance has the request's adapter. Raises AttemptFailure."""
-        dispatcher, context = self._dispatcher, self.context
-        loader, adapter, use = dispatcher.adapter_loader, context.request.adapter, context.adapter_use
+        parts, context = self._parts, self.context
+        loader, adapter, use = parts.adapter_loader, context.request.adapter, context.adapter_use
         assert loader is not None
         assert adapter is not None
         assert use is not None
-        started_at = dispatcher.now()
+        started_at = parts.now()
         try:
             self.adapter_lease = await loader.acquire(context.request.model_key, adapter, self.instance, use)
         finally:
             if use.load_seconds is not None:
-                now = dispatcher.now()
+                now = parts.now()
                 context.result.queued_seconds += now - started_at
                 if self._journal is not None:  # else the load counts as prefill
                     self._journal.on_end(ABANDONED, context.route_request.id, now)
@@ -308,9 +308,9 @@ class Attempt:
 
     def send(self, on_verdict: Callable[[UpstreamError | None], None] | None = None) -> None:
         """Sends the message; the verdict is awaited from the response, or given to `on_verdict`."""
-        context, dispatcher, connection = self.context, self._dispatcher, self.connection
+        context, parts, connection = self.context, self._parts, self.connection
         assert connection is not None
-        request, failures = context.request, dispatcher.failures
+        request, failures = context.request, parts.failures
         if self.address.dp_rank is not None:
             connection.select_rank(self.address.dp_rank)
         stall_timeout = context.stall_timeout = (
@@ -319,7 +319,7 @@ class Attempt:
             else failures.resume_stall_timeout(context, connection.activity)
         )
         engine_response = self.engine_response = EngineResponse(
-            dispatcher.runtime,
+            parts.runtime,
             stream_requested=request.stream,
             strip_usage=request.strip_usage,
             is_passthrough=request.is_passthrough,
@@ -332,22 +332,22 @@ class Attempt:
         engine_response.is_external = self.address.leaves_cluster
         engine_response.tokens = self.kept if isinstance(self.kept, TokenTap) else None
         self.has_verdict, self.error = False, None
-        now = self.dispatched_at = dispatcher.now()
+        now = self.dispatched_at = parts.now()
         if self._sent_tokens is None:
             context.result.dispatched_at = now
         connection.send_request(self.message, engine_response, stall_timeout.start(now), needs_core=needs_core(context))
 
     def now(self) -> float:
         """Returns the clock's monotonic seconds."""
-        return self._dispatcher.now()
+        return self._parts.now()
 
     def on_first_token(self, now: float) -> None:
         """Records that the prefill is over; only called for streams."""
-        context, dispatcher, engine_response = self.context, self._dispatcher, self.engine_response
+        context, parts, engine_response = self.context, self._parts, self.engine_response
         assert engine_response is not None
         if self._router is not None:
             self._router.on_first_token(context.route_request.id, now)
-            dispatcher.late_binding_queue.schedule_dispatch(context.request.model_key)
+            parts.late_binding_queue.schedule_dispatch(context.request.model_key)
             if self._admission is not None:
                 self._admission.on_first_token(context, now)
         if self._journal is not None and engine_response.first_at is not None:
@@ -369,10 +369,10 @@ class Attempt:
         if self._is_finished or router is None:
             return
         self._is_finished = True
-        context, dispatcher, journal = self.context, self._dispatcher, self._journal
+        context, parts, journal = self.context, self._parts, self._journal
         result, request_id, output = context.result, context.route_request.id, self._output_tokens()
         if is_complete and not 400 <= result.status < 500:
-            if len(dispatcher.poison_guard) and result.status < 400:
+            if len(parts.poison_guard) and result.status < 400:
                 self._clear_suspicion(now)
             is_transferred = context.handoff is not None and context.handoff.is_transferred
             router.on_finish(
@@ -383,7 +383,7 @@ class Attempt:
                 output_tokens=output,
             )
             if result.prompt_tokens:
-                dispatcher.routers.learn_prompt(
+                parts.routers.learn_prompt(
                     context.request.model_key, context.caller, context.route_request, result.prompt_tokens
                 )
             if journal is not None and self._is_measurable(output):
@@ -398,9 +398,9 @@ class Attempt:
             router.on_abandoned(request_id, now, is_computed=is_computed)
             if journal is not None:
                 journal.on_end(ABANDONED, request_id, now)
-        if self.instance_id in dispatcher.outlier_detector.unhealthy:
-            dispatcher.outlier_detector.on_inconclusive(self.instance_id)
-        dispatcher.late_binding_queue.schedule_dispatch(context.request.model_key)
+        if self.instance_id in parts.outlier_detector.unhealthy:
+            parts.outlier_detector.on_inconclusive(self.instance_id)
+        parts.late_binding_queue.schedule_dispatch(context.request.model_key)
         if self._admission is not None:
             self._admission.on_finish(context, is_complete, output, now)
 
@@ -423,7 +423,7 @@ class Attempt:
         """Records that the engine broke off on the body; returns whether the body is
         blocked now.
         """
-        guard, now = self._dispatcher.poison_guard, self._dispatcher.now()
+        guard, now = self._parts.poison_guard, self._parts.now()
         sent_at = now if self.dispatched_at is None else self.dispatched_at
         return guard.on_crash(self.context.body_fingerprint(guard.fingerprint), self.instance_id, sent_at, now)
 
@@ -481,7 +481,7 @@ class Attempt:
 
     def _clear_suspicion(self, now: float) -> None:
         """Clears the body of suspicion; hashes it only if it may be suspect."""
-        context, guard = self.context, self._dispatcher.poison_guard
+        context, guard = self.context, self._parts.poison_guard
         record = context.handoff_record
         if record is not None and record.is_suspicious:
             return

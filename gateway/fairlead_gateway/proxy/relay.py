@@ -19,7 +19,7 @@ from fairlead_gateway.openai.model_names import ServedNameRewriter
 from fairlead_gateway.openai.response_ids import ResponseIdRewriter, ResponseIds
 from fairlead_gateway.proxy.attempt import (
     Attempt,
-    Dispatcher,
+    AttemptParts,
     external_refusal,
     is_error_object,
     is_external,
@@ -89,26 +89,26 @@ class ResponseRelay(StreamEnding):
     def __init__(
         self,
         lifecycle: StreamLifecycle,
-        dispatcher: Dispatcher,
+        parts: AttemptParts,
         *,
         pool: ConnectionPool,
         retry_budget: RetryBudget,
         limit_gate: LimitGate,
     ) -> None:
-        runtime = dispatcher.runtime
+        runtime = parts.runtime
         self._now = runtime.now
         self._limits = runtime.limits
         self._stream_times = StreamTimes(runtime)
-        super().__init__(lifecycle, dispatcher.recorder.telemetry, StreamSilence(dispatcher, retry_budget))
+        super().__init__(lifecycle, parts.recorder.telemetry, StreamSilence(parts, retry_budget))
         self._limit_gate = limit_gate
-        self._routers = dispatcher.routers
+        self._routers = parts.routers
         self._telemetry = self.telemetry
-        self._failures = dispatcher.failures
-        self._poison_guard = dispatcher.poison_guard
-        self.continuation = Continuation(dispatcher, pool, retry_budget, self._relay_without_task, self.silence)
+        self._failures = parts.failures
+        self._poison_guard = parts.poison_guard
+        self.continuation = Continuation(parts, pool, retry_budget, self._relay_without_task, self.silence)
         self.plan_move = self.continuation.plan_move
         self._route_headers = RouteHeaderCache()
-        self._response_ids = ResponseIds(dispatcher.routers.secret)
+        self._response_ids = ResponseIds(parts.routers.secret)
 
     def watch_silence(self, context: RequestContext) -> None:
         """Gives a streamed request that waits a head in time, and comments, until it ends."""

@@ -90,8 +90,8 @@ class RoutePreviewer:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._clock = gateway.runtime.clock
-        self._routers = gateway.stack.routers
-        self._prefill_coordinator = gateway.stack.prefill_coordinator
+        self._routers = gateway.stages.routers
+        self._prefill_coordinator = gateway.stages.prefill_coordinator
 
     async def preview(self, query: PreviewRoute) -> RequestOutcome:
         """Returns the choices that a request would get: the prefill instance, if any, then
@@ -105,7 +105,7 @@ class RoutePreviewer:
         request, route_request = await self._parse(http_request)
         key = request.model_key
         now = self._clock.now()
-        excluded, loader = NO_INSTANCES, self._gateway.stack.adapter_loader
+        excluded, loader = NO_INSTANCES, self._gateway.stages.adapter_loader
         use: AdapterUse | None = None
         if request.adapter is not None:
             use = loader.place(key, request.adapter, NO_INSTANCES)
@@ -224,7 +224,7 @@ class QueryHandler:
 
     async def _send_counters(self, query: messages.GetCounters) -> None:
         telemetry = self._gateway.telemetry
-        telemetry.remove_departed(self._gateway.stack.routers.fleet, query.now)
+        telemetry.remove_departed(self._gateway.stages.routers.fleet, query.now)
         for key in list(telemetry.models):
             if (series := telemetry.models.get(key)) is not None:  # another query may drop it
                 snapshot = snapshot_of(key, series, query.now if query.windows else None)
@@ -242,7 +242,7 @@ class QueryHandler:
     def _state(self) -> messages.WorkerState:
         gateway = self._gateway
         is_ready, warnings = gateway.readiness()
-        outlier_detector = gateway.stack.failures.outlier_detector
+        outlier_detector = gateway.stages.failures.outlier_detector
         lags = [(share, gateway.loop_lag.quantile(share)) for share in _QUANTILES]
         return messages.WorkerState(
             is_ready,
@@ -251,26 +251,26 @@ class QueryHandler:
                 name: messages.EncodedLoad(
                     load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens, load.queued
                 )
-                for name, load in gateway.stack.routers.loads().items()
+                for name, load in gateway.stages.routers.loads().items()
             },
             self._health_states(),
             [(share, lag) for share, lag in lags if lag is not None],
             dict(gateway.telemetry.non_model_counters),
             gateway.inflight_count(),
-            gateway.stack.admission.queued(),
+            gateway.stages.admission.queued(),
             {
                 name: messages.EncodedEjection(record.since, record.cause, record.failed_probes)
                 for name, record in outlier_detector.ejection_records.by_instance.items()
             },
             outlier_detector.answer_times(),
-            gateway.stack.adapter_loader.loaded(),
+            gateway.stages.adapter_loader.loaded(),
         )
 
     def _health_states(self) -> dict[str, tuple[str, str]]:
         """Returns state and reason of the instances that are not healthy, by instance id."""
-        fleet = self._gateway.stack.routers.fleet
+        fleet = self._gateway.stages.routers.fleet
         described = (
-            (instance.id, self._gateway.stack.failures.describe(instance.id))
+            (instance.id, self._gateway.stages.failures.describe(instance.id))
             for instances in fleet.instances.values()
             for instance in instances
         )
@@ -365,10 +365,10 @@ class WorkerServices:
         self.gateway.leave_out(settings.changing_text)
         self.gateway.cors = parse_cors(settings, self._api_keys is not None)
         self._forward_keyed_requests(configuration)
-        self._journal.loads = self.gateway.stack.routers.loads
-        self._journal.take_service = self.gateway.stack.admission.take_service
-        self._quota_reporter.tenants = self.gateway.stack.limit_gate.tenants
-        self._peer_updates = PeerUpdateApplier(runtime.clock, loop, self.gateway.stack.routers)
+        self._journal.loads = self.gateway.stages.routers.loads
+        self._journal.take_service = self.gateway.stages.admission.take_service
+        self._quota_reporter.tenants = self.gateway.stages.limit_gate.tenants
+        self._peer_updates = PeerUpdateApplier(runtime.clock, loop, self.gateway.stages.routers)
         self._query_handler = QueryHandler(self.gateway, channel)
         self._assign_slots(configuration.slots)
 
@@ -389,7 +389,7 @@ class WorkerServices:
 
     def apply(self, message: messages.ToWorker) -> None:
         """Applies a message of the supervisor, or begins to answer its query."""
-        stack = self.gateway.stack
+        stack = self.gateway.stages
         match message:
             case PeerUpdates(dispatches, crashes, cleared, service):
                 stack.admission.add_peer_service(service)
@@ -487,7 +487,7 @@ class WorkerServices:
         """
         if self._shared_loads is not None:
             self._shared_loads.set_slots(slots)
-            self.gateway.stack.routers.republish_loads()
+            self.gateway.stages.routers.republish_loads()
 
     def _update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet and reports the result; on an error, the last fleet stays in use."""

@@ -83,7 +83,7 @@ class Worker:
         services = WorkerServices(configuration, self._settings, self._runtime, self._channel, self._shared_memory)
         if services.certificate is not None:
             await services.certificate.load()
-        services.gateway.stack.routers.set_indexed_models(configuration.indexed_models)
+        services.gateway.stages.routers.set_indexed_models(configuration.indexed_models)
         services.gateway.update_fleet(configuration.fleet)
         process_tuning.freeze_heap()  # takes tens of milliseconds, so before the first request
         process_tuning.relax_gc()
@@ -98,7 +98,7 @@ class Worker:
         self._early_messages.clear()
         build = "compiled" if is_compiled(forwarder.__file__) else "interpreted"
         _log.info("worker %d runs %s", configuration.number, build)
-        self._channel.send(messages.WorkerReady(services.gateway.stack.routers.fleet.version))
+        self._channel.send(messages.WorkerReady(services.gateway.stages.routers.fleet.version))
         return server, services
 
     def _on_message(self, message: messages.ToWorker) -> None:

@@ -92,7 +92,7 @@ class RunningGateway:
     gateway: Gateway
 
     def loads(self) -> Mapping[str, InstanceLoad]:
-        return self.gateway.stack.routers.loads()
+        return self.gateway.stages.routers.loads()
 
     async def preview_route(
         self,
@@ -205,7 +205,7 @@ def slow_fleet(urls: list[str], objectives: SloTargets = GROWING, **more: Any) -
 
 
 def count_queued(running: RunningGateway) -> int:
-    return running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
+    return running.gateway.stages.admission.queued().get(MODEL_KEY, 0)
 
 
 def queue_exits(running: RunningGateway) -> dict[str, int]:

@@ -267,7 +267,7 @@ class Scene:
 
     def _check_leftovers(self) -> None:
         gateway, runtime = self.gateway, self._runtime
-        stack, listener = gateway.stack, gateway.listener
+        stack, listener = gateway.stages, gateway.listener
         open_links = [repr(link.peer) for link in self._links() if link.peer is not None and link.peer.fileno() >= 0]
         others = asyncio.all_tasks() - {asyncio.current_task()}
         tasks = [repr(task) for task in others if task.get_name() != "peer"]

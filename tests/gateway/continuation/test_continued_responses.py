@@ -170,7 +170,7 @@ async def test_numbers_go_on_if_a_continued_stream_outgrows_its_memory() -> None
     second = [*opened(1), delta(3, "upon "), delta(4, "a " * 2_000), gate, delta(5, "time")]
     script = talker(FIRST, second, [], met=[])
     async with gateway_of(script, script) as (running, *_):
-        memory = running.gateway.stack.relay.continuation.token_memory
+        memory = running.gateway.stages.relay.continuation.token_memory
         memory.max_bytes = 3_000
         events = named_events(await answer_over_gate(running, ASKED, "/v1/responses", b"a a ", gate))
         assert memory.used_bytes == 0

@@ -66,7 +66,7 @@ class SingleProcessView:
 
     async def status(self) -> GatewayStatus:
         gateway = self.gateway
-        stack = gateway.stack
+        stack = gateway.stages
         return GatewayStatus(*gateway.readiness(), stack.routers.loads(), stack.failures.describe, gateway.loop_lag)
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
@@ -90,7 +90,7 @@ class InProcessWorkers:
 
     def __init__(self, running: RunningGateway) -> None:
         self.loads = running.loads
-        self._routers = running.gateway.stack.routers
+        self._routers = running.gateway.stages.routers
 
     def applied_fleet(self) -> Fleet:
         return self._routers.fleet

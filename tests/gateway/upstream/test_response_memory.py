@@ -116,7 +116,7 @@ async def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() 
             await client.send(post_request(STREAM))
             await client.read_response()
             await client.close()
-        detector = running.gateway.stack.failures.outlier_detector
+        detector = running.gateway.stages.failures.outlier_detector
         assert not detector._records["e-0/0/0"].consecutive_failures
         assert not detector.unhealthy
 

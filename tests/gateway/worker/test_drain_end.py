@@ -144,7 +144,7 @@ async def test_engine_is_not_blamed_for_a_stream_that_outlasts_the_drain() -> No
         await connection.reader.read()
         await connection.close()
         await drain
-        assert it.running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
+        assert it.running.gateway.stages.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
         assert len(it.engine.calls) == 1  # none was asked for the rest
 
 

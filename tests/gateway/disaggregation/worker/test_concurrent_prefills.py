@@ -61,7 +61,7 @@ async def test_requests_that_leave_during_their_prefill_keep_few_connections() -
         instances = (_instance("p-0/1/0", prefill.url, Role.PREFILL), _instance("d-0/1/0", decode.url, Role.DECODE))
         fleet = Fleet(1, 1, {"default/tiny": Model("default", "tiny")}, {"default/tiny": instances})
         async with running_gateway(fleet, Limits(handoff_min_tokens=1)) as running:
-            prefills = running.gateway.stack.prefill_coordinator.concurrent_prefills
+            prefills = running.gateway.stages.prefill_coordinator.concurrent_prefills
             for number in range(MAX_WITHOUT_REQUEST + 8):
                 client = await RawConnection.connect(running.url)
                 body = {"model": "tiny", "prompt": make_prompt(2_000, f"{number}x"), "max_tokens": 4}
