@@ -101,7 +101,7 @@ class PromptSampleBuffer:
         """
         kind, size = request.dialect.name, len(request.body)
         if (
-            not request.dialect.generates
+            request.dialect.form is None
             or request.is_passthrough
             or not route.chain.hashes
             or size * 4 > self._max_bytes

@@ -318,9 +318,10 @@ class SentTokens(TokenTap):
         size, head, last, body = _ID_BYTES * len(self.ids), len(self.head), len(self.last), len(self.body)
         size += (head if head > SHORT_BYTES else 0) + (last if last > SHORT_BYTES else 0)
         size += body if body > SHORT_BYTES else 0
-        self._memory.used_bytes += size - self._counted_bytes
+        memory = self._memory
+        memory.used_bytes += size - self._counted_bytes
         self._counted, self._counted_bytes = len(self.ids), size
-        return size > 0 and (self._memory.is_full or len(self.ids) > _MAX_IDS)
+        return size > 0 and (memory.used_bytes > memory.max_bytes or len(self.ids) > _MAX_IDS)
 
     def _give_up(self, problem: str, events: bytes) -> bytes:
         """Keeps nothing from now on; returns what was held, and the events."""

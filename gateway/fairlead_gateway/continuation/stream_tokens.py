@@ -78,13 +78,15 @@ def refused_fields(fields: GenerationFields, body: bytes) -> list[str]:
     body: it may lack its prompt.
     """
     reasons = [reason for names, reason in REFUSED_NAMES if is_any_enabled(names, body)] if body else []
-    if has_value(fields.stop):
+    if fields.stop is not msgspec.UNSET and has_value(fields.stop):
         reasons.append("stop-strings")
     if fields.frequency_penalty or fields.presence_penalty:
         reasons.append("penalties")
     if fields.prompt_logprobs is not None:
         reasons.append("prompt-logprobs")
-    if has_value(fields.structured_outputs) or not _is_text(fields.response_format):
+    if fields.structured_outputs is not msgspec.UNSET and has_value(fields.structured_outputs):
+        reasons.append("grammar")
+    if fields.response_format is not msgspec.UNSET and not _is_text(fields.response_format):
         reasons.append("grammar")
     if isinstance(fields, ChatRequest) and fields.tool_choice not in (None, "auto", "none"):
         reasons.append("grammar")
@@ -341,8 +343,7 @@ def has_media(request: ModelRequest) -> bool:
     return contains_any(request.messages(), _MEDIA)
 
 
-def _is_text(response_format: msgspec.Raw | msgspec.UnsetType) -> bool:
+def _is_text(response_format: msgspec.Raw) -> bool:
     """Whether an answer may be any text."""
-    if response_format is msgspec.UNSET or bytes(response_format) == b"null":
-        return True
-    return _TEXT_FORMAT.fullmatch(bytes(response_format)) is not None
+    form = bytes(response_format)
+    return form == b"null" or _TEXT_FORMAT.fullmatch(form) is not None

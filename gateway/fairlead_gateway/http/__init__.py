@@ -4,7 +4,7 @@ In reading order:
 
 - `listener`: what the connections of a port share, and responses.
 - `connection`: one client connection.
-- `request_parser`: bytes to requests; `request_ids`: their ids.
+- `request_parser`: bytes to requests.
 - `send_rate`: clients that read too slowly.
 - `timers`, `sockets`, `tls_certificate`, `trace_context`.
 """

@@ -187,7 +187,7 @@ class ResponseRelay(StreamEnding):
             self.continuation.note_not_continued(attempt)
         elif cause is None and stream is not None and stream.continuations:
             self._telemetry.record_resumption(attempt.context.request.model_key, "whole")
-        return self._end(attempt.context, engine_response, cause)
+        return cause is None or self._end(attempt.context, engine_response, cause)
 
     def _end(self, context: RequestContext, engine_response: EngineResponse, cause: str | None) -> bool:
         """Ends a response that has started; returns whether it was complete."""

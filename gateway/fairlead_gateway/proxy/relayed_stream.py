@@ -79,7 +79,7 @@ class GapRecorder(StreamObserver):
 class RelayedStream(GapRecorder):
     """One stream without a task."""
 
-    __slots__ = ("_ending", "_engine_response", "_has_ended", "_lifecycle")
+    __slots__ = ("_ending", "_engine_response", "_has_ended", "_lifecycle", "context")
 
     def __init__(
         self,
@@ -90,14 +90,11 @@ class RelayedStream(GapRecorder):
     ) -> None:
         super().__init__(ending.telemetry, attempt, stream, ending.silence)
         self.reports_end = True
+        self.context = attempt.context
         self._engine_response = engine_response
         self._lifecycle = ending.lifecycle
         self._ending = ending
         self._has_ended = False
-
-    @property
-    def context(self) -> RequestContext:
-        return self._attempt.context
 
     def on_end(self) -> None:
         """Ends the response: the engine has sent all, or has failed."""

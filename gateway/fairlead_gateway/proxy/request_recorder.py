@@ -85,8 +85,8 @@ class RequestRecorder:
             decision,
             number,
             _round_half_even(prompt_tokens),
-            caller_name(http_request.caller),
-            context.handoff_record,
+            None if http_request.caller is None else http_request.caller.name,
+            None if context.handoff is None else context.handoff.record,
         )
         context.address = address
         route = context.request.route

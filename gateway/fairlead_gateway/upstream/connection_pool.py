@@ -113,7 +113,7 @@ class ConnectionPool(ConnectionOwner):
 
     def authorization_for(self, address: str) -> bytes:
         """Returns the header line with the token for an address; empty if it wants none."""
-        return self.credentials.authorization_for(address)
+        return self.credentials.authorization_for(address) if self.credentials.has_any else b""
 
     def release(self, connection: EngineConnection) -> None:
         """Keeps a connection for the next request; closes the oldest one if there are too many.

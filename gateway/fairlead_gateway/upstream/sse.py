@@ -324,7 +324,7 @@ class SseScanner:
 
     def _read_event(self, event: bytes, passed: list[bytes]) -> None:
         """Reads an event, and adds to `passed` what may pass now."""
-        if _is_one_line(event):
+        if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and _CARRIAGE_RETURN not in event:
             data: bytes | None = event[5:].strip()
         else:
             data = event_data(event)
@@ -482,10 +482,6 @@ def decode_members(data: bytes) -> dict[str, msgspec.Raw] | None:
         return MEMBERS_DECODER.decode(data)
     except _DECODE_ERRORS:
         return None
-
-
-def _is_one_line(event: bytes) -> bool:
-    return event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and _CARRIAGE_RETURN not in event
 
 
 def event_name(event: bytes) -> bytes:

@@ -38,8 +38,7 @@ from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.dialects.table import ROUTED, dialect_of
 from fairlead_gateway.disaggregation.worker import kv_connectors
 from fairlead_gateway.errors import BadRequest, GatewayError, Overloaded, UnknownPath
-from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.http.request_ids import RequestIds
+from fairlead_gateway.http.listener import HttpRequest, RequestIds
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.tls_certificate import TlsCertificate
 from fairlead_gateway.idempotency.messages import GatewayList
