@@ -19,10 +19,10 @@ from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.runtime import BufferedBytes, WorkerRuntime
 from fairlead_gateway.upstream.connection import REPLAY, ResponseSink, UpstreamError
-from fairlead_gateway.upstream.kept_stream import TokenTap
 from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.request_encoder import retry_after_of
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
+from fairlead_gateway.upstream.stream_record import TokenTap
 from fairlead_gateway.upstream.usage import GARBAGE, InBandError, LongAnswerCounts, Usage
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame

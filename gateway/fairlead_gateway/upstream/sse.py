@@ -16,13 +16,13 @@ from typing import Final
 
 import msgspec
 
-from fairlead_gateway.upstream.kept_stream import TokenTap
 from fairlead_gateway.upstream.response_schemas import (
     EVENT_DECODER,
     LONG_EVENT_DECODER,
     MEMBERS_DECODER,
     StreamEvent,
 )
+from fairlead_gateway.upstream.stream_record import TokenTap
 from fairlead_gateway.upstream.usage import (
     GARBAGE,
     InBandError,
