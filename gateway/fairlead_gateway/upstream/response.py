@@ -282,7 +282,8 @@ class EngineResponse(ResponseSink):
         else:
             events = self._filter_events(chunks)
             self._buffer += events
-            self._size += sum([len(event) for event in events])
+            for event in events:
+                self._size += len(event)
             self._buffer = _compact(self._buffer, self._size)
             if self._is_out_of_memory:
                 self.on_error(UpstreamError(_OUT_OF_MEMORY))
