@@ -1,4 +1,4 @@
-"""What gateways and the operator rely on of each kind of engine.
+"""The facts on which gateways and the operator rely, of each kind of engine.
 
 A fact is about the kind as it is, so none has a default: a new kind states each. Engines that are
 not listed (`custom`, `external`, an API that others run) have no facts, and nothing is assumed of

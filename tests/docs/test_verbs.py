@@ -1,4 +1,4 @@
-"""The texts for a verb of the command line that is not finished: what it lacks, and in which file."""
+"""The texts for an unfinished verb of the command line: what it lacks, and in which file."""
 
 from fairlead_cli.app import TOOLS, VERBS, Verb
 from fairlead_cli.examples import EXAMPLES
