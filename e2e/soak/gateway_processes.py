@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.fleet.file import write_fleet_file
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets, StreamResume
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, ModelRouting, StreamResume
 from fairlead_testing.forks.process import ForkingPopen
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request
 from fairlead_testing.processes import unused_ports
@@ -43,7 +43,7 @@ REPORT = ROOT / "bench" / "results" / "soak.json" if FULL else ROOT / "out" / "s
 def write_fleet(path: Path, urls: Sequence[str], model: str = "tiny", *, resumes: bool = True) -> None:
     """One model with an instance for each URL, all ready."""
     resume = StreamResume.AUTO if resumes else StreamResume.NEVER
-    served = Model("default", model, SloTargets(), "dual-hash", resume=resume)
+    served = Model("default", model, routing=ModelRouting(resume=resume))
     instances = tuple(
         Instance(f"e-{number}/{number}/0", "default", model, "main", url, state=InstanceState.READY)
         for number, url in enumerate(urls)
