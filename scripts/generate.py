@@ -1,5 +1,5 @@
-"""Generates files from code: CRDs and their schema for editors, reference pages, the chart's values
-and dashboards, the images' locks, and the figures of pages.
+"""Generates files from code: CRDs and their schema for editors, reference pages, the chart's
+values, the images' locks, and the figures of pages.
 
 ``python scripts/generate.py`` writes the files; ``--check`` only compares and exits 1 with the
 names of stale files.
