@@ -1,4 +1,4 @@
-"""Generated files of the chart: values.yaml, values.schema.json, the README's table and runbooks."""
+"""Generated files of the chart: values.yaml with its schema, the README's table and runbooks."""
 
 import json
 import re
