@@ -35,7 +35,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -213,27 +213,6 @@ async def load_and_kill(
             return load, await read(running)
 
 
-def kill_lines(seen: int, kills: int, broken: Mapping[str, int]) -> list[ReportLine]:
-    """The lines of all parts that kill engines under streams.
-
-    seen: kills that took place.
-    broken: streams that broke, by kind.
-    """
-    return [
-        ReportLine(f"{kills} engine kills under streams", seen, seen == kills),
-        ReportLine(
-            "a broken stream for two kills, or more: others meet an idle engine",
-            dict(broken),
-            2 * sum(broken.values()) >= kills,
-        ),
-    ]
-
-
-def kill_figures(load: RequestLoad) -> dict[str, object]:
-    outcomes = dict(sorted(load.outcomes.items()))
-    return {"kills": load.kills, "requests": load.outcomes.total(), "outcomes": outcomes, "details": load.strange}
-
-
 async def _continued(running: GatewayProcess) -> dict[str, int]:
     return {
         how: int(sum(await running.samples("fairlead_gateway_continued_total", f'result="{how}"')))
@@ -260,7 +239,14 @@ async def run_engine_kills(folder: Path) -> list[ReportLine]:
         ReportLine("0 streams that look complete and are not", untrue, not untrue),
         ReportLine("greedy answers of one conversation are one text, continued or not", different, not different),
     ]
-    return write("engine_kills", begun, {**kill_figures(load), "continued": continued}, lines)
+    figures = {
+        "kills": load.kills,
+        "requests": seen.total(),
+        "outcomes": dict(sorted(seen.items())),
+        "details": load.strange,
+        "continued": continued,
+    }
+    return write("engine_kills", begun, figures, lines)
 
 
 class ValidRequests:
