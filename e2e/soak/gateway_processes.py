@@ -1,4 +1,4 @@
-"""What all parts of the soak share: the fleet, a strict client of chats, engines, and the report.
+"""The fleet, the engines, the strict client of chats and the report of all parts of the soak.
 
 The client counts by name whatever is not a whole and right answer. An engine is a fork of one
 process that has everything loaded: a start takes milliseconds in place of a second of CPU.
