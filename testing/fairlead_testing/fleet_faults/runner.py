@@ -496,23 +496,7 @@ def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None
 
     core: replaces the production core behind the seam, to test the checker.
     """
-    checkers: list[InvariantChecker] = []
-
-    def observe(router: FaultRouter) -> InvariantChecker:
-        checkers.append(
-            InvariantChecker(
-                router,
-                scenario.engine_names,
-                counts=partial(_endpoint_counts, router),
-                queues_requests=scenario.preset in QUEUEING_PRESETS,
-                reachable=partial(_reachable_engines, router),
-                last_arrival=scenario.traffic[-1].arrival,
-            )
-        )
-        return checkers[0]
-
-    simulation = prepare_simulation(scenario, observe, core)
-    (checker,) = checkers
+    simulation, checker = _prepare(scenario, core)
     try:
         results = simulation.run(scenario.traffic)
     except (RequestLost, FairleadError, LookupError, AssertionError, ArithmeticError, TypeError, ValueError) as error:
@@ -537,22 +521,25 @@ def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None
     )
 
 
-def prepare_simulation(
-    scenario: FaultScenario, observe: Callable[[FaultRouter], RouterFront], core: Callable[..., Any] | None = None
-) -> FleetSimulation:
-    """Returns the simulation of a scenario, with its faults scheduled.
-
-    observe: returns what stands between the simulation and its router.
-    """
+def _prepare(scenario: FaultScenario, core: Callable[..., Any] | None) -> tuple[FleetSimulation, InvariantChecker]:
+    """Returns the simulation of a scenario, with its faults scheduled, and its checker."""
     prompts = (trial := _trial(scenario, core)).prompt_cache()
     router = _gateways(scenario) if scenario.router == GATEWAY_CLUSTER else trial.router(prompts)
-    simulation = FleetSimulation(observe(router), _fleet(scenario, scenario.engine_names), prompts=prompts)
+    checker = InvariantChecker(
+        router,
+        scenario.engine_names,
+        counts=partial(_endpoint_counts, router),
+        queues_requests=scenario.preset in QUEUEING_PRESETS,
+        reachable=partial(_reachable_engines, router),
+        last_arrival=scenario.traffic[-1].arrival,
+    )
+    simulation = FleetSimulation(checker, _fleet(scenario, scenario.engine_names), prompts=prompts)
     schedule_events(scenario.fleet_events, simulation)
     for partition in scenario.partitions:
         simulation.schedule(partition.at, partial(_partition_gateway, router, partition.gateway, partition.unreachable))
     for kill in scenario.kills:
         simulation.schedule(kill.at, partial(_kill_gateway, router, kill.gateway, trial))
-    return simulation
+    return simulation, checker
 
 
 def _trial(scenario: FaultScenario, core: Callable[..., Any] | None) -> Trial:
