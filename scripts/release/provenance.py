@@ -1,8 +1,8 @@
 """Provenance of images and releases: an in-toto statement with SLSA provenance, version 1.
 
-It names an image by the digest of its manifest, a file by its own, and every input by a digest: the
-commit, the sources, the locks and the base. The same inputs give the same bytes, so there are no
-times and no run ids in it. It is not signed; the checksums of a release are.
+It names an image by the digest of its manifest, and a file by its own. Every input has a digest:
+the commit, the sources, the locks and the base. The same inputs give the same bytes, so there are
+no times and no run ids in it. It is not signed; the checksums of a release are.
 
 Source: the in-toto attestation framework, Statement v1; SLSA specification, provenance v1.
 """
