@@ -1,22 +1,9 @@
-"""The runner of fault scenarios: safety is checked all the time, liveness after the faults.
-
-The invariant checker of fault runs: a router between the simulation and the real router.
-
-- A request goes only to an engine in service that its gateway reaches. It is refused only if there
-  is none.
-- A request is answered once. It arrives again only without a first token; its first token and its
-  end come once.
-- The requests of an engine are those in flight there, and every open request is at one engine.
-- The gateways' counts (requests, those without a first token) are the requests in flight. No count
-  is negative.
-- Every request ends. One that is open ``PATIENCE_SECONDS`` after the last arrival is lost.
-
-The fault scenarios of ``make nightly``, drawn from seeds (``docs/reference/faults.md``).
+"""Fault scenarios of simulated fleets, drawn from seeds, and the invariants that hold in them.
 
 A seed draws a fleet, its router, its traffic, and the faults of the first ``FAULT_SECONDS``. Then
 the faults end: lost engines are replaced, slow ones recover, and every gateway reaches every
 engine. Traffic continues. After ``RECOVERY_SECONDS`` the fleet must serve as if there had been no
-fault.
+fault. ``make nightly`` runs ten thousand seeds (``docs/reference/faults.md``).
 
     | fault | here |
     |---|---|
@@ -27,6 +14,17 @@ fault.
     | 30 % of the requests of ``FAULT_SECONDS`` arrive within one second | ``traffic`` |
     | a gateway killed during its answers | ``kills`` |
     | messages lost, duplicated, late or out of order; Redis down | ``network_faults`` |
+
+The invariants are checked all the time by a router between the simulation and the real router:
+
+- A request goes only to an engine in service that its gateway reaches. It is refused only if there
+  is none.
+- A request is answered once. It arrives again only without a first token; its first token and its
+  end come once.
+- The requests of an engine are those in flight there, and every open request is at one engine.
+- The gateways' counts (requests, those without a first token) are the requests in flight. No count
+  is negative.
+- Every request ends. One that is open ``PATIENCE_SECONDS`` after the last arrival is lost.
 """
 
 from collections import Counter
