@@ -31,7 +31,8 @@ import asyncio
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -151,17 +152,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(held) else 1
 
 
+@contextmanager
+def _local_stage(installed: Installation, report: VllmReport) -> Iterator[EngineStage]:
+    """Yields a stage on this machine. Its logs are kept if a check does not hold."""
+    with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
+        try:
+            with EngineStage(installed, Path(folder)) as stage:
+                yield stage
+        finally:
+            if not report.all_passed:
+                _keep_logs(Path(folder))
+
+
 def _run_local(installed: Installation, parts: Sequence[str], path: Path) -> bool:
     """Runs parts whose engines are processes of this machine. Returns whether everything held."""
     report = VllmReport(installed.versions())
     try:
-        with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
-            try:
-                with EngineStage(installed, Path(folder)) as stage:
-                    asyncio.run(run(stage, report, parts))
-            finally:
-                if not report.all_passed:
-                    _keep_logs(Path(folder))
+        with _local_stage(installed, report) as stage:
+            asyncio.run(run(stage, report, parts))
     finally:
         _write(report, path)
     return report.all_passed
@@ -183,14 +191,9 @@ def _run_simulated() -> bool:
 def _run_timing(installed: Installation, path: Path, seconds: float) -> bool:
     """Runs the attack on caches, which writes its own results. Returns whether everything held."""
     report = VllmReport(installed.versions())
-    with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
-        try:
-            with EngineStage(installed, Path(folder)) as stage:
-                attack = CacheTiming(stage, report, path, seconds)
-                asyncio.run(_run_part(cache_timing.NAME, lambda: attack, report))
-        finally:
-            if not report.all_passed:
-                _keep_logs(Path(folder))
+    with _local_stage(installed, report) as stage:
+        attack = CacheTiming(stage, report, path, seconds)
+        asyncio.run(_run_part(cache_timing.NAME, lambda: attack, report))
     return report.all_passed
 
 

@@ -40,7 +40,6 @@ import httpx
 from e2e.vllm.client import openai_client
 from e2e.vllm.engine.cutting_proxy import AFTER_USAGE, CutPlan, CuttingProxy
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fetch
-from e2e.vllm.engine.installation import Installation
 from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
@@ -356,13 +355,10 @@ class Continued:
 
     def _scripted_stage(self) -> EngineStage:
         """Returns the same engines with the scripted model in place of the tiny one."""
-        stage, installed = self._stage, self._stage.installed
-        scripted = Installation(stage.folder / "scripted")
-        scripted.folder.mkdir()
-        (scripted.folder / "engine").symlink_to(installed.folder / "engine")
-        command = [str(installed.engine_python), str(_MAKER), str(installed.model), str(scripted.model)]
+        installed, stage = self._stage.installed, self._stage.with_model("scripted")
+        command = [str(installed.engine_python), str(_MAKER), str(installed.model), str(stage.installed.model)]
         subprocess.run(command, check=True)
-        return EngineStage(scripted, stage.folder, stage.engines, stage.gateways)
+        return stage
 
     def _start(self, number: int) -> EngineProcess:
         self._starts += 1
