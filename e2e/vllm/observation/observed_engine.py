@@ -228,9 +228,7 @@ class PredictionRow:
     A prediction counts prompts in flight as cached, as a gateway does. All are made at the same
     moment.
 
-    reference: the prediction of the recorder, from reports alone; ``reference_inflight`` has the
-        prompts in flight.
-    from_reports: the prediction of the index from reports alone.
+    reference: the prediction of the recorder, from reports alone.
     excused: indexes that could not know, since a clear was not reported and the engine's event
         comes only now.
     """
@@ -240,8 +238,6 @@ class PredictionRow:
     reported: int
     reference: int
     excused: frozenset[str] = frozenset()
-    from_reports: Mapping[str, int] = field(default_factory=dict)
-    reference_inflight: int = 0
 
     def is_right(self, index: str) -> bool:
         return self.predicted[index] == self.reported
@@ -327,18 +323,6 @@ def count_outcomes(rows: Sequence[PredictionRow]) -> dict[str, Any]:
     }
     excused = sum(bool(row.excused) for row in rows)
     return found | ({"excused": excused} if excused else {})
-
-
-def count_by_kind(rows: Sequence[PredictionRow]) -> dict[str, Any]:
-    """Returns how many predictions were right from events alone, and how many with prompts in
-    flight."""
-    names = sorted({name for row in rows for name in row.from_reports})
-    alone = {name: share(sum(row.from_reports[name] == row.reported for row in rows), len(rows)) for name in names}
-    reference = share(sum(row.reference_inflight == row.reported for row in rows), len(rows))
-    return {
-        "share_right_from_what_is_told_alone": alone,
-        "share_right_of_the_reference_with_what_is_on_its_way": reference,
-    }
 
 
 def share(part: float, whole: float) -> float | None:
@@ -479,19 +463,15 @@ class ObservedEngine:
         self, prompt: TokenPrompt, excused: frozenset[str] = frozenset()
     ) -> tuple[PredictionRow, PromptAnswer]:
         """Ask without waiting for anything."""
-        told = {name: self.predict(prompt, index) for name, index in self.indexes.items()}
         guesses = {name: self.expect(prompt, index) for name, index in self.indexes.items()}
         reference, chain = self.reference(prompt), prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
-        rank, inflight = prompt.rank or 0, self._inflight[prompt.rank or 0]
-        there = self.recorders[rank].is_cached(prompt.tokens, BLOCK_TOKENS, prompt.adapter, prompt.salt)
-        both = matched_tokens(range(len(chain)), lambda number: there[number] or chain[number] in inflight)
+        inflight = self._inflight[prompt.rank or 0]
         inflight.add(chain)
         try:
             answer = await send_prompt(self.client, MODEL, prompt)
         finally:
             inflight.remove(chain)
-        expected = max(reference, predict_cached(both, prompt, BLOCK_TOKENS))
-        return PredictionRow(len(prompt.tokens), guesses, answer.cached, reference, excused, told, expected), answer
+        return PredictionRow(len(prompt.tokens), guesses, answer.cached, reference, excused), answer
 
     async def send(
         self, prompt: TokenPrompt, *, keep: bool = True, excused: frozenset[str] = frozenset()
