@@ -1,6 +1,8 @@
 """``fairlead rollout`` on a real API server: what its verbs write, and its errors."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,24 +15,20 @@ from fairlead_cli.cluster.access.connection import local_user
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.manifests import simulated_model
-from fairlead_testing.waiting import wait_until
-from fairlead_testing.yaml_documents import load_document
+from fairlead_testing.kube.operator_process import apply_crds_and_namespaces
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
-ROOT = Path(__file__).parents[3]
 SPACE = "rollouts"
 
 
-async def _prepared(server: ApiServer) -> None:
-    async with _api(server) as api:
-        for path in sorted((ROOT / "crds").glob("*.yaml")):
-            await api.apply(load_document(path.read_text()), "test")
-        await wait_until(lambda: api.has_resource(MODEL_DEPLOYMENTS))
-        await api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}, "test")
-
-
-def _api(server: ApiServer) -> KubeApi:
-    return KubeApi(server.config(), SystemClock(), lambda: 0.5)
+@asynccontextmanager
+async def api_with_model(server: ApiServer) -> AsyncIterator[KubeApi]:
+    """A client of a server with Fairlead's kinds and a model."""
+    async with KubeApi(server.config(), SystemClock(), lambda: 0.5) as api:
+        await apply_crds_and_namespaces(api, SPACE)
+        pools = [{"acceleratorClassName": "cpu", "minReplicas": 2}]
+        await api.apply(simulated_model("qwen", SPACE, pools=pools), "kubectl")
+        yield api
 
 
 def rollout(server: ApiServer, *words: str) -> tuple[int, str, str]:
@@ -39,15 +37,8 @@ def rollout(server: ApiServer, *words: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-async def applied(api: KubeApi) -> None:
-    pools = [{"acceleratorClassName": "cpu", "minReplicas": 2}]
-    await api.apply(simulated_model("qwen", SPACE, pools=pools), "kubectl")
-
-
 async def test_pause_and_resume_write_a_field_and_who_changed_it(api_server: ApiServer) -> None:
-    await _prepared(api_server)
-    async with _api(api_server) as api:
-        await applied(api)
+    async with api_with_model(api_server) as api:
         for verb, is_paused in (("pause", True), ("resume", False)):
             code, _, err = await asyncio.to_thread(rollout, api_server, verb, "qwen")
             assert code == 0, err
@@ -57,10 +48,8 @@ async def test_pause_and_resume_write_a_field_and_who_changed_it(api_server: Api
 
 
 async def test_unknown_model_error_lists_existing_models(api_server: ApiServer) -> None:
-    await _prepared(api_server)
-    async with _api(api_server) as api:
-        await applied(api)
-    code, _, err = await asyncio.to_thread(rollout, api_server, "status", "qwem")
+    async with api_with_model(api_server):
+        code, _, err = await asyncio.to_thread(rollout, api_server, "status", "qwem")
     assert code == 2
     assert f"no model {SPACE}/qwem" in err
     assert "known: qwen" in err
