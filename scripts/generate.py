@@ -21,7 +21,7 @@ from scripts.generators.api_reference import NOTE, api_page, conditions_page, se
 from scripts.generators.benchmarks_page import BENCHMARKS_PAGE, benchmarks_page
 from scripts.generators.chart_files import CHART, chart_files
 from scripts.generators.checks_reference import checks_page
-from scripts.generators.cli_reference import cli_pages
+from scripts.generators.cli_reference import cli_pages, unfinished_verbs
 from scripts.generators.deployment_reference import deployment_pages
 from scripts.generators.engines_reference import catalog_example, catalog_page, engines_page
 from scripts.generators.figures import figures, with_figures
@@ -92,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args(arguments).check
+    if problems := unfinished_verbs():
+        print(*problems, sep="\n", file=sys.stderr)
+        return 1
     expected = outputs()
     whole = [*(f"{folder}/*.yaml" for folder in CRDS), "docs/reference/cli/*.md"]
     present = {str(path.relative_to(ROOT)) for pattern in whole for path in ROOT.glob(pattern)}

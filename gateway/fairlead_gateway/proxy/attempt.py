@@ -290,7 +290,7 @@ class Attempt:
             admission.on_dispatch(context, now, is_planned=is_counted, generated=self._sent_tokens or 0)
         journal = dispatcher.journal
         if journal is not None and router.is_indexed:
-            journal.samples.offer(context.request, route_request)
+            journal.samples.offer(context.request, route_request, self.tokens)
         if journal is not None and context.transfer is None and context.choice is not None:
             self._journal = journal
             decision = context.choice.decision

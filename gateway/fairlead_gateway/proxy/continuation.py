@@ -38,6 +38,7 @@ from typing import Any, Final
 
 import msgspec
 
+from fairlead.engines.facts import kinds_with
 from fairlead_gateway.dialects.chat import CHAT, ChatRequest
 from fairlead_gateway.dialects.completions import COMPLETIONS, CompletionRequest
 from fairlead_gateway.dialects.schemas import CommonFields, GenerationFields, has_value
@@ -53,7 +54,7 @@ _KNOWN_DELTA_FIELDS = frozenset(
     {"role", "content", "refusal", "function_call", "tool_calls", "reasoning", "reasoning_content"}
 )
 
-TOKEN_ENGINES: Final = frozenset({"vllm", "sim"})
+TOKEN_ENGINES: Final = kinds_with(lambda facts: facts.sends_token_ids)
 """The engines that send token ids on request, and read them."""
 CONTINUED_AT: Final = "fairlead_continued_at"
 PROGRESS_TOKENS: Final = 8

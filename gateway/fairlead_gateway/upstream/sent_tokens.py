@@ -144,6 +144,11 @@ class SentTokens:
         """The number of tokens that the client has of the answer."""
         return self.shown - self.prompt_tokens
 
+    def prompt_ids(self, max_count: int) -> bytes:
+        """Returns the ids of the prompt, four bytes each; nothing if they are not kept, or more."""
+        count = self.prompt_tokens
+        return self.ids[:count].tobytes() if count <= min(max_count, len(self.ids)) else b""
+
     def names(self) -> dict[str, msgspec.Raw]:
         """Returns the fields that all events of the answer share."""
         try:
