@@ -1,6 +1,5 @@
 """A local stack for one measurement: start, use, and an end without leftover processes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -122,22 +121,6 @@ def test_a_run_in_doubt_is_repeated_with_slower_simulated_time(
 def test_failed_stack_start_shows_last_output_lines(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="kind"), MeasuredStack(stack_options(tmp_path, manifest="kind: Nothing\n")):
         pass
-
-
-@pytest.mark.nightly
-def test_demo_writes_a_report_and_leaves_no_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fairlead_cli", "demo", "--limit", "12", "--speed", "10", "--out", str(tmp_path)]
-    presets = ["round-robin", "dual-hash"]
-    done = subprocess.run([*command, "--presets", *presets], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["trace"] == "Mooncake conversation trace"
-    assert list(report["policies"]) == presets
-    for policy in report["policies"].values():
-        assert policy["live"]["requests"] == policy["simulated"]["requests"] == 12
-        assert policy["live"]["errors"] == 0
-        assert policy["live"]["cached_token_share"] is not None
-    assert "traffic: Mooncake conversation trace, 12 requests" in done.stdout
 
 
 def test_killed_demo_leaves_no_process(tmp_path: Path) -> None:

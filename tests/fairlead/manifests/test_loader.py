@@ -379,14 +379,3 @@ def test_every_place_of_a_foreign_word_is_a_field() -> None:
             steps = steps[: steps.index("template") + 1]
         path = tuple(steps)
         assert field_at(ModelDeployment, path)[1] is not None, place
-
-
-def test_a_cut_over_notes_that_its_second_model_does_not_get_the_name_yet() -> None:
-    first = SMALLEST.replace("{name: qwen3-8b}", "{name: qwen3-8b-external}").replace(
-        'Qwen3-8B"', 'Qwen3-8B", servedNames: [qwen3-8b]'
-    )
-    manifests, problems = combine(first, SMALLEST)
-    assert problems == []
-    assert [note.message for note in manifests.notes if "clients do not reach" in note.message] == [
-        "note: clients do not reach the model by qwen3-8b: default/qwen3-8b-external has it"
-    ]
