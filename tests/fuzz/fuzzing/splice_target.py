@@ -18,6 +18,7 @@ from fuzzing.target import CANARY, Target, refused
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
+from fairlead_gateway.continuation.stream_text import SentText, resume_body
 from fairlead_gateway.dialects.chat import ChatRequest
 from fairlead_gateway.dialects.completions import CompletionRequest
 from fairlead_gateway.dialects.responses import RESPONSES
@@ -35,7 +36,6 @@ from fairlead_gateway.openai.request import (
     parse_passthrough_request,
     parse_request,
 )
-from fairlead_gateway.proxy.continuation import SentText, resume_body
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 
 LIMITS = Limits()

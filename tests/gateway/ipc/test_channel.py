@@ -15,17 +15,17 @@ from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCan
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, ModelRouting, Role, SloTargets
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord, PrefillAttempt
-from fairlead_gateway.ipc import messages as say
+from fairlead_gateway import messages as say
 from fairlead_gateway.ipc.channel import Channel, encode_message
 from fairlead_gateway.ipc.decision_json import PublishedDecision
+from fairlead_gateway.journal import Journal
 from fairlead_gateway.peers.messages import Dispatch, PeerUpdates
 from fairlead_gateway.peers.worker import PeerUpdateApplier
+from fairlead_gateway.router_registry import RouterRegistry
 from fairlead_gateway.routes.target_choice import RouteDecision
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest, prefix_chain
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
-from fairlead_gateway.worker.journal import Journal
-from fairlead_gateway.worker.router_registry import RouterRegistry
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_kvstore.redis.codec import decode
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import RecordedReports, change_outcome, make_outcome

@@ -244,7 +244,7 @@ async def test_model_states_how_many_instances_are_tried(max_attempts: int | Non
         await status_500(call)
 
     async with gateway_before([script] * 6) as running:
-        fleet = running.gateway.stack.routers.fleet
+        fleet = running.gateway.stages.routers.fleet
         model = replace(fleet.models[MODEL_KEY], routing=ModelRouting(max_attempts=max_attempts))
         running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
         assert (await request(running.url, {**GOOD, "stream": stream})).status == 502

@@ -12,8 +12,8 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import HANDOFF_TRANSFER_SECONDS, TransferEstimator
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, engine_process, make_prompt
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
@@ -125,7 +125,7 @@ async def test_prefills_at_decode_engines_count_once_and_at_prefill_engines_not_
     async with split(TIGHT) as (gateway, _):
         for tokens, first in ((LONG, "aab"), (5, "bbc"), (6, "ccd")):
             assert (await request(gateway.url, body(make_prompt(tokens, first)), path=PATH)).status == 200
-        telemetry, fleet = gateway.gateway.telemetry, gateway.gateway.stack.routers.fleet
+        telemetry, fleet = gateway.gateway.telemetry, gateway.gateway.stages.routers.fleet
         page = telemetry.render(fleet, {}, 0.0).decode()
         counted = {
             line.split("{")[0].removeprefix("fairlead_gateway_"): float(line.split()[-1])
@@ -163,7 +163,7 @@ async def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> 
 
 async def test_what_a_hand_off_takes_is_learned_from_streams() -> None:
     async with split(TIGHT) as (gateway, _):
-        ways = gateway.gateway.stack.prefill_coordinator._transfer_estimator
+        ways = gateway.gateway.stages.prefill_coordinator._transfer_estimator
         fixed = ways.predict_seconds(MODEL_KEY, 1_000.0)
         assert (await request(gateway.url, body(make_prompt(LONG, "aab"), stream=True), path=PATH)).status == 200
         assert story(gateway).outcome == "done"

@@ -53,7 +53,7 @@ async def both(gateway: RunningGateway, engines: list[EngineProcess]) -> tuple[i
     """Sends a prompt again while its engine is busy; returns counts and the second response."""
     first = await ask(gateway.url, body(SHARED), path=PATH)
     holder = first.fields["x-fairlead-instance"]
-    router = gateway.gateway.stack.routers.serving.router(MODEL_KEY)
+    router = gateway.gateway.stages.routers.serving.router(MODEL_KEY)
     assert router is not None
     from fairlead_gateway.routing import RouteRequest, prefix_chain
 

@@ -136,7 +136,7 @@ async def test_prefill_engine_that_freezes_midway_costs_only_the_deadline() -> N
     async with split(limits=Limits(handoff_min_tokens=64, handoff_first_event_seconds=0.3)) as (gateway, engines):
         prompt = make_prompt(200)
         expected = text(await alone(engines, body(prompt)))
-        prefill = gateway.gateway.stack.prefill_coordinator
+        prefill = gateway.gateway.stages.prefill_coordinator
         before = prefill.prefill_remotely
 
         async def freezing(job: Any) -> None:
@@ -206,10 +206,10 @@ async def test_a_mooncake_engine_that_was_started_anew_is_found_under_its_new_id
         await engines.prefill[0].kill()
         again = ("--listen", f"127.0.0.1:{port}", *QUICK, "--kv-connector", "mooncake", "--kv-role", "kv_producer")
         async with engine_process(*again, "--seed", "0"):
-            gateway.gateway.stack.prefill_coordinator._engine_ids["prefill-0"] = "of-the-first-start"
+            gateway.gateway.stages.prefill_coordinator._engine_ids["prefill-0"] = "of-the-first-start"
             await same_as_alone(gateway, engines, make_prompt(200, "bbc"))
             assert "plain now" in reason(gateway)
-            assert "prefill-0" not in gateway.gateway.stack.prefill_coordinator._engine_ids
+            assert "prefill-0" not in gateway.gateway.stages.prefill_coordinator._engine_ids
 
 
 async def test_the_decision_tells_of_both_legs() -> None:

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_gateway.ipc.messages import WorkerReport
+from fairlead_gateway.messages import WorkerReport
 from fairlead_gateway.peers.messages import Dispatch, PeerUpdates
 from fairlead_gateway.peers.peer_messages import PeerLoad, PeerLoadRow
 from fairlead_gateway.peers.supervisor.peer_sync import PeerSync

@@ -27,13 +27,14 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead.tenants.model import Tenant
 from fairlead.usage.ledger_reader import LedgerContent
 from fairlead_gateway.ipc.decision_json import logged_decision
-from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.limits.budget_watch import BudgetState
+from fairlead_gateway.messages import LoggedDecision
 from fairlead_gateway.proxy.gateway import DECISION_LOG
 from fairlead_gateway.routing import InstanceLoad
-from fairlead_gateway.supervisor.management.view import GatewayStatus, TenantsSnapshot
+from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry.decision_log import LATEST, DecisionLog, DecisionRecord
+from fairlead_gateway.tenants.messages import TenantsSnapshot
 from fairlead_testing.gateway.decision_view import append_decision
 from fairlead_testing.gateway.running_gateway import make_outcome
 

@@ -51,7 +51,7 @@ async def test_affinity_of_a_tenant_is_its_own() -> None:
         engine_processes(4, "--speed", "50") as engines,
         running_gateway(fleet_of([engine.url for engine in engines]), api_keys=keys_of(ACME, ZETA)) as running,
     ):
-        assert running.gateway.stack.routers.serving.router("default/tiny") is not None
+        assert running.gateway.stages.routers.serving.router("default/tiny") is not None
         for tenant in (ACME, ZETA):
             await complete(running, tenant, session_id="chat-1")
             await complete(running, tenant, session_id="chat-1")

@@ -19,11 +19,23 @@ platform.openai.com/docs/api-reference/responses-streaming, and vLLM 0.32.
 
 import re
 from abc import abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
+from fairlead_gateway.continuation.continued_stream import (
+    CONTINUED_AT,
+    MESSAGES_STUB,
+    TOKEN_ENGINES,
+    ContinuedStream,
+    Queries,
+    decoded_text,
+    next_seed,
+)
+from fairlead_gateway.continuation.sent_blocks import PARTS_ADDED, SentBlocks, has_name
+from fairlead_gateway.continuation.sent_tokens import IDS_NOT_READ
+from fairlead_gateway.continuation.stream_tokens import refused_fields
 from fairlead_gateway.dialects.chat_forms import chat_form
 from fairlead_gateway.dialects.messages import MESSAGES, MessagesRequest
 from fairlead_gateway.dialects.responses import RESPONSES, ResponsesRequest
@@ -31,26 +43,11 @@ from fairlead_gateway.dialects.schemas import GenerationFields
 from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.json_edit import contains_any, set_members
-from fairlead_gateway.proxy.continuation import (
-    CONTINUED_AT,
-    MESSAGES_STUB,
-    TOKEN_ENGINES,
-    DetachedStream,
-    decode_object,
-    decoded_text,
-    is_count,
-    next_seed,
-    refused_fields,
-)
-from fairlead_gateway.upstream.sent_blocks import PARTS_ADDED, SentBlocks, has_name
-from fairlead_gateway.upstream.sent_tokens import SHORT_BYTES
+from fairlead_gateway.upstream.event_fields import decode_object, is_count
+from fairlead_gateway.upstream.kept_stream import SHORT_BYTES, KeptStream
 from fairlead_gateway.upstream.sse import event_data
 from fairlead_gateway.upstream.usage import Usage
 
-Query = tuple[str, bytes]
-"""Path and body of a request to an engine. Without a body, it is a GET."""
-Queries = Generator[Query, bytes, str]
-"""Queries, whose answers are sent in; returns why the engine cannot continue, or nothing."""
 NO_TOKENIZE: Final = "no-tokenize"
 PROMPT_FORM: Final = "prompt-form"
 REASONING: Final = "reasoning"
@@ -74,7 +71,7 @@ def keeps_text(request: ModelRequest, engine: str) -> bool:
     return is_known and request.stream and request.entry.resumes and engine in TOKEN_ENGINES
 
 
-class StreamBlocks(DetachedStream):
+class StreamBlocks(ContinuedStream):
     """A stream of a message or a response that another engine can continue.
 
     request: of the client.
@@ -103,20 +100,16 @@ class StreamBlocks(DetachedStream):
         self._is_marked = False
 
     @property
+    def kept(self) -> KeptStream | None:
+        return self.blocks
+
+    @property
     def prompt_tokens(self) -> int:
         return self._prompt or self.counted_prompt
 
     @property
     def generated(self) -> int:
         return self._answer + self.blocks.deltas - self._covered
-
-    @property
-    def computed(self) -> int:
-        return self.generated
-
-    @property
-    def earlier(self) -> int:
-        return self.continued_at
 
     @property
     def failure(self) -> bytes:
@@ -145,7 +138,17 @@ class StreamBlocks(DetachedStream):
         reasons = refused_fields(fields, blocks.body)
         return reasons[0] if reasons else self._own_refusal(fields)
 
-    def queries(self) -> Queries:
+    def on_break(self, usage: Usage | None) -> None:
+        if not self.continuations and usage is not None:
+            self.counted_prompt = usage.prompt_tokens or 0
+
+    def queries(self, engine: str) -> Queries:
+        if engine not in TOKEN_ENGINES:
+            return "engine"
+        self.problem = yield from self._find_tokens()
+        return self.problem
+
+    def _find_tokens(self) -> Queries:
         """Asks an engine for the tokens of the prompt and of what the client has."""
         self._prompt, self._answer, self._covered = 0, 0, self.blocks.deltas
         self._text, self._thoughts, self._thought_deltas = "", "", 0
@@ -220,9 +223,6 @@ class StreamBlocks(DetachedStream):
         cached = None if reported.cached_tokens is None else min(reported.cached_tokens, prompt)
         return Usage(prompt, reported.completion_tokens + self.continued_at, cached)
 
-    def has_read(self, reported: Usage | None) -> bool:
-        return True
-
     @abstractmethod
     def _check_prompt(self, tokens: int) -> Queries:
         """Finds out whether engines count as many tokens of the prompt."""
@@ -265,10 +265,11 @@ class StreamMessage(StreamBlocks):
         super().__init__(request, blocks)
         self._split: dict[str, int] | None = None  # see `_prompt_counts`
 
-    def has_read(self, reported: Usage | None) -> bool:
-        if not self._answer:
-            return True
-        return reported is not None and reported.prompt_tokens == self._prompt + self.continued_at
+    def read_problem(self, usage: Usage | None) -> str:
+        has_read = usage is not None and usage.prompt_tokens == self._prompt + self.continued_at
+        if self._answer and not has_read:
+            self.problem = IDS_NOT_READ
+        return self.problem
 
     def usage(self, reported: Usage | None) -> Usage | None:
         usage = super().usage(reported)

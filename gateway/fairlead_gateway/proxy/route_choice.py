@@ -33,8 +33,7 @@ from fairlead_gateway.native import USER_MESSAGE_END
 from fairlead_gateway.openai.body_parser import ModelRequest, scanned_fields
 from fairlead_gateway.openai.json_edit import contains_any, prepend_members, set_members, string_end
 from fairlead_gateway.openai.model_names import ModelEntry
-from fairlead_gateway.openai.request import prompt_text
-from fairlead_gateway.openai.sessions import session_name
+from fairlead_gateway.openai.request import prompt_text, session_name
 from fairlead_gateway.routes.rewriting import Number, RewritePlan
 from fairlead_gateway.routes.target_choice import RequestFacts, RouteDecision, RouteTable, is_drawn
 from fairlead_gateway.routing import RouteRequest

@@ -10,10 +10,10 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.limits import Limits
+from fairlead_gateway.continuation.sent_tokens import TokenMemory
+from fairlead_gateway.continuation.stream_text import SentText, splice_events
+from fairlead_gateway.journal import Journal, JournalBounds, Reporters
 from fairlead_gateway.profiles.messages import TimingEventKind
-from fairlead_gateway.proxy.continuation import SentText, splice_events
-from fairlead_gateway.upstream.sent_tokens import TokenMemory
-from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, role, scripted_engine, streams, token, usage
 from fairlead_testing.gateway.broken_streams import CHAT as SAMPLED_CHAT
@@ -162,7 +162,7 @@ async def test_only_tokens_with_steps_of_their_own_teach_the_speed_of_an_engine(
 
 def planned_sequences(running: RunningGateway) -> dict[str, int]:
     """Returns the number of sequences that the KV planner counts at each instance."""
-    planner = running.gateway.stack.admission.models[MODEL_KEY].policy.kv_capacity
+    planner = running.gateway.stages.admission.models[MODEL_KEY].policy.kv_capacity
     return {instance: len(usage.sequences) for instance, usage in planner._usage.items() if usage.sequences}
 
 
@@ -276,7 +276,7 @@ async def test_silent_resumption_is_awaited_however_long_ago_the_stream_began() 
 
     limits = Limits(first_token_seconds=0.5, first_token_min_seconds=0.05, first_token_factor=0.0)
     async with gateway_of(script, script, limits=limits) as (running, *_):
-        breaker, clock = running.gateway.stack.failures.outlier_detector, running.gateway.runtime.clock
+        breaker, clock = running.gateway.stages.failures.outlier_detector, running.gateway.runtime.clock
         asked = asyncio.create_task(request(running.url, CHAT))
         late = clock.now() + limits.first_token_seconds
         await wait_until(lambda: clock.now() > late)
@@ -312,7 +312,7 @@ async def test_streams_that_break_at_once_are_parsed_one_by_one_and_in_slices() 
                 yield is_text
 
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
-        resume = running.gateway.stack.relay._stream_resume
+        resume = running.gateway.stages.relay.continuation
         parsing = asyncio.gather(*(resume._parse(NumberedText(number)) for number in range(3)))
         turns = 0
         while not parsing.done():
@@ -346,7 +346,7 @@ def test_sent_text_of_all_streams_is_bounded_and_freed_when_they_end() -> None:
 async def test_stream_that_has_ended_keeps_no_text_for_a_resumption() -> None:
     async with scripted_engine() as engine, running_gateway(fleet_of([engine.url])) as running:
         assert (await request(running.url, CHAT)).events[-1] == "[DONE]"
-        assert running.gateway.stack.relay._sent_text_memory.used_bytes == 0
+        assert running.gateway.stages.relay.continuation.text_memory.used_bytes == 0
 
 
 @pytest.mark.parametrize("number", [b"9" * 4_300, b"-1", b"1e400"])

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from fairlead_gateway.continuation.sent_blocks import SentBlocks
+from fairlead_gateway.continuation.sent_tokens import MAX_HELD_BYTES, SentTokens, TokenMemory
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.dialects.messages import MESSAGES
 from fairlead_gateway.dialects.responses import RESPONSES
+from fairlead_gateway.upstream.kept_stream import SHORT_BYTES
 from fairlead_gateway.upstream.named_events import NamedEventScanner
-from fairlead_gateway.upstream.sent_blocks import SentBlocks
-from fairlead_gateway.upstream.sent_tokens import COMMENT, MAX_HELD_BYTES, SHORT_BYTES, SentTokens, TokenMemory
-from fairlead_gateway.upstream.sse import SseScanner
+from fairlead_gateway.upstream.sse import COMMENT, SseScanner
 
 MAX_BYTES = 2 << 20
 SENT_BYTES = 5 << 20

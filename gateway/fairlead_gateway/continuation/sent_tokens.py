@@ -28,7 +28,9 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.native import READ_IDS, TAKE_TEXT
+from fairlead_gateway.upstream.kept_stream import SHORT_BYTES, TokenTap
 from fairlead_gateway.upstream.response_schemas import MEMBERS_DECODER
+from fairlead_gateway.upstream.sse import COMMENT
 from fairlead_gateway.upstream.usage import has_failed_finish
 
 MEMORY: Final = "memory"
@@ -36,12 +38,8 @@ NO_TOKEN_IDS: Final = "no-token-ids"
 IDS_NOT_READ: Final = "ids-not-read"
 LONG_TOOL_CALL: Final = "long-tool-call"
 PART_OF_TEXT: Final = "part-of-text"
-COMMENT: Final = b":\n\n"
-"""In place of an event that is held."""
 MAX_HELD_BYTES: Final = 1_048_576
 """Limit: events of tool calls of one stream that are held."""
-SHORT_BYTES: Final = 4_096
-"""The part of an event or a request that a stream keeps counts as memory if it is longer."""
 
 _PROMPT_KEY: Final = b'"prompt_token_ids":['
 _PROMPT_AT: Final = len(_PROMPT_KEY) - 1
@@ -85,20 +83,18 @@ class TokenMemory:
         return self.used_bytes > self.max_bytes
 
 
-class SentTokens:
+class SentTokens(TokenTap):
     """The tokens of one stream.
 
     memory: shared with other streams.
     strips: the client did not ask for token ids.
     ids: of the prompt, and of what was generated.
-    prompt_tokens: how many of them are the prompt; 0 until the first event has come.
     shown: how many of them the client has as text, with the prompt.
-    earlier: how many of the answer's tokens engines before this one have generated.
     head: the first event, without ids; it names the answer.
     last, last_at: the last event with text, and how many tokens came before it.
     body: of the request, without its prompt; empty if it is not kept.
-    problem: why the stream cannot go on from its tokens, in one word; empty if it can.
     is_finished: the answer's finish reason was sent.
+    is_replayable: the stream can go on by a replay only.
     """
 
     __slots__ = (
@@ -113,19 +109,18 @@ class SentTokens:
         "_memory",
         "_strips",
         "body",
-        "earlier",
         "head",
         "ids",
         "is_finished",
+        "is_replayable",
         "last",
         "last_at",
-        "problem",
-        "prompt_tokens",
         "shown",
     )
 
-    def __init__(self, memory: TokenMemory, *, strips: bool) -> None:
+    def __init__(self, memory: TokenMemory, *, strips: bool, is_replayable: bool = False) -> None:
         self._memory = memory
+        self.problem = ""
         self._strips = strips
         self._counted = self._counted_bytes = 0
         self._expected = False
@@ -136,16 +131,14 @@ class SentTokens:
         self.ids = array("I")
         self.prompt_tokens = self.shown = self.earlier = self.last_at = 0
         self.head = self.last = self.body = b""
-        self.problem = ""
         self.is_finished = False
+        self.is_replayable = is_replayable
 
     @property
     def generated(self) -> int:
-        """The number of tokens that the client has of the answer."""
         return self.shown - self.prompt_tokens
 
     def prompt_ids(self, max_count: int) -> bytes:
-        """Returns the ids of the prompt, four bytes each; nothing if they are not kept, or more."""
         count = self.prompt_tokens
         return self.ids[:count].tobytes() if count <= min(max_count, len(self.ids)) else b""
 
@@ -159,13 +152,11 @@ class SentTokens:
         return {name: msgspec.Raw(text) for name, text in names if 0 < len(text) <= _MAX_NAME_BYTES}
 
     def usage_event(self, generated: int) -> bytes:
-        """Returns the event with the counts of the answer, for an engine that has not sent it."""
         prompt = self.prompt_tokens
         counts = {"prompt_tokens": prompt, "total_tokens": prompt + generated, "completion_tokens": generated}
         return b"data: " + msgspec.json.encode(self.names() | {"choices": [], "usage": counts}) + b"\n\n"
 
     def take(self, events: bytes) -> bytes:
-        """Returns whole events without their token ids, or comments in place of held ones."""
         if self.problem:
             return self._without_ids(events)
         last = len(events) - len(_END)
@@ -174,7 +165,6 @@ class SentTokens:
         return self._take_event(events)
 
     def remember_frame(self, head: bytes, tail: bytes) -> None:
-        """Remembers the bytes around the text of an event that has passed, for `take_text`."""
         if TAKE_TEXT is None or (head == self._frame[0] and tail == self._frame_tail):
             return
         at = tail.find(_HIDDEN) + len(_HIDDEN) - len(_NULL)
@@ -186,10 +176,6 @@ class SentTokens:
         self._frame_tail = tail
 
     def take_text(self, event: bytes) -> bytes | None:
-        """Like `take`, for an event that differs in text and ids alone from the remembered one.
-
-        Returns None for each other event, and takes nothing then. Most events of a stream are such.
-        """
         head, middle, tail = self._frame
         is_open = self.prompt_tokens > 0 and not self._expected and not self._is_in_call
         if TAKE_TEXT is None or not head or not is_open or not self._strips or self.problem or self._held:
@@ -238,9 +224,9 @@ class SentTokens:
             self.shown = self.last_at = shown
 
     def release(self) -> None:
-        """Drops all tokens. May be called twice."""
         self.ids = array("I")
-        self._release_held(b"")
+        if self._held:
+            self._release_held(b"")
         self.last = self.body = b""
         self.head = self.head if len(self.head) <= SHORT_BYTES else b""
         self._count()
@@ -287,7 +273,7 @@ class SentTokens:
             return self._hold(events) if shows_token else events
         self.last, self.last_at = events, before
         self.shown = len(self.ids)
-        return self._release_held(events)
+        return self._release_held(events) if self._held else events
 
     def _hold(self, events: bytes) -> bytes:
         self._held.append(events)
@@ -336,9 +322,10 @@ class SentTokens:
         size, head, last, body = _ID_BYTES * len(self.ids), len(self.head), len(self.last), len(self.body)
         size += (head if head > SHORT_BYTES else 0) + (last if last > SHORT_BYTES else 0)
         size += body if body > SHORT_BYTES else 0
-        self._memory.used_bytes += size - self._counted_bytes
+        memory = self._memory
+        memory.used_bytes += size - self._counted_bytes
         self._counted, self._counted_bytes = len(self.ids), size
-        return size > 0 and (self._memory.is_full or len(self.ids) > _MAX_IDS)
+        return size > 0 and (memory.used_bytes > memory.max_bytes or len(self.ids) > _MAX_IDS)
 
     def _give_up(self, problem: str, events: bytes) -> bytes:
         """Keeps nothing from now on; returns what was held, and the events."""

@@ -28,19 +28,19 @@ from fairlead_gateway.errors import GatewayError, NoReadyInstance
 from fairlead_gateway.http.listener import DetachedTransport, HttpRequest, ResponseWriter
 from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.openai.model_names import ModelEntry
-from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, check_response
+from fairlead_gateway.proxy.attempt import Attempt, AttemptParts, check_response
 from fairlead_gateway.proxy.local_routes import log_internal_error
 from fairlead_gateway.proxy.model_selection import ModelRequestParser
 from fairlead_gateway.proxy.request_recorder import CopyLifecycle, tpot_seconds
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import AttemptFailure
+from fairlead_gateway.router_registry import RoleRouters, RouterRegistry
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.decision_log import RequestOutcome, ShadowAnswer
 from fairlead_gateway.upstream.connection import LOCAL_CAUSES, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.response import StreamObserver
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RoleRouters, RouterRegistry
 
 SHADOW_BACKLOG_SECONDS: Final = 0.5
 """Limit: engine time of prompts that wait at an instance; with more, it gets no copies and its
@@ -155,13 +155,13 @@ class CopySender:
     """The stage that sends copies. One object serves all copies of a worker."""
 
     def __init__(
-        self, dispatcher: Dispatcher, routers: RoleRouters, pool: ConnectionPool, parser: ModelRequestParser
+        self, parts: AttemptParts, routers: RoleRouters, pool: ConnectionPool, parser: ModelRequestParser
     ) -> None:
-        self._dispatcher = dispatcher
+        self._parts = parts
         self._routers = routers
         self._pool = pool
         self._parser = parser
-        self._now = dispatcher.now
+        self._now = parts.now
         self._max_backlog_seconds: float = SHADOW_BACKLOG_SECONDS
 
     async def send(self, copied: CopiedRequest) -> ShadowAnswer:
@@ -210,7 +210,7 @@ class CopySender:
         load, tokens = router.total_load(endpoint.load), router.prompt_tokens(routed)
         if not has_room(instance, load, self._max_backlog_seconds, tokens=tokens):
             raise CopyRefused(NO_ROOM)
-        return self._dispatcher.create_copy(context, instance, decision)
+        return self._parts.create_copy(context, instance, decision)
 
     def _dispatch(self, copied: CopiedRequest, attempt: Attempt) -> None:
         """Counts the copy as load of its instance."""
@@ -294,20 +294,20 @@ class ShadowTraffic(CopyLifecycle):
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        parts: AttemptParts,
         routers: RouterRegistry,
         pool: ConnectionPool,
         parser: ModelRequestParser,
         is_short_of_memory: Callable[[], bool],
     ) -> None:
         self._loop = pool.loop
-        self._now = dispatcher.now
-        self._limits = dispatcher.runtime.limits
+        self._now = parts.now
+        self._limits = parts.runtime.limits
         self._routers = routers
-        self._admission = dispatcher.admission
-        self._telemetry = dispatcher.recorder.telemetry
+        self._admission = parts.admission
+        self._telemetry = parts.recorder.telemetry
         self._is_short_of_memory = is_short_of_memory
-        self._sender = CopySender(dispatcher, routers.serving, pool, parser)
+        self._sender = CopySender(parts, routers.serving, pool, parser)
         self._pairs: dict[str, CopiedRequest] = {}
         self._running: dict[str, CopiedRequest] = {}
         self._timer: asyncio.TimerHandle | None = None

@@ -12,7 +12,7 @@ from fairlead.errors import SettingsError
 from fairlead.limits import Limits
 from fairlead.runtime.process_tuning import heap_free_bytes
 from fairlead_gateway.errors import Overloaded
-from fairlead_gateway.worker.memory_pressure import (
+from fairlead_gateway.proxy.memory_pressure import (
     LARGE_BODY_BYTES,
     IdleRelease,
     MemoryPressure,

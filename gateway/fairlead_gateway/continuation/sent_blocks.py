@@ -23,10 +23,11 @@ from typing import Final
 
 import msgspec
 
+from fairlead_gateway.continuation.sent_tokens import LONG_TOOL_CALL, MAX_HELD_BYTES, MEMORY, TokenMemory
+from fairlead_gateway.upstream.kept_stream import KeptStream
 from fairlead_gateway.upstream.named_events import numbered_part
 from fairlead_gateway.upstream.response_schemas import BLOCK_EVENT_DECODER, BlockEvent
-from fairlead_gateway.upstream.sent_tokens import COMMENT, LONG_TOOL_CALL, MAX_HELD_BYTES, MEMORY, TokenMemory
-from fairlead_gateway.upstream.sse import event_data, event_name
+from fairlead_gateway.upstream.sse import COMMENT, event_data, event_name
 
 NOT_TEXT: Final = "not-text"
 MAX_HELD_SECONDS: Final = 60.0
@@ -69,7 +70,7 @@ class SentPart:
         self.deltas = 0
 
 
-class SentBlocks:
+class SentBlocks(KeptStream):
     """The parts of one stream, and the events that name it.
 
     memory: shared with other streams.
@@ -81,7 +82,6 @@ class SentBlocks:
     is_finished: the answer's stop reason was sent.
     last: the last event that the client has, or what has its number.
     failure: the error event of an engine, which the client does not have.
-    problem: why the stream cannot be continued, in one word; empty if it can.
     """
 
     __slots__ = (
@@ -100,12 +100,12 @@ class SentBlocks:
         "is_finished",
         "last",
         "parts",
-        "problem",
     )
 
     def __init__(self, memory: TokenMemory, body: bytes, now: Callable[[], float]) -> None:
         self._memory = memory
         self.body = body
+        self.problem = ""
         self._counted = self._text_bytes = 0
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -116,7 +116,6 @@ class SentBlocks:
         self.deltas = 0
         self.is_finished = False
         self.head = self.last = self.failure = b""
-        self.problem = ""
         self._count()
         if self.problem:
             self.release()
@@ -140,7 +139,6 @@ class SentBlocks:
         self._holds_call, self.failure = False, b""
 
     def release(self) -> None:
-        """Drops the text and the request. May be called twice."""
         self._release_held(b"")
         self.parts = []
         self.head = self.last = self.body = self.failure = b""

@@ -27,16 +27,16 @@ from fairlead_gateway.errors import (
     RouteWithoutTarget,
 )
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.outlier_detection import OutlierDetector
 from fairlead_gateway.resilience.worker.retry import MAX_CRASHES, StallTimeout
+from fairlead_gateway.router_registry import RoleRouters
 from fairlead_gateway.routes.target_choice import FallbackStep, RouteDecision
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.tenants.worker.tenant_policy import ModelVisibility
 from fairlead_gateway.upstream.request_encoder import sanitize_header_value
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RoleRouters
 
 UNAVAILABLE: Final[str] = FailureKind.UNAVAILABLE.value
 NO_CAPACITY: Final[str] = FailureKind.NO_CAPACITY.value

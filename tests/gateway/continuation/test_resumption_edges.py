@@ -43,7 +43,7 @@ async def test_engine_that_resumes_a_stream_is_not_blamed_for_a_client_that_neve
         assert len(logged.records) == 2
         assert logged.client_disconnected
         assert logged.error == "client-gone"
-        breaker = running.gateway.stack.failures.outlier_detector
+        breaker = running.gateway.stages.failures.outlier_detector
         assert not breaker._records[logged.records[-1].decision.chosen or ""].consecutive_failures
         connection.writer.transport.abort()
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from fairlead_gateway.upstream.sent_blocks import MAX_HELD_SECONDS, SentBlocks
-from fairlead_gateway.upstream.sent_tokens import COMMENT, LONG_TOOL_CALL, TokenMemory
+from fairlead_gateway.continuation.sent_blocks import MAX_HELD_SECONDS, SentBlocks
+from fairlead_gateway.continuation.sent_tokens import LONG_TOOL_CALL, TokenMemory
+from fairlead_gateway.upstream.sse import COMMENT
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, HangUp, Script, named_event
 from fairlead_testing.gateway.broken_streams import (

@@ -9,9 +9,10 @@ import pytest
 
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import ModelRouting, StreamResume
+from fairlead_gateway.continuation.sent_tokens import SentTokens, TokenMemory
+from fairlead_gateway.continuation.stream_moves import StreamProgress, decide_move
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
-from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
-from fairlead_gateway.upstream.sent_tokens import COMMENT, SentTokens, TokenMemory
+from fairlead_gateway.upstream.sse import COMMENT
 from fairlead_testing.engines.disaggregated import engine_processes
 from fairlead_testing.engines.scripted import EngineCall, event, hang_up, scripted_engine
 from fairlead_testing.gateway.broken_streams import (
@@ -340,14 +341,14 @@ async def test_a_move_that_is_refused_charges_no_retry_and_names_the_last_cause(
             answer = tasks.create_task(request(running.url, CHAT))
             await wait_until(lambda: any(isinstance(one, RelayedStream) for one in running.gateway._inflight.values()))
             (stream,) = [one for one in running.gateway._inflight.values() if isinstance(one, RelayedStream)]
-            budget = running.gateway.stack.relay._stream_resume._retry_budget
+            budget = running.gateway.stages.relay.continuation._retry_budget
             while budget.take(stream.context.caller, running.gateway._now()):
                 pass
             with_draining(running, stream.instance_id)
             await wait_until(lambda: len(met) == 3)
             assert met[1:] == [[*PROMPT, 11]] * 2
             if refusals == 1:
-                planned = running.gateway.stack.admission.models[MODEL_KEY].policy.kv_capacity
+                planned = running.gateway.stages.admission.models[MODEL_KEY].policy.kv_capacity
                 assert [sequence.earlier for sequence in planned._sequences.values()] == [1]
                 go_on.set()
                 assert text_of(shown(await answer)) == "one two"
@@ -374,7 +375,7 @@ async def test_without_another_instance_a_stream_stays_where_it_drains() -> None
 async def test_a_model_may_forbid_it_and_its_tool_calls_are_sent_in_parts() -> None:
     met: list[Event] = []
     async with gateway_of(*[chat_engine([chunk({"tool_calls": [CALL]}, None)], [], met=met)] * 2) as (running, *_):
-        fleet = running.gateway.stack.routers.fleet
+        fleet = running.gateway.stages.routers.fleet
         models = {
             key: replace(model, routing=ModelRouting(resume=StreamResume.NEVER)) for key, model in fleet.models.items()
         }
@@ -430,7 +431,7 @@ def test_events_of_text_are_taken_as_in_the_general_way(delta: Event, ids: list[
 async def test_a_continued_stream_names_the_model_as_its_client_does() -> None:
     met: list[Event] = []
     async with gateway_of(*[chat_engine(FIRST, REST, met=met)] * 2) as (running, *_):
-        fleet = running.gateway.stack.routers.fleet
+        fleet = running.gateway.stages.routers.fleet
         listed = tuple(replace(instance, served_name="tiny") for instance in fleet.instances[MODEL_KEY])
         models = {key: replace(model, served_names=("fine",)) for key, model in fleet.models.items()}
         running.gateway.update_fleet(replace(fleet, version=2, instances={MODEL_KEY: listed}, models=models))
@@ -448,15 +449,18 @@ async def test_stream_longer_than_all_before_it_has_no_forecast() -> None:
         running_gateway(with_profile(fleet_of([engine.url]), builtin_profile("h100-llama8b"))) as running,
         asyncio.TaskGroup() as tasks,
     ):
-        relay = running.gateway.stack.relay
+        relay = running.gateway.stages.relay
         await request(running.url, CHAT)
         is_short[0] = False
         answer = tasks.create_task(request(running.url, CHAT))
         stream = await relayed_stream(running)
         await wait_until(lambda: stream._stream is not None and stream._stream.generated == 40)
-        forecast = relay._admission.models[MODEL_KEY].policy.kv_capacity.forecast
+        forecast = running.gateway.stages.admission.models[MODEL_KEY].policy.kv_capacity.forecast
         assert forecast.expected_remaining(stream.context.caller, 3, 40, relay._now()) == 1.0
-        assert relay._progress(stream._attempt, stream._engine_response, stream._stream).forecast_tokens is None
+        assert (
+            relay.continuation._progress(stream._attempt, stream._engine_response, stream._stream).forecast_tokens
+            is None
+        )
         answer.cancel()
 
 
@@ -474,12 +478,12 @@ async def test_the_price_of_a_second_move_is_that_of_the_present_engine() -> Non
     endless = {name: value for name, value in CHAT.items() if name != "max_tokens"}
     async with gateway_of(script, script, script) as (running, *_), asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(request(running.url, endless))
-        relay = running.gateway.stack.relay
+        relay = running.gateway.stages.relay
         for number in range(2):
             await wait_until(lambda: len(met) == number + 1)  # noqa: B023 - awaited at once
             stream = await relayed_stream(running)
             await wait_until(lambda: stream._stream is not None and stream._stream.generated == 2 * (number + 1))  # noqa: B023
-            asked.append(relay._progress(stream._attempt, stream._engine_response, stream._stream))
+            asked.append(relay.continuation._progress(stream._attempt, stream._engine_response, stream._stream))
             assert stream.move()
         answer.cancel()
     assert [(one.prompt_tokens, one.generated) for one in asked] == [(3, 2), (5, 2)]

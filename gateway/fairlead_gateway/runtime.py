@@ -19,7 +19,6 @@ from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.http.timers import PacedCalls
 
 _MIN_COUNTED_BYTES: Final = 16_384
-_MIN_CHUNKS: Final = 64
 _MAX_NAMESPACE_SHARE: Final = 0.5
 
 
@@ -70,14 +69,6 @@ class BufferedBytes:
             self._memory.add(self._namespace, counted - self._counted_bytes)
             self._counted_bytes = counted
         return counted > 0 and self._memory.is_full_for(self._namespace)
-
-
-def compact(chunks: list[bytes], size: int) -> list[bytes]:
-    """Returns chunks of `size` bytes in all, joined to one if they are too small.
-
-    Why: an object takes 50 bytes besides its content. The ratio bounds how often bytes are copied.
-    """
-    return [b"".join(chunks)] if len(chunks) > _MIN_CHUNKS + (size >> 8) else chunks
 
 
 class WorkerRuntime:

@@ -1,152 +1,32 @@
-"""The state of one client request, from parsing to the access log.
+"""The state of one client request, from parsing to the access log."""
 
-Ids of requests: drawn by the gateway, unique, and not to be guessed by other clients.
-
-Why: engines key their requests by id. Two live requests with one id have crashed engines, and a
-client that knows the id of another request can disturb it.
-
-The address of an instance: the fields that each request reads, copied once per instance.
-
-Why: the module of `Instance` is not compiled. Each attribute that is read there costs 140
-instructions, and a request reads seven.
-"""
-
-import os
 from collections.abc import Callable
 from typing import Final
 
-from fairlead.decision import Decision
-from fairlead.engines.lora_api import adapter_prefix
-from fairlead.fleet.model import Instance
 from fairlead.tenants.model import Tenant
-from fairlead.units import format_duration
-from fairlead_gateway.adapters.placement import (
-    AdapterPlacement,
-)
+from fairlead_gateway.adapters.placement import AdapterUse
 from fairlead_gateway.admission.admission_policy import AdmissionRequest, Admitted
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
-from fairlead_gateway.disaggregation.worker.kv_connectors import Handoff
+from fairlead_gateway.disaggregation.worker.kv_connectors import Handoff, HandoffState
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
 from fairlead_gateway.limits.worker.limit_plan import LeasedLimit, Reservation
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, StallTimeout
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.telemetry.worker.trace_record import TraceRecord
 from fairlead_gateway.tenants.worker.tenant_policy import NO_TENANT, TenantPolicy
+from fairlead_gateway.upstream.engine_address import EngineAddress
 from fairlead_gateway.upstream.response import EngineResponse
 from fairlead_gateway.upstream.stream_comments import SseKeepAlive
 from fairlead_gateway.upstream.usage import Usage
 
-_MAX_ADDRESSES: Final = 4_096
 _MAX_CONTEXT: Final = 1 << 21
 """Tokens that a request may have besides those that are seen, such as a conversation by its id."""
 _MAX_PER_ESTIMATE: Final = 16
 _MIN_OUTPUT: Final = 1_024
 """An engine may pass a limit of output by a little, but not by 16 times as much and more."""
-
-_RANDOM_BYTES: Final = 8
-_BATCH_BYTES: Final = 512 * _RANDOM_BYTES
-_DIGITS: Final = 2 * _RANDOM_BYTES
-
-
-class EngineAddress:
-    """The address of an instance. Its fields are those of `Instance`.
-
-    url: its `address`, the key of its connections.
-    adapter_prefix: what precedes the name of a LoRA adapter in requests; mostly empty.
-    """
-
-    __slots__ = (
-        "adapter_prefix",
-        "dp_rank",
-        "engine",
-        "id",
-        "instance",
-        "leaves_cluster",
-        "namespace",
-        "served_name",
-        "url",
-    )
-
-    def __init__(self, instance: Instance) -> None:
-        self.instance = instance
-        self.id: str = instance.id
-        self.engine: str = instance.engine
-        self.namespace: str = instance.namespace
-        self.url: str = instance.address
-        self.leaves_cluster: bool = instance.leaves_cluster
-        self.served_name: str | None = instance.served_name
-        self.dp_rank: int | None = instance.dp_rank
-        self.adapter_prefix: str = adapter_prefix(instance.engine, instance.model)
-
-    def adapter_model(self, adapter: str) -> str | None:
-        """Returns the model that requests for an adapter name; None for the adapter alone."""
-        return f"{self.adapter_prefix}{adapter}" if self.adapter_prefix else None
-
-
-class EngineAddresses:
-    """The addresses of the instances that were chosen lately."""
-
-    def __init__(self) -> None:
-        self._addresses: dict[str, EngineAddress] = {}
-
-    def of(self, instance: Instance) -> EngineAddress:
-        """Returns the address of an instance, as the instance is now."""
-        instance_id = instance.id
-        address = self._addresses.get(instance_id)
-        if address is None or address.instance is not instance:
-            if len(self._addresses) >= _MAX_ADDRESSES:
-                self._addresses.clear()
-            address = self._addresses[instance_id] = EngineAddress(instance)
-        return address
-
-
-class AdapterUse:
-    """The adapter of a request: where it may be served, and how long the request waited for it.
-
-    load_seconds: how long the request waited for a load; None until that has ended, and if the
-        adapter was loaded already.
-    download_seconds: the part of it in which the adapter was downloaded.
-    """
-
-    __slots__ = ("download_seconds", "load_seconds", "name", "placement")
-
-    def __init__(self, name: str, placement: AdapterPlacement) -> None:
-        self.name = name
-        self.placement = placement
-        self.load_seconds: float | None = None
-        self.download_seconds = 0.0
-
-    def describe(self) -> str:
-        """Returns it as the beginning of a sentence."""
-        if self.load_seconds is not None and self.download_seconds > 0.0:
-            downloaded = format_duration(self.download_seconds)
-            rest = format_duration(max(0.0, self.load_seconds - self.download_seconds))
-            return f"adapter {self.name} cold, downloaded in {downloaded}, loaded in {rest}"
-        if self.load_seconds is not None:
-            return f"adapter {self.name} cold, loaded in {format_duration(self.load_seconds)}"
-        if self.placement.rule == "warm":
-            return f"adapter {self.name} {self.placement.reason}"
-        return f"adapter {self.name} cold: {self.placement.reason}"
-
-
-class HandoffState:
-    """The remote prefill of a request whose model has prefill instances.
-
-    transfer: the KV transfer of the next attempt; None once an engine accepted it, or without one.
-    is_transferred: the engine that answers received the KV of the prompt.
-    preselected: the first choice of a decode instance, until an attempt takes it.
-    """
-
-    __slots__ = ("is_transferred", "preselected", "record", "transfer")
-
-    def __init__(self) -> None:
-        self.record = HandoffRecord()
-        self.transfer: Handoff | None = None
-        self.is_transferred = False
-        self.preselected: Decision | None = None
 
 
 class RequestContext:
@@ -297,26 +177,3 @@ class RequestContext:
 
     def body_fingerprint(self, fingerprint: Callable[[bytes], bytes]) -> bytes:
         return fingerprint(self.request.body) if self.fingerprint is None else self.fingerprint
-
-
-class RequestIds:
-    """The creator of ids: `req-`, eight hexadecimal digits of the process, 64 random bits.
-
-    draw_bytes: returns that many bytes of cryptographic quality.
-    """
-
-    __slots__ = ("_begin", "_digits", "_draw_bytes", "_position")
-
-    def __init__(self, draw_bytes: Callable[[int], bytes] = os.urandom) -> None:
-        self._draw_bytes = draw_bytes
-        self._begin = f"req-{draw_bytes(4).hex()}-"
-        self._digits = ""  # drawn for many ids at once: a system call costs more than an id
-        self._position = 0
-
-    def next(self) -> str:
-        """Returns the next id."""
-        start = self._position
-        if start >= len(self._digits):
-            self._digits, start = self._draw_bytes(_BATCH_BYTES).hex(), 0
-        end = self._position = start + _DIGITS
-        return self._begin + self._digits[start:end]

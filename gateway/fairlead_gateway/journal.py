@@ -20,15 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fairlead_gateway.disaggregation.handoff_record import OK
 from fairlead_gateway.ipc.channel import MessageSender
 from fairlead_gateway.ipc.decision_json import stream_entry
-from fairlead_gateway.ipc.messages import PUBLISHED_DECISIONS_PENDING, EncodedLoad, WorkerReport
 from fairlead_gateway.kv_index.messages import PromptFinished, PromptSamples
 from fairlead_gateway.kv_index.prompt_samples import PromptSampleBuffer
 from fairlead_gateway.limits.worker.tenant_limits import QuotaLink
-from fairlead_gateway.peers.messages import Dispatch
+from fairlead_gateway.messages import PUBLISHED_DECISIONS_PENDING, EncodedLoad, WorkerReport
+from fairlead_gateway.peers.messages import SIBLING_DECISIONS_PENDING, Dispatch
 from fairlead_gateway.profiles.messages import TIMING_REPORT_SECONDS, TimingEvent, TimingEventKind
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.poison_requests import QUARANTINED_FINGERPRINTS
 from fairlead_gateway.routing import InstanceLoad, RouteRequest
 from fairlead_gateway.routing.load.inflight import InflightRequest
@@ -36,8 +36,8 @@ from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefix.prefix_hash import BYTES_PER_TOKEN
 from fairlead_gateway.routing.router import DispatchHooks
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
+from fairlead_gateway.telemetry.handoff_record import OK
 from fairlead_gateway.usage.messages import UsageRow
-from fairlead_gateway.worker.request_context import RequestContext
 
 TIMING_ROWS: Final = 16_384
 """Limit: request timings that a worker buffers for the supervisor, which fits profiles."""
@@ -52,8 +52,6 @@ SIBLING_BATCH_SECONDS: Final = 0.05
 
 PREFIX_MAP_REPORTS_PENDING: Final = 4_096
 """Limit: ended prompts that a worker buffers for the index."""
-SIBLING_DECISIONS_PENDING: Final = 4_096
-"""Limit: decisions in that batch; the oldest are dropped."""
 
 _IMMEDIATE_FLUSH_COUNT: Final = 64
 _BAD_GATEWAY: Final = 502

@@ -7,7 +7,7 @@ import pytest
 from fairlead.errors import SettingsError
 from fairlead.settings import GatewaySettings
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.worker.cors import parse_cors
+from fairlead_gateway.proxy.cors import parse_cors
 from fairlead_testing.engines.scripted import scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import keys_of

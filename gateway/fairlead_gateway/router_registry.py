@@ -15,14 +15,14 @@ from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Role
 from fairlead.limits import Limits
 from fairlead_gateway.errors import NoReadyInstance
+from fairlead_gateway.journal import Reporters
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.outlier_detection import MAX_REASONS, OutlierDetector
 from fairlead_gateway.resilience.worker.retry import StartupTimes, retry_after_seconds
 from fairlead_gateway.routing import InstanceLoad, ModelRouter, RouteRequest
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED
 from fairlead_gateway.routing.load.prompt_sizes import PromptSizes
 from fairlead_gateway.routing.request import NO_INSTANCES
-from fairlead_gateway.worker.journal import Reporters
-from fairlead_gateway.worker.request_context import RequestContext
 
 _NO_INSTANCES: Final[dict[str, Instance]] = {}
 _NONE_EJECTED: Final[Mapping[str, str]] = {}

@@ -18,73 +18,21 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from xxhash import xxh3_64_intdigest
-
-from fairlead_gateway.dialects.chat import CHAT
-from fairlead_gateway.dialects.schemas import GenerationFields
-from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.openai.json_edit import set_members
-from fairlead_gateway.proxy.continuation import (
-    MAX_BREAKS,
-    PROGRESS_TOKENS,
-    REFUSED_NAMES,
-    REPLAYED,
+from fairlead_gateway.continuation.continued_stream import MAX_BREAKS, PROGRESS_TOKENS, Queries
+from fairlead_gateway.continuation.sent_tokens import MEMORY, SentTokens, TokenMemory
+from fairlead_gateway.continuation.stream_tokens import (
     StreamTokens,
+    body_with_seed,
     body_with_tokens,
-    has_media,
-    is_opening,
-    only_choice,
-    refused_fields,
-    split_events,
 )
+from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.upstream.event_fields import is_opening, only_choice, split_events
 from fairlead_gateway.upstream.response import ReplayFailed
-from fairlead_gateway.upstream.sent_tokens import COMMENT, MEMORY, SentTokens, TokenMemory
+from fairlead_gateway.upstream.sse import COMMENT
 
 DIFFERS: Final = "replay-differs"
 WITHIN_LOGPROBS: Final = "logprobs"
-_PENALTY: Final = b'_penalty"'
-_MAX_SEED: Final = (1 << 53) - 1
-"""Numbers that every JSON parser reads exactly."""
 _TEXTS: Final = ("reasoning", "reasoning_content", "content", "text")
-
-
-def needs_replay(request: ModelRequest) -> bool:
-    """Whether a stream whose tokens are asked for can go on by a replay only."""
-    if request.decoded_fields is None and request.parameters is None:
-        # A scanned chat, whose only such fields are penalties.
-        body, end = request.client_body, request.messages_end
-        if body.find(_PENALTY, end) < 0 and body.find(_PENALTY, 0, request.messages_start) < 0:
-            return False
-    fields = request.fields
-    if not isinstance(fields, GenerationFields):
-        return False
-    reasons = refused_fields(fields, request.body if _may_have_names(request, fields) else b"")
-    return bool(reasons) and REPLAYED.issuperset(reasons) and not has_media(request)
-
-
-def _may_have_names(request: ModelRequest, fields: GenerationFields) -> bool:
-    """Whether a body may have fields that are known by their names only.
-
-    Why: to search the prompt for them would cost every stream more than its other checks.
-    """
-    if fields.is_listed and request.dialect is CHAT:
-        return False
-    body, start, end = request.client_body, request.messages_start, request.messages_end
-    return not end or any(
-        body.find(name, end) >= 0 or body.find(name, 0, start) >= 0 for names, _ in REFUSED_NAMES for name in names
-    )
-
-
-def body_with_seed(request: ModelRequest, body: bytes, request_id: str) -> bytes:
-    """Returns the body with a seed if its answer could not be repeated without one.
-
-    request_id: the gateway's, which has random digits; each attempt has the same.
-    """
-    fields = request.fields
-    assert isinstance(fields, GenerationFields)
-    if fields.seed is not None or fields.temperature == 0:
-        return body
-    return set_members(body, {"seed": b"%d" % (xxh3_64_intdigest(request_id.encode()) & _MAX_SEED)})
 
 
 class StreamReplay(StreamTokens):
@@ -149,9 +97,9 @@ class StreamReplay(StreamTokens):
     def is_whole(self) -> bool:
         return self.tokens.is_finished
 
-    @property
-    def is_unclear(self) -> bool:
-        return False
+    def queries(self, engine: str) -> Queries:
+        yield from ()
+        return ""
 
     def refusal(self) -> str:
         tokens = self.tokens

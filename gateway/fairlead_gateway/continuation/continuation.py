@@ -1,5 +1,7 @@
-"""Continues streams that broke after their first byte, or that move: another instance generates the
-rest.
+"""The door to continued streams: keeps what they need, and lets another instance generate the rest.
+
+A stream that breaks after its first byte, or that leaves a draining instance, goes on at another
+one. What is kept of it depends on its dialect and its engine (`keep`).
 
 The text that clients have is parsed for one stream at a time, and in slices.
 
@@ -12,28 +14,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from fairlead_gateway.errors import (
-    NoReadyInstance,
-)
-from fairlead_gateway.proxy.attempt import (
-    Attempt,
-    Dispatcher,
-    is_usage_refused,
-)
-from fairlead_gateway.proxy.continuation import (
-    TOKEN_ENGINES,
-    ContinuedStream,
-    DetachedStream,
-    SentText,
-    StreamText,
+from fairlead_gateway.continuation.continued_stream import ContinuedStream
+from fairlead_gateway.continuation.sent_blocks import NOT_TEXT, SentBlocks
+from fairlead_gateway.continuation.sent_tokens import SentTokens, TokenMemory
+from fairlead_gateway.continuation.stream_blocks import keeps_text, stream_blocks
+from fairlead_gateway.continuation.stream_moves import StreamProgress, decide_move
+from fairlead_gateway.continuation.stream_replay import StreamReplay
+from fairlead_gateway.continuation.stream_text import SentText, StreamText
+from fairlead_gateway.continuation.stream_tokens import (
     StreamTokens,
-    decoded_text,
+    asks_for_tokens,
+    body_with_seed,
+    body_with_tokens,
+    needs_replay,
 )
-from fairlead_gateway.proxy.continued_blocks import StreamBlocks
+from fairlead_gateway.errors import NoReadyInstance
+from fairlead_gateway.openai.request import can_resume
+from fairlead_gateway.proxy.attempt import Attempt, AttemptParts, is_usage_refused
 from fairlead_gateway.proxy.relayed_stream import GapRecorder
-from fairlead_gateway.proxy.stream_replay import StreamReplay
 from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.proxy.tool_calls import ToolCallIndexer
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import AttemptFailure, RetryBudget
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
@@ -42,54 +43,118 @@ from fairlead_gateway.upstream.connection import UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.upstream.request_encoder import encode_request
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
-from fairlead_gateway.upstream.sent_blocks import NOT_TEXT
-from fairlead_gateway.upstream.sent_tokens import IDS_NOT_READ
-from fairlead_gateway.worker.request_context import RequestContext
 
+STREAM_TOKENS_BYTES: Final = 128 * 1024 * 1024
+"""Limit: token ids, requests and held or long events of all streams of a worker, and texts of
+messages and responses. A stream that does not fit cannot be continued.
+"""
+RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
+"""Limit: the same of all streams of a worker, with requests that are kept for a replay; a stream
+that grows beyond cannot be continued."""
 MAX_CONTINUATIONS: Final = 8
 """Limit: instances that are asked for the rest of one stream."""
 HANDED_OVER: Final = "handed-over"
-_MAX_UNCLEAR_TOKENS: Final = 16
 NO_INSTANCE: Final = "no-instance"
 POISON: Final = "poison"
-
 DRAINED: Final = "drain"
 _FREE_CAUSES: Final = ("cut", "gone", DRAINED)
 """The engine went, or the gateway has moved the stream: resuming charges no budget."""
 
 
-class StreamResume:
-    """The stage that resumes broken streams. One object serves all requests of a worker."""
+class Continuation:
+    """The stage that continues streams. One object serves all requests of a worker.
+
+    hand_over: relays the rest of a stream without a task.
+    """
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        parts: AttemptParts,
         pool: ConnectionPool,
         retry_budget: RetryBudget,
-        hand_over: Callable[[Attempt, EngineResponse, DetachedStream | None], None],
+        hand_over: Callable[[Attempt, EngineResponse, ContinuedStream | None], None],
         silence: StreamSilence,
     ) -> None:
         self._silence = silence
-        self._dispatcher = dispatcher
+        self._parts = parts
         self._pool = pool
         self._hand_over = hand_over
-        self._telemetry = dispatcher.recorder.telemetry
+        self._telemetry = parts.recorder.telemetry
         self._retry_budget = retry_budget
-        self._now = dispatcher.now
-        self._routers = dispatcher.routers
-        self._failures = dispatcher.failures
+        self._now = parts.now
+        self._routers = parts.routers
+        self._failures = parts.failures
         self._parsing = asyncio.Lock()
+        self.token_memory = TokenMemory(STREAM_TOKENS_BYTES)
+        self.text_memory = TokenMemory(RESUMABLE_STREAMS_BYTES)
 
-    def plan_move(self, attempt: Attempt, stream: DetachedStream, why: str) -> Attempt | None:
+    def ask(self, attempt: Attempt, body: bytes) -> bytes:
+        """Returns the body of a streamed request, which asks its engine for token ids if it can."""
+        context = attempt.context
+        request = context.request
+        if not asks_for_tokens(request, attempt.address.engine):
+            return body
+        body, strips = body_with_tokens(request, body)
+        is_replayable = needs_replay(request)
+        attempt.kept = SentTokens(self.token_memory, strips=strips, is_replayable=is_replayable)
+        return body_with_seed(request, body, context.id) if is_replayable else body
+
+    def keep(self, attempt: Attempt, engine_response: EngineResponse) -> ContinuedStream | None:
+        """Keeps what another engine needs of a stream from now on; None if nothing can be kept.
+
+        Called before the stream is relayed, with its rewriters set.
+        """
+        context, tokens = attempt.context, attempt.kept
+        request, rewrite = context.request, engine_response.rewrite_events
+        if isinstance(tokens, SentTokens) and not tokens.problem and tokens.prompt_tokens:
+            if rewrite is not None:
+                tokens.head = b"".join(rewrite([tokens.head + b"\n\n"]))
+            if not tokens.is_replayable:
+                return StreamTokens(request, tokens)
+            stream = StreamReplay(request, tokens, context.id, self.text_memory)
+            engine_response.on_relayed = stream.note
+            return stream
+        if keeps_text(request, attempt.address.engine):
+            blocks = attempt.kept = SentBlocks(self.token_memory, request.body, self._now)
+            engine_response.rewrite_events = (
+                blocks.take if rewrite is None else lambda events: blocks.take(rewrite(events))
+            )
+            return stream_blocks(request, blocks)
+        if request.entry.resumes and not attempt.address.leaves_cluster and can_resume(request):
+            sent = SentText(self._pool.limits.resumable_bytes, self.text_memory)
+            engine_response.on_relayed = sent.add
+            return StreamText(request, sent)
+        return None
+
+    def note_not_continued(self, attempt: Attempt) -> None:
+        """Counts a stream that broke and was never to be continued."""
+        context, kept = attempt.context, attempt.kept
+        if not context.request.entry.resumes:
+            reason = "never"
+        elif attempt.address.leaves_cluster:
+            reason = "external"
+        else:
+            reason = "engine" if kept is None else kept.problem or POISON
+        context.result.not_continued = reason
+        if isinstance(kept, SentBlocks):
+            context.error_event = kept.failure
+        self._telemetry.record_not_continued(context.request.model_key, reason)
+
+    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream) -> Attempt | None:
         """Chooses an instance that takes over a stream of one that drains.
 
-        Returns None if none can, or if the answer is about to end. A replay would generate again
-        what the client has, and a text may find no engine that takes it over. Such streams move
-        only when their engine ends.
+        Returns None if none can, if that is not worth it, or if the answer is about to end. A
+        replay would generate again what the client has, and a text may find no engine that takes it
+        over. Such streams move only when their engine ends.
         """
-        if not stream.may_move or stream.refusal() or stream.is_whole:
+        decision = decide_move(self._progress(attempt, engine_response, stream))
+        if not decision.moves or not stream.may_move or stream.refusal() or stream.is_whole:
             return None
-        return self._choose(attempt, stream, DRAINED, frozenset({attempt.instance_id}), why)
+        tried = frozenset({attempt.instance_id})
+        planned = self._choose(attempt, stream, DRAINED, tried, decision.reason)
+        if planned is not None:
+            self._telemetry.record_move(attempt.context.request.model_key, decision.rest_seconds)
+        return planned
 
     async def resume(
         self,
@@ -107,20 +172,17 @@ class StreamResume:
         `HANDED_OVER`: a `RelayedStream` ends it.
         """
         context, tried = broken.context, frozenset[str]()
-        if isinstance(stream, DetachedStream) and broken.engine_response is not None:
+        if broken.engine_response is not None:
             stream.events += broken.engine_response.event_count
-            usage = broken.engine_response.usage
-            if isinstance(stream, StreamBlocks) and not stream.continuations and usage is not None:
-                stream.counted_prompt = usage.prompt_tokens or 0
+            stream.on_break(broken.engine_response.usage)
         key = context.request.model_key
         first_cause, reason, is_planned = cause, "", attempt is not None
-        failure = stream.failure if isinstance(stream, DetachedStream) else b""
+        failure = stream.failure
         while not reason:
             tried |= {broken.instance_id}
             if context.trace is not None:
                 context.trace.finish_span(ATTEMPT, cause)
-            is_read = not isinstance(stream, StreamText) or await self._parse(stream.sent)
-            reason = stream.refusal() if is_read else NOT_TEXT
+            reason = stream.refusal() if await self._parse(stream) else NOT_TEXT
             if reason:
                 break
             if stream.is_whole:
@@ -134,7 +196,7 @@ class StreamResume:
             if attempt is None:
                 reason = POISON if cause == POISON else NO_INSTANCE
                 break
-            broken.tokens = broken.blocks = None
+            broken.kept = None
             broken.finish(False, self._now())
             next_cause = await self._continue(attempt, stream)
             if next_cause is None:
@@ -147,10 +209,9 @@ class StreamResume:
             if len(tried) > MAX_CONTINUATIONS:
                 reason = "breaks"
         self._telemetry.record_not_continued(key, reason)
-        if len(tried) > 1 or (isinstance(stream, DetachedStream) and stream.continuations):
+        if len(tried) > 1 or stream.continuations:
             self._telemetry.record_resumption(key, "broken")
-        if isinstance(stream, DetachedStream):
-            context.error_event = failure
+        context.error_event = failure
         context.result.not_continued = reason
         return first_cause
 
@@ -166,27 +227,19 @@ class StreamResume:
         try:
             if context.request.adapter is not None:
                 await attempt.acquire_adapter()
-            if isinstance(stream, StreamTokens) and stream.is_unclear:
-                await self._settle(attempt, stream)
-                if stream.tokens.problem:
-                    return stream.tokens.problem
-            if isinstance(stream, StreamBlocks):
-                if attempt.address.engine not in TOKEN_ENGINES:
-                    return "engine"
-                stream.problem = await self._find_tokens(attempt, stream)
-                if stream.problem:
-                    return stream.problem
-                if stream.is_whole:
-                    return self._complete(context, stream, "cut")
-                attempt.blocks = stream.blocks
+            problem = await self._query(attempt, stream)
+            if problem:
+                return problem
+            if stream.is_whole:
+                return self._complete(context, stream, "cut")
             attempt.attach_engine_message(stream.next_body())
-            tokens = attempt.tokens = stream.tokens if isinstance(stream, StreamTokens) else None
+            attempt.kept = stream.kept
             shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
             rewrite = ToolCallIndexer(
                 stream.splice if shows_cached else lambda events: [*map(hide_cached_tokens, stream.splice(events))]
             ).rewrite_events
             engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
-            if error is None and is_usage_refused(context, engine_response) and isinstance(stream, StreamText):
+            if error is None and stream.needs_task and is_usage_refused(context, engine_response):
                 self._without_usage(attempt, stream)
                 engine_response, error = await attempt.send_until_verdict(self._pool, rewrite)
             if error is not None:
@@ -195,13 +248,11 @@ class StreamResume:
             scanner = engine_response.scanner
             if not engine_response.is_stream or scanner.error is not None or scanner.is_aborted:
                 return "refused"
-            if tokens is not None and tokens.problem:
-                return tokens.problem
-            if isinstance(stream, StreamBlocks) and not stream.has_read(scanner.usage):
-                stream.problem = IDS_NOT_READ
-                return stream.problem
+            problem = stream.read_problem(scanner.usage)
+            if problem:
+                return problem
             self._failures.outlier_detector.on_success(attempt.instance_id, self._now(), context.caller)
-            if isinstance(stream, DetachedStream) and context.deadline is None:
+            if context.deadline is None and not stream.needs_task:
                 self._note_first_token(attempt, stream)
                 stream.continuations += 1
                 is_handed_over = True
@@ -210,8 +261,7 @@ class StreamResume:
             cause = await self._relay(attempt, engine_response, stream)
             is_complete = cause is None
             if cause == "cut" and attempt.on_crash():
-                has_progressed = isinstance(stream, DetachedStream) and stream.has_progressed
-                return cause if has_progressed else POISON
+                return cause if stream.has_progressed else POISON
             return cause
         except UpstreamError as error:
             self._failures.on_stream_failed(context, attempt.instance_id, error.cause)
@@ -221,45 +271,33 @@ class StreamResume:
         finally:
             if not is_handed_over:
                 attempt.abort_unfinished()
-                attempt.tokens = attempt.blocks = None  # the stream may go on with them
+                attempt.kept = None  # the stream may go on with it
                 attempt.finish(is_complete, self._now())
 
-    async def _settle(self, attempt: Attempt, stream: StreamTokens) -> None:
-        """Asks the instance to which of its last tokens the client's text belongs.
+    async def _query(self, attempt: Attempt, stream: ContinuedStream) -> str:
+        """Queries what the stream needs; returns why the instance cannot continue it.
 
         Raises EngineCallFailed.
         """
-        tokens, text = stream.tokens, stream.last_text()
-        for end in range(tokens.shown, max(tokens.last_at, tokens.shown - _MAX_UNCLEAR_TOKENS), -1):
-            answer = await self._query(attempt, "/detokenize", stream.tokens_before(end))
-            if text and decoded_text(answer).endswith(text):
-                tokens.settle(end)
-                return
-        tokens.settle(None)
-
-    async def _find_tokens(self, attempt: Attempt, stream: StreamBlocks) -> str:
-        """Queries the tokens that the stream needs; returns why the instance cannot continue it.
-
-        Raises EngineCallFailed.
-        """
-        queries = stream.queries()
+        queries = stream.queries(attempt.address.engine)
         try:
             path, body = next(queries)
             while True:
-                body = attempt.named_body(body) if path.startswith("/v1/") else body
-                path, body = queries.send(await self._query(attempt, path, body))
+                path, body = queries.send(await self._answer(attempt, path, body))
         except StopIteration as end:
             problem: str = end.value
             return problem
 
-    async def _query(self, attempt: Attempt, path: str, body: bytes) -> bytes:
+    async def _answer(self, attempt: Attempt, path: str, body: bytes) -> bytes:
         """Returns the instance's answer to a question about tokens. Raises EngineCallFailed."""
         context, address = attempt.context, attempt.address
-        prefix = self._dispatcher.request_prefixes.get("POST" if body else "GET", path, address.url)
+        is_generated = path.startswith("/v1/")
+        prefix = self._parts.request_prefixes.get("POST" if body else "GET", path, address.url)
+        body = attempt.named_body(body) if is_generated else body
         head = context.http_request.head
         message = encode_request(prefix, head, body, context.id, dp_rank=address.dp_rank, extra_headers="")
         limits = self._pool.limits
-        seconds = limits.unresponsive_seconds if path.startswith("/v1/") else limits.connect_seconds
+        seconds = limits.unresponsive_seconds if is_generated else limits.connect_seconds
         return await call_engine(self._pool, address.url, message, seconds, instance=attempt.instance)
 
     def _complete(self, context: RequestContext, stream: ContinuedStream, cause: str) -> str | None:
@@ -275,7 +313,7 @@ class StreamResume:
         context.response.write_chunks(events, final=True)
         return None
 
-    def _without_usage(self, attempt: Attempt, stream: StreamText) -> None:
+    def _without_usage(self, attempt: Attempt, stream: ContinuedStream) -> None:
         """Makes the attempt one without the request for token counts, which its engine refuses."""
         if attempt.engine_response is not None:
             attempt.engine_response.release_buffer()
@@ -289,8 +327,7 @@ class StreamResume:
         now, context = self._now(), attempt.context
         result = context.result
         attempt.on_first_token(now)
-        if isinstance(stream, DetachedStream):
-            result.recomputed_tokens += stream.prompt_tokens + stream.continued_at
+        result.recomputed_tokens += stream.prompt_tokens + stream.continued_at
         since = result.last_at
         if isinstance(stream, StreamReplay):
             stream.silent_since = since = since if stream.silent_since is None else stream.silent_since
@@ -307,10 +344,10 @@ class StreamResume:
             result.break_seconds = pause if result.break_seconds is None else max(pause, result.break_seconds)
             self._telemetry.record_inter_token(key, attempt.instance_id, pause)
 
-    async def _parse(self, sent: SentText) -> bool:
+    async def _parse(self, stream: ContinuedStream) -> bool:
         """Parses the text that the client has; returns whether the stream can be resumed."""
         async with self._parsing:
-            for is_text in sent.parse_slices():
+            for is_text in stream.parse_slices():
                 if not is_text:
                     return False
                 await asyncio.sleep(0)
@@ -349,12 +386,40 @@ class StreamResume:
         reason = f"{sent}; {decision.rule}: {decision.reason}"
         here = 0 if is_replayed else stream.generated  # what its engine does not generate
         decision = decision.with_text(rule=CONTINUATION_RULE, reason=reason)
-        return self._dispatcher.create_attempt(context, instance, decision, choice.attempt + 1, now, here)
+        return self._parts.create_attempt(context, instance, decision, choice.attempt + 1, now, here)
+
+    def _progress(self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream) -> StreamProgress:
+        context, generated = attempt.context, stream.computed
+        here = generated - stream.earlier
+        prompt = stream.prompt_tokens
+        if not prompt:
+            prompt = int(self._routers.prompt_tokens(context.request.model_key, context.route_request))
+        first_seconds = token_seconds = rest = None
+        if engine_response.first_at is not None and attempt.dispatched_at is not None:
+            first_seconds = engine_response.first_at - attempt.dispatched_at
+        if engine_response.first_at is not None and engine_response.last_at is not None and here > 1:
+            token_seconds = (engine_response.last_at - engine_response.first_at) / (here - 1)
+        admission = self._parts.admission.models.get(context.request.model_key)
+        if admission is not None:
+            forecast = admission.policy.kv_capacity.forecast
+            rest = forecast.expected_remaining(context.caller, prompt, generated, self._now())
+            if rest is not None and rest <= 1.0:
+                rest = None  # no counted answer was longer, so nothing is known
+        limit = context.request.max_tokens
+        return StreamProgress(
+            prompt + stream.earlier,
+            here,
+            first_seconds,
+            token_seconds,
+            rest,
+            None if limit is None else max(0, limit - generated),
+            stream.moves,
+        )
 
     def _excluded_instances(self, broken: Attempt, tried: frozenset[str]) -> frozenset[str]:
         """Returns the instances that may not resume the stream."""
         context, excluded = broken.context, tried
-        loader, adapter = self._dispatcher.adapter_loader, context.request.adapter
+        loader, adapter = self._parts.adapter_loader, context.request.adapter
         if loader is None or adapter is None:
             return excluded
         use = context.adapter_use = loader.place(context.request.model_key, adapter, excluded)
@@ -373,8 +438,7 @@ class StreamResume:
                 engine_response.last_at,
                 engine_response.scanner.event_count + (0 if stream.is_replayed else result.event_count),
             )
-            if isinstance(stream, DetachedStream):
-                result.next_sequence_number = stream.next_number(engine_response.next_sequence_number)
+            result.next_sequence_number = stream.next_number(engine_response.next_sequence_number)
             context.record_usage(stream.usage(engine_response.scanner.usage))
         if cause is not None and cause != CLIENT_SILENT:
             self._failures.on_stream_failed(context, name, cause)

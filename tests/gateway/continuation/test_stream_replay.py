@@ -260,7 +260,7 @@ async def test_an_engine_that_hides_its_tokens_replays_nothing() -> None:
 async def test_requests_beyond_the_memory_of_all_are_not_kept() -> None:
     script = replaying((grouped(1), 3), (grouped(1), None), met=[])
     async with gateway_of(script, script) as (running, *_):
-        running.gateway.stack.relay._sent_text_memory.max_bytes = 10
+        running.gateway.stages.relay.continuation.text_memory.max_bytes = 10
         answer = await request(running.url, CHAT | SCHEMA)
     assert "no engine could continue it (memory)" in answer.events[-1]
 

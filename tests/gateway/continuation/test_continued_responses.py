@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import openai
 import pytest
 
+from fairlead_gateway.continuation.sent_blocks import SentBlocks
+from fairlead_gateway.continuation.sent_tokens import TokenMemory
 from fairlead_gateway.dialects.chat_forms import chat_form
-from fairlead_gateway.upstream.sent_blocks import SentBlocks
-from fairlead_gateway.upstream.sent_tokens import TokenMemory
 from fairlead_testing.engines.scripted import EngineCall, Script, named_event
 from fairlead_testing.gateway.broken_streams import Event, Part, answer_over_gate, named_events, send_part
 from fairlead_testing.gateway.broken_streams import answer_of as outcome_of
@@ -170,7 +170,7 @@ async def test_numbers_go_on_if_a_continued_stream_outgrows_its_memory() -> None
     second = [*opened(1), delta(3, "upon "), delta(4, "a " * 2_000), gate, delta(5, "time")]
     script = talker(FIRST, second, [], met=[])
     async with gateway_of(script, script) as (running, *_):
-        memory = running.gateway.stack.relay._stream_resume._dispatcher.token_memory
+        memory = running.gateway.stages.relay.continuation.token_memory
         memory.max_bytes = 3_000
         events = named_events(await answer_over_gate(running, ASKED, "/v1/responses", b"a a ", gate))
         assert memory.used_bytes == 0
