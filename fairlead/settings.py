@@ -133,8 +133,9 @@ class GatewaySettings(_ProcessSettings):
     )
 
     links: str | None = _setting(
-        "how the tokens of a prompt are found where engines report their caches: `engine` calls their `/tokenize`, outside the "
-        "request path and at most 20 times a second; `off` routes without the index",
+        "how the tokens of a prompt are found where engines report their caches: `engine` takes those that come with "
+        "the first token of a stream, and calls their `/tokenize` for other prompts, outside the request path and at most 20 times a "
+        "second; `off` routes without the index",
         default="engine",
     )
     client_hosts: str | None = _setting(

@@ -16,22 +16,16 @@ Use of requests:
 
 import asyncio
 from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead_gateway.ipc.channel import MessageSender
 from fairlead_gateway.ipc.decision_json import stream_entry
-from fairlead_gateway.kv_index.messages import (
-    PromptFinished,
-    PromptSample,
-    PromptSamples,
-    SampleRequest,
-)
+from fairlead_gateway.kv_index.messages import PromptFinished, PromptSamples
+from fairlead_gateway.kv_index.prompt_samples import PromptSampleBuffer
 from fairlead_gateway.limits.worker.tenant_limits import QuotaLink
 from fairlead_gateway.messages import PUBLISHED_DECISIONS_PENDING, EncodedLoad, WorkerReport
-from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.peers.messages import SIBLING_DECISIONS_PENDING, Dispatch
 from fairlead_gateway.profiles.messages import TIMING_REPORT_SECONDS, TimingEvent, TimingEventKind
 from fairlead_gateway.request_context import RequestContext
@@ -56,12 +50,6 @@ USAGE_REPORT_SECONDS: Final = 0.5
 SIBLING_BATCH_SECONDS: Final = 0.05
 """Limit: decisions are batched this long for the sibling workers."""
 
-PREFIX_MAP_SAMPLE_BYTES: Final = 8 * 1024 * 1024
-"""Limit: the same in bytes; none over a quarter of it is kept."""
-
-PREFIX_MAP_SAMPLES: Final = 256
-"""Limit: last prompts of a worker that the index may query."""
-
 PREFIX_MAP_REPORTS_PENDING: Final = 4_096
 """Limit: ended prompts that a worker buffers for the index."""
 
@@ -77,54 +65,6 @@ _FIRST_TOKEN: Final = int(TimingEventKind.FIRST_TOKEN)
 FINISHED: Final = int(TimingEventKind.FINISHED)
 ABANDONED: Final = int(TimingEventKind.ABANDONED)
 UNMEASURED: Final = int(TimingEventKind.UNMEASURED)
-
-
-class PromptSampleBuffer:
-    """The last prompts by model and hash of the whole prompt, in case the KV-cache index needs one
-    as tokens.
-
-    They are kept also after their requests end, and only if instances report their cache. A prompt
-    leaves the worker only when the index requests it. It goes to the supervisor, and from there
-    only to an engine of its model.
-    """
-
-    def __init__(self) -> None:
-        self._max_count = PREFIX_MAP_SAMPLES
-        self._max_bytes = PREFIX_MAP_SAMPLE_BYTES
-        self._samples: OrderedDict[tuple[str, int], PromptSample] = OrderedDict()
-        self._bytes = 0
-
-    def offer(self, request: ModelRequest, route: RouteRequest) -> None:
-        """Adds the prompt of a request that generates and is being sent.
-
-        Ignores prompts that are too long or shorter than a block. Removes the oldest if necessary.
-        """
-        kind, size = request.dialect.name, len(request.body)
-        if (
-            request.dialect.form is None
-            or request.is_passthrough
-            or not route.chain.hashes
-            or size * 4 > self._max_bytes
-        ):
-            return
-        key = (request.model_key, route.chain.tail)
-        if key in self._samples:
-            return
-        adapter = request.adapter
-        self._samples[key] = PromptSample(route.chain.tail, kind, request.body, "" if adapter is None else adapter.name)
-        self._bytes += size
-        while len(self._samples) > self._max_count or self._bytes > self._max_bytes:
-            self._bytes -= len(self._samples.popitem(last=False)[1].body)
-
-    def take(self, model: str, tail: int) -> PromptSample | None:
-        """Removes and returns a prompt; None if it is no longer buffered.
-
-        tail: the hash of the whole prompt.
-        """
-        sample = self._samples.pop((model, tail), None)
-        if sample is not None:
-            self._bytes -= len(sample.body)
-        return sample
 
 
 def _prefill_instance(context: RequestContext) -> str:
@@ -222,6 +162,8 @@ class Journal:
     def on_prompt_end(self, model: str, inflight: InflightRequest, prompt: int | None, cached: int | None) -> None:
         """Notes the end of a prompt for the KV-cache index; see `DispatchHooks.on_finish`."""
         tail, indexed = inflight.request.chain.tail, inflight.indexed_share
+        if (model, tail) in self.samples.wanted:
+            self.send_samples(model, (tail,), has_ended=True)
         credited = indexed if indexed >= 0.0 else None
         self._prompt_ends.add(
             PromptFinished(model, inflight.load.instance, tail, prompt, cached, credited, inflight.matched_share)
@@ -248,6 +190,8 @@ class Journal:
 
     def on_first_token(self, request_id: str, now: float) -> None:
         """Notes the first token of a stream."""
+        for model, tail in tuple(self.samples.wanted):
+            self.send_samples(model, (tail,))
         self._timings.add(_EVENT(_FIRST_TOKEN, now, request_id))
         if self._timer is None:
             self._schedule(self._timing_seconds)
@@ -325,12 +269,11 @@ class Journal:
             self._cleared.append((fingerprint, answered_at))
         self.flush()
 
-    def send_samples(self, request: SampleRequest) -> None:
-        """Sends the requested prompts that are still buffered."""
-        found = [self.samples.take(request.model, tail) for tail in request.tails]
-        samples = [sample for sample in found if sample is not None]
+    def send_samples(self, model: str, tails: Sequence[int], *, has_ended: bool = False) -> None:
+        """Sends the requested prompts that are buffered; see `PromptSampleBuffer.take`."""
+        samples = self.samples.take(model, tails, has_ended=has_ended)
         if samples:
-            self._sender.send(PromptSamples(request.model, samples))
+            self._sender.send(PromptSamples(model, samples))
 
     def flush(self) -> None:
         """Sends a report now, unless there is nothing to report.

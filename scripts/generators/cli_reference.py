@@ -1,14 +1,15 @@
 """docs/reference/cli: every verb with its arguments, from the functions themselves."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from importlib import import_module
 from itertools import groupby
 from typing import Any
 
 from cyclopts import App
 
-from fairlead_cli.app import VERBS, build_app
-from fairlead_cli.examples import example_lines
+from fairlead_cli.app import VERBS, Verb, build_app
+from fairlead_cli.examples import EXAMPLES, example_lines
 
 _KINDS = {"str": "TEXT", "int": "N", "float": "X", "pathlib.Path": "PATH"}
 
@@ -33,6 +34,24 @@ def cli_pages(note: str) -> dict[str, str]:
             pages[f"docs/reference/cli/{name}.md"] = note + _verb(words, verb.sentence, command_of(app, words), app)
         index.append("")
     return pages | {"docs/reference/cli.md": "\n".join(index).rstrip() + "\n"}
+
+
+def unfinished_verbs(verbs: Mapping[str, Verb] = VERBS, examples: Collection[str] = EXAMPLES) -> list[str]:
+    """Returns a sentence for each thing that a verb lacks, with the file to change."""
+    found = []
+    for words, verb in verbs.items():
+        module, _, function = verb.function.partition(":")
+        try:
+            is_there = hasattr(import_module(f"fairlead_cli.{module}"), function)
+        except ModuleNotFoundError:
+            is_there = False
+        if not is_there:
+            path = f"cli/fairlead_cli/{module.replace('.', '/')}.py"
+            found.append(f"the verb `{words}` has no function: add `{function}` to {path}")
+        if words not in examples:
+            found.append(f"the verb `{words}` has no examples: add its row to cli/fairlead_cli/examples.py")
+    extra = [words for words in examples if words not in verbs]
+    return found + [f"examples.py has a row `{words}`, which is no verb: add it to app.py there" for words in extra]
 
 
 def command_of(app: App, words: str) -> App:

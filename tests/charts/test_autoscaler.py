@@ -3,10 +3,9 @@
 import asyncio
 import json
 import os
-import re
 import sys
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from fairlead.kube.field_managers import replicas_managers
 from fairlead.kube.resources import DEPLOYMENTS, EVENTS, MODEL_DEPLOYMENTS
 from fairlead.runtime.clock import SystemClock
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.helm import CHART_FOLDER, apply_rights, kubeconfig_for_account, render_chart
+from fairlead_testing.kube.helm import apply_rights, kubeconfig_for_account, render_chart
 from fairlead_testing.kube.manifests import simulated_model
 from fairlead_testing.kube.operator_process import operator_process
-from fairlead_testing.prometheus import expression_names, expressions, parse_scrape
+from fairlead_testing.prometheus import parse_scrape
 from fairlead_testing.waiting import wait_until
 
 pytestmark = [pytest.mark.api_server, pytest.mark.timeout(300)]
@@ -38,7 +37,7 @@ __main__.Limits = partial(Limits, autoscaler_tick_seconds=1.0)
 raise SystemExit(__main__.main())
 """
 """The autoscaler, which decides every second, not every 5."""
-SELDOM = {"fairlead_autoscaler_write_errors_total", "fairlead_autoscaler_usd_per_hour"}
+SELDOM = frozenset({"fairlead_autoscaler_write_errors_total", "fairlead_autoscaler_usd_per_hour"})
 """There once something failed, or an accelerator has a price."""
 
 
@@ -110,26 +109,6 @@ def metrics(url: str) -> str:
         return str(answer.read().decode())
 
 
-def assert_all_queried_metrics_reported(program: Path, text: str) -> None:
-    """By alerts and dashboards, with the labels that they select and group by."""
-    rules = next(
-        manifest
-        for manifest in render_chart(program, "--set=alerts.enabled=true")
-        if manifest["kind"] == "PrometheusRule"
-    )
-    exported: dict[str, set[str]] = {}
-    for name, labels in parse_scrape(text, namespace=PLACE, pod="a-1"):
-        exported.setdefault(name, set()).update(key for key, _ in labels)
-    boards = [json.loads(path.read_text()) for path in sorted((CHART_FOLDER / "dashboards").glob("*.json"))]
-    shown = [target["expr"] for board in boards for panel in board["panels"] for target in panel.get("targets", ())]
-    plain = [re.sub(r"\$(\w+)", "2m", query) for query in shown]
-    for expression in (*plain, *(query for _, query in expressions(rules["spec"]["groups"]))):
-        names = expression_names(expression)
-        for metric, selected in names.metrics:
-            if metric.startswith("fairlead_autoscaler_") and metric not in SELDOM:
-                assert selected | names.grouped <= exported[metric], metric
-
-
 async def number(api: KubeApi) -> tuple[int, tuple[str, ...]]:
     try:
         live = await api.get(DEPLOYMENTS, PLACE, "qwen-main")
@@ -153,7 +132,7 @@ async def wait_until_equal(call: Any, *wanted: Any) -> None:
 
 
 async def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions(
-    api_server: ApiServer, program: Path, tmp_path: Path
+    api_server: ApiServer, program: Path, assert_reported: Callable[..., None], tmp_path: Path
 ) -> None:
     chart, gateway, kubeconfig = render_chart(program, f"--namespace={PLACE}"), FakeGateway(), tmp_path / "kubeconfig"
     async with api_of(api_server) as api:
@@ -171,7 +150,8 @@ async def test_autoscaler_wakes_yields_and_releases_with_exactly_its_permissions
             await asyncio.to_thread(wake, url)
             await wait_until_equal(lambda: number(api), (1, ("fairlead-autoscaler",)))
             await wait_until(lambda: tells(api, "ScaledUp"))
-            assert_all_queried_metrics_reported(program, await asyncio.to_thread(metrics, url))
+            scrape = parse_scrape(await asyncio.to_thread(metrics, url), namespace=PLACE, pod="a-1")
+            assert_reported("fairlead_autoscaler_", scrape, seldom=SELDOM)
 
             theirs = {"spec": {"replicas": 3}}
             await api.patch_merge(DEPLOYMENTS, PLACE, "qwen-main", theirs, "kubectl", subresource="scale")

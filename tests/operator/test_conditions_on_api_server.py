@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairlead.kube.errors import Invalid
-from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, PODS, RESOURCE_QUOTAS, SERVICES, Manifest
+from fairlead.kube.resources import DEPLOYMENTS, MODEL_DEPLOYMENTS, SERVICES, Manifest
 from fairlead_bench.operator.fault_trials import TrialCluster, open_cluster
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.kube.operator_process import run_deployments
@@ -105,49 +105,3 @@ async def test_foreign_name_is_avoided_and_reported_if_all_are_taken(api_server:
             now = await here.api.get(SERVICES, here.namespace, service["metadata"]["name"])
             assert now["metadata"]["resourceVersion"] == service["metadata"]["resourceVersion"]
         assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
-
-
-async def test_exceeded_quota_is_named_and_existing_pools_serve(api_server: ApiServer, tmp_path: Path) -> None:
-    async with settled_cluster(api_server, "quota", tmp_path) as here:
-        before = await deployment(here)
-        quota = {
-            "apiVersion": "v1",
-            "kind": "ResourceQuota",
-            "metadata": {"name": "gpus", "namespace": here.namespace},
-            "spec": {"hard": {"count/deployments.apps": "1"}},
-        }
-        await _quota(here, quota)
-        await here.model("qwen", pools=("main", "other"))
-        message = await wait_stalled(here, "QuotaExceeded")
-        assert "Deployment qwen-other" in message
-        assert "exceeded quota: gpus" in message
-        ready = (await conditions(here, "qwen"))["Ready"]
-        assert (ready[0], ready[1]) == ("False", "QuotaExceeded")
-        assert (await deployment(here))["metadata"]["uid"] == before["metadata"]["uid"]
-
-
-async def test_missing_secret_is_named_and_existing_instance_serves(api_server: ApiServer, tmp_path: Path) -> None:
-    async with settled_cluster(api_server, "secret", tmp_path) as here:
-        before = await deployment(here)
-        template = before["spec"]["template"]
-        metadata = {**template["metadata"], "name": "qwen-main-next", "namespace": here.namespace}
-        await here.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}, "x")
-        waiting = {"reason": "CreateContainerConfigError", "message": 'secret "hf-token" not found'}
-        container = {"name": "engine", "image": "i", "imageID": "", "ready": False, "restartCount": 0}
-        status = {"containerStatuses": [{**container, "state": {"waiting": waiting}}]}
-        await here.api.patch_merge(
-            PODS, here.namespace, "qwen-main-next", {"status": status}, "kubelet", subresource="status"
-        )
-        message = await wait_stalled(here, "MissingSecret")
-        assert message.startswith('pod qwen-main-next: secret "hf-token" not found. Create it in the model')
-        assert (await conditions(here, "qwen"))["Ready"][:2] == ("True", "AllReady")
-        await here.api.delete(PODS, here.namespace, "qwen-main-next")
-        assert (await deployment(here))["spec"] == before["spec"]
-
-
-async def _quota(here: TrialCluster, quota: Manifest) -> None:
-    """With the status that its controller would write."""
-    await here.api.create(quota, "x")
-    status = {"hard": quota["spec"]["hard"], "used": {"count/deployments.apps": "1"}}
-    name = quota["metadata"]["name"]
-    await here.api.patch_merge(RESOURCE_QUOTAS, here.namespace, name, {"status": status}, "kcm", subresource="status")

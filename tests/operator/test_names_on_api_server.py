@@ -1,4 +1,4 @@
-"""Routes and adapters on a real API server: their status, and the fleet that gateways make."""
+"""Routes on a real API server: their status, and the fleet that gateways make."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ import pytest
 from fairlead.fleet.kubernetes.source import KubeFleetSource
 from fairlead.fleet.model import Fleet
 from fairlead.kube.client import KubeApi
-from fairlead.kube.resources import MODEL_ADAPTERS, MODEL_DEPLOYMENTS, MODEL_ROUTES, Manifest
+from fairlead.kube.resources import MODEL_DEPLOYMENTS, MODEL_ROUTES, Manifest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Pacing, SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
@@ -54,8 +54,7 @@ async def followed(server: ApiServer) -> AsyncIterator[list[Fleet]]:
 
 async def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiServer, tmp_path: Path) -> None:
     operators = OperatorProcesses(api_server.kubeconfig, NAMESPACE, tmp_path)
-
-    async def main() -> None:
+    try:
         async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
             await apply_crds_and_namespaces(api, NAMESPACE)
             first = operators.start()
@@ -90,59 +89,5 @@ async def test_operator_and_gateway_agree_on_names_and_targets(api_server: ApiSe
                 await api.delete(MODEL_ROUTES, NAMESPACE, "assistant")
                 await wait_until(lambda: fleets[-1].routes == {})
             assert await asyncio.to_thread(operators.running[first].stop) == 0, "it gives the lease to the next one"
-
-    try:
-        await main()
-    finally:
-        operators.close()
-
-
-def adapter(source: str) -> Manifest:
-    return {
-        "apiVersion": MODEL_ADAPTERS.api_version,
-        "kind": "ModelAdapter",
-        "metadata": {"name": "sql", "namespace": NAMESPACE},
-        "spec": {"base": "tiny", "source": source, "servedNames": ["acme/sql"]},
-    }
-
-
-async def test_operator_and_gateway_agree_on_adapters(api_server: ApiServer, tmp_path: Path) -> None:
-    operators = OperatorProcesses(api_server.kubeconfig, NAMESPACE, tmp_path)
-    base = model("tiny")
-
-    async def main() -> None:
-        async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5, limits=Limits(kube_attempts=2)) as api:
-            await apply_crds_and_namespaces(api, NAMESPACE)
-            first = operators.start()
-            await wait_until(lambda: asyncio.to_thread(operators.is_leading, first))
-            async with followed(api_server) as fleets:
-
-                async def is_ready(reason: str) -> bool:
-                    status = (await api.get(MODEL_ADAPTERS, NAMESPACE, "sql")).get("status") or {}
-                    return [condition["reason"] for condition in status.get("conditions") or []] == [reason]
-
-                def sources() -> list[str]:
-                    served = fleets[-1].models.get("routes/tiny") if fleets else None
-                    return [lora.source for lora in served.adapters] if served is not None else []
-
-                await api.apply(adapter("hf://acme/sql"), "kubectl")
-                await wait_until(lambda: is_ready("BaseNotFound"))
-                await api.apply(base, "kubectl")
-                await wait_until(lambda: is_ready("BaseWithoutSlots"))
-                await api.apply({**base, "spec": {**base["spec"], "adapters": {"slots": 2}}}, "kubectl")
-                await wait_until(lambda: is_ready("Loadable"))
-                await wait_until(lambda: sources() == ["acme/sql"])
-                (lora,) = fleets[-1].models["routes/tiny"].adapters
-                assert lora.client_names == ("sql", "acme/sql")
-                await api.apply(adapter("file:///opt/sql"), "kubectl")
-                await wait_until(lambda: sources() == ["/opt/sql"])
-                await api.apply(adapter("pvc:loras/sql"), "kubectl")
-                await wait_until(lambda: is_ready("ClaimNotMounted"))
-                await wait_until(lambda: sources() == [])
-                await api.delete(MODEL_ADAPTERS, NAMESPACE, "sql")
-                await api.delete(MODEL_DEPLOYMENTS, NAMESPACE, "tiny")
-
-    try:
-        await main()
     finally:
         operators.close()

@@ -8,17 +8,14 @@ import json
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fairlead.fleet.labels import FIELD_MANAGER
 from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import NotFound, Unreachable
 from fairlead.kube.resources import (
-    ACCELERATOR_CLASSES,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     EVENTS,
@@ -33,9 +30,8 @@ from fairlead.kube.resources import (
 from fairlead.kube.transport.http_transport import HttpRequest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
-from fairlead_operator.controller.field_ownership import replica_field_owner
 from fairlead_testing.kube.api_server import ApiServer
-from fairlead_testing.kube.manifests import manifest, simulated_model
+from fairlead_testing.kube.manifests import simulated_model
 from fairlead_testing.kube.operator_process import OperatorProcesses, apply_crds_and_namespaces, run_deployments
 from fairlead_testing.pytest_hooks.nightly import shortened
 from fairlead_testing.waiting import wait_until
@@ -182,39 +178,6 @@ async def test_model_nested_thousands_of_levels_stops_no_operator(
         assert some.running[second].stop() == 0
 
 
-async def test_revision_whose_text_is_no_unicode_stops_no_operator(
-    api_server: ApiServer, operators: Callable[..., OperatorProcesses]
-) -> None:
-    namespace = "text"
-
-    async def store(api: KubeApi, name: str, text: bytes) -> None:
-        labels = {"app.kubernetes.io/managed-by": "fairlead", "fairlead.io/model": "other"}
-        body = json.dumps(
-            {
-                "apiVersion": CONTROLLER_REVISIONS.api_version,
-                "kind": CONTROLLER_REVISIONS.kind,
-                "metadata": {"name": name, "namespace": namespace, "labels": labels},
-                "revision": 1,
-                "data": {"text": "PLACE"},
-            }
-        ).encode()
-        path = CONTROLLER_REVISIONS.path(namespace)
-        await api._request(HttpRequest("POST", path, body=body.replace(b"PLACE", text), repeatable=False))
-
-    async with namespace_api(api_server, namespace) as api:
-        await store(api, "half-pair", rb"\ud800")
-        await store(api, "no-utf-8", b"\xff\xfe")
-        some = operators(namespace)
-        first = some.start()
-        await wait_until(lambda: asyncio.to_thread(some.is_leading, first))
-        await api.apply(model(namespace), "kubectl")
-        await wait_children(api, namespace, "qwen-main")
-        await store(api, "watched", b"\xff\\udfff")
-        await api.apply(model(namespace, "other"), "kubectl")
-        await wait_children(api, namespace, "qwen-other")
-        assert some.running[first].stop() == 0
-
-
 async def test_kill_and_unreachable_api_server_create_everything_once(
     api_server: ApiServer, operators: Callable[..., OperatorProcesses]
 ) -> None:
@@ -260,48 +223,6 @@ async def test_kill_and_unreachable_api_server_create_everything_once(
             assert await api.delete(MODEL_DEPLOYMENTS, namespace, name), "no finalizer holds it"
         assert some.running[-1].stop() == 0
         assert (await api.list(MODEL_DEPLOYMENTS, namespace)).items == []
-
-
-async def test_count_follows_after_the_accelerator_class_is_deleted(
-    api_server: ApiServer, operators: Callable[..., OperatorProcesses]
-) -> None:
-    """The number is merged: all other fields stay, and it is the operator's afterwards, too."""
-    namespace = "classless"
-    async with namespace_api(api_server, namespace) as api:
-        kind = manifest(ACCELERATOR_CLASSES, "mine", None, spec={"profile": {"preset": "h100-llama8b"}})
-
-        def with_least(number: int) -> Manifest:
-            pool = {"name": "main", "acceleratorClassName": "mine", "minReplicas": number}
-            return simulated_model("qwen", namespace, pools=[pool])
-
-        async def has(number: int) -> bool:
-            await run_deployments(api, namespace)
-            live = await child(api, namespace, "qwen-main")
-            return live is not None and live["spec"]["replicas"] == number
-
-        async def recovers() -> bool:
-            status = (await api.get(MODEL_DEPLOYMENTS, namespace, "qwen"))["status"]
-            return await has(2) and [one["reason"] for one in status["conditions"]] == ["AllReady"]
-
-        await api.apply(kind, "kubectl")
-        await api.apply(with_least(2), "kubectl")
-        some = operators(namespace)
-        some.start()
-        await wait_until(lambda: has(2))
-        before = await child(api, namespace, "qwen-main")
-        await api.delete(ACCELERATOR_CLASSES, None, "mine")
-        for number in (0, 3, 1):
-            await api.apply(with_least(number), "kubectl")
-            await wait_until(partial(has, number))
-        now = await child(api, namespace, "qwen-main")
-        assert before is not None
-        assert now is not None
-        assert now["spec"]["template"] == before["spec"]["template"]
-        assert now["metadata"]["labels"] == before["metadata"]["labels"]
-        assert replica_field_owner(now, FIELD_MANAGER) == ""
-        await api.apply(with_least(2), "kubectl")
-        await api.apply(kind, "kubectl")
-        await wait_until(recovers)
 
 
 async def _revisions(api: KubeApi, namespace: str, count: int) -> bool:

@@ -102,17 +102,3 @@ async def test_an_autoscaler_reads_the_number_writes_it_and_keeps_it(api_server:
         await wait_until(scale_is(api, "after", 1))  # the operator has seen the change of the first, too
         assert await scale_is(api, "taken", 0)()
         assert await owners(api, "taken") == set()
-
-
-async def test_placeholder_goes_when_its_reason_does(api_server: ApiServer, tmp_path: Path) -> None:
-    async with cluster(api_server, tmp_path) as api:
-        await apply(api, "split")
-        await apply(api, "auto")
-        for name in ("split", "auto"):
-            await wait_until(scale_is(api, name, 1))
-        await apply(api, "split", POOL, {**POOL, "name": "more"})  # one pool's number does not refuse it
-        await apply(api, "auto", {**POOL, "maxReplicas": 4}, autoscaling={"mode": "Auto"}, slo={"ttft": "2s"})
-        for name in ("split", "auto"):
-            await wait_until(scale_is(api, name, None))
-        with pytest.raises(KubeError, match="replicas is for a model with one pool"):
-            await write_scale(api, "split", 3)

@@ -20,6 +20,7 @@ from fairlead.adapters.resolution import ADAPTERS_FOLDER
 from fairlead.api.spec.adapters import DownloadSettings
 from fairlead.api.spec.engine import ANY_DOMAIN, EngineType
 from fairlead.engines.containers.base import EngineContainer, InstancePod, env_value
+from fairlead.engines.facts import MediaSource, kinds_with
 from fairlead.errors import BadInput
 
 DOWNLOADER_NAME: Final = "adapter-downloader"
@@ -30,7 +31,7 @@ _VOLUME_SHARE: Final = 0.95
 """The share of the volume that downloads may fill. A pod that fills more than all is evicted."""
 NO_MEDIA_DOMAIN: Final = "media.invalid"
 """A domain that never resolves (RFC 2606). Both engines read an empty list as *all domains*."""
-_FETCHING_ENGINES: Final = (EngineType.VLLM, EngineType.SGLANG)
+_LISTING_ENGINES: Final = kinds_with(lambda facts: facts.media is MediaSource.LISTED)
 
 
 def with_adapter_claims(pod: InstancePod, container: EngineContainer) -> EngineContainer:
@@ -134,7 +135,7 @@ def with_request_limits(pod: InstancePod, container: EngineContainer) -> EngineC
     switches: tuple[str, ...] = ()
     if engine.type is EngineType.VLLM and any(variable["name"] == "PYTHONHASHSEED" for variable in variables):
         switches += ("--prefix-caching-hash-algo=sha256",)
-    if engine.type in _FETCHING_ENGINES and pod.serves_http:
+    if engine.type.label in _LISTING_ENGINES and pod.serves_http:
         domains = engine.allowed_media_domains or [NO_MEDIA_DOMAIN]
         if domains != [ANY_DOMAIN]:
             # Both parsers take the domains as separate arguments up to the next switch.

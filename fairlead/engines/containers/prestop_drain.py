@@ -6,6 +6,11 @@ finds the engine idle.
 
 Why: one engine release treated requests at SIGTERM in three different ways.
 
+Nothing may listen since the engine has ended, or since it is starting. The first process of a
+container loses a SIGTERM that it neither catches nor blocks, and Python catches none until its
+program asks for it. Such an engine would start, serve nothing and keep its devices until SIGKILL.
+So the hook waits until the first process notices SIGTERM.
+
 A worker pod of a group polls its leader by name.
 
 - A name that does not exist means that the leader has ended.
@@ -38,13 +43,20 @@ def known():
         return bool(socket.getaddrinfo("kubernetes.default", 443))
     except OSError:
         return False
+def notices():
+    try:
+        with open("/proc/1/status") as lines:
+            masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk", "SigCgt"))]
+    except OSError:
+        return True
+    return any(mask >> 14 & 1 for mask in masks)
 while time.monotonic() < end:
     try:
         page = open_direct(url, timeout=5).read().decode()
         busy = any(float(line.split()[-1]) > 0 for line in page.splitlines() if line.startswith(names))
     except Exception as error:
         reason = getattr(error, "reason", None)
-        if isinstance(reason, ConnectionRefusedError):
+        if isinstance(reason, ConnectionRefusedError) and notices():
             break
         said = getattr(reason, "errno", None)
         if isinstance(reason, socket.gaierror):

@@ -260,9 +260,9 @@ def _values(model: Model) -> dict[str, Value]:
     price = model.price
     policy = model.requests
     return {
-        "preset": model.preset,
-        "maxAttempts": model.max_attempts,
-        "resume": model.resume.value,
+        "preset": model.routing.preset,
+        "maxAttempts": model.routing.max_attempts,
+        "resume": model.routing.resume.value,
         "servedNames": ", ".join(sorted(model.served_names)),
         "contextLength": model.context_length,
         "bareName": not model.shadowed,

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterator
 from typing import Final
 
+from fairlead.engines.facts import kinds_with
 from fairlead_gateway.dialects.schemas import CommonFields
 from fairlead_gateway.upstream.event_fields import decode_object
 from fairlead_gateway.upstream.stream_record import StreamRecord
@@ -13,7 +14,7 @@ Query = tuple[str, bytes]
 """Path and body of a request to an engine. Without a body, it is a GET."""
 Queries = Generator[Query, bytes, str]
 """Queries, whose answers are sent in; returns why the engine cannot continue, or nothing."""
-TOKEN_ENGINES: Final = frozenset({"vllm", "sim"})
+TOKEN_ENGINES: Final = kinds_with(lambda facts: facts.sends_token_ids)
 """The engines that send token ids on request, and read them."""
 CONTINUED_AT: Final = "fairlead_continued_at"
 PROGRESS_TOKENS: Final = 8

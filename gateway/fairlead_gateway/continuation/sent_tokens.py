@@ -138,6 +138,10 @@ class SentTokens(TokenTap):
     def generated(self) -> int:
         return self.shown - self.prompt_tokens
 
+    def prompt_ids(self, max_count: int) -> bytes:
+        count = self.prompt_tokens
+        return self.ids[:count].tobytes() if count <= min(max_count, len(self.ids)) else b""
+
     def names(self) -> dict[str, msgspec.Raw]:
         """Returns the fields that all events of the answer share."""
         try:

@@ -35,12 +35,14 @@ class PromptSample(msgspec.Struct, array_like=True):
     """The body of a request; `kind` is its dialect.
 
     adapter: the LoRA adapter that gateways load for it; empty for the model itself.
+    tokens: the ids of the prompt, four bytes each, as the engine sent them; empty if it did not.
     """
 
     tail: int
     kind: str
     body: bytes
     adapter: str = ""
+    tokens: bytes = b""
 
 
 class PromptSamples(msgspec.Struct, tag=True):

@@ -45,6 +45,7 @@ from typing import Any, Final
 
 import msgspec
 
+from fairlead.engines.facts import ENGINE_FACTS, EVERY_TABLE, MediaSource, kinds_with
 from fairlead.fleet.model import EXTERNAL_API, Model, RequestPolicy, UnknownFields
 from fairlead_gateway.dialects.schemas import (
     MEMBERS_DECODER,
@@ -268,12 +269,7 @@ PART_FIELDS: Final[Mapping[str, str]] = {
     ),
 }
 """The effect of each field of a part of a message, for the error."""
-FETCHING_ENGINES: Final = frozenset({"trtllm", "llamacpp"})
-"""The engines that have no list of hosts from which they fetch media, unlike vLLM and SGLang. They
-also open files.
-
-Source: `tensorrt_llm/inputs/utils.py`; llama.cpp fetches if it has a projector.
-"""
+FETCHING_ENGINES: Final = kinds_with(lambda facts: facts.media is MediaSource.ANY)
 _URL_FIELDS: Final = ("image_url", "video_url", "audio_url", "file_url", "source")
 """The fields of parts; the last one is that of `/v1/messages`."""
 _URL_SIGNS: Final = (b'_url"', b'"source"')
@@ -306,7 +302,7 @@ TOKEN_PROMPT_FIELDS: Final = frozenset({"prompt", "input", "query", "items"})
 """The fields that may hold a prompt as token ids."""
 UNCHECKED_STOP_FIELDS: Final = frozenset({"stop_token_ids", "min_tokens"})
 """With both, engines use the ids of the first as indices."""
-_ENGINES_WITH_UNCHECKED_PROMPTS: Final = frozenset({"sglang"})
+_ENGINES_WITH_UNCHECKED_PROMPTS: Final = kinds_with(lambda facts: not facts.checks_token_prompts)
 _OVERLAY_FIELD: Final = "vllm_xargs"
 _ARGUMENT_FIELDS: Final = frozenset(
     {_OVERLAY_FIELD, "chat_template_args", "custom_params", "images_config", "video_config"}
@@ -339,13 +335,9 @@ _NO_STOP_TOKENS: Final = (_NULL, b"[]")
 _NO_MINIMUM: Final = (_NULL, b"0")
 _MAX_SHOWN_CHARACTERS: Final = 64
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_ENGINE_TABLES: Final[Mapping[str, tuple[str, ...]]] = {
-    "vllm": ("openai", "vllm"),
-    "sim": ("openai", "vllm"),
-    "sglang": ("openai", "sglang"),
-    EXTERNAL_API: ("openai",),
+_ENGINE_TABLES: Final = {kind: facts.request_tables for kind, facts in ENGINE_FACTS.items()} | {
+    EXTERNAL_API: ("openai",)
 }
-_ALL_TABLES: Final = ("openai", "sglang", "vllm")
 _ALIASES: Final[Mapping[str, str]] = {
     "/v1/tokenize": "/tokenize",
     "/v1/detokenize": "/detokenize",
@@ -522,7 +514,7 @@ def remove_fields(body: bytes, names: frozenset[str] | set[str] = REMOVED_FIELDS
 
 
 def engine_tables(engine: str) -> list[dict[str, str]]:
-    return [FIELDS[name] for name in _ENGINE_TABLES.get(engine, _ALL_TABLES)]
+    return [FIELDS[name] for name in _ENGINE_TABLES.get(engine, EVERY_TABLE)]
 
 
 @cache

@@ -277,7 +277,8 @@ class Attempt:
             admission.on_dispatch(context, now, is_planned=is_counted, generated=self._sent_tokens or 0)
         journal = parts.journal
         if journal is not None and router.is_indexed:
-            journal.samples.offer(context.request, route_request)
+            tap = self.kept if isinstance(self.kept, TokenTap) else None
+            journal.samples.offer(context.request, route_request, tap)
         if journal is not None and not has_transfer and context.choice is not None:
             self._journal = journal
             decision = context.choice.decision

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Final
 
+from fairlead.engines.facts import kinds_with
 from fairlead.fleet.model import EXTERNAL_API, Fleet
 from fairlead.limits import Limits
 from fairlead_gateway.body_check.worker.client import BodyChecker
@@ -42,8 +43,7 @@ _INVALID_TYPE: Final = "invalid_type"
 _RESPONSES_ROOT: Final = f"{RESPONSES.paths[0]}/"
 _MODEL_QUERY: Final = b"model="
 """Names the model of a path that `engine.allowedPaths` opens."""
-_WITHOUT_BACKGROUND: Final = frozenset({"trtllm", "llamacpp"})
-"""Engines that ignore the field; vLLM and SGLang refuse it themselves where they have no store."""
+_WITHOUT_BACKGROUND: Final = kinds_with(lambda facts: facts.ignores_background)
 _STORE_KEY: Final = b'"store"'
 _NO_STORE: Final = _STORE_KEY + b":false"
 _STORED_HINT: Final = "use GET or DELETE, or POST with /cancel"

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from fairlead.engines.facts import kinds_with
 from fairlead.fleet.model import EXTERNAL_API, Model, RequestPolicy
 from fairlead.tenants.model import CacheSharing, Tenant
 
 SALT_FIELD: Final = "cache_salt"
-SALTED_ENGINES: Final = frozenset({"vllm", "sglang", "sim"})
+SALTED_ENGINES: Final = kinds_with(lambda facts: facts.takes_cache_salt)
 """The types of engines with the field `cache_salt`. Of others that is not known."""
 _ISOLATED_ENGINES: Final = SALTED_ENGINES | {EXTERNAL_API}
 _MAX_WARNINGS: Final = 3

@@ -41,6 +41,10 @@ class TokenTap(StreamRecord):
         """The number of tokens that the client has of the answer."""
 
     @abstractmethod
+    def prompt_ids(self, max_count: int) -> bytes:
+        """Returns the ids of the prompt, four bytes each; nothing if they are not kept, or more."""
+
+    @abstractmethod
     def take(self, events: bytes) -> bytes:
         """Returns whole events without their token ids, or comments in place of held ones."""
 

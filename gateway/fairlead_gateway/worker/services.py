@@ -406,7 +406,7 @@ class WorkerServices:
                 stack.routers.serving.set_sequence_bounds(sequences)
                 stack.routers.serving.memory_shares.update(memory_shares)
             case SampleRequest():
-                self._journal.send_samples(message)
+                self._journal.send_samples(message.model, message.tails)
             case messages.FleetUpdate(fleet, slots):
                 self._assign_slots(slots)
                 self._update_fleet(fleet)

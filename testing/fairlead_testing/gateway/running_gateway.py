@@ -18,7 +18,7 @@ from typing import Any
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.engines.credentials import EngineCredentials
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, RequestPolicy, SloTargets
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, ModelRouting, RequestPolicy, SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.event_loop import close_server
 from fairlead_gateway.http.connection import connection_factory
@@ -118,7 +118,9 @@ def fleet_of(
 
     states: of the first instances; the others are ready.
     """
-    model = Model("default", "tiny", objectives or SloTargets(), preset, requests=requests or RequestPolicy())
+    model = Model(
+        "default", "tiny", objectives or SloTargets(), ModelRouting(preset), requests=requests or RequestPolicy()
+    )
     all_states = [*states, *[InstanceState.READY] * (len(urls) - len(states))]
     instances = tuple(
         Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=all_states[number])

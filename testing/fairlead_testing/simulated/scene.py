@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fairlead.engines.credentials import EngineCredentials
-from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
+from fairlead.fleet.model import Fleet, Instance, Model, ModelRouting, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.proxy.gateway import Gateway
@@ -304,8 +304,8 @@ def _without_comments(body: bytes) -> bytes:
 
 def _fleet(tiny: Sequence[Instance]) -> Fleet:
     models = {
-        "evil/tiny": Model("evil", "tiny", SloTargets(), "round-robin"),
-        "default/fine": Model("default", "fine", SloTargets(), "round-robin"),
+        "evil/tiny": Model("evil", "tiny", SloTargets(), ModelRouting("round-robin")),
+        "default/fine": Model("default", "fine", SloTargets(), ModelRouting("round-robin")),
     }
     host, port = _GOOD
     fine = (Instance("f-0/0/0", "default", "fine", "main", f"http://{host}:{port}"),)

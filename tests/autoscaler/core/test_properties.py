@@ -175,30 +175,6 @@ def test_what_makes_no_sense_or_is_missing_for_less_than_a_minute_moves_nothing(
 
 
 @NIGHTS
-@given(MINUTES, st.integers(1, 60), st.integers(1, 60), st.integers(0, 50), st.integers(0, 50))
-def test_more_arrivals_or_more_held_never_make_for_fewer_replicas(
-    minutes: list[Minute], less: int, more: int, held: int, held_more: int
-) -> None:
-    # At least one arrives: it shows how long prompts are now, and held requests count by that.
-    model = model_of(0, 60)
-    cluster, core = driven(model, minutes)
-    seen = cluster.observe(Minute(1, 10, "there", 0.0, 0.0), False)
-
-    def planned(arrivals: int, waiting: int) -> int:
-        gateway = GatewayTraffic(float(arrivals), arrivals * 900.0, float(waiting))
-        plan = decide(core.state, replace(seen, gateway=gateway), model, core.settings)[1].pools["main"]
-        assume(
-            plan.rule != "metrics-inconsistent"
-        )  # nothing at all, while engines work, is no load but a doubt: what there is stays
-        return plan.replicas
-
-    low, high = sorted((less, more))
-    assert planned(low, held) <= planned(high, held)
-    low, high = sorted((held, held_more))
-    assert planned(less, low) <= planned(less, high)
-
-
-@NIGHTS
 @given(MINUTES, st.integers(0, 80), st.integers(0, 12))
 def test_a_replica_that_starts_counts_as_one_that_is_there(minutes: list[Minute], requests: int, pending: int) -> None:
     model = model_of(0, 60)

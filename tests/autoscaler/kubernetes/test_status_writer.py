@@ -178,18 +178,15 @@ async def test_a_defect_costs_what_is_told_and_no_more(harness: Harness, monkeyp
 
     monkeypatch.setattr(harness, "foreign_writers", broken)
 
-    async def main() -> None:
-        running = asyncio.ensure_future(harness.telling.run())
-        while rounds < 2:
-            await asyncio.sleep(0)
-            harness.clock.advance(1.0)
-        assert not running.done()
-        await cancel_and_wait(running)
-
     harness.telling = StatusWriter(
         harness.kube, harness, harness.clock, lambda *_: None, is_leader=lambda: True, pause=lambda _: asyncio.sleep(0)
     )
-    await main()
+    running = asyncio.ensure_future(harness.telling.run())
+    while rounds < 2:
+        await asyncio.sleep(0)
+        harness.clock.advance(1.0)
+    assert not running.done()
+    await cancel_and_wait(running)
     assert harness.telling.failures >= 2
 
 

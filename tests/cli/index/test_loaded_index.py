@@ -150,20 +150,6 @@ AgainstTruth.TestCase.settings = settings(stateful_step_count=40)
 TestAgainstTruth = pytest.mark.property(AgainstTruth.TestCase)
 
 
-def test_match_returns_the_longest_run_of_each_instance_deepest_first() -> None:
-    mirror = LoadedIndex()
-    path = list(range(10, 20))
-    mirror.apply(
-        [changes.BlocksStored("a", StorageTier.GPU, path[:4]), changes.BlocksStored("b", StorageTier.GPU, path)]
-    )
-    mirror.apply([changes.BlocksStored("c", StorageTier.GPU, path[1:])])  # it lacks the first
-    assert list(match_all(mirror, path).items()) == [("b", (10, 10, 10, 10)), ("a", (4, 4, 4, 4))]
-    mirror.apply([changes.BlocksRemoved("b", StorageTier.GPU, [path[2]])])  # a hole in the middle
-    assert list(match_all(mirror, path).items()) == [("a", (4, 4, 4, 4)), ("b", (2, 2, 2, 2))]
-    assert match_all(mirror, []) == {}
-    assert match_all(mirror, [99]) == {}
-
-
 def test_slower_tiers_extend_faster_ones_and_the_shared_store_comes_last() -> None:
     mirror = LoadedIndex()
     path = list(range(10, 20))
@@ -205,17 +191,6 @@ def test_rows_of_a_snapshot_can_be_loaded() -> None:
     mirror.apply([changes.BlocksStored("a", StorageTier.GPU, chain("abab")[:2])], float("nan"))
     assert [mirror.used_at("a", own) for own in chain("abab")[:2]] == [2_000.5, 1_000.0]
     assert mirror.used_at("a", 77) is None
-
-
-def test_detached_instance_is_dropped_at_once() -> None:
-    index = LoadedIndex()
-    stored_by_a = changes.BlocksStored("a", StorageTier.GPU, [1, 2])
-    index.apply([stored_by_a, changes.CompletenessChanged("a", True, "", 0.0)])
-    assert list(match_all(index, [1, 2])) == ["a"]
-    index.apply([changes.InstanceCleared("a", 2, "gone")])
-    assert (match_all(index, [1, 2]), index.instances()) == ({}, ("a",))
-    index.apply([stored_by_a, changes.InstanceDetached("a")])
-    assert (match_all(index, [1, 2]), index.instances()) == ({}, ())
 
 
 def test_blocks_above_the_limit_are_not_credited() -> None:

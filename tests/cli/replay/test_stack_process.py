@@ -1,6 +1,5 @@
 """A local stack for one measurement: start, use, and an end without leftover processes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -54,7 +53,7 @@ def test_stack_serves_a_replay_and_leaves_no_process(tmp_path: Path, monkeypatch
     with MeasuredStack(stack_options(tmp_path)) as stack:
         processes = descendants(stack.addresses.pid) | {stack.addresses.pid}
         model, instances = stack.only_model()
-        assert (model.key, model.preset, len(instances)) == ("default/demo", "dual-hash", 2)
+        assert (model.key, model.routing.preset, len(instances)) == ("default/demo", "dual-hash", 2)
         assert stack.addresses.pid not in {running.pid for running in running_stacks()}  # has its own run directory
         file = Path(stack.addresses.fleet_file)
         gateway = find_gateway(url=stack.addresses.url, manage=stack.addresses.manage, fleet_file=file, model=None)
@@ -124,22 +123,6 @@ def test_failed_stack_start_shows_last_output_lines(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.nightly
-def test_demo_writes_a_report_and_leaves_no_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fairlead_cli", "demo", "--limit", "12", "--speed", "10", "--out", str(tmp_path)]
-    presets = ["round-robin", "dual-hash"]
-    done = subprocess.run([*command, "--presets", *presets], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["trace"] == "Mooncake conversation trace"
-    assert list(report["policies"]) == presets
-    for policy in report["policies"].values():
-        assert policy["live"]["requests"] == policy["simulated"]["requests"] == 12
-        assert policy["live"]["errors"] == 0
-        assert policy["live"]["cached_token_share"] is not None
-    assert "traffic: Mooncake conversation trace, 12 requests" in done.stdout
-
-
 def test_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fairlead_cli", "demo", "--limit", "300", "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -188,7 +171,7 @@ def test_only_model_of_a_fleet_file_is_chosen_with_ready_instances(tmp_path: Pat
     assert gateway.model == "default/one"
     assert [instance.url for instance in gateway.instances] == ["http://127.0.0.1:9001"]
     assert gateway.fleet_model is not None
-    assert gateway.fleet_model.preset == "round-robin"
+    assert gateway.fleet_model.routing.preset == "round-robin"
 
 
 def test_model_is_required_without_a_fleet_file() -> None:

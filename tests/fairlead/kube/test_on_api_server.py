@@ -1,4 +1,4 @@
-"""The client with a real etcd and kube-apiserver: its own behaviour, and its death and freezing."""
+"""The client with a real etcd and kube-apiserver: what the fake server of other tests only imitates."""
 
 import asyncio
 import json
@@ -24,14 +24,12 @@ from fairlead.kube.errors import (
 from fairlead.kube.events.event import EventType
 from fairlead.kube.events.recorder import EventRecorder
 from fairlead.kube.informer import KUBE_WATCH_SILENCE_SECONDS, Informer, InformerAction, InformerStep
-from fairlead.kube.leader_election import LeaderElector, LeaseCandidate, LeaseTiming
 from fairlead.kube.resources import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     DEPLOYMENTS,
     DISRUPTION_BUDGETS,
     EVENTS,
-    LEASES,
     MODEL_DEPLOYMENTS,
     NAMESPACES,
     NETWORK_POLICIES,
@@ -284,46 +282,6 @@ async def test_api_server_accepts_our_events(api_server: ApiServer, request: pyt
             await cancel_and_wait(task)
 
 
-async def test_one_candidate_leads_at_a_time(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async with client_in_namespace(api_server, request) as (api, namespace):
-        time, terms = FakeTime(), LeaseTiming()
-
-        def candidate(me: str) -> LeaderElector:
-            return LeaderElector(api, LeaseCandidate(namespace, "operator", me), Pacing(time, lambda: 0.0, time.pause))
-
-        leader, two = candidate("one"), candidate("two")
-        await leader.acquire()
-        waiting = asyncio.create_task(two.acquire())
-        await wait_until(lambda: two.reason == "one holds it")
-        holding = asyncio.create_task(leader.hold())
-
-        async def renewed() -> bool:
-            if len(time.pending_pauses) == 2:  # both wait: no time goes by while a request is under way
-                time.advance(0.5)
-            lease = await api.get(LEASES, namespace, "operator")
-            return int(lease["metadata"]["resourceVersion"]) > first
-
-        first = int((await api.get(LEASES, namespace, "operator"))["metadata"]["resourceVersion"])
-        await wait_until(renewed)
-        await wait_until(lambda: len(time.pending_pauses) == 2)  # the holder knows of its renewal too
-        assert (leader.is_leading, two.is_leading) == (True, False)
-        await cancel_and_wait(holding)
-        await leader.release()
-        pauses = len(time.pending_pauses)
-
-        async def taken() -> bool:
-            if len(time.pending_pauses) == pauses:  # it waits: no time goes by while a request is under way
-                time.advance(0.5)
-            return two.is_leading
-
-        before = time.now()
-        await wait_until(taken)
-        await waiting
-        assert time.now() - before < terms.lease_seconds
-        spec = (await api.get(LEASES, namespace, "operator"))["spec"]
-        assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("two", 1)
-
-
 # --- watching -----------------------------------------------------------------------------------------------------------
 
 
@@ -395,38 +353,3 @@ async def test_burst_is_followed_without_relisting(api_server: ApiServer, reques
         assert lab.informer.list_count == 1
         assert {step.action for step in lab.steps} <= {InformerAction.RESUME}  # a busy API server may end a watch
         assert "managedFields" not in lab.informer.items[f"{lab.namespace}/m0"]["metadata"]
-
-
-async def test_copy_survives_a_killed_api_server(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    async with running_informer(api_server, request) as lab:
-        await lab.write("a", "b")
-        await lab.have("a", "b")
-        api_server.kill()
-        try:
-            await lab.have("a", "b")
-            await wait_until(lambda: lab.informer.problem is not None)
-        finally:
-            await asyncio.to_thread(api_server.start)
-        await lab.api.delete(CONFIG_MAPS, lab.namespace, "a")
-        await lab.write("c")
-        await lab.have("b", "c")
-        assert set(lab.heard) == {"ADDED a", "ADDED b", "DELETED a", "ADDED c"}
-        assert len(lab.heard) == 4
-
-
-async def test_frozen_api_server_is_noticed_and_nothing_is_lost(
-    api_server: ApiServer, request: pytest.FixtureRequest
-) -> None:
-    async with running_informer(api_server, request) as lab:
-        await lab.write("a")
-        await lab.have("a")
-        await wait_until(lambda: KUBE_WATCH_SILENCE_SECONDS in lab.time.pending_pauses)
-        api_server.freeze()
-        try:
-            lab.time.advance(KUBE_WATCH_SILENCE_SECONDS)
-            await wait_until(lambda: lab.informer.watch_count == 2)
-        finally:
-            api_server.thaw()
-        await lab.write("b")
-        await lab.have("a", "b")
-        assert (lab.steps[0].action, lab.heard) == (InformerAction.RESUME, ["ADDED a", "ADDED b"])

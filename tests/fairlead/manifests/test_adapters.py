@@ -55,8 +55,3 @@ def test_example_has_adapters_of_one_model() -> None:
 def test_lint_notes_what_a_cluster_would_show(old: str, new: str, field: str, note: str, fix: str) -> None:
     (problem,) = loaded(MODEL, ADAPTER.replace(old, new)).notes
     assert (problem.field, problem.message, problem.fix) == (field, f"note: {note}", fix)
-
-
-def test_an_adapter_given_twice_is_a_problem() -> None:
-    _, problems = combine_texts([("f", "---\n".join((MODEL, ADAPTER, ADAPTER)))], limits=Limits())
-    assert [problem.message for problem in problems] == ["the ModelAdapter default/sql is already given in f:11"]

@@ -93,11 +93,6 @@ def test_model_of_another_namespace_must_allow_the_route() -> None:
         assert problems
 
 
-def test_a_route_given_twice_is_refused() -> None:
-    _, problems = combine_texts([("f", f"{MODEL}---\n{ROUTE}---\n{ROUTE}")], limits=Limits())
-    assert [problem.message for problem in problems] == ["the ModelRoute default/assistant is already given in f:10"]
-
-
 def test_files_need_a_model_beside_a_route(tmp_path: Path) -> None:
     file = tmp_path / "route.yaml"
     file.write_text(ROUTE)

@@ -4,7 +4,6 @@ import csv
 import io
 from decimal import Decimal
 
-import msgspec
 import pytest
 
 from fairlead.engine_profile import builtin_profile
@@ -55,24 +54,6 @@ def test_usage_is_grouped_by_dimensions() -> None:
         ("acme", "", 3, 50_000_000),
         ("zeta", "", 1, 0),
     ]
-
-
-def test_usage_and_cost_are_grouped_by_dialect() -> None:
-    table = UsageTable()
-    for number, dialect in enumerate(("chat", "messages", "messages")):
-        record = UsageRecord(
-            str(number), f"{DAY}T00:00:00.000Z", "acme", "x/tiny", 200, dialect=dialect, pool="main", output_tokens=5
-        )
-        table.add_record(msgspec.structs.replace(record, engine_microseconds=10_000_000))
-    found = LedgerContent("id", table.rows(), content().replicas)
-    rows = group_usage(found.usage, ("dialect",))
-    assert [(row.dialect, row.requests, row.output_tokens) for row in rows] == [("chat", 1, 5), ("messages", 2, 10)]
-    costs = {row.group: row.nano_usd for row in cost_report(found, ("dialect",)).rows if not row.state}
-    assert costs["messages",] == 2 * costs["chat",] > 0
-    charges = {row.get("x_Dialect", "") for row in cost_rows(found)} | {
-        row["x_Dialect"] for row in usage_rows(found.usage)
-    }
-    assert {"chat", "messages"} <= charges
 
 
 def test_cost_is_grouped_and_what_nobody_used_has_its_own_row() -> None:

@@ -41,8 +41,8 @@ from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 LIMITS = Limits()
 PARAMS = b'{"do_remote_prefill":true,"remote_host":"a"}'
 _NAMES = ("tiny", "other", "a/b"[:1])
-_MODELS = {f"default/{name}": Model("default", name, SloTargets(), "dual-hash") for name in _NAMES} | {
-    "chat/tiny": Model("chat", "tiny", SloTargets(), "dual-hash")
+_MODELS = {f"default/{name}": Model("default", name, SloTargets()) for name in _NAMES} | {
+    "chat/tiny": Model("chat", "tiny", SloTargets())
 }
 FLEET = Fleet(
     1,

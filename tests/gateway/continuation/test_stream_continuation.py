@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 
 from fairlead.engine_profile import builtin_profile
-from fairlead.fleet.model import StreamResume
+from fairlead.fleet.model import ModelRouting, StreamResume
 from fairlead_gateway.continuation.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.continuation.stream_moves import StreamProgress, decide_move
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
@@ -376,7 +376,9 @@ async def test_a_model_may_forbid_it_and_its_tool_calls_are_sent_in_parts() -> N
     met: list[Event] = []
     async with gateway_of(*[chat_engine([chunk({"tool_calls": [CALL]}, None)], [], met=met)] * 2) as (running, *_):
         fleet = running.gateway.stages.routers.fleet
-        models = {key: replace(model, resume=StreamResume.NEVER) for key, model in fleet.models.items()}
+        models = {
+            key: replace(model, routing=ModelRouting(resume=StreamResume.NEVER)) for key, model in fleet.models.items()
+        }
         running.gateway.update_fleet(replace(fleet, version=2, models=models))
         answer = await request(running.url, CHAT)
     assert any('"tool_calls"' in data for data in answer.events)

@@ -13,7 +13,7 @@ import pytest
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.engine_profile import builtin_profile
-from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, Role, SloTargets
+from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, ModelRouting, Role, SloTargets
 from fairlead.runtime.clock import SystemClock
 from fairlead_gateway import messages as say
 from fairlead_gateway.ipc.channel import Channel, encode_message
@@ -140,7 +140,7 @@ async def test_a_fleet_arrives_as_it_was() -> None:
         "e-0/1/0", "d", "m", "main", "http://127.0.0.1:1", "sim", Role.PREFILL, InstanceState.DRAINING, frozenset({"x"}),
         2.5, builtin_profile("910b4"), None, None, 3, "tcp://a:1", None, "nixl", "http://127.0.0.1:2", EngineAuth("/ca", None, "/t"),
     )  # fmt: skip
-    model = Model("d", "m", SloTargets(0.9, 1.5, 0.1, None), "session")
+    model = Model("d", "m", SloTargets(0.9, 1.5, 0.1, None), ModelRouting("session"))
     fleet = Fleet(7, 3, {model.key: model}, {model.key: (instance,)})
     async with ends() as (helper, worker, raw):
         await worker.channel.open(raw.dup())

@@ -14,8 +14,8 @@ from fairlead_gateway.dialects.chat import ChatRequest
 from fairlead_gateway.dialects.schemas import CommonFields
 from fairlead_gateway.dialects.table import dialect_of
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.journal import PromptSampleBuffer
 from fairlead_gateway.kv_index.messages import CHAT_SAMPLE, PromptSample
+from fairlead_gateway.kv_index.prompt_samples import PromptSampleBuffer
 from fairlead_gateway.openai.body_parser import ScanBounds, parse_body, parse_scanned
 from fairlead_gateway.openai.request import bind_by_name, build_route_request, can_resume
 from fairlead_gateway.openai.validation import decode_body
@@ -184,7 +184,7 @@ def test_no_field_of_a_scanned_chat_is_decoded_on_its_way(native_modules: dict[s
         samples = PromptSampleBuffer()
         samples.offer(request, routes[0])
         tail = routes[0].chain.tail
-        assert samples.take(request.model_key, tail) == PromptSample(tail, CHAT_SAMPLE, request.body)
+        assert samples.take(request.model_key, (tail,)) == [PromptSample(tail, CHAT_SAMPLE, request.body)]
         assert not can_resume(request)
     assert bound.decoded_fields is None
     bound.release_body()

@@ -215,66 +215,12 @@ def placed(world: IndexHarness, prompts: range, where: str | None = None) -> Non
         world.engines[where or NAMES[number % 3]].serve_prompt(prompt(number))
 
 
-def placements(world: IndexHarness) -> int:
-    return sum(len(held) for held in store_content(world.indexer.store).values())
-
-
 def lacks_knowledge(world: IndexHarness, number: int) -> bool:
     """Returns whether a gateway would not know any instance with all of a prompt."""
     mirror = world.reader.index(MODEL)
     assert mirror is not None
     matches = match_all(mirror, block_hashes(chain_root(MODEL), prompt(number), BLOCK))
     return not any(blocks[0] == PROMPT_BLOCKS for blocks in matches.values())
-
-
-async def test_restarted_indexer_has_all_968_placements_for_1958_decisions(
-    server: Valkey,
-) -> None:
-    async with harness_with_redis(server.url) as (world, redis):
-        roomy(world)
-        placed(world, range(121))
-        await world.write(0)
-        await world.settle()
-        assert placements(world) == 968
-        for engine in world.engines.values():
-            del engine.frames[:-2]  # their buffers do not reach back to what they hold
-        wrong = 0
-        for decision in range(1_958):
-            if decision == 600:
-                await redis.delete(LEASE_KEY)  # killed: its lease runs out
-                world.indexer, world.writer = world.add_indexer("two")
-            if decision > 600 and decision % 100 == 0:
-                await world.settle()
-            wrong += lacks_knowledge(world, decision % 121)
-        assert wrong == 0
-        assert placements(world) == 968
-        world.assert_index_matches()
-
-
-async def test_two_indexers_in_turn_serve_all_2052_decisions(server: Valkey) -> None:
-    async with harness_with_redis(server.url) as (world, redis):
-        roomy(world)
-        placed(world, range(90))
-        await world.write(0)
-        await world.settle()
-        pairs = [(world.indexer, world.writer), world.add_indexer("two")]
-        known, wrong, epochs = 90, 0, {await redis.hget(INDEX_KEY, "at")}
-        for decision in range(2_052):
-            wrong += lacks_knowledge(world, decision % known)
-            if decision % 171 == 170:  # the other one leads from now on; prompts come meanwhile
-                placed(world, range(known, known + 3))
-                await redis.delete(LEASE_KEY)
-                pairs.reverse()
-                world.indexer, world.writer = pairs[0]
-                await world.settle()
-                assert world.writer.is_leader(MODEL)
-                known += 3
-                epochs.add(await redis.hget(INDEX_KEY, "at"))
-        assert wrong == 0
-        assert known == 126
-        assert placements(world) == 126 * PROMPT_BLOCKS
-        assert len(epochs) > 2, "they did take turns"
-        world.assert_index_matches()
 
 
 async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(

@@ -247,20 +247,6 @@ async def test_damaged_field_is_not_credited_and_the_leader_rewrites_it(
 
 
 @pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
-@pytest.mark.parametrize("kind", ["text", "list"])
-async def test_key_of_a_wrong_type_is_replaced(server: Valkey, key: str, kind: str) -> None:
-    async with harness_with_redis(server.url) as (world, redis):
-        await world.write(10)
-        await world.settle()
-        await redis.delete(key)
-        await (redis.set(key, b"\x00\xffgarbage") if kind == "text" else redis.rpush(key, "x"))
-        await world.reader.step()
-        await world.write(3)
-        await world.settle()
-        world.assert_index_matches()
-
-
-@pytest.mark.parametrize("key", [LEASE_KEY, INDEX_KEY, EVENTS_KEY])
 async def test_key_evicted_by_a_full_redis_is_rewritten_without_ghosts(server: Valkey, key: str) -> None:
     """As with ``allkeys-lru``, the setting of the chart's Redis: one key is evicted, the others
     stay.

@@ -119,41 +119,6 @@ async def test_second_indexer_takes_over_without_a_loss(server: Valkey, tmp_path
                 assert await asyncio.wait_for(second.process.wait(), 60.0) == 0
 
 
-async def test_engine_replaced_without_an_indexer_leaves_no_ghost(server: Valkey, tmp_path: Path) -> None:
-    async with feeding(server) as feed:
-        async with engine_process(*EVENTS) as engine:
-            path = fleet(tmp_path / "fleet.yaml", [engine])
-            arguments = ("--fleet", str(path), "--redis", server.url)
-            async with indexer_process(*arguments) as first:
-                await complete_prompt(engine, PROMPT)
-                await wait_until(lambda: cached_blocks(feed) == {"e0": 4})
-                first.process.send_signal(signal.SIGTERM)
-                assert await asyncio.wait_for(first.process.wait(), 60.0) == 0
-        async with engine_process(*EVENTS) as another:
-            fleet(path, [another])
-            await complete_prompt(another, range(500, 533))
-            async with indexer_process(*arguments):
-                await wait_until(lambda: cached_blocks(feed, range(500, 533)) == {"e0": 2} and complete(feed, "e0"))
-                assert cached_blocks(feed) == {}
-
-
-async def test_two_ranks_are_two_instances(server: Valkey, tmp_path: Path) -> None:
-    async with engine_process(*EVENTS, "--data-parallel-size", "2") as engine, feeding(server) as feed:
-        ranks = [{"url": engine.url, "id": f"r{rank}", "dpRank": rank} for rank in range(2)]
-        path = tmp_path / "fleet.yaml"
-        path.write_text(json.dumps({"models": [{"name": "tiny", "instances": ranks}]}))
-        async with (
-            indexer_process("--fleet", str(path), "--redis", server.url),
-            httpx.AsyncClient(timeout=60) as client,
-        ):
-            for rank in range(2):
-                prompt = list(range(1_000 * rank, 1_000 * rank + 33))
-                body = {"model": "tiny", "prompt": prompt, "max_tokens": 1}
-                shown = {"X-data-parallel-rank": str(rank)}
-                (await client.post(f"{engine.url}/v1/completions", json=body, headers=shown)).raise_for_status()
-                await wait_until(lambda: cached_blocks(feed, prompt) == {f"r{rank}": 2})  # noqa: B023
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -61,16 +61,6 @@ async def test_missing_numbers_are_replayed_without_a_loss() -> None:
         )
 
 
-async def test_reordered_and_repeated_frames_change_nothing() -> None:
-    async with exact_engine(A) as (stage, engine):
-        second, third, fourth = frames(engine.engine, B, C, [*A, 11, 12, 13, 14])
-        engine.send(third, second, second, fourth, fourth, third)
-        await stage.wait_exact("a")
-        await wait_until(lambda: stage.status("a").counts["duplicates"] >= 3)
-        assert (stage.status("a").counts["restarts"], stage.status("a").counts["lost"]) == (0, 0)
-        assert stage.is_exact("a")
-
-
 @pytest.mark.parametrize("fault", ["mute", "half"])
 async def test_missing_replay_drops_the_instance_which_is_learned_again(fault: str) -> None:
     async with exact_engine(A) as (stage, engine):
@@ -147,19 +137,6 @@ async def test_frames_held_during_a_replay_are_applied_in_turns(monkeypatch: pyt
         assert not stage.status("a").replaying
 
 
-async def test_gap_without_replay_drops_the_instance() -> None:
-    async with indexer_harness() as stage:
-        engine = stage.start_engine("a", replays=False)
-        stage.add_instance("a")
-        await stage.wait_connected("a")
-        engine.serve_prompt(*A)
-        await stage.wait_exact("a")
-        engine.serve_prompt(*B, lose=True)
-        engine.serve_prompt(*C)
-        await wait_until(lambda: stage.credited_blocks("a", C) == 2)
-        assert (stage.credited_blocks("a", A), stage.status("a").state.complete) == (0, False)
-
-
 @pytest.mark.parametrize("prompts", [0, 1, 2, 5])
 async def test_engine_restarted_on_its_port_begins_a_new_epoch(prompts: int) -> None:
     async with exact_engine(A, B) as (stage, _):
@@ -175,25 +152,6 @@ async def test_engine_restarted_on_its_port_begins_a_new_epoch(prompts: int) -> 
         another.serve_prompt(*C)
         await stage.wait_exact("a")
         assert stage.credited_blocks("a", C) == 2
-
-
-async def test_short_disconnect_loses_nothing() -> None:
-    async with exact_engine(A) as (stage, engine):
-        same = engine.engine
-        stage.start_engine("a", same)
-        same.serve_prompt(B)
-        same.publish()  # without a subscriber
-        await wait_until(lambda: not stage.status("a").connected)
-        assert (stage.credited_blocks("a", A), stage.status("a").state.complete) == (2, False)
-        await wait_until(lambda: stage.loop.advance(0.5) or stage.is_exact("a"))
-        seen = stage.status("a")
-        assert (stage.credited_blocks("a", A), stage.credited_blocks("a", B)) == (2, 4)
-        assert (seen.state.epoch, seen.counts["lost"], seen.counts["restarts"], seen.counts["disconnects"]) == (
-            1,
-            0,
-            0,
-            1,
-        )
 
 
 async def test_engine_that_stays_away_loses_its_blocks() -> None:
@@ -226,33 +184,6 @@ async def test_batches_before_the_subscription_are_replayed_soon() -> None:
         stage.loop.advance(KV_SETTLE_SECONDS)
         await stage.wait_exact("a")
         assert stage.credited_blocks("a", A) == 2
-
-
-async def test_orphans_without_a_start_wait_and_the_instance_is_incomplete() -> None:
-    async with indexer_harness() as stage:
-        engine = stage.start_engine("a", PrefixCacheEngine(capacity=400, buffer=1))
-        engine.serve_prompt(*A)
-        engine.serve_prompt(*B)
-        engine.serve_prompt(*A, 11, 12, 13, 14, 15, 16, 17)
-        stage.add_instance("a")
-        await wait_until(lambda: stage.status("a").state.orphans == 2)
-        assert (stage.credited_blocks("a", A), stage.status("a").state.complete) == (0, False)
-
-
-async def test_too_many_held_frames_abandon_the_replay() -> None:
-    async with exact_engine(A, limits=replace(LIMITS, kv_replay_buffered=3)) as (stage, engine):
-        engine.holds_replays = True
-        engine.serve_prompt(*B, lose=True)
-        for start in range(300, 800, 100):
-            engine.serve_prompt(*range(start, start + 9))
-        await wait_until(lambda: stage.credited_blocks("a", range(700, 709)) == 2)
-        assert (stage.credited_blocks("a", A), stage.status("a").counts["lost"]) == (0, 1)
-        engine.answer_held()
-        engine.serve_prompt(*C, lose=True)
-        engine.serve_prompt(*range(900, 909))
-        await wait_until(lambda: stage.credited_blocks("a", range(900, 909)) == 2 and not stage.status("a").replaying)
-        assert stage.credited_blocks("a", C) == 2
-        assert stage.status("a").counts["lost"] == 1
 
 
 async def test_frames_held_by_many_engines_are_bounded_together() -> None:

@@ -43,9 +43,11 @@ def run_shell_hook(url: str, *, most: float, quiet: str, status: str = UNREADABL
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
-def run_hook(url: str, *, most: float, quiet: str, env: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+def run_hook(
+    url: str, *, most: float, quiet: str, env: dict[str, str] | None = None, status: str = UNREADABLE
+) -> "subprocess.Popen[bytes]":
     command = PreStopDrain(url, (GAUGE,)).prestop_hook(most)["exec"]["command"]
-    command[0], command[5] = sys.executable, quiet
+    command[0], command[2], command[5] = sys.executable, command[2].replace(STATUS, status), quiet
     return subprocess.Popen(command, env=env or {})
 
 
@@ -78,14 +80,15 @@ def test_stopped_engine_is_not_waited_for(engine: GaugeServer, run: HookRunner) 
     assert run(engine.url, most=60, quiet="5").wait(30) == 0
 
 
+@pytest.mark.parametrize("run", [run_hook, run_shell_hook])
 @pytest.mark.parametrize(("blocked", "caught"), [(0, 0x4000), (0x4000, 0), (0xFFFF_FFFC_0000_4000, 0x4A02)])
 def test_starting_engine_gets_no_signal_that_it_would_lose(
-    engine: GaugeServer, blocked: int, caught: int, tmp_path: Path
+    engine: GaugeServer, run: HookRunner, blocked: int, caught: int, tmp_path: Path
 ) -> None:
     engine.stop_listening()
     status, after = tmp_path / "status", tmp_path / "after"
     os.mkfifo(status)
-    process = run_shell_hook(engine.url, most=60, quiet="5", status=str(status))
+    process = run(engine.url, most=60, quiet="5", status=str(status))
     for masks in [(0, 0), (0xFFFF_FFFC_0000_BFFF, 0x1_8002), (blocked, caught)]:
         with status.open("w") as page:  # waits for a look of the hook
             os.mkfifo(after)

@@ -1,10 +1,13 @@
 """The fetcher of prompts' tokens from engines, and the setting that says whether it is used.
 
-The tokens of a prompt are fetched if a part of it is not linked. The rate per model is limited, and
-the query goes to the engine that the prompt was sent to. The worker that sent the prompt supplies
-its body. If it no longer has the body, a later prompt of the same kind serves as well. After a
-failed query, no engine is queried for `tokenize_repeat_seconds`. After a status that will not
-change soon, such as 404, none is queried for `tokenize_refused_seconds`.
+The tokens of a prompt are fetched if a part of it is not linked. The rate per model is limited. The
+worker that sent the prompt supplies its body. If it no longer has the body, a later prompt of the
+same kind serves as well. For a stream whose engine sends the tokens of the prompt, it supplies
+these, too, and no engine is queried.
+
+Any other query goes to the engine that the prompt was sent to. After a failed one, no engine is
+queried for `tokenize_repeat_seconds`. After a status that will not change soon, such as 404, none
+is queried for `tokenize_refused_seconds`.
 
 The requested model may be a LoRA adapter, and the blocks are those of the adapter. The sample names
 one that gateways load. The name of any other has a parent in `/v1/models`. Nothing is learned from
@@ -15,6 +18,7 @@ the engine does not find.
 """
 
 import asyncio
+from array import array
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
@@ -56,7 +60,8 @@ Last argument: the adapter, if the prompt is for one.
 class TokenSource(StrEnum):
     """The source of prompts' tokens.
 
-    - ENGINE: the `/tokenize` endpoint of engines. Prompts of token ids need no query.
+    - ENGINE: engines, with the first token of a stream, or by their `/tokenize`. Prompts of token
+      ids need neither.
     - OFF: the gateway has no KV-cache index.
     """
 
@@ -100,6 +105,7 @@ class TokenFetcher:
         self._pending: OrderedDict[int, tuple[float, Dispatch]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._refused_until = 0.0
+        self._brings_tokens = False  # workers have supplied tokens
         self._adapters: dict[tuple[str, str], tuple[float, bool]] = {}
         self.warning = ""
 
@@ -109,7 +115,7 @@ class TokenFetcher:
         If so, it counts against the allowed queries per second.
         """
         now = self._clock.now()
-        if len(self._tasks) >= TOKENIZE_QUERIES_PENDING or now < self._refused_until:
+        if len(self._tasks) >= TOKENIZE_QUERIES_PENDING or (now < self._refused_until and not self._brings_tokens):
             return False
         known = self._pending.get(row.tail)
         if known is not None and now < known[0] + TOKENIZE_REPEAT_SECONDS:
@@ -145,7 +151,7 @@ class TokenFetcher:
 
     @property
     def description(self) -> str:
-        text = "engines are queried for the tokens of prompts"
+        text = "engines send the tokens of prompts, or are queried for them"
         return f"{text}; {self.warning}" if self.warning else text
 
     async def _fetch(self, sample: PromptSample, row: Dispatch, instance: Instance) -> None:
@@ -160,7 +166,10 @@ class TokenFetcher:
         try:
             adapter = sample.adapter or (name if await self._is_adapter(instance, name) else None)
             tokens: Sequence[int] = query.tokens
-            if query.engine_request is not None:
+            if sample.tokens:
+                self._brings_tokens = True
+                tokens = array("I", sample.tokens)
+            elif query.engine_request is not None:
                 if self._clock.now() < self._refused_until:
                     return
                 tokens = parse_tokens(await self._post(instance, query.engine_request))

@@ -43,6 +43,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final, Protocol
 
+from fairlead.engines.facts import PriorityOrder, kinds_with
 from fairlead.errors import SettingsError
 from fairlead.fleet.model import Fleet, Model, RequestPolicy
 from fairlead.routes.fallback_graph import can_reach
@@ -70,8 +71,8 @@ PRIORITY_FIELD: Final = "priority"
 _LOWEST_TIER: Final = 2
 COPY_TIER: Final = _LOWEST_TIER + 1
 """The tier of copies for a route's shadow, behind those of tenants."""
-_SMALLEST_FIRST: Final = frozenset({"vllm", "sim"})
-_LARGEST_FIRST: Final = frozenset({"sglang"})
+_SMALLEST_FIRST: Final = kinds_with(lambda facts: facts.priority is PriorityOrder.SMALLEST_FIRST)
+_LARGEST_FIRST: Final = kinds_with(lambda facts: facts.priority is PriorityOrder.LARGEST_FIRST)
 _SALT_CHARACTERS: Final = 32
 _DIGEST: Final = "sha256"
 _UNKNOWN_ENGINES: Final = frozenset({"vllm"})

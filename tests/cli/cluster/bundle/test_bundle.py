@@ -1,6 +1,5 @@
 """The support bundle: its content and size, and no planted secret or prompt anywhere in it."""
 
-import asyncio
 import base64
 import json
 import tarfile
@@ -183,13 +182,10 @@ async def planted(api: Api) -> None:
 
 
 @pytest.mark.api_server
-def test_planted_secret_and_prompt_appear_nowhere_in_the_bundle(server: ApiServer, tmp_path: Path) -> None:
-    async def main() -> PackedBundle:
-        async with Api(server.config(), SystemClock(), lambda: 0.5) as api:
-            await planted(api)
-            return await build_bundle(api, await api.version(), SystemClock(), None)
-
-    packed = asyncio.run(main())
+async def test_planted_secret_and_prompt_appear_nowhere_in_the_bundle(server: ApiServer, tmp_path: Path) -> None:
+    async with Api(server.config(), SystemClock(), lambda: 0.5) as api:
+        await planted(api)
+        packed = await build_bundle(api, await api.version(), SystemClock(), None)
     files = dict(packed.files)
     whole = json.dumps(packed.manifest).encode() + b"\n".join(
         path.encode() + b"\n" + content for path, content in files.items()

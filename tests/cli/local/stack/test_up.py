@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
-from typing import Any
 
 import httpx
 import openai
@@ -106,19 +105,6 @@ def test_signal_during_start_leaves_no_process(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("fairlead/up-*"))
 
 
-def test_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    with LocalStack(tmp_path).wait_ready() as slow:
-        footprint = StackFootprint(slow)
-        long = {**QUESTION, "stream": True, "max_tokens": 20_000, "ignore_eos": True}
-        with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=long, trust_env=False) as answer:
-            next(line for line in answer.iter_lines() if '"content"' in line)
-            slow.signal(SIGINT)
-            block_until(lambda: any("stopping" in line for line in slow.lines), "the first Ctrl-C has an effect")
-            slow.signal(SIGINT)
-            assert slow.wait_exit() == 0
-        block_until(footprint.is_gone, "nothing is left")
-
-
 def test_requests_succeed_while_a_killed_engine_restarts_and_sigterm_leaves_nothing(up: LocalStack) -> None:
     victim = up.pid_of("fairlead_sim engine")
     with ThreadPoolExecutor(4) as pool:  # traffic as it was before: retries are bounded by a share of it
@@ -209,26 +195,6 @@ def test_closed_output_ends_the_stack(tmp_path: Path) -> None:
     block_until(lambda: not any(map(is_alive, pids)), "nothing is left")
 
 
-def test_engines_can_share_a_process(tmp_path: Path) -> None:
-    manifest = None  # the bundled example: eight engines
-    with LocalStack(
-        tmp_path, "--engines-per-process", "4", "--preset", "round-robin", manifest=manifest
-    ).wait_ready() as up:
-        engines = [line for line in up.children().values() if "fairlead_sim engine" in line]
-        assert len(engines) == 2
-
-        def fleet_model() -> Any:
-            return client().get(f"{up.manage}/api/fleet").json()["models"][0]
-
-        assert fleet_model()["preset"] == "round-robin"
-        block_until(
-            lambda: [instance["state"] for instance in fleet_model()["instances"]] == ["Ready"] * 8,
-            "the gateway knows that all engines are ready",
-        )
-        used = {post_chat(up, model="qwen2.5-7b", max_tokens=1).headers["x-fairlead-instance"] for _ in range(8)}
-        assert len(used) == 8
-
-
 def test_chat_and_status_find_the_running_stack(shared: LocalStack) -> None:
     answer = shared.command("chat", "tiny", "--message", "Why?", "--max-tokens", "4")
     assert answer.returncode == 0, answer.stderr
@@ -250,10 +216,6 @@ def assert_index_is_used(up: LocalStack) -> None:
     block_until(lambda: len(states()) == 2 and None not in states(), "the gateway follows both engines")
     assert post_chat(up, max_tokens=4).status_code == 200
     block_until(lambda: "index" in states(), "the gateway knows what an engine caches")
-
-
-def test_gateway_uses_the_index_of_each_engine(shared: LocalStack) -> None:
-    assert_index_is_used(shared)
 
 
 STAND_IN = f"""#!{sys.executable}
@@ -284,27 +246,6 @@ def test_gateway_uses_the_index_of_real_engines(tmp_path: Path) -> None:
             block_until(lambda: up.command("index", "stats").returncode == 0, "the indexer writes its first batch")
             verified = up.command("index", "verify")
             assert verified.returncode == 0, verified.stdout + verified.stderr
-
-
-def test_chat_why_explains_the_decision(shared: LocalStack) -> None:
-    terminal, child_terminal = pty.openpty()
-    command = [sys.executable, "-m", "fairlead_cli", "chat", "tiny", "--max-tokens", "4"]
-    process = subprocess.Popen(
-        command, stdin=child_terminal, stdout=child_terminal, stderr=child_terminal, env=shared.environment
-    )
-    screen = bytearray()
-    try:
-        for expected, typed in ((b"> ", b"Why?\n"), (b"first token", b"/why\n"), (b"what happened: ", b"/quit\n")):
-            read_until(terminal, screen, expected)
-            os.write(terminal, typed)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(terminal)
-        os.close(child_terminal)
-    assert b"by the rule " in screen
-    assert "√ main-".encode() in screen
 
 
 def test_two_stacks_run_side_by_side(shared: LocalStack) -> None:

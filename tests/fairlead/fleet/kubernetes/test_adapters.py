@@ -72,14 +72,6 @@ def test_an_adapter_and_a_base_that_cannot_be_read_stay_as_they_were() -> None:
     assert unreadable.fleet.models["x/tiny"].adapter_slots == 3
 
 
-def test_a_changed_source_is_a_new_fleet_with_the_same_members() -> None:
-    before = built([model(adapters=SLOTS)], [adapter("sql")]).fleet
-    assert built([model(adapters=SLOTS)], [adapter("sql")], previous=before).fleet is before
-    after = built([model(adapters=SLOTS)], [adapter("sql", source="file:///opt/sql")], previous=before).fleet
-    assert after.models["x/tiny"].adapters == (LoraAdapter("sql", "/opt/sql", ("sql",)),)
-    assert (after.version, after.membership_epoch) == (2, 1)
-
-
 def test_only_the_oldest_adapters_are_served_beyond_the_limit() -> None:
     adapters = [adapter("c", born="3"), adapter("a", born="1"), adapter("b", born="2")]
     outcome = built([model(adapters=SLOTS)], adapters, limits=replace(Limits(), adapters=2))

@@ -83,13 +83,6 @@ def test_only_the_oldest_routes_are_served_beyond_the_limit() -> None:
     assert outcome.problems == ("there are 3 routes: only the oldest 2 are served",)
 
 
-def test_a_changed_route_is_a_new_fleet() -> None:
-    before = built([named("tiny")], [route("a")]).fleet
-    assert built([named("tiny")], [route("a")], previous=before).fleet is before
-    after = built([named("tiny")], [route("a", targets=[{"model": "y/b"}])], previous=before).fleet
-    assert (after.version, after.membership_epoch) == (2, 1)
-
-
 def test_models_of_other_namespaces_get_only_requests_that_they_allow() -> None:
     """Gateways skip such an override, fallback and shadow. A route with such a target ends."""
     other = named("big", namespace="y")

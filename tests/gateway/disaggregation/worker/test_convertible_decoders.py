@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from fairlead.fleet.model import Fleet, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import HANDOFF_TRANSFER_SECONDS, TransferEstimator
 from fairlead_gateway.telemetry.handoff_record import HandoffRecord
-from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, killable_engine, make_prompt
+from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, engine_process, make_prompt
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
@@ -38,9 +38,9 @@ async def split(
 ) -> AsyncIterator[tuple[RunningGateway, DisaggregatedModel]]:
     """A gateway before one prefill and one decode engine, with an inter-token objective."""
     more = ("--profile", "tiny-cpu", "--kv-connector", "nixl")
-    with ExitStack() as stack:
-        prefill = [stack.enter_context(killable_engine(*more, "--kv-role", "kv_producer"))]
-        decode = [stack.enter_context(killable_engine(*more, "--kv-role", "kv_consumer"))]
+    async with AsyncExitStack() as stack:
+        prefill = [await stack.enter_async_context(engine_process(*more, "--kv-role", "kv_producer"))]
+        decode = [await stack.enter_async_context(engine_process(*more, "--kv-role", "kv_consumer"))]
         engines = DisaggregatedModel(prefill, decode)
         fleet = engines.fleet()
         instances = tuple(
@@ -192,7 +192,7 @@ async def test_a_burst_of_prompts_is_answered_as_by_one_engine_whoever_computes_
         answers = await asyncio.gather(*[request(gateway.url, body(prompt), path=PATH) for prompt in prompts])
         reasons = {reason for _, reason in gateway.gateway.telemetry.models[MODEL_KEY].handoffs}
         assert len(reasons) > 1
-        with killable_engine("--profile", "tiny-cpu", "--speed", "50") as alone:
+        async with engine_process("--profile", "tiny-cpu", "--speed", "50") as alone:
             for prompt, answer in zip(prompts, answers, strict=True):
                 more = "content-type: application/json\r\n"
                 expected = await request(alone.url, body(prompt), path=PATH, more=more)

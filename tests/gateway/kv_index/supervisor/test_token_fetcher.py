@@ -1,6 +1,7 @@
 """The source of a prompt's tokens: engines, as long as they give them."""
 
 import asyncio
+from array import array
 from collections.abc import Sequence
 
 import pytest
@@ -59,14 +60,14 @@ class Scene:
     async def pause(self, seconds: float) -> None:
         self.waited.append(seconds)
 
-    async def prompt(self, kind: str = COMPLETIONS.name, body: bytes = TEXT) -> bool:
+    async def prompt(self, kind: str = COMPLETIONS.name, body: bytes = TEXT, tokens: bytes = b"") -> bool:
         """Sends a prompt that is not linked; returns whether its body was requested."""
         self.clock.advance(1.0)
         self.number += 1
         row = Dispatch(MODEL, INSTANCE.id, b"", self.number, size=100)
         if not self.asking.should_fetch(row):
             return False
-        self.asking.on_sample(PromptSample(self.number, kind, body), {INSTANCE.id: INSTANCE})
+        self.asking.on_sample(PromptSample(self.number, kind, body, "", tokens), {INSTANCE.id: INSTANCE})
         await asyncio.gather(*self.asking._tasks)
         return True
 
@@ -78,13 +79,32 @@ async def test_engines_are_asked_for_text_and_chats_and_token_ids_need_no_query(
     await scene.prompt(body=TOKEN_IDS)
     assert scene.learned == [[7, 8], [7, 8], [4, 5, 6]]
     assert scene.asked_engine == 2
-    assert scene.asking.description == "engines are queried for the tokens of prompts"
+    assert scene.asking.description == "engines send the tokens of prompts, or are queried for them"
+
+
+async def test_no_engine_is_queried_for_tokens_that_it_has_sent() -> None:
+    scene = Scene(engine=False)
+    ids = array("I", [7, 1 << 31]).tobytes()
+    assert await scene.prompt(CHAT_SAMPLE, CHATTED, ids)
+    assert scene.asked_engine == 0
+    await scene.prompt()
+    assert scene.asked_engine == 1
+    assert await scene.prompt(tokens=ids), "an engine without /tokenize is linked by what it sends"
+    assert scene.learned == [[7, 1 << 31]] * 2
+    assert scene.asked_engine == 1
+
+
+async def test_tokens_of_a_prompt_with_a_picture_are_not_learned() -> None:
+    scene = Scene()
+    pictured = CHATTED.replace(b'"some text"', b'[{"type": "image_url", "image_url": {"url": "data:,"}}]')
+    await scene.prompt(CHAT_SAMPLE, pictured, array("I", [7]).tobytes())
+    assert scene.learned == []
 
 
 async def test_an_engine_that_tells_no_tokens_is_asked_again_after_a_minute() -> None:
     scene = Scene(engine=False)
     assert await scene.prompt()
-    assert scene.asking.description == "engines are queried for the tokens of prompts; a: answered 404"
+    assert scene.asking.description == "engines send the tokens of prompts, or are queried for them; a: answered 404"
     assert not await scene.prompt()
     assert not await scene.prompt(CHAT_SAMPLE, CHATTED)
     scene.clock.advance(TOKENIZE_REFUSED_SECONDS)

@@ -63,7 +63,7 @@ class FakeWorkers:
             Instance(f"e-{number}", "ns", "a", "main", f"http://{number}", state=InstanceState.READY)
             for number in range(2)
         )
-        return Fleet(1, 1, {KEY: Model("ns", "a", SloTargets(), "dual-hash")}, {KEY: instances})
+        return Fleet(1, 1, {KEY: Model("ns", "a", SloTargets())}, {KEY: instances})
 
     def loads(self) -> Mapping[str, LoadView]:
         return {}

@@ -18,7 +18,7 @@ from fairlead.audit import AuditLog, AuditRecord
 from fairlead.audit.reader import AuditQuery
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.fleet.hung_engines import EjectionReport
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, ModelRouting, SloTargets
 from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.management_api import LimitOut
@@ -133,7 +133,7 @@ class SimulatedGateway:
     def populate(self, *, ready: int = 8, starting: int = 0) -> None:
         """Sets up a big model with `ready` + `starting` instances and a small one with two."""
         big = Model("chat", "llama-70b", SloTargets(0.95, 2.0, 0.12, 0.05))
-        small = Model("default", "qwen3-8b", SloTargets(0.9), "least-request")
+        small = Model("default", "qwen3-8b", SloTargets(0.9), ModelRouting("least-request"))
         states = [InstanceState.READY] * ready + [InstanceState.STARTING] * starting
         pool = tuple(self._instance("chat", "llama-70b", n, state) for n, state in enumerate(states))
         pair = tuple(self._instance("default", "qwen3-8b", n, InstanceState.READY) for n in range(2))
