@@ -1,4 +1,4 @@
-"""The client with a real etcd and kube-apiserver: what the fake server of other tests only imitates."""
+"""The client with a real etcd and kube-apiserver: what the fake server of other tests imitates."""
 
 import asyncio
 import json
