@@ -153,9 +153,9 @@ def is_empty(word: str, owner: str) -> bool:
 
 
 def check_page(text: str, prose: Prose) -> None:
-    """Checks a page of Markdown without its code blocks, tables and headings."""
+    """Checks a page of Markdown without its code blocks, tables, headings and generated parts."""
     text = re.sub(
-        r"^```.*?^```|^    .*?$|^\|.*?$|^#.*?$|<!--.*?-->",
+        r"<!-- Table: .*?<!-- End of the table\. -->|^```.*?^```|^    .*?$|^\|.*?$|^#.*?$|<!--.*?-->",
         lambda match: "\n" * match[0].count("\n"),
         text,
         flags=re.DOTALL | re.MULTILINE,

@@ -1,5 +1,5 @@
-"""Generates files from code: CRDs and their schema for editors, reference pages, the chart's values
-and dashboards, the images' locks, and the figures of pages.
+"""Generates files from code: CRDs and their schema for editors, reference pages, the chart's
+values, the images' locks, and the figures of pages.
 
 ``python scripts/generate.py`` writes the files; ``--check`` only compares and exits 1 with the
 names of stale files.
@@ -23,7 +23,14 @@ from scripts.generators.chart_files import CHART, chart_files
 from scripts.generators.checks_reference import checks_page
 from scripts.generators.cli_reference import cli_pages, unfinished_verbs
 from scripts.generators.deployment_reference import deployment_pages
-from scripts.generators.engines_reference import catalog_example, catalog_page, engines_page
+from scripts.generators.engines_reference import (
+    CATALOG_PAGE,
+    ENGINES_PAGE,
+    catalog_example,
+    catalog_page,
+    engine_figures,
+    engines_page,
+)
 from scripts.generators.figures import figures, with_figures
 from scripts.generators.image_locks import image_requirements
 from scripts.generators.limits_reference import limits_page
@@ -67,10 +74,10 @@ def outputs() -> dict[str, str]:
         METRICS_PAGE: metrics_page(ROOT),
         "docs/reference/api.md": api_page(),
         "examples/catalog/qwen3-32b.yaml": catalog_example(),
-        "docs/reference/catalog.md": catalog_page(NOTE),
+        CATALOG_PAGE: catalog_page(ROOT),
         "docs/reference/checks.md": checks_page(NOTE),
         "docs/reference/conditions.md": conditions_page(),
-        "docs/reference/engines.md": engines_page(NOTE),
+        ENGINES_PAGE: engines_page(ROOT),
         "docs/reference/limits.md": limits_page(ROOT, NOTE),
         "docs/reference/redis.md": redis_page(ROOT),
         "docs/reference/settings.md": settings_page(),
@@ -84,7 +91,7 @@ def outputs() -> dict[str, str]:
             )
     files = chart_files(ROOT) | image_requirements(ROOT) | address_files(ROOT, ADDRESSES) | openapi_files(NOTE)
     pages |= cli_pages(NOTE) | deployment_pages(ROOT, NOTE) | files
-    return with_figures(ROOT, pages, figures(ROOT / "bench" / "results"))
+    return with_figures(ROOT, pages, figures(ROOT / "bench" / "results") | engine_figures())
 
 
 def main(arguments: list[str] | None = None) -> int:

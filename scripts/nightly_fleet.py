@@ -2,14 +2,12 @@
 """The fleet simulations of ``make nightly``: ten thousand seeds with faults; writes
 bench/results/nightly-fleet.json.
 
-    scripts/nightly_fleet.py [--seeds N] [--first SEED] [--jobs N] [--minutes M] [--go-on]
-                             [--out FILE]
+    scripts/nightly_fleet.py [--seeds N] [--first SEED] [--jobs N] [--minutes M] [--out FILE]
     scripts/nightly_fleet.py --replay SEED       run one seed again, with its events
 
 Safety is checked all the time, liveness after all faults have ended. A seed that breaks an
 invariant is printed with the command that repeats it; the exit code is then 1. A compiled simulator
-(``scripts/compile.py --sim``) gives equal results. ``--go-on`` skips the seeds of the existing
-report, so that an interrupted run can be finished.
+(``scripts/compile.py --sim``) gives equal results.
 """
 
 import argparse
@@ -32,16 +30,6 @@ ROOT = Path(__file__).parents[1]
 SEEDS = 10_000
 _AT_ONCE = 10
 _WRITTEN_EVERY = 500
-_SUMMED = (
-    "seeds",
-    "seconds",
-    "requests",
-    "answers_cut",
-    "requests_sent_again",
-    "requests_without_any_engine",
-    "looks",
-    "found",
-)
 
 
 def main() -> int:
@@ -57,10 +45,7 @@ def main() -> int:
         return 1 if again.violations else 0
     begun, nights = time.monotonic(), list[RunReport]()
     path = Path(options.out)
-    before = json.loads(path.read_text()) if options.go_on and path.exists() else None
-    if before is not None and before["first"] != options.first:
-        raise SystemExit(f"{path} begins with seed {before['first']}, not with {options.first}")
-    seeds = range(options.first + (before["seeds"] if before else 0), options.first + options.seeds)
+    seeds = range(options.first, options.first + options.seeds)
     with ProcessPoolExecutor(options.jobs) as pool:
         for one in pool.map(run_seed, seeds, chunksize=_AT_ONCE):
             nights.append(one)
@@ -69,28 +54,11 @@ def main() -> int:
             seconds = time.monotonic() - begun
             over = len(nights) == len(seeds) or (options.minutes is not None and seconds > 60.0 * options.minutes)
             if over or len(nights) % _WRITTEN_EVERY == 0:
-                result = _result(options, nights, seconds)
-                _write(path, result if before is None else merge_reports(before, result))
+                _write(path, _result(options, nights, seconds))
             if over:
                 pool.shutdown(cancel_futures=True)
                 break
     return 1 if any(night.violations for night in nights) else 0
-
-
-def merge_reports(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Returns the report of two consecutive runs: sums, and otherwise the second's values."""
-    both = dict(after)
-    for name in _SUMMED:
-        both[name] = before[name] + after[name]
-    for name in ("fronts", "presets", "happened"):
-        counted = Counter[str](before[name])
-        counted.update(after[name])
-        both[name] = dict(sorted(counted.items()))
-    both["first"] = before["first"]
-    both["commit"] = ", ".join(dict.fromkeys([*before["commit"].split(", "), after["commit"]]))
-    both["seconds"] = round(both["seconds"], 1)
-    both["least_attainment_after"] = min(before["least_attainment_after"], after["least_attainment_after"])
-    return both
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
@@ -135,7 +103,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once (every core)")
     parser.add_argument("--out", default=str(ROOT / "bench" / "results" / "nightly-fleet.json"), help="the report")
     parser.add_argument("--minutes", type=float, help="end then, with what has been played (no end)")
-    parser.add_argument("--go-on", action="store_true", help="after the seeds that the report has already")
     parser.add_argument("--replay", type=int, metavar="SEED", help="play one seed again")
     return parser.parse_args()
 

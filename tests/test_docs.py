@@ -227,7 +227,6 @@ def every_option() -> set[str]:
         ("fairlead_autoscaler",),
         ("fairlead_sim", "engine"),
         ("fairlead_sim.seams",),
-        ("fairlead_testing.transcripts",),
     ]
     known = {option for module, *verb in modules for option in re.findall(r"--[a-z-]+", help_of(module, *verb))}
     for script in chain(

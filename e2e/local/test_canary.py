@@ -23,7 +23,7 @@ import redis
 from fairlead.fleet.file import write_fleet_file
 from fairlead.fleet.model import Fleet, Model
 from fairlead_gateway.tenants.worker.api_keys import key_digest
-from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine
+from fairlead_testing.engines.disaggregated import DisaggregatedModel, engine_process
 from fairlead_testing.engines.scripted import (
     EngineCall,
     HangUp,
@@ -326,12 +326,12 @@ async def faults(url: str, split: DisaggregatedModel) -> None:
     endless = long | {"stream": True, "max_tokens": 2_000, "temperature": 1}
     assert await answered(url, signed(CHAT, long)) == [200]
     await leaves(url, signed(CHAT, endless), b"\n\n")
-    split.prefill[0].kill()
+    await split.prefill[0].kill()
     other = long | {"messages": [{"role": "user", "content": f"{TEXT}! " * 800}]}
     assert await answered(url, signed(CHAT, other)) == [200]
     streaming = asyncio.create_task(answered(url, signed(CHAT, endless)))
     await asyncio.sleep(0)
-    split.decode[0].kill()
+    await split.decode[0].kill()
     await streaming
     draw = random.Random(1)
     for _ in range(150):
@@ -341,9 +341,14 @@ async def faults(url: str, split: DisaggregatedModel) -> None:
         await answered(url, bytes(data), half_close=True)
 
 
-async def _write_everything(folder: Path, valkey: Valkey, split: DisaggregatedModel) -> dict[str, str]:
+async def _write_everything(folder: Path, valkey: Valkey) -> dict[str, str]:
     """Returns what the gateway wrote, by place."""
     async with AsyncExitStack() as stack:
+        prefill, decode, other = [
+            await stack.enter_async_context(engine_process(*_SPLIT, "--kv-role", role))
+            for role in ("kv_producer", "kv_consumer", "kv_consumer")
+        ]
+        split = DisaggregatedModel([prefill], [decode, other])
         scripted = await stack.enter_async_context(scripted_engine(script))
         spans = await stack.enter_async_context(scripted_engine(responds({})))
         stderr = stack.enter_context((folder / "stderr").open("wb"))
@@ -380,15 +385,8 @@ async def _write_everything(folder: Path, valkey: Valkey, split: DisaggregatedMo
 
 
 def test_no_prompt_and_no_key_is_written_down_anywhere(tmp_path: Path) -> None:
-    produces, consumes = (*_SPLIT, "--kv-role", "kv_producer"), (*_SPLIT, "--kv-role", "kv_consumer")
-    with (
-        running_valkey(tmp_path) as valkey,
-        killable_engine(*produces) as prefill,
-        killable_engine(*consumes) as decode,
-        killable_engine(*consumes) as other,
-    ):
-        split = DisaggregatedModel([prefill], [decode, other])
-        written = run_async(_write_everything(tmp_path, valkey, split))
+    with running_valkey(tmp_path) as valkey:
+        written = run_async(_write_everything(tmp_path, valkey))
     for place, text in written.items():
         for secret in (CANARY, KEY, PEPPER):
             assert secret not in text, (place, secret, text[max(0, text.find(secret) - 300) : text.find(secret) + 100])

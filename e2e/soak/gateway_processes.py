@@ -1,15 +1,10 @@
-"""Gateways as processes, and clients that do not forgive: whatever is not a whole and right answer
-is counted by name.
+"""The fleet, the engines, the strict client of chats and the report of all parts of the soak.
 
-Simulated engines that can be killed a thousand times: forks of one process that has everything
-loaded.
+The client counts by name whatever is not a whole and right answer. An engine is a fork of one
+process that has everything loaded: a start takes milliseconds in place of a second of CPU.
 
-Each engine is a process of its own, as if started by ``python -m fairlead_sim engine``. A start as
-a fork takes milliseconds in place of a second of CPU.
-
-Report of the soak: machine, seed, amounts, and a verdict for each goal.
-
-In full (``make soak``) it is bench/results/soak.json, else out/soak.json.
+The report has the machine, the seed, the amounts, and a verdict for each goal. In full
+(``make soak``) it is bench/results/soak.json, else out/soak.json.
 """
 
 import asyncio
@@ -18,13 +13,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from fairlead.fleet.file import write_fleet_file
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets, StreamResume
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, ModelRouting, StreamResume
 from fairlead_testing.forks.process import ForkingPopen
 from fairlead_testing.http.raw_client import RawConnection, RawResponse, post_request
 from fairlead_testing.processes import unused_ports
@@ -43,7 +38,7 @@ REPORT = ROOT / "bench" / "results" / "soak.json" if FULL else ROOT / "out" / "s
 def write_fleet(path: Path, urls: Sequence[str], model: str = "tiny", *, resumes: bool = True) -> None:
     """One model with an instance for each URL, all ready."""
     resume = StreamResume.AUTO if resumes else StreamResume.NEVER
-    served = Model("default", model, SloTargets(), "dual-hash", resume=resume)
+    served = Model("default", model, routing=ModelRouting(resume=resume))
     instances = tuple(
         Instance(f"e-{number}/{number}/0", "default", model, "main", url, state=InstanceState.READY)
         for number, url in enumerate(urls)
@@ -87,18 +82,13 @@ def _texts(event: str) -> list[str]:
     return [choice["delta"]["content"] for choice in choices if choice["delta"].get("content")]
 
 
-async def send_request(
-    url: str,
-    body: dict[str, Any],
-    path: str = "/v1/chat/completions",
-    check: Callable[[RawResponse, int], tuple[str, str]] = check_answer,
-) -> tuple[str, str, str]:
-    """Ask over a new connection: what came of it, the text, the instance."""
+async def send_request(url: str, body: dict[str, Any]) -> tuple[str, str, str]:
+    """Sends a chat over a new connection; returns the verdict, the text and the instance."""
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
             connection = await RawConnection.connect(url)
             try:
-                await connection.send(post_request(body, path=path))
+                await connection.send(post_request(body))
                 answer = await connection.read_response()
             finally:
                 connection.writer.transport.abort()
@@ -106,8 +96,7 @@ async def send_request(
         return "hangs", "", ""
     except (OSError, asyncio.IncompleteReadError) as error:
         return f"no answer: {type(error).__name__}", "", ""
-    tokens = body.get("max_tokens") or body["max_output_tokens"]
-    return *check(answer, tokens), answer.fields.get("x-fairlead-instance", "")
+    return *check_answer(answer, body["max_tokens"]), answer.fields.get("x-fairlead-instance", "")
 
 
 class ForkedEngines:

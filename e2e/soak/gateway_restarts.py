@@ -1,27 +1,17 @@
-"""Gateways are restarted one after the other while clients with kept connections ask without a
-pause.
+"""Gateways are restarted one after the other, under short requests and under long streams.
 
 A restart is what a rolling update does: the successor starts and is ready, then the old one gets
 SIGTERM. Clients learn of that late: for a moment after the signal the old one is still in the list
 that new connections are drawn from. All they forgive is a connection that was refused, since
-nothing had been sent; then they take the next address. Everything else that is not a whole and
-right answer is an error: a reset, a cut, a 503. Every gateway must exit with 0.
+nothing had been sent; then they take the next address. Every gateway must exit with 0.
 
-Some streams of each gateway last longer than its drain. Each must end with the error event of a
-drain, and its connection in order.
+- `run_restarts`: clients with kept connections ask without a pause. Everything that is not a whole
+  and right answer is an error: a reset, a cut, a 503.
+- `run_drains`: a thousand streams, longer and shorter than a drain. Each ends whole, or with the
+  error event of a drain and its connection in order. Anything else is counted by name.
+- `run_long`: the same with the drain of the product, ten minutes: every stream ends whole.
 
-A thousand streams before gateways that are all restarted twice, with a short drain.
-
-Each client asks for one stream after the other. The streams are longer and shorter than a drain, so
-some end within the drain of their gateway and some outlast it. A restart is that of a rolling
-update: the successor is ready, then the old gateway gets SIGTERM.
-
-A stream must end whole, or with the error event of a drain and its connection in order. Anything
-else is counted by name: a stream that just ends, a reset, an answer that looks complete.
-
-The engines send a token a second and are tasks of this process: they cost next to nothing.
-
-`run_long` is the same with the drain of the product, ten minutes: every stream ends whole.
+The engines of the streams send a token a second and are tasks of this process.
 """
 
 import asyncio
@@ -30,7 +20,6 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +45,6 @@ LATE_SECONDS = 0.2  # so long the old one stays in the list
 SERVED_SECONDS = 0.5  # so long both serve before the old one goes
 RESTARTS = ("FAIRLEAD_SOAK_RESTARTS", 4, 100)
 DRAIN_SECONDS, EXIT_SECONDS = 5.0, 120.0
-LONG_STREAMS = 2
-"""Streams of each restarted gateway that last longer than its drain."""
-LONG_TOKENS = 30_000
 OUTLASTED = "ended with the error event of a drain"
 
 ENGINES = 2
@@ -80,7 +66,6 @@ class GatewayAddresses:
         self.refused = 0
         self.signalled: dict[str, float] = {}
         self.errors: list[dict[str, object]] = []
-        self.long_streams: list[asyncio.Task[str]] = []
         self._draw = draw
 
     async def connect(self) -> tuple[RawConnection, str]:
@@ -136,26 +121,6 @@ async def run_client(number: int, addresses: GatewayAddresses, outcomes: Counter
         await connection.close()
 
 
-async def outlast_drain(url: str, number: int) -> str:
-    """Asks for a stream that lasts longer than the drain of its gateway; returns how it ended."""
-    body = chat_body(number, stream=True, tokens=LONG_TOKENS, greedy=False)
-    try:
-        async with asyncio.timeout(DRAIN_SECONDS + TIMEOUT_SECONDS):
-            connection = await RawConnection.connect(url)
-            await connection.send(post_request(body, close=False))
-            answer = await connection.read_response()
-            after = await connection.reader.read()
-            await connection.close()
-    except TimeoutError:
-        return "hangs"
-    except (OSError, asyncio.IncompleteReadError) as error:
-        return f"no answer: {type(error).__name__}"
-    verdict, _ = check_answer(answer, LONG_TOKENS)
-    if verdict != "ended with an error event" or '"gateway_draining"' not in answer.events[-1]:
-        return verdict
-    return OUTLASTED if answer.complete and not after else "closed out of order"
-
-
 async def run_restarts(folder: Path) -> list[ReportLine]:
     """The part; the lines that do not hold."""
     begun, restarts = time.monotonic(), scaled_count(*RESTARTS)
@@ -169,17 +134,10 @@ async def run_restarts(folder: Path) -> list[ReportLine]:
         gateways = GatewayFleet(stack, folder / "fleet.yaml", f"{DRAIN_SECONDS:g}s", addresses)
         for _ in range(2):
             await gateways.start()
-
-        async def begin_long_streams(url: str) -> None:
-            long = (asyncio.create_task(outlast_drain(url, number)) for number in range(LONG_STREAMS))
-            addresses.long_streams += long
-            await asyncio.sleep(SERVED_SECONDS)
-
         clients = asyncio.gather(*(run_client(number, addresses, outcomes, done) for number in range(CLIENTS)))
         for _ in range(restarts):
-            await gateways.restart_oldest(EXIT_SECONDS, begin_long_streams)
+            await gateways.restart_oldest(EXIT_SECONDS, SERVED_SECONDS)
         ended = Counter(await asyncio.gather(*gateways.codes))
-        outlasting = Counter(await asyncio.gather(*addresses.long_streams))
         done.set()
         await clients
     codes = gateways.codes
@@ -187,11 +145,6 @@ async def run_restarts(folder: Path) -> list[ReportLine]:
     lines = [
         ReportLine(f"{restarts} rolling restarts of gateways", len(codes), len(codes) == restarts),
         ReportLine("0 errors", errors, not errors),
-        ReportLine(
-            "every stream that outlasted a drain ended with its error event",
-            dict(outlasting),
-            outlasting == {OUTLASTED: restarts * LONG_STREAMS},
-        ),
         ReportLine(
             "every gateway drained and exited with 0",
             {str(code): number for code, number in ended.items()},
@@ -322,17 +275,14 @@ class GatewayFleet:
         self._living.append(gateway)
         self._addresses.urls.append(gateway.url)
 
-    async def restart_oldest(
-        self, patience_seconds: float, before: Callable[[str], Awaitable[None]] | None = None
-    ) -> None:
+    async def restart_oldest(self, patience_seconds: float, both_seconds: float = 0.0) -> None:
         """Starts a gateway and stops the oldest, whose address stays listed a moment longer.
 
-        before: called with the address of the oldest, before it is stopped.
+        both_seconds: for which both serve.
         """
         await self.start()
         old = self._living.pop(0)
-        if before is not None:
-            await before(old.url)
+        await asyncio.sleep(both_seconds)
         self._addresses.signalled[old.url] = time.monotonic()
         old.process.terminate()
         await asyncio.sleep(LATE_SECONDS)

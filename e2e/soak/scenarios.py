@@ -35,12 +35,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from e2e.soak.gateway_processes import (
     FULL,
@@ -213,27 +211,6 @@ async def load_and_kill(
             return load, await read(running)
 
 
-def kill_lines(seen: int, kills: int, broken: Mapping[str, int]) -> list[ReportLine]:
-    """The lines of all parts that kill engines under streams.
-
-    seen: kills that took place.
-    broken: streams that broke, by kind.
-    """
-    return [
-        ReportLine(f"{kills} engine kills under streams", seen, seen == kills),
-        ReportLine(
-            "a broken stream for two kills, or more: others meet an idle engine",
-            dict(broken),
-            2 * sum(broken.values()) >= kills,
-        ),
-    ]
-
-
-def kill_figures(load: RequestLoad) -> dict[str, object]:
-    outcomes = dict(sorted(load.outcomes.items()))
-    return {"kills": load.kills, "requests": load.outcomes.total(), "outcomes": outcomes, "details": load.strange}
-
-
 async def _continued(running: GatewayProcess) -> dict[str, int]:
     return {
         how: int(sum(await running.samples("fairlead_gateway_continued_total", f'result="{how}"')))
@@ -260,7 +237,14 @@ async def run_engine_kills(folder: Path) -> list[ReportLine]:
         ReportLine("0 streams that look complete and are not", untrue, not untrue),
         ReportLine("greedy answers of one conversation are one text, continued or not", different, not different),
     ]
-    return write("engine_kills", begun, {**kill_figures(load), "continued": continued}, lines)
+    figures = {
+        "kills": load.kills,
+        "requests": seen.total(),
+        "outcomes": dict(sorted(seen.items())),
+        "details": load.strange,
+        "continued": continued,
+    }
+    return write("engine_kills", begun, figures, lines)
 
 
 class ValidRequests:
@@ -324,26 +308,6 @@ async def send_lane(url: str, hostile: "MalformedRequests | ValidRequests", shar
             connection.writer.transport.abort()
 
 
-@asynccontextmanager
-async def run_probe(url: str) -> AsyncIterator[dict[str, float]]:
-    """Measures the wait of an unrelated client; the dictionary is filled at the end."""
-    waits: dict[str, float] = {}
-    parts = urlsplit(url)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(Path(__file__).parent / "readyz_probe.py"), str(parts.hostname), str(parts.port)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield waits
-        said, _ = await process.communicate(b"")  # closes its input
-        waits.update(json.loads(said))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
 async def worst_lag(running: GatewayProcess) -> float:
     """Returns the longest delay of the gateway's event loop within the last minute, in seconds."""
     return max(await running.samples("fairlead_gateway_loop_lag_seconds", 'quantile="1"'), default=0.0)
@@ -360,12 +324,11 @@ async def run_malformed(folder: Path) -> list[ReportLine]:
             good = ValidRequests()
             await asyncio.gather(*(send_lane(running.url, good, WARM // LANES, Counter()) for _ in range(LANES)))
             hostile, late = MalformedRequests(SEED), [await worst_lag(running)]
-            async with run_probe(running.url) as waits:
-                for _ in range(SAMPLES):
-                    share = requests // SAMPLES // LANES + 1
-                    await asyncio.gather(*(send_lane(running.url, hostile, share, seen) for _ in range(LANES)))
-                    sizes.append(tree_usage(running.process.pid).rss_bytes)
-                    late.append(await worst_lag(running))
+            for _ in range(SAMPLES):
+                share = requests // SAMPLES // LANES + 1
+                await asyncio.gather(*(send_lane(running.url, hostile, share, seen) for _ in range(LANES)))
+                sizes.append(tree_usage(running.process.pid).rss_bytes)
+                late.append(await worst_lag(running))
             alive = running.process.returncode is None and (await running.get("/readyz")).status == 200
     bad = {str(status): number for status, number in sorted(seen.items()) if status >= 500}
     lines = [
@@ -379,12 +342,8 @@ async def run_malformed(folder: Path) -> list[ReportLine]:
         ),
         ReportLine("memory flat", sizes, is_flat(sizes)),
     ]
-    figures = {
-        "requests": requests,
-        "statuses": {str(status): number for status, number in sorted(seen.items())},
-        "bystander_waits_seconds": waits,
-    }
-    return write("malformed", begun, figures, lines)
+    statuses = {str(status): number for status, number in sorted(seen.items())}
+    return write("malformed", begun, {"requests": requests, "statuses": statuses}, lines)
 
 
 async def run_volume(folder: Path) -> list[ReportLine]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.soak import dialect_kills, gateway_restarts, keyed_pairs, scenarios, stream_kills
+from e2e.soak import gateway_restarts, keyed_pairs, scenarios, stream_kills
 from e2e.soak.gateway_processes import FULL
 
 pytestmark = [pytest.mark.timeout(2_400), pytest.mark.alone]
@@ -17,8 +17,8 @@ def test_engines_that_die_under_load_lose_no_request_that_had_not_started(tmp_pa
     assert asyncio.run(scenarios.run_engine_kills(tmp_path)) == []
 
 
-def test_streams_of_messages_and_responses_end_with_their_error_event(tmp_path: Path) -> None:
-    assert asyncio.run(dialect_kills.run_dialect_kills(tmp_path)) == []
+def test_streams_that_must_not_go_on_end_with_the_error_event_of_their_dialect(tmp_path: Path) -> None:
+    assert asyncio.run(stream_kills.run_stream_kills(tmp_path, resumes=False)) == []
 
 
 def test_sampled_streams_of_all_kinds_go_on(tmp_path: Path) -> None:

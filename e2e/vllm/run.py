@@ -10,7 +10,7 @@ processor cores, and no test run collects it. Exits 1 when a check did not hold.
   own.
 - ``nixl`` and ``mooncake``: prefill and decode on two engines.
 - ``hung``: local mode, and an engine whose core is stopped.
-- ``tiers``: KV in the CPU memory of the engines, its price and its worth.
+- ``tiers``: KV in the CPU memory of an engine, whose time is foreseen.
 - ``sdks``: the SDKs of OpenAI and Anthropic, for Python and Node, directly and through a gateway.
   With ``--engines sim`` it runs alone, with a simulated engine and without vLLM.
 - ``adapters``: 200 LoRA adapters on three engines of eight slots, of which engines end.
@@ -31,26 +31,18 @@ import asyncio
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from e2e.cluster.artifacts import pinned_versions
-from e2e.vllm.engine.engine_processes import (
-    EngineStage,
-    mooncake,
-    nixl,
-)
+from e2e.vllm.engine.engine_processes import EngineStage, mooncake, nixl
 from e2e.vllm.engine.installation import Installation, install
 from e2e.vllm.pods import engine_code, pod_environment
-from e2e.vllm.pods.pod_scenarios import (
-    PodsHandoff,
-    PodsHung,
-    PodsLifecycle,
-    PodStage,
-    pod_stage,
-)
+from e2e.vllm.pods.pod_scenarios import PodsHandoff, PodsHung, PodsLifecycle, PodStage, pod_stage
 from e2e.vllm.report import VllmReport
 from e2e.vllm.scenarios import cache_timing, client_sdks, continued, continued_dialects, replayed, tiers
 from e2e.vllm.scenarios.adapters import Adapters
@@ -65,21 +57,22 @@ from e2e.vllm.scenarios.prefill_handoff import HandoffScenario
 from e2e.vllm.scenarios.replayed import Replayed
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTINUED = (continued.NAME, continued.KILLS)
-DIALECTS = continued_dialects.NAME
-PARTS = (
-    "surface",
-    *INDEXES,
-    tiers.NAME,
-    "nixl",
-    "mooncake",
-    "hung",
-    "adapters",
-    client_sdks.NAME,
-    *CONTINUED,
-    DIALECTS,
-    replayed.NAME,
-)
+Start = Callable[[EngineStage, VllmReport], "Scenario"]
+PARTS: dict[str, Start] = {
+    "surface": ApiSurface,
+    **{part: partial(IndexScenarios, part=part) for part in INDEXES},
+    tiers.NAME: tiers.Tiers,
+    "nixl": lambda stage, report: HandoffScenario(stage, report, nixl()),
+    "mooncake": lambda stage, report: HandoffScenario(stage, report, mooncake(stage.installed)),
+    "hung": HungCore,
+    "adapters": Adapters,
+    client_sdks.NAME: ClientSdks,
+    continued.NAME: Continued,
+    continued.KILLS: partial(Continued, kills=True),
+    continued_dialects.NAME: ContinuedDialects,
+    replayed.NAME: Replayed,
+}
+"""The parts whose engines are processes of this machine."""
 POD_PARTS: dict[str, Callable[[PodStage, VllmReport], "Scenario"]] = {
     "pods-lifecycle": PodsLifecycle,
     "pods-hung": PodsHung,
@@ -96,7 +89,7 @@ class Scenario(Protocol):
 
 async def run(stage: EngineStage, report: VllmReport, parts: Sequence[str]) -> None:
     for part in parts:
-        await _run_part(part, lambda: _scenario(part, stage, report), report)  # noqa: B023 - called at once
+        await _run_part(part, lambda: PARTS[part](stage, report), report)  # noqa: B023 - called at once
 
 
 async def run_in_pods(stage: PodStage, report: VllmReport, parts: Sequence[str]) -> None:
@@ -111,28 +104,6 @@ async def _run_part(part: str, scenario: Callable[[], Scenario], report: VllmRep
     except Exception as error:  # noqa: BLE001
         report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
     report.end()
-
-
-def _scenario(part: str, stage: EngineStage, report: VllmReport) -> Scenario:
-    if part == "surface":
-        return ApiSurface(stage, report)
-    if part in INDEXES:
-        return IndexScenarios(stage, report, part)
-    if part == tiers.NAME:
-        return tiers.Tiers(stage, report)
-    if part == "hung":
-        return HungCore(stage, report)
-    if part == "adapters":
-        return Adapters(stage, report)
-    if part == client_sdks.NAME:
-        return ClientSdks(stage, report)
-    if part == DIALECTS:
-        return ContinuedDialects(stage, report)
-    if part in CONTINUED:
-        return Continued(stage, report, kills=part == continued.KILLS)
-    if part == replayed.NAME:
-        return Replayed(stage, report)
-    return HandoffScenario(stage, report, nixl() if part == "nixl" else mooncake(stage.installed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -181,17 +152,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(held) else 1
 
 
+@contextmanager
+def _local_stage(installed: Installation, report: VllmReport) -> Iterator[EngineStage]:
+    """Yields a stage on this machine. Its logs are kept if a check does not hold."""
+    with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
+        try:
+            with EngineStage(installed, Path(folder)) as stage:
+                yield stage
+        finally:
+            if not report.all_passed:
+                _keep_logs(Path(folder))
+
+
 def _run_local(installed: Installation, parts: Sequence[str], path: Path) -> bool:
     """Runs parts whose engines are processes of this machine. Returns whether everything held."""
     report = VllmReport(installed.versions())
     try:
-        with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
-            try:
-                with EngineStage(installed, Path(folder)) as stage:
-                    asyncio.run(run(stage, report, parts))
-            finally:
-                if not report.all_passed:
-                    _keep_logs(Path(folder))
+        with _local_stage(installed, report) as stage:
+            asyncio.run(run(stage, report, parts))
     finally:
         _write(report, path)
     return report.all_passed
@@ -213,14 +191,9 @@ def _run_simulated() -> bool:
 def _run_timing(installed: Installation, path: Path, seconds: float) -> bool:
     """Runs the attack on caches, which writes its own results. Returns whether everything held."""
     report = VllmReport(installed.versions())
-    with TemporaryDirectory(prefix="fairlead-vllm-") as folder:
-        try:
-            with EngineStage(installed, Path(folder)) as stage:
-                attack = CacheTiming(stage, report, path, seconds)
-                asyncio.run(_run_part(cache_timing.NAME, lambda: attack, report))
-        finally:
-            if not report.all_passed:
-                _keep_logs(Path(folder))
+    with _local_stage(installed, report) as stage:
+        attack = CacheTiming(stage, report, path, seconds)
+        asyncio.run(_run_part(cache_timing.NAME, lambda: attack, report))
     return report.all_passed
 
 

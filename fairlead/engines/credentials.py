@@ -33,6 +33,7 @@ class EngineCredentials:
         self._environ = environ
         self._now = now
         self._auth_by_address: dict[str, EngineAuth] = {}
+        self.has_any = False
         self._endpoints = EndpointResolver()
         self._contexts: dict[str | None, tuple[Signature, ssl.SSLContext]] = {}
         self._tokens: dict[str, tuple[float, str]] = {}
@@ -43,6 +44,7 @@ class EngineCredentials:
         self._auth_by_address = {
             instance.address: instance.access for instance in instances if instance.access != _NO_AUTH
         }
+        self.has_any = bool(self._auth_by_address)
         self._endpoints.update_fleet(fleet)
 
     def warnings(self) -> list[str]:

@@ -260,6 +260,19 @@ class TokenPrice:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRouting:
+    """The routing of a model: `spec.routing` with the values that are left out.
+
+    max_attempts: instances tried for one request; None for the gateway's own number.
+    resume: whether its streams go on at another instance when theirs ends.
+    """
+
+    preset: str = RoutingPreset.DUAL_HASH.value
+    max_attempts: int | None = None
+    resume: StreamResume = StreamResume.AUTO
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A model that clients can request: its SLO and routing.
 
@@ -272,15 +285,13 @@ class Model:
     canary_weight: percentage of the conversations that canary instances get.
     adapters_only: clients may name its adapters, and not the model itself.
     route_namespaces: those whose routes may lead to it, besides its own; `*` stands for all.
-    max_attempts: instances tried for one request; None for the gateway's own number.
-    resume: whether its streams go on at another instance when theirs ends.
     context_length: in tokens, as its operator states it; None if its engines are asked.
     """
 
     namespace: str
     name: str
     objectives: SloTargets = field(default_factory=SloTargets)
-    preset: str = RoutingPreset.DUAL_HASH.value
+    routing: ModelRouting = ModelRouting()
     shadowed: bool = False
     wakes: bool = False
     served_names: tuple[str, ...] = ()
@@ -291,8 +302,6 @@ class Model:
     canary_weight: int = 0
     adapters_only: bool = False
     route_namespaces: frozenset[str] = frozenset()
-    max_attempts: int | None = None
-    resume: StreamResume = StreamResume.AUTO
     context_length: int | None = None
 
     def takes_routes_of(self, namespace: str) -> bool:

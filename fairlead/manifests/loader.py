@@ -37,7 +37,7 @@ from fairlead.fleet.client_names import (
     name_owners,
     object_claim,
 )
-from fairlead.fleet.model import Model, StreamResume
+from fairlead.fleet.model import Model
 from fairlead.limits import Limits
 from fairlead.manifests.files import read_texts
 from fairlead.manifests.lint import LintNote, access_modes, lint_claims, lint_spec, lint_template, lint_tenant
@@ -113,14 +113,12 @@ def to_fleet_model(deployment: ModelDeployment) -> Model:
         namespace=deployment.metadata.namespace or "default",
         name=deployment.metadata.name,
         objectives=deployment.spec.slo.to_targets(),
-        preset=deployment.spec.routing.preset.value,
+        routing=deployment.spec.routing.to_routing(),
         served_names=tuple(deployment.spec.model.served_names),
         wakes=deployment.spec.scales_from_zero,
         requests=deployment.spec.engine.to_request_policy(),
         price=deployment.spec.token_price,
         route_namespaces=frozenset(deployment.spec.allowed_routes),
-        max_attempts=deployment.spec.routing.max_attempts,
-        resume=deployment.spec.routing.resume or StreamResume.AUTO,
         context_length=deployment.spec.model.context_length,
     )
 

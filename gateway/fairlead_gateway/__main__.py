@@ -136,11 +136,11 @@ def _run(
 
 def _validate_worker_settings(settings: GatewaySettings) -> None:
     """Raises SettingsError for what the workers would reject, so that it is reported once."""
-    from fairlead_gateway.worker import memory_pressure
+    from fairlead_gateway.proxy import memory_pressure
 
     memory_pressure.memory_share_reader(settings.memory_limit)
     if settings.client_hosts is not None or settings.cors_origins is not None:
-        from fairlead_gateway.worker.cors import parse_cors
+        from fairlead_gateway.proxy.cors import parse_cors
 
         parse_cors(settings, has_api_keys=False)
     if settings.changing_text is not None:

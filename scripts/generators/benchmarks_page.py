@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import geometric_mean, mean
 from typing import Any, Final
 
-BENCHMARKS_PAGE: Final = "docs/benchmarks.md"
-_MARKER: Final = re.compile(r"(<!-- Table: ([a-z-]+)\. -->\n).*?(<!-- End of the table\. -->\n)", re.S)
+from scripts.generators.page_tables import with_tables
 
+BENCHMARKS_PAGE: Final = "docs/benchmarks.md"
 _TARGETS: Final = (
     "fairlead",
     "sglang-router cache_aware",
@@ -61,8 +61,7 @@ def benchmarks_page(root: Path) -> str:
         "agents": _agent_table,
         "canaries": _canary_table,
     }
-    page = (root / BENCHMARKS_PAGE).read_text(encoding="utf-8")
-    return _MARKER.sub(lambda found: f"{found[1]}{tables[found[2]](results)}{found[3]}", page)
+    return with_tables(root / BENCHMARKS_PAGE, {name: table(results) for name, table in tables.items()})
 
 
 def load(path: Path) -> Any:

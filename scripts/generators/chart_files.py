@@ -1,6 +1,4 @@
-"""Generated files of the chart: values.yaml, values.schema.json, the README's table, runbooks and
-the dashboards.
-"""
+"""Generated files of the chart: values.yaml with its schema, the README's table and runbooks."""
 
 import json
 import re
@@ -13,7 +11,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from scripts.generators.chart_values import Values
-from scripts.generators.dashboards import dashboards
 from scripts.generators.page_lists import ALERTS_PAGE
 
 CHART = "charts/fairlead"
@@ -30,7 +27,6 @@ def chart_files(root: Path) -> dict[str, str]:
         f"{CHART}/values.schema.json": json.dumps(schema(), indent=2, ensure_ascii=False) + "\n",
         f"{CHART}/README.md": f"{before}{_BEGIN}{table()}{_END}{after}",
         f"{CHART}/files/runbooks.json": runbooks((root / ALERTS_PAGE).read_text(encoding="utf-8")),
-        **{f"{CHART}/dashboards/{name}": text for name, text in dashboards().items()},
     }
 
 

@@ -39,7 +39,7 @@ from scripts.release.oci import (
     encode,
 )
 from scripts.release.release_run import ARCHITECTURES, ROOT, Part, ReleaseError, ReleaseRun
-from scripts.release.signed_files import sign_release, verify_release
+from scripts.release.signed_files import sign_release
 
 BILL = "application/vnd.cyclonedx+json"
 
@@ -136,15 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="PREFIX",
         help="registry of the images, for the chart",
     )
-    parser.add_argument("--verify", type=Path, metavar="KEY", help="make nothing: check DIR with this public key")
     parser.add_argument(
         "--publish", action="store_true", help="push images and chart to the registry, and make nothing"
     )
     options = parser.parse_args(arguments)
-    if options.verify is not None:
-        problems = verify_release(options.out.resolve(), options.verify)
-        print(*(problems or ["all files are those that were signed"]), sep="\n")
-        return 1 if problems else 0
     if unknown := set(options.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     folder = options.out.resolve()

@@ -1,8 +1,8 @@
-"""Provenance of images: an in-toto statement with SLSA provenance, version 1.
+"""Provenance of images and releases: an in-toto statement with SLSA provenance, version 1.
 
-It names the image by the digest of its manifest, and every input by a digest: the commit, the
-sources, the locks and the base. The same inputs give the same bytes, so there are no times and no
-run ids in it. It is not signed.
+It names an image by the digest of its manifest, and a file by its own. Every input has a digest:
+the commit, the sources, the locks and the base. The same inputs give the same bytes, so there are
+no times and no run ids in it. It is not signed; the checksums of a release are.
 
 Source: the in-toto attestation framework, Statement v1; SLSA specification, provenance v1.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
-BUILD_TYPE = "https://serving.fairlead.io/builds/image-archive/v1"
+IMAGE_BUILD = "https://serving.fairlead.io/builds/image-archive/v1"
+RELEASE_BUILD = "https://serving.fairlead.io/builds/release/v1"
 BUILDER = "https://serving.fairlead.io/builders/release"
 
 
@@ -52,21 +53,23 @@ def source_material(root: Path, tree: str) -> Material:
 
 
 def provenance(
-    image: str, manifest_digest: str, parameters: Mapping[str, object], materials: Sequence[Material]
+    subjects: Mapping[str, str],
+    parameters: Mapping[str, object],
+    materials: Sequence[Material],
+    build_type: str = IMAGE_BUILD,
 ) -> str:
-    """Returns the statement about one image as JSON.
+    """Returns the statement about these subjects as JSON.
 
-    image: its name with the tag.
-    manifest_digest: SHA-256 of its manifest, in hexadecimal.
+    subjects: name → SHA-256 in hexadecimal; an image by that of its manifest.
     parameters: what the caller of the build chose.
     """
     statement = {
         "_type": STATEMENT_TYPE,
-        "subject": [{"name": image, "digest": {"sha256": manifest_digest}}],
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in subjects.items()],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "buildDefinition": {
-                "buildType": BUILD_TYPE,
+                "buildType": build_type,
                 "externalParameters": dict(parameters),
                 "resolvedDependencies": [material.descriptor() for material in materials],
             },

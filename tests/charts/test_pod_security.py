@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.settings import GatewaySettings
-from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, WORKER_QUERY_SECONDS
+from fairlead_gateway.messages import DRAIN_END_SECONDS, WORKER_QUERY_SECONDS
 from fairlead_testing.kube.helm import pod_specs, render_chart
 
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}

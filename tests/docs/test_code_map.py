@@ -51,8 +51,9 @@ def _are_linked(left: str, right: str) -> bool:
     return bool(_imports(left) & _names(right) or _imports(right) & _names(left) or messages)
 
 
-def test_the_map_has_the_four_ways() -> None:
-    assert list(WAYS) == ["A streamed request", "A KV event", "A limit of a tenant", "A scale decision"]
+def test_the_map_has_the_five_ways() -> None:
+    ways = ["A streamed request", "A stream that breaks", "A KV event", "A limit of a tenant", "A scale decision"]
+    assert list(WAYS) == ways
     assert all(len(paths) >= 6 for paths in WAYS.values())
 
 

@@ -163,7 +163,7 @@ async def everything(running: RunningGateway) -> str:
 def shown(running: RunningGateway) -> str:
     """All that the gateway keeps and its pages, metrics and `fairlead explain` show."""
     gateway = running.gateway
-    fleet = gateway.stack.routers.fleet
+    fleet = gateway.stages.routers.fleet
     kept = gateway.decisions.latest(1_000)
     texts = [repr(kept), repr(gateway.readiness()), repr(running.loads())]
     for logged in kept:
@@ -202,7 +202,7 @@ async def test_a_defect_of_ours_is_a_500_with_an_id_and_its_log_line_holds_no_pr
         def defect(*_: object, **__: object) -> None:
             raise ValueError(f"cannot take {CHAT}")
 
-        monkeypatch.setattr(running.gateway.stack.routers.serving, "choose", defect)
+        monkeypatch.setattr(running.gateway.stages.routers.serving, "choose", defect)
         answer = await request(running.url, CHAT)
         assert (answer.status, answer.error["code"]) == (500, "internal_error")
         assert CANARY not in answer.body.decode()

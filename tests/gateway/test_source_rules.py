@@ -73,3 +73,16 @@ def test_no_raised_error_is_kept_by_its_own_frame() -> None:
         stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         raised = {node.exc.id for node in nodes if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name)}
         assert not raised & stored - handled - deleted, function.name
+
+
+def test_few_folders_import_each_other_and_the_contract_says_why() -> None:
+    imports: dict[str, set[str]] = {}
+    for path in GATEWAY.rglob("*.py"):
+        folder = path.relative_to(GATEWAY).parts[0].removesuffix(".py")
+        modules = [node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        named = [module.split(".")[1] for module in modules if module and module.startswith("fairlead_gateway.")]
+        imports.setdefault(folder, set()).update(named)
+    pairs = {(one, other) for one in imports for other in imports[one] if one < other and one in imports.get(other, ())}
+    features = ("admission", "disaggregation", "limits", "resilience", "telemetry")
+    reads_request = {(min(name, "request_context"), max(name, "request_context")) for name in features}
+    assert pairs == reads_request | {("audit", "supervisor"), ("continuation", "proxy"), ("kv_index", "supervisor")}

@@ -45,7 +45,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_statement_has_the_fields_of_in_toto_and_slsa() -> None:
-    statement = json.loads(provenance("a/b:1", TREE, {"component": "b"}, [Material("lock", {"sha256": TREE})]))
+    statement = json.loads(provenance({"a/b:1": TREE}, {"component": "b"}, [Material("lock", {"sha256": TREE})]))
     assert statement["_type"] == STATEMENT_TYPE
     assert statement["predicateType"] == PREDICATE_TYPE
     assert statement["subject"] == [{"name": "a/b:1", "digest": {"sha256": TREE}}]

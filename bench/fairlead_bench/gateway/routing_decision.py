@@ -29,10 +29,10 @@ from fairlead.runtime import process_tuning
 from fairlead.runtime.compiled_build import worker_environment
 from fairlead_bench.gateway.load_cases import SIZES, UNIQUE, WITH_KV_EVENTS, make_bodies
 from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.journal import Journal, Reporters
 from fairlead_gateway.openai.request import build_route_request, parse_request
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
-from fairlead_gateway.worker.journal import Journal, Reporters
 
 INSTANCES = 10
 _SECRET = b"bench"

@@ -34,8 +34,8 @@ from fairlead_gateway.limits.store import QuotaStore
 from fairlead_gateway.limits.supervisor.quota_service import QuotaService
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.request_context import RequestContext
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_testing.simulated.event_loop import SimulatedLoop
 
 BYTES_PER_TOKEN = 4.0

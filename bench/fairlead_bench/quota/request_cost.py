@@ -35,18 +35,18 @@ from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest, Listener, ResponseWriter
 from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.journal import Reporters
 from fairlead_gateway.limits.exchange import GRANTED
 from fairlead_gateway.limits.worker import limit_gate
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
 from fairlead_gateway.openai.request import parse_request
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.outlier_detection import OutlierDetector
+from fairlead_gateway.router_registry import RouterRegistry
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.tenants.worker.api_keys import ApiKeys, key_digest
 from fairlead_gateway.tenants.worker.tenant_policy import TenantPolicies
-from fairlead_gateway.worker.journal import Reporters
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RouterRegistry
-from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.gateway.tenant_keys import TABLE_KEYS, TABLE_TENANTS, measure_key_table, table_key
 
 _SECRET = b"bench"

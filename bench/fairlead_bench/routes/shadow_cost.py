@@ -33,14 +33,15 @@ from fairlead_bench.results import ResultRow, load_goals
 from fairlead_bench.routes.request_cost import BATCH, NamedRequests, run_cost_benchmark
 from fairlead_gateway.http.connection import ClientConnection
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
+from fairlead_gateway.proxy import shadow_traffic
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.proxy.model_selection import ModelRequestParser
-from fairlead_gateway.routes.worker import shadow_traffic
+from fairlead_gateway.request_context import RequestContext
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
 from fairlead_gateway.tenants.worker.tenant_policy import TenantPolicies
-from fairlead_gateway.worker.request_context import EngineAddress, RequestContext
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.upstream.engine_address import EngineAddress
 
 NAME: Final = "shadow"
 _BATCHES: Final = 200
@@ -85,7 +86,7 @@ async def _measure(fleet: Fleet, requests: list[HttpRequest]) -> dict[str, float
 async def _batch(gateway: Gateway, requests: list[HttpRequest]) -> Mapping[str, float]:
     contexts = [await _context(gateway, request, str(number)) for number, request in enumerate(requests)]
     parser = ModelRequestParser(gateway.runtime.limits, TenantPolicies(b"bench"), cast(Any, None))
-    copies = gateway.stack.create_shadow_traffic(parser, lambda: False)
+    copies = gateway.stages.create_shadow_traffic(parser, lambda: False)
     with frozen_heap():
         started = time.perf_counter()
         for context in contexts:
@@ -113,7 +114,7 @@ async def _context(gateway: Gateway, http_request: HttpRequest, name: str) -> Re
     request, route_request = await gateway.parse(http_request, name)
     response = ResponseWriter(ClientConnection(gateway.listener), None, name)
     context = RequestContext(http_request, response, name, request, route_request)
-    (instance,) = gateway.stack.routers.fleet.instances[request.model_key]
+    (instance,) = gateway.stages.routers.fleet.instances[request.model_key]
     decision = Decision(instance.id, "only-one", DecisionText("alone"))
     context.address = EngineAddress(instance)
     context.choice = DecisionRecord(name, 0.0, request.model_key, decision, 1, 0.0)

@@ -166,7 +166,7 @@ def replay_once(
     measurement = measure(target, planned, gateway, speed=speed, title="replay")
     model = gateway.fleet_model
     objectives = SloTargets() if model is None else _simulated_objectives(model.objectives, speed)
-    name = UNKNOWN_PRESET if model is None else model.preset
+    name = UNKNOWN_PRESET if model is None else model.routing.preset
     instance_count = len(gateway.instances)
     live = RunSummary.from_results(measurement.results, objectives=objectives, instances=instance_count)
     policy = PolicyResult(live)
@@ -217,7 +217,7 @@ def _simulation(
     return FleetSimulation(
         profile=profile,
         instance_ids=[instance.id for instance in gateway.instances],
-        preset=gateway.fleet_model.preset,
+        preset=gateway.fleet_model.routing.preset,
         objectives=gateway.fleet_model.objectives,
         secret=secret.encode(),
         chain=prefix_chains(builder, secret=secret.encode(), model_key=gateway.fleet_model.key),

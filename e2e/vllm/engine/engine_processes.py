@@ -157,6 +157,13 @@ class EngineStage:
             engine.signal(signal.SIGCONT)
             engine.kill()
 
+    def with_model(self, name: str) -> "EngineStage":
+        """Returns a stage whose engines have another model; the caller makes it."""
+        other = Installation(self.folder / name)
+        other.folder.mkdir()
+        (other.folder / "engine").symlink_to(self.installed.folder / "engine")
+        return EngineStage(other, self.folder, self.engines, self.gateways)
+
     def engine(
         self,
         name: str,

@@ -105,9 +105,6 @@ class EventRecorder:
                 found += 1
         return found
 
-    def is_cached(self, tokens: Sequence[int], size: int, adapter: str | None, salt: str | None) -> list[bool]:
-        return [self._there[GPU][name] > 0 for name in self.names(tokens, size, adapter, salt)]
-
     def index_hashes(self, model_key: str, secret: bytes, medium: str = GPU) -> set[int]:
         """Returns the hashes that an index must have: all blocks that a request can name."""
         found: set[int] = set()

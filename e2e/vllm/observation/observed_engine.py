@@ -4,9 +4,8 @@ The index equals the engine's truth under two conditions. It has exactly the blo
 recorder counted: a further one is a ghost. And every known prompt, sent again in quiescence, is
 reported with as many cached tokens as predicted.
 
-The index under test has two forms. One is an indexer process that writes to a real
-Redis, followed from there as by a gateway. The other is an indexer within this process. The
-compared object is made of the changes that gateways route by.
+The index under test is an indexer process that writes to a real Redis, followed from there as by a
+gateway. The compared object is made of the changes that gateways route by.
 
 Prompts as token ids, so that their hashes can be computed; predictions of an index, and the
 engine's reports.
@@ -19,7 +18,6 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -28,7 +26,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 import msgspec
@@ -38,24 +36,16 @@ from e2e.vllm.client import TIMEOUT_SECONDS
 from e2e.vllm.engine.engine_processes import BLOCK_TOKENS, EngineProcess, EngineStage
 from e2e.vllm.observation.event_recorder import EventRecorder
 from e2e.vllm.report import Numbers, VllmReport, require
-from fairlead.engines.credentials import EngineCredentials
-from fairlead.fleet.model import Fleet, Instance, Model
-from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_cli.exit_codes import IndexUnreachable
 from fairlead_cli.index.loaded_index import LoadedIndex, read_entries
 from fairlead_gateway.kv_index.translator import InflightBlocks
 from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
-from fairlead_kvstore.blockstore.changes import BlocksRemoved, BlocksStored, Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
-from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.errors import UnreadableError
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import POSITION_FIELD, decode_entry_with_time, decode_position
-from fairlead_kvstore.indexer.indexer import Indexer
-from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
-from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.block_store import cached_tokens
 from fairlead_testing.processes import start_ready, unused_port
@@ -90,64 +80,6 @@ class EventSource:
     rank: int | None = None
 
 
-class IndexUnderTest(Protocol):
-    """An index that follows engines."""
-
-    async def follow(self, sources: Sequence[EventSource]) -> None:
-        """Begin."""
-
-    async def close(self) -> None:
-        """End, and leave nothing behind."""
-
-    @property
-    def arrivals(self) -> Sequence[float]:
-        """Monotonic seconds at which each stored or removed block was received, in order."""
-
-    def stamp(self) -> object:
-        """Something else whenever anything arrived."""
-
-    def mirror(self) -> LoadedIndex | None:
-        """Returns the blocks; None before there are any."""
-
-
-class InProcessIndex:
-    """In this process, as in a gateway."""
-
-    def __init__(self) -> None:
-        self._heard = 0
-        self.arrivals: list[float] = []
-        clock = SystemClock()
-        self._index = LoadedIndex()
-        self._indexer = Indexer(
-            BlockStore(secret=SECRET),
-            self,
-            HttpEngineQuery(EngineCredentials({}, clock.now)),
-            ReaderRuntime(asyncio.get_running_loop(), clock, random.Random(1).random, Limits()),
-        )
-
-    async def follow(self, sources: Sequence[EventSource]) -> None:
-        """Begin."""
-        members = tuple(
-            Instance(source.instance, "default", MODEL, "main", source.url, dp_rank=source.rank) for source in sources
-        )
-        self._indexer.update_fleet(Fleet(models={MODEL_KEY: Model("default", MODEL)}, instances={MODEL_KEY: members}))
-
-    async def close(self) -> None:
-        await self._indexer.close()
-
-    def stamp(self) -> object:
-        return self._heard
-
-    def mirror(self) -> LoadedIndex | None:
-        return self._index
-
-    def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
-        """Applies changes of the indexer."""
-        self._index.apply(changes)
-        self._heard += len(changes)
-        self.arrivals += stored_blocks(changes)
-
-
 class RedisIndex:
     """``python -m fairlead_kvstore`` writes to a Redis of its own, and this follows what is written
     there."""
@@ -157,7 +89,6 @@ class RedisIndex:
         self._folder = folder
         self._redis = Valkey(folder)
         self._heard = 0
-        self.arrivals: list[float] = []
         self._process: subprocess.Popen[str] | None = None
         self._index: LoadedIndex | None = None
 
@@ -181,7 +112,6 @@ class RedisIndex:
         )
 
     async def close(self) -> None:
-        """End all of it."""
         if self._process is not None:
             await cancel_and_wait(self._reading)
             await self._link.stop()
@@ -194,10 +124,11 @@ class RedisIndex:
         self._redis.kill()
 
     def stamp(self) -> object:
+        """Returns something else whenever anything arrived."""
         return self._heard
 
     def mirror(self) -> LoadedIndex | None:
-        """None before the first load."""
+        """Returns the blocks; None before the first load."""
         return self._index
 
     async def _read(self) -> None:
@@ -232,17 +163,9 @@ class RedisIndex:
                 index.apply(changes, wall)
                 index.sequence = sequence
                 self._heard += len(changes)
-                self.arrivals += stored_blocks(changes)
         except (UnreadableError, IndexUnreachable):
             return False
         return at[0] == index.epoch and at[1] <= index.sequence
-
-
-def stored_blocks(changes: Sequence[Change]) -> list[float]:
-    """Now, for every block that was stored or removed."""
-    return [time.monotonic()] * sum(
-        len(change.hashes) for change in changes if isinstance(change, BlocksStored | BlocksRemoved)
-    )
 
 
 def blocks(mirror: LoadedIndex | None, instance: str, chain: Sequence[int], tier: StorageTier) -> int:
@@ -305,9 +228,7 @@ class PredictionRow:
     A prediction counts prompts in flight as cached, as a gateway does. All are made at the same
     moment.
 
-    reference: the prediction of the recorder, from reports alone; ``reference_inflight`` has the
-        prompts in flight.
-    from_reports: the prediction of the index from reports alone.
+    reference: the prediction of the recorder, from reports alone.
     excused: indexes that could not know, since a clear was not reported and the engine's event
         comes only now.
     """
@@ -317,8 +238,6 @@ class PredictionRow:
     reported: int
     reference: int
     excused: frozenset[str] = frozenset()
-    from_reports: Mapping[str, int] = field(default_factory=dict)
-    reference_inflight: int = 0
 
     def is_right(self, index: str) -> bool:
         return self.predicted[index] == self.reported
@@ -406,18 +325,6 @@ def count_outcomes(rows: Sequence[PredictionRow]) -> dict[str, Any]:
     return found | ({"excused": excused} if excused else {})
 
 
-def count_by_kind(rows: Sequence[PredictionRow]) -> dict[str, Any]:
-    """Returns how many predictions were right from events alone, and how many with prompts in
-    flight."""
-    names = sorted({name for row in rows for name in row.from_reports})
-    alone = {name: share(sum(row.from_reports[name] == row.reported for row in rows), len(rows)) for name in names}
-    reference = share(sum(row.reference_inflight == row.reported for row in rows), len(rows))
-    return {
-        "share_right_from_what_is_told_alone": alone,
-        "share_right_of_the_reference_with_what_is_on_its_way": reference,
-    }
-
-
 def share(part: float, whole: float) -> float | None:
     """Returns a share; None of nothing."""
     return round(part / whole, 5) if whole else None
@@ -477,7 +384,7 @@ class ObservedEngine:
     """One engine. Recorders and indexes (by name) listen from before its first request."""
 
     def __init__(
-        self, stage: EngineStage, report: VllmReport, shape: EngineShape, indexes: Mapping[str, IndexUnderTest]
+        self, stage: EngineStage, report: VllmReport, shape: EngineShape, indexes: Mapping[str, RedisIndex]
     ) -> None:
         self.shape = shape
         self.indexes = indexes
@@ -528,7 +435,7 @@ class ObservedEngine:
     async def wait_until_quiet(self) -> None:
         await wait_until_quiet(self.stamp)
 
-    def expect(self, prompt: TokenPrompt, index: IndexUnderTest) -> int:
+    def expect(self, prompt: TokenPrompt, index: RedisIndex) -> int:
         """Returns the cached tokens that a gateway expects of a prompt that it sends now: those of
         the index, and those in flight."""
         chain = prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
@@ -539,7 +446,7 @@ class ObservedEngine:
         )
         return max(self.predict(prompt, index), predict_cached(expected, prompt, BLOCK_TOKENS))
 
-    def predict(self, prompt: TokenPrompt, index: IndexUnderTest, tier: StorageTier | None = None) -> int:
+    def predict(self, prompt: TokenPrompt, index: RedisIndex, tier: StorageTier | None = None) -> int:
         """Returns the cached tokens that an index predicts for a prompt now, up to ``tier`` or all
         tiers of the engine."""
         chain = prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
@@ -556,19 +463,15 @@ class ObservedEngine:
         self, prompt: TokenPrompt, excused: frozenset[str] = frozenset()
     ) -> tuple[PredictionRow, PromptAnswer]:
         """Ask without waiting for anything."""
-        told = {name: self.predict(prompt, index) for name, index in self.indexes.items()}
         guesses = {name: self.expect(prompt, index) for name, index in self.indexes.items()}
         reference, chain = self.reference(prompt), prompt.chain(MODEL_KEY, BLOCK_TOKENS, SECRET)
-        rank, inflight = prompt.rank or 0, self._inflight[prompt.rank or 0]
-        there = self.recorders[rank].is_cached(prompt.tokens, BLOCK_TOKENS, prompt.adapter, prompt.salt)
-        both = matched_tokens(range(len(chain)), lambda number: there[number] or chain[number] in inflight)
+        inflight = self._inflight[prompt.rank or 0]
         inflight.add(chain)
         try:
             answer = await send_prompt(self.client, MODEL, prompt)
         finally:
             inflight.remove(chain)
-        expected = max(reference, predict_cached(both, prompt, BLOCK_TOKENS))
-        return PredictionRow(len(prompt.tokens), guesses, answer.cached, reference, excused, told, expected), answer
+        return PredictionRow(len(prompt.tokens), guesses, answer.cached, reference, excused), answer
 
     async def send(
         self, prompt: TokenPrompt, *, keep: bool = True, excused: frozenset[str] = frozenset()
@@ -602,7 +505,7 @@ class ObservedEngine:
         require(answer.status_code == 200, f"{path} is answered with {answer.status_code}: {answer.text[:200]}")
         return answer
 
-    def compare(self, index: IndexUnderTest) -> Numbers:
+    def compare(self, index: RedisIndex) -> Numbers:
         """The blocks of an index and those of the recorders, all ranks together."""
         mirror = index.mirror()
         numbers: Numbers = {"blocks": 0, "ghosts": 0, "missing": 0}
@@ -619,10 +522,10 @@ class ObservedEngine:
     def differs(self) -> list[str]:
         return [name for name, one in self.indexes.items() if _differs(self.compare(one))]
 
-    def is_complete(self, index: IndexUnderTest) -> bool:
+    def is_complete(self, index: RedisIndex) -> bool:
         return all(completeness(index.mirror(), source.instance)[0] for source in self.sources)
 
-    async def equal(self, more: Numbers | None = None, indexes: Mapping[str, IndexUnderTest] | None = None) -> Numbers:
+    async def equal(self, more: Numbers | None = None, indexes: Mapping[str, RedisIndex] | None = None) -> Numbers:
         """Waits until all events are received, then compares; an index must also claim to be
         complete. Returns the comparison with ``more``."""
         await self.wait_until_quiet()

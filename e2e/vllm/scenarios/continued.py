@@ -40,7 +40,6 @@ import httpx
 from e2e.vllm.client import openai_client
 from e2e.vllm.engine.cutting_proxy import AFTER_USAGE, CutPlan, CuttingProxy
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fetch
-from e2e.vllm.engine.installation import Installation
 from e2e.vllm.report import Numbers, VllmReport, require
 from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
@@ -356,13 +355,10 @@ class Continued:
 
     def _scripted_stage(self) -> EngineStage:
         """Returns the same engines with the scripted model in place of the tiny one."""
-        stage, installed = self._stage, self._stage.installed
-        scripted = Installation(stage.folder / "scripted")
-        scripted.folder.mkdir()
-        (scripted.folder / "engine").symlink_to(installed.folder / "engine")
-        command = [str(installed.engine_python), str(_MAKER), str(installed.model), str(scripted.model)]
+        installed, stage = self._stage.installed, self._stage.with_model("scripted")
+        command = [str(installed.engine_python), str(_MAKER), str(installed.model), str(stage.installed.model)]
         subprocess.run(command, check=True)
-        return EngineStage(scripted, stage.folder, stage.engines, stage.gateways)
+        return stage
 
     def _start(self, number: int) -> EngineProcess:
         self._starts += 1
@@ -374,7 +370,6 @@ class Continued:
     async def check_random(self, engine: str) -> None:
         """Everything that one engine of random weights says."""
         check = self._report.check
-        await check("bytes of a token on the way from the engine", lambda: count_bytes(engine))
         async with CutFleet.before(self._stage, engine) as fleet:
             draw = Random(SEED)
             asks = transcripts(draw, TRANSCRIPTS)
@@ -659,32 +654,6 @@ def chi_squared_tail(statistic: float, degrees: int) -> float:
         tail += math.exp(order * math.log(half) - half - math.lgamma(order + 1)) if half else 0.0
         order += 1
     return min(1.0, tail)
-
-
-async def count_bytes(engine: str) -> Numbers:
-    """Counts the bytes of whole streams from an engine, with token ids and without."""
-    numbers: Numbers = {}
-    prompt = " ".join(prompts(Random(SEED), 20))
-    async with openai_client(engine) as client:
-        for name, asked in (("chat", chat(prompt, 100)), ("completion", completion(prompt, 100))):
-            sizes = []
-            for ids in (False, True):
-                body = {**asked.body, "ignore_eos": True, "return_token_ids": ids}
-                answer = await client.post(asked.path, json=body)
-                sizes.append(answer.content)
-            plain, full = sizes
-            found = re.search(rb'"prompt_token_ids":\[([^\]]*)\]', full)
-            require(found is not None, "no ids of the prompt")
-            assert found is not None
-            ids_bytes, ids_count = len(found[0]), found[0].count(b",") + 1
-            events = [size.count(b'"choices":[{') for size in sizes]
-            numbers |= {
-                f"{name}_bytes_per_event": round(len(plain) / events[0], 1),
-                f"{name}_bytes_per_event_with_ids": round((len(full) - ids_bytes) / events[1], 1),
-                f"{name}_bytes_per_prompt_token": round(ids_bytes / ids_count, 2),
-                f"{name}_prompt_tokens": ids_count,
-            }
-    return numbers
 
 
 def _fleet(names: Sequence[str], engines: Sequence[EngineProcess]) -> dict[str, Any]:

@@ -25,7 +25,6 @@ import httpx
 
 from e2e.vllm.client import openai_client
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage
-from e2e.vllm.engine.installation import Installation
 from e2e.vllm.report import Numbers, VllmReport, require
 from e2e.vllm.scenarios.continued import MODEL, SEED, CutFleet, prompts
 
@@ -222,12 +221,10 @@ def _chat_of(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _thinking(stage: EngineStage) -> EngineStage:
     """Returns the same engines with a tokenizer and a template that know thoughts."""
-    installed = stage.installed
-    thinking = Installation(stage.folder / "thinking")
-    thinking.folder.mkdir()
-    (thinking.folder / "engine").symlink_to(installed.folder / "engine")
-    shutil.copytree(installed.model, thinking.model)
-    file = thinking.model / "tokenizer.json"
+    thinking = stage.with_model("thinking")
+    model = thinking.installed.model
+    shutil.copytree(stage.installed.model, model)
+    file = model / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     known: dict[str, int] = tokenizer["model"]["vocab"]
     merges = tokenizer["model"]["merges"]
@@ -239,10 +236,10 @@ def _thinking(stage: EngineStage) -> EngineStage:
         merges[:] = [pair for parts, pair in pairs if last not in (*parts, "".join(parts))]
         known[mark] = known.pop(last)
     file.write_text(json.dumps(tokenizer))
-    template = thinking.model / "chat_template.jinja"
+    template = model / "chat_template.jinja"
     shown = "{% if message.reasoning %}" + _THINK + "{{ message.reasoning }}" + _THOUGHT + "{% endif %}"
     plain = "{{ message.content or '' }}"
     text = template.read_text()
     require(plain in text, "the template of the tiny model has changed")
     template.write_text(text.replace(plain, shown + plain))
-    return EngineStage(thinking, stage.folder, stage.engines, stage.gateways)
+    return thinking

@@ -12,8 +12,7 @@ Concurrent traffic on an index: predictions are made without waiting, so they ar
 index.
 
 Clients share a few warm prefixes, and each keeps some conversations. Like people, a client
-continues one only after some others were answered. Predictions for conversations that continue
-without a pause are measured, too, but have no goal.
+continues one only after some others were answered.
 
 An engine that keeps what the GPU has no room for in the machine's memory: vLLM's own offloading,
 events of both tiers.
@@ -27,7 +26,7 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -39,15 +38,12 @@ from e2e.vllm.engine.installation import HERE
 from e2e.vllm.observation.observed_engine import (
     MODEL,
     EngineShape,
-    IndexUnderTest,
-    InProcessIndex,
     ObservedEngine,
     PredictionRow,
     RedisIndex,
     TokenPrompt,
     completeness,
     content,
-    count_by_kind,
     count_outcomes,
     run_concurrently,
     send_prompt,
@@ -60,7 +56,6 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 HEADS = 6
 CONVERSATIONS = 5
 REQUESTS = 1_200
-EAGER_PROMPTS = 200
 LEAST_WITHOUT_EVICTION = 0.999
 LEAST_WITH_EVICTION = 0.82
 SHORT, LONG = 20, 200
@@ -121,42 +116,20 @@ async def without_eviction(at: ObservedEngine, workers: int) -> Numbers:
 
     await run_concurrently(workers, one)
     found = count_outcomes(rows)
-    found["going_on_at_once"] = await _eager(at, workers, heads)
     found = await at.equal(found)
     for name, right in found["share_right"].items():
         require(right >= LEAST_WITHOUT_EVICTION, f"{name}: too many predictions were wrong", found)
     return found
 
 
-async def _eager(at: ObservedEngine, workers: int, heads: list[tuple[int, ...]]) -> Numbers:
-    """The same clients with one conversation each, and no pause at all."""
-    rows: list[PredictionRow] = []
-    numbers = itertools.count()
-
-    async def one(worker: int) -> None:
-        draw = Random(repr(("eager", workers, worker)))
-        prompt = TokenPrompt(draw.choice(heads), 20)
-        while next(numbers) < EAGER_PROMPTS:
-            row, answer = await at.ask_and_compare(prompt)
-            rows.append(row)
-            prompt = prompt.continued(answer.tokens, tokens(("eager", worker, len(rows)), 20))
-            if len(prompt.tokens) > _LONGEST:
-                prompt = TokenPrompt(draw.choice(heads), 20)
-
-    await run_concurrently(workers, one)
-    found = count_outcomes(rows)
-    return {name: found[name] for name in ("requests", "share_right", "share_right_of_the_reference")}
-
-
 async def under_eviction(at: ObservedEngine, workers: int) -> Numbers:
     """Sends prompts to a cache that is far too small: a predicted block may be gone at admission.
 
-    Neither form may be worse than counting copies at the engine, which receives all events at the
-    same moment. The report has the delay after the engine's step, and the further delay of the
-    index in another process, both measured in this traffic.
+    The index may not be worse than counting copies at the engine, which receives all events at the
+    same moment. The report has the delay after the engine's step, measured in this traffic.
     """
     rows: list[PredictionRow] = []
-    heard, before = len(at.recorders[0].heard_after), {name: len(one.arrivals) for name, one in at.indexes.items()}
+    heard = len(at.recorders[0].heard_after)
     prompts = mixed_prompts(REQUESTS, "evicted", step=SHORT)
 
     async def one(_: int) -> None:
@@ -164,23 +137,13 @@ async def under_eviction(at: ObservedEngine, workers: int) -> Numbers:
             rows.append((await at.ask_and_compare(prompt))[0])
 
     await run_concurrently(workers, one)
-    found = await at.equal(count_outcomes(rows) | count_by_kind(rows))
+    found = await at.equal(count_outcomes(rows))
     found["reference_hears_of_a_step_after_seconds"] = spread(at.recorders[0].heard_after[heard:])
-    found |= _later(at, before)
     best = max(LEAST_WITH_EVICTION, found["share_right_of_the_reference"])
     found["wanted"] = best
     found["below"] = [name for name, right in found["share_right"].items() if right < best]
     require(not found["below"], f"fewer than {best} of the predictions were right", found)
     return found
-
-
-def _later(at: ObservedEngine, before: Mapping[str, int]) -> Numbers:
-    """By how much each change was known later through Redis than in the process; nothing where they
-    did not hear the same."""
-    here, there = (at.indexes[name].arrivals[before[name] :] for name in ("in_process", "through_redis"))
-    if len(here) != len(there):
-        return {}
-    return {"through_redis_later_seconds": spread([late - early for early, late in zip(here, there, strict=True)])}
 
 
 class TieredCache:
@@ -263,8 +226,8 @@ class IndexScenarios:
         self._report = report
         self._part = part
 
-    def _made(self, name: str) -> dict[str, IndexUnderTest]:
-        return {"in_process": InProcessIndex(), "through_redis": RedisIndex(self._stage.folder / name)}
+    def _made(self, name: str) -> dict[str, RedisIndex]:
+        return {"through_redis": RedisIndex(self._stage.folder / name)}
 
     async def run(self) -> None:
         """Everything, in order; the engine is gone afterwards."""
@@ -499,17 +462,17 @@ class IndexScenarios:
             for index in late.values():
                 await index.close()
 
-    def _says(self, index: IndexUnderTest) -> str:
+    def _says(self, index: RedisIndex) -> str:
         return completeness(index.mirror(), self.at.sources[0].instance)[1]
 
-    def _has_all_events(self, index: IndexUnderTest) -> bool:
+    def _has_all_events(self, index: RedisIndex) -> bool:
         """Returns whether the index received everything.
 
         A replay may leave doubts about adapters.
         """
         return self.at.is_complete(index) or self._says(index).startswith("the source of an earlier load")
 
-    def _wrong(self, index: IndexUnderTest) -> list[list[object]]:
+    def _wrong(self, index: RedisIndex) -> list[list[object]]:
         """Prompts of which it says something else than is there: of the base model anything, of
         adapters more than is there."""
         found: list[list[object]] = []

@@ -1,5 +1,5 @@
 """The unmodified ``openai`` client against a gateway and a real engine: run by the clients'
-interpreter, one JSON line a check.
+interpreter, one JSON line a check. What ``sdks/checks.py`` checks in both languages is not here.
 
 Usage: ``sdk.py BASE_URL KEY MODEL EMBEDDING_MODEL``.
 """
@@ -16,16 +16,6 @@ import openai
 BASE, KEY, MODEL, EMBEDDING = sys.argv[1:]
 client = openai.OpenAI(base_url=f"{BASE}/v1", api_key=KEY, max_retries=0, timeout=180)
 ASKED: list[Any] = [{"role": "user", "content": "def parse(text: str) -> list[str]:"}]
-CITY = {
-    "type": "object",
-    "properties": {"city": {"enum": ["Oslo", "Rome"]}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
-TOOL: Any = {
-    "type": "function",
-    "function": {"name": "weather", "description": "of a city", "parameters": CITY, "strict": True},
-}
 
 
 def models_are_listed() -> dict[str, Any]:
@@ -42,34 +32,6 @@ def a_model_is_retrieved() -> dict[str, Any]:
     return {}
 
 
-def chat() -> dict[str, Any]:
-    """Whole."""
-    found = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=12, temperature=0)
-    assert found.choices[0].finish_reason == "length"
-    assert found.usage is not None
-    assert found.usage.completion_tokens == 12
-    assert found.id.startswith("chatcmpl-")
-    assert found._request_id
-    return {"prompt_tokens": found.usage.prompt_tokens}
-
-
-def chat_streams() -> dict[str, Any]:
-    """Streams with usage on request, without it otherwise, and the same text both times."""
-    said, shown = [], []
-    for more in ({}, {"stream_options": {"include_usage": True}}, {"stream_options": {"include_usage": False}}):
-        stream = client.chat.completions.create(
-            model=MODEL, messages=ASKED, max_tokens=12, temperature=0, stream=True, **more
-        )
-        chunks = list(stream)
-        said.append("".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices))
-        shown.append([chunk.usage.completion_tokens for chunk in chunks if chunk.usage])
-        assert all(chunk.choices for chunk in chunks[:-1])
-    whole = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=12, temperature=0)
-    assert said == [whole.choices[0].message.content] * 3, said
-    assert shown == [[], [12], []], shown
-    return {}
-
-
 def running_usage() -> dict[str, Any]:
     """Usage in every event for those who ask for that."""
     options: Any = {"include_usage": True, "continuous_usage_stats": True}
@@ -81,17 +43,6 @@ def running_usage() -> dict[str, Any]:
     assert counted[-1] == 6, counted
     assert len(counted) > 2, counted
     return {"events": len(counted)}
-
-
-def the_streaming_helper() -> dict[str, Any]:
-    """Collects a stream with the client's helper; a cut one raises, as with the engine."""
-    with client.chat.completions.stream(model=MODEL, messages=ASKED, max_tokens=8, temperature=0) as stream:
-        deltas = [event.delta for event in stream if event.type == "content.delta"]
-        try:
-            stream.get_final_completion()
-        except openai.LengthFinishReasonError:
-            return {"deltas": len(deltas), "raised": "LengthFinishReasonError"}
-    return {"deltas": len(deltas)}
 
 
 def several_choices() -> dict[str, Any]:
@@ -126,35 +77,6 @@ def a_namespaced_name() -> dict[str, Any]:
     return {}
 
 
-def tools() -> dict[str, Any]:
-    """A named function's arguments follow its schema, whole and streamed; with ``none`` nothing is
-    called."""
-    named: Any = {"type": "function", "function": {"name": "weather"}}
-    asked: dict[str, Any] = {"model": MODEL, "messages": ASKED, "tools": [TOOL], "max_tokens": 80, "temperature": 1}
-    for seed in range(40):  # random weights may write white space for ever, which the grammar allows
-        asked["seed"] = seed
-        called = client.chat.completions.create(**asked, tool_choice=named).choices[0].message.tool_calls
-        if called:
-            break
-    assert called, "no call in forty attempts"
-    assert json.loads(called[0].function.arguments)["city"] in ("Oslo", "Rome"), called
-    stream = client.chat.completions.create(**asked, tool_choice=named, stream=True)
-    parts = [part for one in stream for choice in one.choices for part in choice.delta.tool_calls or []]
-    said = "".join(part.function.arguments or "" for part in parts if part.function)
-    assert json.loads(said) == json.loads(called[0].function.arguments), said
-    silent = client.chat.completions.create(**asked, tool_choice="none").choices[0]
-    assert not silent.message.tool_calls, silent
-    return {"arguments": said}
-
-
-def structured_output() -> dict[str, Any]:
-    """A JSON schema holds."""
-    form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
-    found = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=60, response_format=form)
-    assert json.loads(found.choices[0].message.content or "")["city"] in ("Oslo", "Rome")
-    return {}
-
-
 def embeddings() -> dict[str, Any]:
     """As numbers, and in base64 as the client asks for them by itself."""
     plain = client.embeddings.create(model=EMBEDDING, input=["one", "two"], encoding_format="float")
@@ -164,18 +86,6 @@ def embeddings() -> dict[str, Any]:
     numbers = struct.unpack(f"<{size}f", base64.b64decode(raw)) if isinstance(raw, str) else raw
     assert max(abs(one - other) for one, other in zip(plain.data[0].embedding, numbers, strict=True)) < 0.05
     return {"dimensions": size}
-
-
-def responses() -> dict[str, Any]:
-    """A path that is only passed on, whole and streamed."""
-    found = client.responses.create(model=MODEL, input="import os", max_output_tokens=8, temperature=0)
-    assert found.object == "response"
-    events = [
-        one.type for one in client.responses.create(model=MODEL, input="import os", max_output_tokens=8, stream=True)
-    ]
-    assert events[0] == "response.created"
-    assert events[-1] in ("response.completed", "response.incomplete"), events[-1]
-    return {"events": len(events)}
 
 
 def tokenizing() -> dict[str, Any]:
@@ -236,17 +146,11 @@ def leaving() -> dict[str, Any]:
 CHECKS = (
     models_are_listed,
     a_model_is_retrieved,
-    chat,
-    chat_streams,
     running_usage,
-    the_streaming_helper,
     several_choices,
     completions,
     a_namespaced_name,
-    tools,
-    structured_output,
     embeddings,
-    responses,
     tokenizing,
     errors,
     leaving,

@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from fairlead.api.strict_model import StrictModel, api_field
 from fairlead.api.value_types import Choice, Int32
-from fairlead.fleet.model import RoutingPreset, StreamResume
+from fairlead.fleet.model import ModelRouting, RoutingPreset, StreamResume
 
 MAX_ATTEMPTS: Final = 10
 
@@ -40,3 +40,6 @@ class Routing(StrictModel):
             "Never",
         ),
     ] = None
+
+    def to_routing(self) -> ModelRouting:
+        return ModelRouting(**self.model_dump(exclude_none=True))

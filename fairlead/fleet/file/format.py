@@ -51,10 +51,10 @@ from fairlead.fleet.model import (
     InstanceState,
     KvPullSource,
     Model,
+    ModelRouting,
     RequestPolicy,
     Role,
     SloTargets,
-    StreamResume,
     TokenPrice,
     UnknownFields,
     served_name_override,
@@ -481,7 +481,7 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         item.namespace,
         item.name,
         item.targets,
-        item.routing.preset.value,
+        item.routing.to_routing(),
         wakes=item.wakes,
         served_names=names.served_names,
         requests=item.to_request_policy(),
@@ -489,8 +489,6 @@ def _to_model(item: FileModel, names: GrantedNames) -> Model:
         adapters=tuple(adapter.to_adapter() for adapter in item.adapters),
         adapter_slots=item.adapter_slots,
         route_namespaces=frozenset(item.allowed_routes),
-        max_attempts=item.routing.max_attempts,
-        resume=item.routing.resume or StreamResume.AUTO,
         context_length=item.context_length,
     )
 
@@ -637,11 +635,7 @@ def _model_fields(model: Model) -> dict[str, Any]:
         name=model.name,
         namespace=model.namespace,
         slo=_slo_fields(model.objectives),
-        routing=_given(
-            preset=model.preset,
-            maxAttempts=model.max_attempts,
-            resume=None if model.resume is StreamResume.AUTO else model.resume.value,
-        ),
+        routing=_routing_fields(model.routing),
         servedNames=list(model.served_names),
         contextLength=model.context_length,
         allowedRoutes=sorted(model.route_namespaces),
@@ -655,6 +649,13 @@ def _model_fields(model: Model) -> dict[str, Any]:
         adapters=[{"name": one.name, "source": one.source} for one in model.adapters],
         price=None if model.price is None else _price_fields(model.price),
     )
+
+
+def _routing_fields(routing: ModelRouting) -> dict[str, Any]:
+    """Returns the preset, and the fields that differ from what is taken where they are left out."""
+    given = {to_camel(item.name): getattr(routing, item.name) for item in fields(routing)}
+    usual = {to_camel(item.name): item.default for item in fields(routing)}
+    return {name: value for name, value in given.items() if name == "preset" or value != usual[name]}
 
 
 def _slo_fields(values: SloTargets) -> dict[str, Any]:

@@ -51,7 +51,6 @@ from fairlead.fleet.model import (
     Fleet,
     Instance,
     Model,
-    StreamResume,
     next_fleet,
     served_name_override,
 )
@@ -255,13 +254,11 @@ class _FleetBuilder:
                     one.namespace,
                     one.name,
                     spec.slo.to_targets(),
-                    spec.routing.preset.value,
+                    spec.routing.to_routing(),
                     wakes=spec.scales_from_zero,
                     requests=spec.engine.to_request_policy(),
                     price=spec.token_price,
                     route_namespaces=frozenset(spec.allowed_routes),
-                    max_attempts=spec.routing.max_attempts,
-                    resume=spec.routing.resume or StreamResume.AUTO,
                     context_length=spec.model.context_length,
                 )
             else:

@@ -41,6 +41,7 @@ _CHECK_INTERVAL: Final = 32
 _MAX_POWER: Final = 32
 _MAX_WEIGHT: Final = 1e9
 _LOG_RATIO: Final = math.log(BIN_RATIO)
+LOWER_EDGES: Final = tuple([math.exp(index * _LOG_RATIO) for index in range(BINS + 2)])
 
 
 class LengthHistogram:
@@ -220,19 +221,15 @@ def forecast_table(counts: list[float]) -> list[float]:
         quantile_bin = max(quantile_bin, index)
         while quantile_bin + 1 < BINS and sums[quantile_bin + 1] > rest:
             quantile_bin += 1
-        lower, upper, held = lower_edge(quantile_bin), lower_edge(quantile_bin + 1), counts[quantile_bin]
+        lower, upper, held = LOWER_EDGES[quantile_bin], LOWER_EDGES[quantile_bin + 1], counts[quantile_bin]
         lengths.append(
-            lower_edge(index) + 1.0 if rest <= 0.0 else lower + (upper - lower) * (sums[quantile_bin] - rest) / held
+            LOWER_EDGES[index] + 1.0 if rest <= 0.0 else lower + (upper - lower) * (sums[quantile_bin] - rest) / held
         )
     return lengths
 
 
 def bin_of(tokens: float) -> int:
     return min(BINS - 1, max(0, math.floor(math.log(max(1.0, tokens)) / _LOG_RATIO + 1e-9)))
-
-
-def lower_edge(index: int) -> float:
-    return math.exp(index * _LOG_RATIO)
 
 
 def conditional_quantile(counts: list[float], share: float, generated: int) -> float:
@@ -246,15 +243,15 @@ def conditional_quantile(counts: list[float], share: float, generated: int) -> f
     wanted = share * (part + sum(counts[first + 1 :]))
     if wanted <= 0.0:
         return float(generated + 1)
-    lower = max(float(generated), lower_edge(first))
+    lower = max(float(generated), LOWER_EDGES[first])
     held = part
     for index in range(first, BINS):
         if index > first:
-            lower, held = lower_edge(index), counts[index]
+            lower, held = LOWER_EDGES[index], counts[index]
         if wanted <= held and held > 0.0:
-            return lower + (lower_edge(index + 1) - lower) * wanted / held
+            return lower + (LOWER_EDGES[index + 1] - lower) * wanted / held
         wanted -= held
-    return lower_edge(BINS)
+    return LOWER_EDGES[BINS]
 
 
 def _after(counts: list[float], generated: int) -> tuple[int, float]:
@@ -262,7 +259,7 @@ def _after(counts: list[float], generated: int) -> tuple[int, float]:
     if generated < 1:
         return 0, counts[0]
     first = bin_of(generated)
-    lower, upper = lower_edge(first), lower_edge(first + 1)
+    lower, upper = LOWER_EDGES[first], LOWER_EDGES[first + 1]
     return first, counts[first] * max(0.0, upper - max(generated, lower)) / (upper - lower)
 
 

@@ -25,7 +25,6 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.file_watcher import FileWatcher, ToleratedErrors
 from fairlead.tenants.model import ApiKey, TenantTable
 from fairlead_gateway.audit.tenant_changes import (
-    LIST_ACTOR,
     AuthorOf,
     RevokedBy,
     key_expired,
@@ -37,6 +36,7 @@ from fairlead_gateway.audit.tenant_changes import (
 from fairlead_gateway.supervisor.management.access.access_guard import AnsweredRequest
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission, needed_permission
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
+from fairlead_gateway.tenants.messages import LIST_ACTOR
 from fairlead_gateway.tenants.supervisor.access_service import AccessService
 
 AUDIT_REPEAT_SECONDS: Final = 300.0

@@ -17,13 +17,12 @@ from fairlead.audit import Action, AuditEvent, short_digest
 from fairlead.audit.record import SHORT_DIGEST_CHARS, Value
 from fairlead.fleet.model import Model
 from fairlead.tenants.model import ApiKey, Limit, Tenant, TenantTable, TokenSubject
+from fairlead_gateway.tenants.messages import LIST_ACTOR
 
 AuthorOf = Callable[[str], str]
 """Returns who changed a tenant last, by its name."""
 RevokedBy = Callable[[bytes], str]
 """Returns who put the digest of a key on a revocation list."""
-LIST_ACTOR: Final = "revocation list"
-"""The actor where a list does not know who wrote it."""
 _MAX_MODELS: Final = 16
 _RECORDED_APART: Final = frozenset({"name", "keys", "subjects", "limits", "models"})
 
@@ -261,9 +260,9 @@ def _values(model: Model) -> dict[str, Value]:
     price = model.price
     policy = model.requests
     return {
-        "preset": model.preset,
-        "maxAttempts": model.max_attempts,
-        "resume": model.resume.value,
+        "preset": model.routing.preset,
+        "maxAttempts": model.routing.max_attempts,
+        "resume": model.routing.resume.value,
         "servedNames": ", ".join(sorted(model.served_names)),
         "contextLength": model.context_length,
         "bareName": not model.shadowed,

@@ -16,17 +16,12 @@ from msgspec import UNSET, Raw
 
 from fairlead.limits import Limits
 from fairlead.runtime import process_tuning
-from fairlead_gateway.body_check.messages import (
-    BodyProblem,
-    BodyQuery,
-    BodyReply,
-    decode_limits,
-    text_bounds,
-)
+from fairlead_gateway.body_check.messages import BodyProblem, BodyQuery, BodyReply, decode_limits
 from fairlead_gateway.dialects.chat import ChatRequest
 from fairlead_gateway.dialects.completions import CompletionRequest
 from fairlead_gateway.dialects.schemas import MEMBERS_DECODER
 from fairlead_gateway.dialects.table import BODY_DECODERS
+from fairlead_gateway.dialects.text_bounds import text_bounds
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.ipc.child_process import read_exactly, serve_parent
 from fairlead_gateway.openai.body_parser import ModelRequest, parse_body

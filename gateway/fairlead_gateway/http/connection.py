@@ -415,7 +415,7 @@ class ClientConnection(ResponseTransport):
         request.internal_id = internal_id
         listener.handler.handle(request, response)
         if not self._caller_bytes:
-            self._set_caller(caller_key(request.caller))
+            self._set_caller(ANONYMOUS if request.caller is None else request.caller.name)
         if self._state == _RESPONDING:
             self._account_buffered_bytes()
             if self._eof_received:

@@ -7,6 +7,7 @@ engine. An HTTP/1.0 client gets its stream without chunks.
 
 import asyncio
 import heapq
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ INSTANCE_DESCRIPTORS: Final = 8
 
 _MAX_CLOSED_AT_ONCE: Final = 64
 _CLOSED_FRACTION: Final = 64  # of the connections, at most
+_RANDOM_BYTES: Final = 8
+_BATCH_BYTES: Final = 512 * _RANDOM_BYTES
+_DIGITS: Final = 2 * _RANDOM_BYTES
 COUNTED_BYTES: Final = 16_384
 """Larger requests are counted by caller; smaller ones of all connections do not fill the limit."""
 _LARGE_BODY_BYTES: Final = 65_536  # above the first threshold, only larger requests are refused
@@ -384,6 +388,32 @@ class OpenConnection(Protocol):
 
     def reset(self) -> None:
         """Closes the connection at once and drops what is unsent."""
+
+
+class RequestIds:
+    """The creator of ids: `req-`, eight hexadecimal digits of the process, 64 random bits.
+
+    draw_bytes: returns that many bytes of cryptographic quality.
+
+    Why unique, and not to be guessed: engines key their requests by id. Two live requests with one
+    id have crashed engines, and a client that knows the id of another request can disturb it.
+    """
+
+    __slots__ = ("_begin", "_digits", "_draw_bytes", "_position")
+
+    def __init__(self, draw_bytes: Callable[[int], bytes] = os.urandom) -> None:
+        self._draw_bytes = draw_bytes
+        self._begin = f"req-{draw_bytes(4).hex()}-"
+        self._digits = ""  # drawn for many ids at once: a system call costs more than an id
+        self._position = 0
+
+    def next(self) -> str:
+        """Returns the next id."""
+        start = self._position
+        if start >= len(self._digits):
+            self._digits, start = self._draw_bytes(_BATCH_BYTES).hex(), 0
+        end = self._position = start + _DIGITS
+        return self._begin + self._digits[start:end]
 
 
 class Listener:

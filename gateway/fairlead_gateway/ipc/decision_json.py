@@ -10,11 +10,11 @@ from typing import Any, Final
 import msgspec
 
 from fairlead.decision import Decision, DecisionInput
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
-from fairlead_gateway.ipc.messages import LoggedDecision
+from fairlead_gateway.messages import LoggedDecision
 from fairlead_gateway.routes.target_choice import RouteDecision
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_kvstore.redis.codec import encode
 
 MAX_REJECTED: Final = 16

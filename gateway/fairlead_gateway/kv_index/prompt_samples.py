@@ -15,7 +15,7 @@ from typing import Final
 from fairlead_gateway.kv_index.messages import PromptSample
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.routing import RouteRequest
-from fairlead_gateway.upstream.sent_tokens import SentTokens
+from fairlead_gateway.upstream.kept_stream import TokenTap
 
 PREFIX_MAP_SAMPLES: Final = 256
 """Limit: last prompts of a worker that the index may query."""
@@ -38,11 +38,11 @@ class PromptSampleBuffer:
     def __init__(self) -> None:
         self._max_count = PREFIX_MAP_SAMPLES
         self._max_bytes = PREFIX_MAP_SAMPLE_BYTES
-        self._samples: OrderedDict[tuple[str, int], tuple[PromptSample, SentTokens | None]] = OrderedDict()
+        self._samples: OrderedDict[tuple[str, int], tuple[PromptSample, TokenTap | None]] = OrderedDict()
         self._bytes = 0
         self.wanted: dict[tuple[str, int], None] = {}
 
-    def offer(self, request: ModelRequest, route: RouteRequest, tokens: SentTokens | None = None) -> None:
+    def offer(self, request: ModelRequest, route: RouteRequest, tokens: TokenTap | None = None) -> None:
         """Adds the prompt of a request that generates and is being sent.
 
         Ignores prompts that are too long or shorter than a block. Removes the oldest if necessary.
@@ -51,7 +51,7 @@ class PromptSampleBuffer:
         """
         kind, size = request.dialect.name, len(request.body)
         if (
-            not request.dialect.generates
+            request.dialect.form is None
             or request.is_passthrough
             or not route.chain.hashes
             or size * 4 > self._max_bytes

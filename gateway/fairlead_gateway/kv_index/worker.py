@@ -3,7 +3,7 @@
 from array import array
 
 from fairlead_gateway.kv_index.messages import IndexCorrections
-from fairlead_gateway.worker.router_registry import RouterRegistry
+from fairlead_gateway.router_registry import RouterRegistry
 
 
 def apply_corrections(routers: RouterRegistry, message: IndexCorrections) -> None:

@@ -10,7 +10,7 @@ fields are decoded only if something reads them.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import xxhash
@@ -20,7 +20,6 @@ from msgspec.structs import astuple
 from fairlead.adapters.model import LoraAdapter
 from fairlead.fleet.model import Model
 from fairlead.limits import Limits
-from fairlead_gateway.body_check.messages import TextBounds
 from fairlead_gateway.dialects.chat import CHAT, ChatRequest
 from fairlead_gateway.dialects.completions import CompletionRequest
 from fairlead_gateway.dialects.dialect import Dialect
@@ -37,6 +36,7 @@ from fairlead_gateway.dialects.schemas import (
     GenerationFields,
 )
 from fairlead_gateway.dialects.table import BODY_DECODERS, BY_TYPE, LISTED_DECODERS, LISTED_KINDS
+from fairlead_gateway.dialects.text_bounds import TextBounds
 from fairlead_gateway.native import SCAN_CHAT, SCAN_MESSAGES, SCAN_RESPONSES, ChatScan
 from fairlead_gateway.openai.field_policy import has_token_ids, removed_fields, special_parts
 from fairlead_gateway.openai.form_body import FormFiles
@@ -514,7 +514,7 @@ def _parse_chat_fast(body: bytes, limits: Limits) -> ModelRequest | None:
     parsed.messages_start, parsed.messages_end = start + 1, end - 1
     if members is not None or fields.reasoning_effort is not _UNSET:  # the one of `_CACHE_FIELDS` that is listed
         parsed.set_cache_variant(_cache_variant(parsed, fields))
-    if members is not None or _has_listed_context(fields):
+    if members is not None or fields.tools is not _UNSET or fields.functions is not _UNSET:
         parsed.context = _context_texts(fields, members, body)
     return parsed
 
@@ -588,10 +588,6 @@ def _item_count(raw: Raw, *, of_lists: bool = True) -> int:
     if text[:1] != b"[" or (of_lists and _SEVERAL_TEXTS.match(text) is None):
         return 1  # one text, or millions of token ids of one prompt
     return max(1, len(ITEMS_DECODER.decode(text)))
-
-
-def _has_listed_context(listed: Any) -> bool:
-    return listed.tools is not _UNSET or listed.functions is not _UNSET
 
 
 def _parsed_chat(

@@ -88,8 +88,8 @@ class ModelEntry:
         self.passes_unknown_fields: bool = is_open and not self.rules.engines & FETCHING_ENGINES
         self.allowed_headers: frozenset[bytes] = frozenset(name.encode() for name in self.rules.allowed_headers)
         self.canary_weight: int = model.canary_weight
-        self.max_attempts: int | None = model.max_attempts
-        self.resumes: bool = model.resume is StreamResume.AUTO
+        self.max_attempts: int | None = model.routing.max_attempts
+        self.resumes: bool = model.routing.resume is StreamResume.AUTO
 
 
 def client_names(fleet: Fleet) -> dict[str, ModelEntry]:

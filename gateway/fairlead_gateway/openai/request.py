@@ -58,7 +58,7 @@ from fairlead_gateway.dialects.responses import ResponsesRequest
 from fairlead_gateway.dialects.schemas import CommonFields, GenerationFields, StreamOptions, has_value
 from fairlead_gateway.dialects.table import ROUTED, dialect_of
 from fairlead_gateway.errors import NO_RETRY, BadRequest, EngineTimeout, GatewayError, UnknownPath, UnsupportedBodyType
-from fairlead_gateway.http.request_parser import RequestHead
+from fairlead_gateway.http.request_parser import AGENT_HEADER, SESSION_HEADERS, RequestHead
 from fairlead_gateway.openai.body_parser import (
     ModelRequest,
     ScanBounds,
@@ -81,7 +81,6 @@ from fairlead_gateway.openai.json_edit import (
     set_members,
 )
 from fairlead_gateway.openai.model_names import ModelEntry, resolve_model_entry
-from fairlead_gateway.openai.sessions import session_name
 from fairlead_gateway.openai.validation import decode_stream_options
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import (
@@ -106,6 +105,10 @@ _MAYBE_DETERMINISTIC: Final = re.compile(rb'"seed"|"temperature"(?!\s*:\s*-?(?:0
 _NO_TOOLS: Final = (b"null", b"[]")
 _MAX_CACHED_STARTS: Final = 1_024
 
+_MAX_SESSION_CHARACTERS: Final = 256
+# Why constants: compiled code reads those of its own module directly, and looks up others.
+_SESSION_HEADERS: Final = SESSION_HEADERS
+_AGENT_HEADER: Final = AGENT_HEADER
 TIMEOUT_HEADER: Final = b"x-request-timeout"
 _MAX_CHARACTERS = 32
 
@@ -150,7 +153,9 @@ def bind_by_name(
     Raises BadRequest for a field that clients may not set, and UnknownModel, which names similar
     models.
     """
-    entry = resolve_model_entry(request.model_name, fleet, names)
+    entry = None if names is None else names.get(request.model_name)
+    if entry is None:
+        entry = resolve_model_entry(request.model_name, fleet, names)
     bind_to_entry(path, request, entry, limits)
     if entry.adapter is not None:
         request.set_adapter(entry.adapter)
@@ -194,7 +199,8 @@ def bind_to_entry(path: str, request: ModelRequest, entry: ModelEntry, limits: L
             request.strip_usage = True
             added["stream_options"] = _WITH_USAGE
     elif request.stream and request.dialect.requests_usage and isinstance(fields, GenerationFields):
-        options = decode_stream_options(fields, limits)
+        given = fields.stream_options is not msgspec.UNSET
+        options = decode_stream_options(fields, limits) if given else None
         # For `continuous_usage_stats` alone, vLLM counts nothing: it needs both.
         request.strip_usage = options is None or not options.include_usage
         if request.strip_usage:
@@ -283,6 +289,33 @@ class CacheScope:
                 self._starts.clear()
             start = self._starts[model_key] = chain_starts.of_seed(_joined([model_key.encode(), _salt_part(self.salt)]))
         return start
+
+
+def session_name(request: ModelRequest, head: RequestHead) -> tuple[str | None, bool]:
+    """Returns the client's name of a session, and whether it stands for one conversation alone.
+
+    The first of these counts:
+
+    1. the header `x-session-id`
+    2. the headers of coding agents: `x-claude-code-session-id`; `thread-id`, `session-id` and
+       `session_id` of Codex; `x-session-affinity`. An agent that another one has started counts by
+       itself: `x-claude-code-agent-id` is a part of the name, and Codex gives it another
+       `thread-id`.
+    3. the field `session_id`
+    4. the field `prompt_cache_key`
+    5. what names a user: `metadata.user_id` of messages, `user`, `safety_identifier`
+
+    A stored response that the request continues (`response_ids`) decides before all of them. Names
+    of users stand for many conversations, and some clients send the same one with every request. So
+    they never hold a request at an instance, and only the preset `session` uses them. A request
+    without a name is recognised by its prefix.
+    """
+    value = head.first_rare(_SESSION_HEADERS)
+    if value is not None:
+        agent = head.get_rare(_AGENT_HEADER)
+        return (value if agent is None else value + b" " + agent).decode("latin-1")[:_MAX_SESSION_CHARACTERS], True
+    text = request.session
+    return (text[:_MAX_SESSION_CHARACTERS], request.has_session_id) if text else (None, False)
 
 
 def build_route_request(

@@ -1,6 +1,11 @@
 """Messages to workers about what sibling workers and other gateways did."""
 
+from typing import Final
+
 import msgspec
+
+SIBLING_DECISIONS_PENDING: Final = 4_096
+"""Limit: decisions in that batch; the oldest are dropped."""
 
 
 class Dispatch(msgspec.Struct, array_like=True):

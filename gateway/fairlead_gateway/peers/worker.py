@@ -6,11 +6,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.peers.messages import Dispatch
+from fairlead_gateway.peers.messages import SIBLING_DECISIONS_PENDING, Dispatch
+from fairlead_gateway.router_registry import RouterRegistry
 from fairlead_gateway.routing import PrefixChain
 from fairlead_gateway.routing.prefix.prefix_hash import block_ends
-from fairlead_gateway.worker.journal import SIBLING_DECISIONS_PENDING
-from fairlead_gateway.worker.router_registry import RouterRegistry
 
 _BLOCKS_PER_TURN = 8_192
 

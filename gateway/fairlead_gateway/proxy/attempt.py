@@ -18,13 +18,13 @@ from fairlead_gateway.adapters.worker.adapter_loader import AdapterLease, Adapte
 from fairlead_gateway.admission.worker.admission_queue import AdmissionController
 from fairlead_gateway.admission.worker.model_admission import ModelAdmission
 from fairlead_gateway.errors import EngineLimited, error_body
+from fairlead_gateway.journal import ABANDONED, FINISHED, UNMEASURED, Journal
 from fairlead_gateway.limits.worker.amounts import MAX_TOKENS_PER_EVENT
 from fairlead_gateway.native import SCAN_NAMED_USAGE, SCAN_USAGE
 from fairlead_gateway.openai.model_names import body_with_model, target_with_model
 from fairlead_gateway.openai.request import TIMEOUT_HEADER, remaining_timeout_header
-from fairlead_gateway.proxy.continuation import asks_for_tokens, body_with_tokens
 from fairlead_gateway.proxy.request_recorder import RequestRecorder
-from fairlead_gateway.proxy.stream_replay import body_with_seed, needs_replay
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.resilience.worker.failure_attribution import FailureAttribution, needs_core
 from fairlead_gateway.resilience.worker.retry import (
@@ -34,11 +34,15 @@ from fairlead_gateway.resilience.worker.retry import (
     TOKENS_REFUSED,
     AttemptFailure,
 )
+from fairlead_gateway.router_registry import RoleRouters
 from fairlead_gateway.routing import ModelRouter
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT, CONTINUATION
 from fairlead_gateway.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
+from fairlead_gateway.upstream.engine_address import EngineAddress
+from fairlead_gateway.upstream.kept_stream import KeptStream, TokenTap
 from fairlead_gateway.upstream.request_encoder import (
     RequestPrefixCache,
     allowed_header_text,
@@ -48,8 +52,6 @@ from fairlead_gateway.upstream.request_encoder import (
 )
 from fairlead_gateway.upstream.response import EngineResponse
 from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER, stored_answer
-from fairlead_gateway.upstream.sent_blocks import SentBlocks
-from fairlead_gateway.upstream.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.upstream.usage import (
     EMPTY,
     GARBAGE,
@@ -66,18 +68,10 @@ from fairlead_gateway.upstream.usage import (
     scanned_usage,
     usage_of_named,
 )
-from fairlead_gateway.worker.journal import ABANDONED, FINISHED, UNMEASURED, Journal
-from fairlead_gateway.worker.request_context import EngineAddress, EngineAddresses, RequestContext
-from fairlead_gateway.worker.router_registry import RoleRouters
-from fairlead_gateway.worker.runtime import WorkerRuntime
-
-STREAM_TOKENS_BYTES: Final = 128 * 1024 * 1024
-"""Limit: token ids, requests and held or long events of all streams of a worker, and texts of
-messages and responses. A stream that does not fit cannot be continued.
-"""
 
 _MAX_PARSED_BYTES: Final = 65_536
 _TAIL_BYTES: Final = 4_096
+_MAX_ADDRESSES: Final = 4_096
 _ACCOUNT_STATUSES: Final = frozenset({401, 402, 403})
 _ACCOUNT_WORDS: Final = re.compile(rb"\b(?:organi[sz]ation|account|billing|payment|credits?)\b", re.IGNORECASE)
 _OWN_TOKEN_REFUSED: Final = InBandError(502, "the engine refuses the gateway's own token", "token-refused")
@@ -107,7 +101,7 @@ _DECODE_RESPONSE: Final = PLAIN_RESPONSE_DECODER.decode
 _DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Dispatcher:
+class AttemptParts:
     """The creator of attempts, with the parts that every attempt is recorded with.
 
     Why 8 parameters: each is one of these parts.
@@ -135,8 +129,7 @@ class Dispatcher:
         self.recorder = recorder
         self.journal = journal
         self.adapter_loader: AdapterLoader | None = None
-        self.token_memory = TokenMemory(STREAM_TOKENS_BYTES)
-        self._addresses = EngineAddresses()
+        self._addresses: dict[str, EngineAddress] = {}  # of the instances that were chosen lately
         self.request_prefixes = RequestPrefixCache(create_hop_id(routers.secret))
 
     def create_attempt(
@@ -153,16 +146,24 @@ class Dispatcher:
         number: counts from 1.
         sent_tokens: those that the client has already; None unless this attempt continues a stream.
         """
-        address = self._addresses.of(instance)
+        address = self._addresses.get(instance.id)
+        if address is None or address.instance is not instance:
+            address = self._remember_address(instance)
         tokens = self.routers.prompt_tokens(context.request.model_key, context.route_request)
         self.recorder.record_choice(context, address, decision, number, tokens, now)
         return Attempt(self, context, address, sent_tokens)
 
     def create_copy(self, context: RequestContext, instance: Instance, decision: Decision) -> "Attempt":
         """Returns the attempt of a copied request, whose choice is not recorded."""
-        address = context.address = self._addresses.of(instance)
+        address = context.address = self._remember_address(instance)
         context.choice = DecisionRecord(context.id, 0.0, context.request.model_key, decision, 1, 0.0)
         return Attempt(self, context, address, None)
+
+    def _remember_address(self, instance: Instance) -> EngineAddress:
+        if len(self._addresses) >= _MAX_ADDRESSES:
+            self._addresses.clear()
+        address = self._addresses[instance.id] = EngineAddress(instance)
+        return address
 
 
 class Attempt:
@@ -171,9 +172,7 @@ class Attempt:
     adapter_lease: the use of the request's adapter, until the attempt is finished
     connection, message: set before the message is sent
     engine_response: set when the message is sent
-    tokens: those of its stream, once the engine is asked for them; None if it is not
-    blocks: the text of its stream of a message or a response; None if that is not kept
-    is_replayable: such a stream can go on by a replay only
+    kept: what is kept of its stream, so that another instance can continue it; None without one
     has_room: it has waited for the instance, which can start it now and counts it as load
     has_verdict: it is known whether the response can be relayed
     error: why it cannot be relayed; None if no connection error is known
@@ -181,14 +180,13 @@ class Attempt:
 
     __slots__ = (
         "_admission",
-        "_dispatcher",
         "_is_finished",
         "_journal",
+        "_parts",
         "_router",
         "_sent_tokens",
         "adapter_lease",
         "address",
-        "blocks",
         "connection",
         "context",
         "dispatched_at",
@@ -198,19 +196,16 @@ class Attempt:
         "has_verdict",
         "instance",
         "instance_id",
-        "is_replayable",
+        "kept",
         "message",
-        "tokens",
     )
 
     def __init__(
-        self, dispatcher: Dispatcher, context: RequestContext, address: EngineAddress, sent_tokens: int | None
+        self, parts: AttemptParts, context: RequestContext, address: EngineAddress, sent_tokens: int | None
     ) -> None:
-        self._dispatcher = dispatcher
+        self._parts = parts
         self._sent_tokens = sent_tokens
-        self.tokens: SentTokens | None = None
-        self.blocks: SentBlocks | None = None
-        self.is_replayable = False
+        self.kept: KeptStream | None = None
         self._router: ModelRouter | None = None
         self._admission: ModelAdmission | None = None
         self._journal: Journal | None = None  # None: learned profiles leave the attempt out
@@ -230,18 +225,12 @@ class Attempt:
 
     def attach_engine_message(self, body: bytes) -> None:
         """Builds the message: the request with `body` as this instance gets it."""
-        context, address, dispatcher = self.context, self.address, self._dispatcher
+        context, address, parts = self.context, self.address, self._parts
         request = context.request
-        if self._sent_tokens is None and asks_for_tokens(request, address.engine):
-            body, strips = body_with_tokens(request, body)
-            self.is_replayable = needs_replay(request)
-            if self.is_replayable:
-                body = body_with_seed(request, body, context.id)
-            self.tokens = SentTokens(dispatcher.token_memory, strips=strips)
         head, choice = context.http_request.head, context.choice
         extra = ""
         if context.deadline is not None and head.get_rare(TIMEOUT_HEADER) is not None:
-            extra = remaining_timeout_header(head, context.deadline, dispatcher.now())
+            extra = remaining_timeout_header(head, context.deadline, parts.now())
         if context.trace is not None and choice is not None:
             kind = ATTEMPT if self._sent_tokens is None else CONTINUATION
             extra += context.trace.start_span(self.instance, kind, choice.decision.rule)
@@ -251,7 +240,7 @@ class Attempt:
         if name is not None:
             body = body_with_model(name, body)
             target = None if target is None else target_with_model(name, target)
-        prefix = dispatcher.request_prefixes.get(request.method, head.path if target is None else target, address.url)
+        prefix = parts.request_prefixes.get(request.method, head.path if target is None else target, address.url)
         if request.files is not None:
             body, prefix = request.files.encode(body, context.id), prefix.of_form(context.id)
         if address.leaves_cluster:
@@ -269,15 +258,13 @@ class Attempt:
 
     def on_dispatch(self, now: float) -> None:
         """Records the attempt with router, admission, reports and outlier detection."""
-        context, dispatcher = self.context, self._dispatcher
+        context, parts = self.context, self._parts
         route_request = context.route_request
-        router = self._router = dispatcher.routers.router(context.request.model_key)
+        router = self._router = parts.routers.router(context.request.model_key)
         assert router is not None
-        is_counted = context.counted_at == self.instance_id
+        is_counted, has_transfer = context.counted_at == self.instance_id, context.transfer is not None
         if not is_counted:
-            router.on_dispatch(
-                route_request, self.instance_id, now, prefilled_elsewhere=context.transfer is not None, is_waiting=False
-            )
+            router.on_dispatch(route_request, self.instance_id, now, prefilled_elsewhere=has_transfer, is_waiting=False)
         if context.choice is not None:
             matched_tokens = context.choice.decision.matched_tokens
             context.result.predicted_cached_tokens = (
@@ -285,35 +272,36 @@ class Attempt:
                 if matched_tokens is None
                 else int(router.predict_cached_tokens(route_request, self.instance_id, matched_tokens))
             )
-        admission = self._admission = dispatcher.admission.models.get(context.request.model_key)
+        admission = self._admission = parts.admission.models.get(context.request.model_key)
         if admission is not None:
             admission.on_dispatch(context, now, is_planned=is_counted, generated=self._sent_tokens or 0)
-        journal = dispatcher.journal
+        journal = parts.journal
         if journal is not None and router.is_indexed:
-            journal.samples.offer(context.request, route_request, self.tokens)
-        if journal is not None and context.transfer is None and context.choice is not None:
+            tap = self.kept if isinstance(self.kept, TokenTap) else None
+            journal.samples.offer(context.request, route_request, tap)
+        if journal is not None and not has_transfer and context.choice is not None:
             self._journal = journal
             decision = context.choice.decision
             matched = decision.matched_tokens if decision.source is None else None
             tokens = router.prompt_tokens(route_request) + (0 if self._sent_tokens is None else self._sent_tokens)
             cached = 0.0 if matched is None else matched
             journal.on_dispatch(route_request.id, self.instance_id, now, tokens, cached, decision.loaded)
-        if self.instance_id in dispatcher.outlier_detector.unhealthy:
-            dispatcher.outlier_detector.on_dispatch(self.instance_id)
+        if self.instance_id in parts.outlier_detector.unhealthy:
+            parts.outlier_detector.on_dispatch(self.instance_id)
 
     async def acquire_adapter(self) -> None:
         """Waits until the instance has the request's adapter. Raises AttemptFailure."""
-        dispatcher, context = self._dispatcher, self.context
-        loader, adapter, use = dispatcher.adapter_loader, context.request.adapter, context.adapter_use
+        parts, context = self._parts, self.context
+        loader, adapter, use = parts.adapter_loader, context.request.adapter, context.adapter_use
         assert loader is not None
         assert adapter is not None
         assert use is not None
-        started_at = dispatcher.now()
+        started_at = parts.now()
         try:
             self.adapter_lease = await loader.acquire(context.request.model_key, adapter, self.instance, use)
         finally:
             if use.load_seconds is not None:
-                now = dispatcher.now()
+                now = parts.now()
                 context.result.queued_seconds += now - started_at
                 if self._journal is not None:  # else the load counts as prefill
                     self._journal.on_end(ABANDONED, context.route_request.id, now)
@@ -321,9 +309,9 @@ class Attempt:
 
     def send(self, on_verdict: Callable[[UpstreamError | None], None] | None = None) -> None:
         """Sends the message; the verdict is awaited from the response, or given to `on_verdict`."""
-        context, dispatcher, connection = self.context, self._dispatcher, self.connection
+        context, parts, connection = self.context, self._parts, self.connection
         assert connection is not None
-        request, failures = context.request, dispatcher.failures
+        request, failures = context.request, parts.failures
         if self.address.dp_rank is not None:
             connection.select_rank(self.address.dp_rank)
         stall_timeout = context.stall_timeout = (
@@ -332,7 +320,7 @@ class Attempt:
             else failures.resume_stall_timeout(context, connection.activity)
         )
         engine_response = self.engine_response = EngineResponse(
-            dispatcher.runtime,
+            parts.runtime,
             stream_requested=request.stream,
             strip_usage=request.strip_usage,
             is_passthrough=request.is_passthrough,
@@ -343,24 +331,24 @@ class Attempt:
         engine_response.choices = request.sequences
         engine_response.grammar = request.dialect.grammar
         engine_response.is_external = self.address.leaves_cluster
-        engine_response.tokens = self.tokens
+        engine_response.tokens = self.kept if isinstance(self.kept, TokenTap) else None
         self.has_verdict, self.error = False, None
-        now = self.dispatched_at = dispatcher.now()
+        now = self.dispatched_at = parts.now()
         if self._sent_tokens is None:
             context.result.dispatched_at = now
         connection.send_request(self.message, engine_response, stall_timeout.start(now), needs_core=needs_core(context))
 
     def now(self) -> float:
         """Returns the clock's monotonic seconds."""
-        return self._dispatcher.now()
+        return self._parts.now()
 
     def on_first_token(self, now: float) -> None:
         """Records that the prefill is over; only called for streams."""
-        context, dispatcher, engine_response = self.context, self._dispatcher, self.engine_response
+        context, parts, engine_response = self.context, self._parts, self.engine_response
         assert engine_response is not None
         if self._router is not None:
             self._router.on_first_token(context.route_request.id, now)
-            dispatcher.late_binding_queue.schedule_dispatch(context.request.model_key)
+            parts.late_binding_queue.schedule_dispatch(context.request.model_key)
             if self._admission is not None:
                 self._admission.on_first_token(context, now)
         if self._journal is not None and engine_response.first_at is not None:
@@ -376,19 +364,16 @@ class Attempt:
             self.adapter_lease.release()
         if self.engine_response is not None:
             self.engine_response.release_buffer()
-        if self.tokens is not None:
-            self.tokens.release()
-            self.tokens = None
-        if self.blocks is not None:
-            self.blocks.release()
-            self.blocks = None
+        if self.kept is not None:
+            self.kept.release()
+            self.kept = None
         if self._is_finished or router is None:
             return
         self._is_finished = True
-        context, dispatcher, journal = self.context, self._dispatcher, self._journal
+        context, parts, journal = self.context, self._parts, self._journal
         result, request_id, output = context.result, context.route_request.id, self._output_tokens()
         if is_complete and not 400 <= result.status < 500:
-            if len(dispatcher.poison_guard) and result.status < 400:
+            if len(parts.poison_guard) and result.status < 400:
                 self._clear_suspicion(now)
             is_transferred = context.handoff is not None and context.handoff.is_transferred
             router.on_finish(
@@ -399,7 +384,7 @@ class Attempt:
                 output_tokens=output,
             )
             if result.prompt_tokens:
-                dispatcher.routers.learn_prompt(
+                parts.routers.learn_prompt(
                     context.request.model_key, context.caller, context.route_request, result.prompt_tokens
                 )
             if journal is not None and self._is_measurable(output):
@@ -414,9 +399,9 @@ class Attempt:
             router.on_abandoned(request_id, now, is_computed=is_computed)
             if journal is not None:
                 journal.on_end(ABANDONED, request_id, now)
-        if self.instance_id in dispatcher.outlier_detector.unhealthy:
-            dispatcher.outlier_detector.on_inconclusive(self.instance_id)
-        dispatcher.late_binding_queue.schedule_dispatch(context.request.model_key)
+        if self.instance_id in parts.outlier_detector.unhealthy:
+            parts.outlier_detector.on_inconclusive(self.instance_id)
+        parts.late_binding_queue.schedule_dispatch(context.request.model_key)
         if self._admission is not None:
             self._admission.on_finish(context, is_complete, output, now)
 
@@ -439,7 +424,7 @@ class Attempt:
         """Records that the engine broke off on the body; returns whether the body is
         blocked now.
         """
-        guard, now = self._dispatcher.poison_guard, self._dispatcher.now()
+        guard, now = self._parts.poison_guard, self._parts.now()
         sent_at = now if self.dispatched_at is None else self.dispatched_at
         return guard.on_crash(self.context.body_fingerprint(guard.fingerprint), self.instance_id, sent_at, now)
 
@@ -497,7 +482,7 @@ class Attempt:
 
     def _clear_suspicion(self, now: float) -> None:
         """Clears the body of suspicion; hashes it only if it may be suspect."""
-        context, guard = self.context, self._dispatcher.poison_guard
+        context, guard = self.context, self._parts.poison_guard
         record = context.handoff_record
         if record is not None and record.is_suspicious:
             return

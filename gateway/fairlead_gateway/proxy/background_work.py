@@ -10,10 +10,10 @@ import re
 from typing import Final
 
 from fairlead_gateway.proxy.attempt import Attempt, parse_usage
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.upstream.request_encoder import request_prefix
 from fairlead_gateway.upstream.response_schemas import stored_answer
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _FIRST_POLL_SECONDS: Final = 0.25
 _MAX_POLL_SECONDS: Final = 2.0

@@ -12,9 +12,9 @@ from typing import Final
 import msgspec
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Role
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.upstream.request_encoder import request_prefix
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _PATH: Final = "/v1/models"
 _WAIT_SECONDS: Final = 1.0

@@ -28,16 +28,16 @@ from abc import abstractmethod
 from fairlead_gateway.errors import GatewayError
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
 from fairlead_gateway.openai.request import TIMEOUT_HEADER, timeout_error
-from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, check_response
+from fairlead_gateway.proxy.attempt import Attempt, AttemptParts, check_response
 from fairlead_gateway.proxy.forwarder import Forwarder
 from fairlead_gateway.proxy.relay import ResponseRelay
 from fairlead_gateway.proxy.relayed_stream import StreamLifecycle
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import AttemptFailure
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.upstream.connection import UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.request_context import RequestContext
 
 
 class RequestLifecycle(StreamLifecycle):
@@ -65,7 +65,7 @@ class FastPath:
     def __init__(
         self,
         lifecycle: RequestLifecycle,
-        dispatcher: Dispatcher,
+        parts: AttemptParts,
         *,
         forwarder: Forwarder,
         relay: ResponseRelay,
@@ -73,15 +73,15 @@ class FastPath:
     ) -> None:
         self.lifecycle = lifecycle
         self.relay = relay
-        self.failures = dispatcher.failures
-        self.response_seconds: float = dispatcher.runtime.limits.response_seconds
-        self.now = dispatcher.now
+        self.failures = parts.failures
+        self.response_seconds: float = parts.runtime.limits.response_seconds
+        self.now = parts.now
         self.timeouts = TimeoutQueue(pool.loop, self.response_seconds, self.now)
         self.forwarder = forwarder
         self.pool = pool
-        self.admission = dispatcher.admission
-        self.late_binding_queue = dispatcher.admission.late_binding_queue
-        self._poison_guard = dispatcher.poison_guard
+        self.admission = parts.admission
+        self.late_binding_queue = parts.admission.late_binding_queue
+        self._poison_guard = parts.poison_guard
         self._prefill_routers = forwarder.prefill_routers
 
     def is_eligible(self, context: RequestContext) -> bool:

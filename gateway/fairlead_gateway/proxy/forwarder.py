@@ -18,9 +18,11 @@ from fairlead_gateway.http.timers import TaskDeadline
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.request import timeout_error, total_timeout
 from fairlead_gateway.openai.response_ids import HeldResponse
-from fairlead_gateway.proxy.attempt import Attempt, Dispatcher, check_response
+from fairlead_gateway.proxy.attempt import Attempt, AttemptParts, check_response
 from fairlead_gateway.proxy.background_work import BackgroundWork
+from fairlead_gateway.proxy.fallbacks import Fallbacks
 from fairlead_gateway.proxy.relay import ResponseRelay, end_incomplete
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import (
     ADAPTER_MISSING,
     FIELD_REFUSED,
@@ -30,14 +32,12 @@ from fairlead_gateway.resilience.worker.retry import (
     should_retry,
     to_client_error,
 )
-from fairlead_gateway.routes.worker.fallbacks import Fallbacks
+from fairlead_gateway.router_registry import as_retry_decision
 from fairlead_gateway.routing.request import NO_INSTANCES
 from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT
 from fairlead_gateway.upstream.connection import LOCAL_CAUSES, EngineConnection, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import as_retry_decision
 
 _MAX_WITHOUT_USAGE: Final = 4_096
 HOLDER_RULE: Final = "stored-response"
@@ -57,7 +57,7 @@ class Forwarder:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        parts: AttemptParts,
         *,
         pool: ConnectionPool,
         prefill_coordinator: PrefillCoordinator,
@@ -65,7 +65,7 @@ class Forwarder:
         relay: ResponseRelay,
         limit_gate: LimitGate,
     ) -> None:
-        self._dispatcher = dispatcher
+        self._parts = parts
         self._pool = pool
         self._prefill_coordinator = prefill_coordinator
         self.prefill_routers = prefill_coordinator.prefill_routers
@@ -75,16 +75,16 @@ class Forwarder:
         self.fallbacks: Fallbacks | None = None
         self.background_work: BackgroundWork | None = None
         self._refused_fields: dict[str, dict[str, None]] = {FIELD_REFUSED: {}, TOKENS_REFUSED: {}}
-        self._now = dispatcher.now
-        self._loop = dispatcher.runtime.loop
-        self._ends = dispatcher.runtime.ends
-        self._limits = dispatcher.runtime.limits
-        self._routers = dispatcher.routers
-        self._admission = dispatcher.admission
-        self._late_binding_queue = dispatcher.admission.late_binding_queue
-        self._failures = dispatcher.failures
-        self._poison_guard = dispatcher.poison_guard
-        self._telemetry = dispatcher.recorder.telemetry
+        self._now = parts.now
+        self._loop = parts.runtime.loop
+        self._ends = parts.runtime.ends
+        self._limits = parts.runtime.limits
+        self._routers = parts.routers
+        self._admission = parts.admission
+        self._late_binding_queue = parts.admission.late_binding_queue
+        self._failures = parts.failures
+        self._poison_guard = parts.poison_guard
+        self._telemetry = parts.recorder.telemetry
 
     async def forward(self, context: RequestContext, attempt: Attempt | None = None) -> None:
         """Gets a response and relays it, within the request's timeout.
@@ -173,7 +173,7 @@ class Forwarder:
 
     def _is_adapter_to_reload(self, attempt: Attempt, failure: AttemptFailure) -> bool:
         """Records an engine that has lost its adapters; returns whether it may load them again."""
-        loader = self._dispatcher.adapter_loader
+        loader = self._parts.adapter_loader
         if loader is None or attempt.context.request.adapter is None:
             return False
         if failure.cause == ADAPTER_MISSING or failure.crashed or not failure.was_sent:
@@ -233,7 +233,7 @@ class Forwarder:
         if instance is None:
             raise self._routers.no_ready_instance(key, now)
         number = context.earlier_attempts + len(failures) + 1
-        return self._dispatcher.create_attempt(context, instance, decision, number, now)
+        return self._parts.create_attempt(context, instance, decision, number, now)
 
     def _choose_instance(
         self, context: RequestContext, excluded: frozenset[str], now: float, deferred: Mapping[str, float]
@@ -263,7 +263,7 @@ class Forwarder:
 
         If none of these can take the request, others are asked for.
         """
-        loader, request, key = self._dispatcher.adapter_loader, context.request, context.request.model_key
+        loader, request, key = self._parts.adapter_loader, context.request, context.request.model_key
         assert loader is not None
         assert request.adapter is not None
         tried = excluded
@@ -292,7 +292,7 @@ class Forwarder:
         source = context.choice.decision.source if context.choice is not None else None
         if source is not None:
             body = self._prefill_coordinator.add_kv_source(context, body, source)
-        attempt.attach_engine_message(body)
+        attempt.attach_engine_message(self._relay.continuation.ask(attempt, body) if context.request.stream else body)
 
     def _give_up(self, context: RequestContext, *, is_budget_spent: bool = False) -> GatewayError:
         self._failures.on_all_attempts_failed(context, is_budget_spent=is_budget_spent)

@@ -3,16 +3,10 @@
 `http` receives a request. Here its key is checked, `model_selection` finds its model, and
 `limits` reserves what it may use. `forwarder` has it admitted and routed, and sends it; `relay`
 relays the response, and `request_recorder` records the outcome.
-
-All parts between a worker's requests and the engines, built in order.
-
-From the outside in: credentials and connections; routers and outlier detection; admission; attempts
-and their records; relay, stream resumption and forwarder.
 """
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -20,13 +14,11 @@ from typing import TYPE_CHECKING, Final
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.runtime import nonblocking_log
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead_gateway.adapters.worker.adapter_loader import AdapterLoader
-from fairlead_gateway.admission.worker.admission_queue import AdmissionController
 from fairlead_gateway.body_check.worker.caller_limit import LargeBodyQueue
 from fairlead_gateway.body_check.worker.client import BodyChecker
 from fairlead_gateway.caller_key import Caller, caller_key
+from fairlead_gateway.continuation.stream_moves import MOVE_INTERVAL_SECONDS, MOVES_AT_ONCE
 from fairlead_gateway.dialects.table import DIALECTS
-from fairlead_gateway.disaggregation.worker.prefill_coordinator import PrefillCoordinator
 from fairlead_gateway.errors import GatewayDraining, GatewayError, WebSocketRefused, forget_frames
 from fairlead_gateway.http.listener import (
     COUNTED_BYTES,
@@ -39,14 +31,13 @@ from fairlead_gateway.http.listener import (
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.idempotency.answer_table import HEADER as IDEMPOTENCY_HEADER
 from fairlead_gateway.idempotency.worker.keyed_requests import KeyedRequests
-from fairlead_gateway.limits.worker.limit_gate import LimitGate
+from fairlead_gateway.journal import Reporters
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.request import is_passthrough_path, methods_of
-from fairlead_gateway.proxy.attempt import Attempt, Dispatcher
-from fairlead_gateway.proxy.background_work import BackgroundWork
-from fairlead_gateway.proxy.context_lengths import ContextLengths
-from fairlead_gateway.proxy.fast_path import FastPath, FastPathExchange, RequestLifecycle
-from fairlead_gateway.proxy.forwarder import Forwarder
+from fairlead_gateway.proxy.attempt import Attempt
+from fairlead_gateway.proxy.cors import Cors
+from fairlead_gateway.proxy.fallbacks import FallbackRequest, fallback_header
+from fairlead_gateway.proxy.fast_path import FastPathExchange, RequestLifecycle
 from fairlead_gateway.proxy.local_routes import (
     DRAINING,
     NO_FLEET_YET,
@@ -62,33 +53,21 @@ from fairlead_gateway.proxy.local_routes import (
     send_error,
     unknown_path,
 )
+from fairlead_gateway.proxy.memory_pressure import MemoryPressure, MemoryShare
 from fairlead_gateway.proxy.model_selection import ModelRequestParser
-from fairlead_gateway.proxy.relay import ResponseRelay, end_incomplete
+from fairlead_gateway.proxy.relay import end_incomplete
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
 from fairlead_gateway.proxy.request_recorder import CLIENT_CLOSED_STATUS, RequestRecorder
-from fairlead_gateway.proxy.stream_moves import MOVE_INTERVAL_SECONDS, MOVES_AT_ONCE
-from fairlead_gateway.resilience.outlier_detection import OutlierDetector
-from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
-from fairlead_gateway.resilience.worker.ejection_prober import EjectionProber
-from fairlead_gateway.resilience.worker.engine_progress import EngineProgress
-from fairlead_gateway.resilience.worker.failure_attribution import FailureAttribution
-from fairlead_gateway.resilience.worker.retry import RetryBudget
-from fairlead_gateway.routes.worker.fallbacks import FallbackRequest, Fallbacks, fallback_header
-from fairlead_gateway.routes.worker.shadow_traffic import ShadowTraffic
+from fairlead_gateway.proxy.stages import RequestStages
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.routing import RouteRequest
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry import UNKNOWN, MetricsRecorder
 from fairlead_gateway.telemetry.counters import ABANDONED
 from fairlead_gateway.telemetry.decision_log import DecisionLog
 from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
 from fairlead_gateway.tenants.worker.tenant_policy import ModelVisibility, TenantPolicies
-from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.request_encoder import check_hops, create_hop_id
-from fairlead_gateway.worker.cors import Cors
-from fairlead_gateway.worker.journal import Reporters
-from fairlead_gateway.worker.memory_pressure import MemoryPressure, MemoryShare
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RouterRegistry
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 DECISION_LOG: Final = 4_096
 """Limit: decisions kept in memory by a worker."""
@@ -99,120 +78,6 @@ if TYPE_CHECKING:
 _DIALECTS: Final = DIALECTS
 _MIN_CHECKED_BYTES: Final = 256 * 1024
 _INTERNAL_ERROR_MESSAGE = "the gateway met a defect; it was logged with this id"
-
-
-class ForwardingStack:
-    """The parts that carry requests to engines; a new fleet updates all of them."""
-
-    def __init__(
-        self,
-        lifecycle: RequestLifecycle,
-        runtime: WorkerRuntime,
-        secrets: GatewaySecrets,
-        recorder: RequestRecorder,
-        reporters: Reporters,
-    ) -> None:
-        secret = secrets.hash_secret
-        limits, telemetry, sharing = runtime.limits, recorder.telemetry, reporters.sharing_journal
-        draw = random.Random(f"{runtime.clock.wall()}").random
-        detector, retry_budget = OutlierDetector(limits, draw), RetryBudget(limits)
-        self._now = runtime.now
-        self.credentials = secrets.credentials
-        pool = self.pool = ConnectionPool(limits, runtime.loop, secrets.credentials, runtime.response_memory)
-        self.routers = RouterRegistry(secret=secret, limits=limits, outlier_detector=detector, reporters=reporters)
-        serving = self.routers.serving
-        self.poison_guard = PoisonRequestGuard(
-            secret,
-            limits,
-            report_crash=sharing.on_crash if sharing is not None else None,
-            report_cleared=sharing.on_cleared if sharing is not None else None,
-        )
-        self.failures = FailureAttribution(
-            runtime,
-            detector,
-            ready_instances=serving.ready_instances,
-            telemetry=telemetry,
-            retry_budget=retry_budget,
-            fingerprint=self.poison_guard.fingerprint,
-        )
-        hop_id = create_hop_id(secret)
-        self.engine_progress = self.failures.progress = EngineProgress(runtime, pool, hop_id)
-        self.context_lengths = ContextLengths(runtime, pool, hop_id, lambda: self.routers.fleet)
-        self.ejection_prober = EjectionProber(runtime, self.failures, pool, lambda: self.routers.fleet, hop_id)
-        self.prefill_coordinator = PrefillCoordinator(
-            runtime, routers=self.routers, pool=pool, telemetry=telemetry, poison_guard=self.poison_guard, random=draw
-        )
-        self.admission = AdmissionController(
-            runtime,
-            routers=self.routers,
-            telemetry=telemetry,
-            has_api_keys=secrets.api_keys is not None,
-            on_needs_instance=reporters.on_needs_instance,
-        )
-        self.limit_gate = recorder.limit_gate = LimitGate(runtime, serving, reporters.limits, recorder.record_refusal)
-        self._dispatcher = Dispatcher(
-            runtime,
-            routers=serving,
-            admission=self.admission,
-            failures=self.failures,
-            poison_guard=self.poison_guard,
-            recorder=recorder,
-            journal=reporters.journal,
-        )
-        self.adapter_loader = self._dispatcher.adapter_loader = AdapterLoader(runtime, serving, telemetry, pool, hop_id)
-        self.relay = ResponseRelay(
-            lifecycle, self._dispatcher, pool=pool, retry_budget=retry_budget, limit_gate=self.limit_gate
-        )
-        self.forwarder = Forwarder(
-            self._dispatcher,
-            pool=pool,
-            prefill_coordinator=self.prefill_coordinator,
-            retry_budget=retry_budget,
-            relay=self.relay,
-            limit_gate=self.limit_gate,
-        )
-        self.forwarder.background_work = BackgroundWork(runtime, pool, hop_id)
-        self.fast_path = FastPath(lifecycle, self._dispatcher, forwarder=self.forwarder, relay=self.relay, pool=pool)
-
-    def create_fallbacks(self, visible_models: ModelVisibility) -> Fallbacks:
-        """Returns the fallbacks of routes, which the forwarder uses too."""
-        fallbacks = Fallbacks(
-            self.routers.serving,
-            self.failures.outlier_detector,
-            self._dispatcher.recorder.telemetry,
-            visible_models,
-            self.limit_gate,
-        )
-        self.forwarder.fallbacks = fallbacks
-        self.failures.has_fallback = lambda timeout: fallbacks.can_leave(timeout, self._now())
-        return fallbacks
-
-    def create_shadow_traffic(
-        self, parser: ModelRequestParser, is_short_of_memory: Callable[[], bool]
-    ) -> ShadowTraffic:
-        """Returns the copies of requests for shadows of routes, which the recorder starts."""
-        copies = ShadowTraffic(self._dispatcher, self.routers, self.pool, parser, is_short_of_memory)
-        self._dispatcher.recorder.copies = copies
-        return copies
-
-    def update_fleet(self, fleet: Fleet) -> None:
-        """Replaces the fleet; requests in flight stay where they are."""
-        self.routers.update_fleet(fleet, self._now())
-        self.adapter_loader.update_fleet(fleet)
-        self.credentials.update_fleet(fleet)
-        self.prefill_coordinator.update_fleet(fleet)
-        self.pool.retain(self.routers.addresses())
-        self.admission.update_fleet(fleet)
-
-    def close(self) -> None:
-        """Cancels probes, loads and concurrent prefills, and closes idle connections."""
-        self.ejection_prober.close()
-        self.engine_progress.close()
-        self.context_lengths.close()
-        self.adapter_loader.close()
-        self.limit_gate.close()
-        self.prefill_coordinator.concurrent_prefills.close()
-        self.pool.close()
 
 
 _log = logging.getLogger("fairlead.gateway")
@@ -272,23 +137,23 @@ class Gateway(RequestLifecycle):
         self.api_keys = secrets.api_keys
         self.cors = Cors(self.api_keys is not None)
         self._hop_id = create_hop_id(secrets.hash_secret)
-        self.stack = ForwardingStack(self, runtime, secrets, self._recorder, reporters)
-        self._policies = TenantPolicies(secrets.hash_secret, self.stack.routers.serving.sizes)
-        self._fast_path = self.stack.fast_path
-        self._local_routes = LocalRoutes(self.readiness, self.stack.context_lengths, int(runtime.clock.wall()))
+        self.stages = RequestStages(self, runtime, secrets, self._recorder, reporters)
+        self._policies = TenantPolicies(secrets.hash_secret, self.stages.routers.serving.sizes)
+        self._fast_path = self.stages.fast_path
+        self._local_routes = LocalRoutes(self.readiness, self.stages.context_lengths, int(runtime.clock.wall()))
         self._body_checker = BodyChecker(limits)
         self._request_parser = ModelRequestParser(limits, self._policies, self._body_checker)
         self._large_bodies = LargeBodyQueue(runtime.loop, limits.caller_large_bodies_bytes)
         self._is_loaded = self._is_draining = self._has_drain_ended = False
         self._visible_models = ModelVisibility()
-        self._fallbacks = self.stack.create_fallbacks(self._visible_models)
-        self.copies = self.stack.create_shadow_traffic(
+        self._fallbacks = self.stages.create_fallbacks(self._visible_models)
+        self.copies = self.stages.create_shadow_traffic(
             self._request_parser, lambda: self.listener.under_memory_pressure
         )
         self.keyed_requests = KeyedRequests(
             runtime, self._start_request, self._on_replayed, self.telemetry.non_model_counters
         )
-        self.keyed_requests.count_replay = self.stack.limit_gate.count_unreserved
+        self.keyed_requests.count_replay = self.stages.limit_gate.count_unreserved
         self._inflight: dict[str, asyncio.Task[None] | FastPathExchange | RelayedStream] = {}
         self._draining_ids: frozenset[str] = frozenset()
         self._next_moves: asyncio.TimerHandle | None = None
@@ -300,7 +165,7 @@ class Gateway(RequestLifecycle):
         """Replaces the fleet. Requests in flight stay where they are, but for streams of instances
         that drain: they move.
         """
-        self.stack.update_fleet(fleet)
+        self.stages.update_fleet(fleet)
         instances = [instance for listed in fleet.instances.values() for instance in listed]
         self._draining_ids = frozenset([one.id for one in instances if one.state is InstanceState.DRAINING])
         if self._draining_ids:
@@ -329,7 +194,7 @@ class Gateway(RequestLifecycle):
         """Returns whether requests are served, and texts about what is wrong or degraded."""
         warnings = [
             *self._warnings(),
-            *self.stack.credentials.warnings(),
+            *self.stages.credentials.warnings(),
             *self.memory_pressure.warnings(),
             *self._connection_warnings(),
             *nonblocking_log.log_warnings(),
@@ -383,7 +248,7 @@ class Gateway(RequestLifecycle):
         self.keyed_requests.close()
         self._fast_path.timeouts.clear()
         self.copies.close()
-        self.stack.close()
+        self.stages.close()
         self.memory_pressure.close()
         if self._observers is not None:
             self._observers.close()
@@ -476,7 +341,7 @@ class Gateway(RequestLifecycle):
         )
         if self._observers is not None:
             self._observers.on_answered_locally(http_request, response, error.status, error.code, context)
-        headers = local_headers(error.code) + self.stack.limit_gate.headers(context, self._now())
+        headers = local_headers(error.code) + self.stages.limit_gate.headers(context, self._now())
         route = error.route if context is None else context.request.route
         if route is not None:
             key = route.target if context is None else context.request.model_key
@@ -505,7 +370,7 @@ class Gateway(RequestLifecycle):
             models = self._visible_models.of(http_request.caller)
             request, route_request = self._request_parser.parse(http_request, models, request_id, fallback)
             context = self._create_context(http_request, response, request, route_request, fallback)
-            may_start = not context.policy.has_limits or self.stack.limit_gate.reserve(context)
+            may_start = not context.policy.has_limits or self.stages.limit_gate.reserve(context)
             if may_start and not request.stream and fallback is None and self._fast_path.is_eligible(context):
                 self._fast_path.start(context)
             else:
@@ -547,7 +412,7 @@ class Gateway(RequestLifecycle):
         route_request: RouteRequest,
         fallback: FallbackRequest | None,
     ) -> RequestContext:
-        prompt_tokens = self.stack.routers.serving.prompt_tokens(request.model_key, route_request)
+        prompt_tokens = self.stages.routers.serving.prompt_tokens(request.model_key, route_request)
         self.telemetry.record_received(request.model_key, prompt_tokens, http_request.received_at)
         context = RequestContext(http_request, response, http_request.internal_id, request, route_request)
         context.policy = self._policies.of(http_request.caller)
@@ -583,9 +448,9 @@ class Gateway(RequestLifecycle):
     async def _serve(self, context: RequestContext, attempt: Attempt | None) -> None:
         http_request, response = context.http_request, context.response
         if context.request.stream:
-            self.stack.relay.watch_silence(context)
+            self.stages.relay.watch_silence(context)
         try:
-            await self.stack.forwarder.forward(context, attempt)
+            await self.stages.forwarder.forward(context, attempt)
         except GatewayError as error:
             if not self._fall_back(context, error, response, http_request):
                 self._send_failure(context, error, response, http_request)
@@ -631,9 +496,10 @@ class Gateway(RequestLifecycle):
 
     def on_relayed(self, stream: RelayedStream) -> None:
         """Registers a stream that its task has handed over."""
-        self._inflight[stream.context.id] = stream
-        if not stream.context.response.finished and not stream.context.request.runs_on:
-            stream.context.response.on_client_gone = stream.cancel
+        context = stream.context
+        self._inflight[context.id] = stream
+        if not context.response.finished and not context.request.runs_on:
+            context.response.on_client_gone = stream.cancel
 
     def on_broken(self, context: RequestContext, work: Coroutine[None, None, bool]) -> None:
         self._run_as_task(context.id, context.response, self._serve_rest(context, work))
@@ -703,7 +569,7 @@ class Gateway(RequestLifecycle):
         self, context: RequestContext | None, error: GatewayError, response: ResponseWriter, http_request: HttpRequest
     ) -> None:
         if context is None or (context.choice is None and context.reservation is None):
-            error = self.stack.limit_gate.count_refused(http_request.caller, error)
+            error = self.stages.limit_gate.count_refused(http_request.caller, error)
         forget_frames(error)
         if context is None or context.choice is None:
             self._recorder.record_unserved(http_request, context, error)
@@ -713,4 +579,4 @@ class Gateway(RequestLifecycle):
         if response.started and not response.is_waiting:
             response.abort()
         else:
-            send_error(error, response, self.stack.relay.response_headers(context, self._now()))
+            send_error(error, response, self.stages.relay.response_headers(context, self._now()))

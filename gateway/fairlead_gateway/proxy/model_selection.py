@@ -29,14 +29,9 @@ from fairlead_gateway.openai.request import (
     parse_passthrough_request,
 )
 from fairlead_gateway.openai.validation import repairs
+from fairlead_gateway.proxy.fallbacks import FallbackRequest
+from fairlead_gateway.proxy.route_choice import apply_rewrite, choose_entry, fallback_entry, takes_canary
 from fairlead_gateway.routes.target_choice import RouteDecision, RouteTable
-from fairlead_gateway.routes.worker.fallbacks import FallbackRequest
-from fairlead_gateway.routes.worker.route_choice import (
-    apply_rewrite,
-    choose_entry,
-    fallback_entry,
-    takes_canary,
-)
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.tenants.worker.tenant_policy import TenantPolicies, VisibleModels
 

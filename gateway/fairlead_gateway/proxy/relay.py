@@ -5,6 +5,8 @@ import re
 from functools import partial
 from typing import Final
 
+from fairlead_gateway.continuation.continuation import DRAINED, HANDED_OVER, Continuation
+from fairlead_gateway.continuation.continued_stream import ContinuedStream
 from fairlead_gateway.dialects.chat import ChatRequest
 from fairlead_gateway.dialects.error_shape import RESPONSES_ERRORS
 from fairlead_gateway.dialects.passed_on import COUNT_TOKENS
@@ -14,25 +16,17 @@ from fairlead_gateway.errors import (
 )
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.openai.model_names import ServedNameRewriter
-from fairlead_gateway.openai.request import can_resume
 from fairlead_gateway.openai.response_ids import ResponseIdRewriter, ResponseIds
 from fairlead_gateway.proxy.attempt import (
     Attempt,
-    Dispatcher,
+    AttemptParts,
     external_refusal,
     is_error_object,
     is_external,
     is_unknown_path,
     refusal_body,
 )
-from fairlead_gateway.proxy.continuation import (
-    ContinuedStream,
-    DetachedStream,
-    SentText,
-    StreamText,
-    StreamTokens,
-)
-from fairlead_gateway.proxy.continued_blocks import keeps_text, stream_blocks
+from fairlead_gateway.proxy.fallbacks import fallback_header
 from fairlead_gateway.proxy.relayed_stream import (
     GapRecorder,
     RelayedStream,
@@ -40,13 +34,10 @@ from fairlead_gateway.proxy.relayed_stream import (
     StreamLifecycle,
     record_relayed,
 )
-from fairlead_gateway.proxy.stream_moves import StreamProgress, decide_move
-from fairlead_gateway.proxy.stream_replay import StreamReplay
-from fairlead_gateway.proxy.stream_resume import DRAINED, HANDED_OVER, StreamResume
 from fairlead_gateway.proxy.stream_silence import StreamSilence
 from fairlead_gateway.proxy.tool_calls import ToolCallIndexer
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import MAX_RETRY_AFTER_SECONDS, RetryBudget
-from fairlead_gateway.routes.worker.fallbacks import fallback_header
 from fairlead_gateway.telemetry.decision_log import ENGINE_REFUSED
 from fairlead_gateway.tenants.worker.tenant_policy import (
     BodyRewriter,
@@ -63,14 +54,7 @@ from fairlead_gateway.upstream.request_encoder import (
     server_timing,
 )
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse
-from fairlead_gateway.upstream.sent_blocks import SentBlocks
-from fairlead_gateway.upstream.sent_tokens import TokenMemory
 from fairlead_gateway.upstream.stream_comments import SseKeepAlive, StreamTimes
-from fairlead_gateway.worker.request_context import RequestContext
-
-RESUMABLE_STREAMS_BYTES: Final = 128 * 1024 * 1024
-"""Limit: the same of all streams of a worker, with requests that are kept for a replay; a stream
-that grows beyond cannot be continued."""
 
 _STREAM_ERROR_TEXTS: Final = {
     "cut": "the engine broke off",
@@ -105,28 +89,26 @@ class ResponseRelay(StreamEnding):
     def __init__(
         self,
         lifecycle: StreamLifecycle,
-        dispatcher: Dispatcher,
+        parts: AttemptParts,
         *,
         pool: ConnectionPool,
         retry_budget: RetryBudget,
         limit_gate: LimitGate,
     ) -> None:
-        runtime = dispatcher.runtime
+        runtime = parts.runtime
         self._now = runtime.now
         self._limits = runtime.limits
         self._stream_times = StreamTimes(runtime)
-        super().__init__(lifecycle, dispatcher.recorder.telemetry, StreamSilence(dispatcher, retry_budget))
+        super().__init__(lifecycle, parts.recorder.telemetry, StreamSilence(parts, retry_budget))
         self._limit_gate = limit_gate
-        self._routers = dispatcher.routers
-        self._admission = dispatcher.admission
+        self._routers = parts.routers
         self._telemetry = self.telemetry
-        self._failures = dispatcher.failures
-        self._poison_guard = dispatcher.poison_guard
-        self._stream_resume = StreamResume(dispatcher, pool, retry_budget, self._relay_without_task, self.silence)
-        self._sent_text_memory = TokenMemory(RESUMABLE_STREAMS_BYTES)
-        self._token_memory = dispatcher.token_memory
+        self._failures = parts.failures
+        self._poison_guard = parts.poison_guard
+        self.continuation = Continuation(parts, pool, retry_budget, self._relay_without_task, self.silence)
+        self.plan_move = self.continuation.plan_move
         self._route_headers = RouteHeaderCache()
-        self._response_ids = ResponseIds(dispatcher.routers.secret)
+        self._response_ids = ResponseIds(parts.routers.secret)
 
     def watch_silence(self, context: RequestContext) -> None:
         """Gives a streamed request that waits a head in time, and comments, until it ends."""
@@ -176,7 +158,6 @@ class ResponseRelay(StreamEnding):
         fields = context.request.decoded_fields  # None: a scanned chat, which has no tools
         if engine_response.is_stream and isinstance(fields, ChatRequest) and fields.tools:
             engine_response.rewrite_events = ToolCallIndexer(engine_response.rewrite_events).rewrite_events
-        self._keep_text(attempt, engine_response)
         length = None
         if engine_response.is_stream and engine_response.first_at is not None:
             self._record_first_token(attempt, engine_response)
@@ -193,18 +174,20 @@ class ResponseRelay(StreamEnding):
                 headers += _NO_SNIFFING
             response.start_stream(engine_response.status, headers, length=length)
             response.accepts_comments = response.accepts_comments and engine_response.is_stream
-        if self._hand_over(attempt, engine_response):
+        stream = self.continuation.keep(attempt, engine_response) if engine_response.is_stream else None
+        if self._hand_over(attempt, engine_response, stream):
             return False
-        return self._end(context, engine_response, await self._relay_to_end(attempt, engine_response))
+        return self._end(context, engine_response, await self._relay_to_end(attempt, engine_response, stream))
 
-    def end_response(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream | None) -> bool:
+    def end_response(self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream | None) -> bool:
         """Ends the response of a stream that was handed over."""
         cause = engine_response.error
         self._record_end(attempt, engine_response, cause, stream)
-        self._note_not_continued(attempt, engine_response, cause)
-        if cause is None and stream is not None and stream.continuations:
+        if cause is not None and cause != CLIENT_SILENT:
+            self.continuation.note_not_continued(attempt)
+        elif cause is None and stream is not None and stream.continuations:
             self._telemetry.record_resumption(attempt.context.request.model_key, "whole")
-        return self._end(attempt.context, engine_response, cause)
+        return cause is None or self._end(attempt.context, engine_response, cause)
 
     def _end(self, context: RequestContext, engine_response: EngineResponse, cause: str | None) -> bool:
         """Ends a response that has started; returns whether it was complete."""
@@ -232,15 +215,6 @@ class ResponseRelay(StreamEnding):
             text += f", and no engine could continue it ({result.not_continued})"
         _end_with_error(context, text, f"stream_{cause.replace('-', '_')}")
         return False
-
-    def _keep_text(self, attempt: Attempt, engine_response: EngineResponse) -> None:
-        """Keeps the text of a stream of a message or a response, so that it can be continued."""
-        request = attempt.context.request
-        if not engine_response.is_stream or not keeps_text(request, attempt.address.engine):
-            return
-        blocks = attempt.blocks = SentBlocks(self._token_memory, request.body, self._now)
-        rewrite = engine_response.rewrite_events
-        engine_response.rewrite_events = blocks.take if rewrite is None else lambda events: blocks.take(rewrite(events))
 
     def relay_buffered(self, context: RequestContext, engine_response: EngineResponse, now: float) -> None:
         """Sends a whole plain response."""
@@ -322,19 +296,16 @@ class ResponseRelay(StreamEnding):
         ttft_seconds = first_at - context.http_request.received_at
         self._telemetry.record_first_token(key, attempt.instance_id, ttft_seconds, limit)
 
-    def _hand_over(self, attempt: Attempt, engine_response: EngineResponse) -> bool:
+    def _hand_over(self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream | None) -> bool:
         """Relays a stream without its task, if neither a timeout nor another instance may end it.
 
         Returns whether it does.
         """
         context = attempt.context
         # Of a client that has disconnected, the task is about to be cancelled.
-        if not engine_response.is_stream or context.response.finished:
+        if not engine_response.is_stream or context.response.finished or context.deadline is not None:
             return False
-        if context.deadline is not None:
-            return False
-        stream = self._detached_stream(attempt, engine_response)
-        if stream is None and _can_resume(attempt):
+        if stream is not None and stream.needs_task:
             return False
         self._release_request(context)
         context.stall_timeout = None
@@ -346,7 +317,7 @@ class ResponseRelay(StreamEnding):
         return True
 
     def _relay_without_task(
-        self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream | None
+        self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream | None
     ) -> None:
         """Relays a stream to its end without a task."""
         context = attempt.context
@@ -363,22 +334,16 @@ class ResponseRelay(StreamEnding):
         context.request.release_body()
         context.response.on_request_released()
 
-    async def _relay_to_end(self, attempt: Attempt, engine_response: EngineResponse) -> str | None:
+    async def _relay_to_end(
+        self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream | None
+    ) -> str | None:
         """Relays the response to its end, and resumes a stream that breaks.
 
         Returns the cause of a failure, in one word; None if the response is complete.
         """
         context = attempt.context
-        stream: ContinuedStream | None = None
-        sent_text: SentText | None = None
-        if engine_response.is_stream:
-            stream = self._detached_stream(attempt, engine_response)
-            if stream is None and _can_resume(attempt):
-                sent_text = SentText(self._limits.resumable_bytes, self._sent_text_memory)
-                stream = StreamText(context.request, sent_text)
-                engine_response.on_relayed = sent_text.add
-            else:
-                self._release_request(context)
+        if engine_response.is_stream and (stream is None or not stream.needs_task):
+            self._release_request(context)
         observer = GapRecorder(self._telemetry, attempt, stream, self.silence)
         engine_response.relay_to(context.response, observer)
         context.start_comments(engine_response)
@@ -390,59 +355,18 @@ class ResponseRelay(StreamEnding):
                 self._record_end(attempt, engine_response, None)
                 return None
             if engine_response.finished.cancelled():  # the client has disconnected
-                record_relayed(context, engine_response, stream if isinstance(stream, DetachedStream) else None)
+                record_relayed(context, engine_response, stream)
             raise
         finally:
             context.response.on_backpressure = None
-            if sent_text is not None:
-                sent_text.release()
-            if isinstance(stream, DetachedStream):
+            if stream is not None:
                 stream.release()
-
-    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> Attempt | None:
-        """Returns an attempt at the instance that takes over a stream of one that drains.
-
-        None if that is not worth it, or no instance can.
-        """
-        decision = decide_move(self._progress(attempt, engine_response, stream))
-        planned = self._stream_resume.plan_move(attempt, stream, decision.reason) if decision.moves else None
-        if planned is not None:
-            self._telemetry.record_move(attempt.context.request.model_key, decision.rest_seconds)
-        return planned
-
-    def _progress(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> StreamProgress:
-        context, generated = attempt.context, stream.computed
-        here = generated - stream.earlier
-        prompt = stream.prompt_tokens
-        if not prompt:
-            prompt = int(self._routers.prompt_tokens(context.request.model_key, context.route_request))
-        first_seconds = token_seconds = rest = None
-        if engine_response.first_at is not None and attempt.dispatched_at is not None:
-            first_seconds = engine_response.first_at - attempt.dispatched_at
-        if engine_response.first_at is not None and engine_response.last_at is not None and here > 1:
-            token_seconds = (engine_response.last_at - engine_response.first_at) / (here - 1)
-        admission = self._admission.models.get(context.request.model_key)
-        if admission is not None:
-            forecast = admission.policy.kv_capacity.forecast
-            rest = forecast.expected_remaining(context.caller, prompt, generated, self._now())
-            if rest is not None and rest <= 1.0:
-                rest = None  # no counted answer was longer, so nothing is known
-        limit = context.request.max_tokens
-        return StreamProgress(
-            prompt + stream.earlier,
-            here,
-            first_seconds,
-            token_seconds,
-            rest,
-            None if limit is None else max(0, limit - generated),
-            stream.moves,
-        )
 
     async def continue_stream(
         self,
         attempt: Attempt,
         engine_response: EngineResponse,
-        stream: DetachedStream,
+        stream: ContinuedStream,
         planned: Attempt | None = None,
     ) -> bool:
         """Continues a stream that left its engine after it was handed over.
@@ -456,7 +380,7 @@ class ResponseRelay(StreamEnding):
             if planned is None:
                 cause = await self._continue_if_broken(attempt, engine_response, stream)
             else:
-                cause = await self._stream_resume.resume(attempt, stream, DRAINED, planned)
+                cause = await self.continuation.resume(attempt, stream, DRAINED, planned)
             is_handed_over = cause == HANDED_OVER
             if not is_handed_over:
                 is_complete = self._end(context, engine_response, cause)
@@ -477,47 +401,22 @@ class ResponseRelay(StreamEnding):
         Returns the cause of a failure, in one word; None if the response is complete.
         """
         cause = engine_response.error
-        detached = stream if isinstance(stream, DetachedStream) else None
-        is_final = self._record_end(attempt, engine_response, cause, detached)
-        may_go_on = cause is not None and cause != CLIENT_SILENT and detached is not None and detached.has_progressed
-        if stream is None or (is_final and not may_go_on):
-            self._note_not_continued(attempt, engine_response, cause)
+        is_final = self._record_end(attempt, engine_response, cause, stream)
+        has_broken = cause is not None and cause != CLIENT_SILENT
+        if stream is None or (is_final and not (has_broken and stream.has_progressed)):
+            if has_broken and engine_response.is_stream:
+                self.continuation.note_not_continued(attempt)
             return cause
         if not engine_response.is_complete and attempt.connection is not None:
             attempt.connection.abandon(engine_response)
-        return await self._stream_resume.resume(attempt, stream, cause or "")
-
-    def _detached_stream(self, attempt: Attempt, engine_response: EngineResponse) -> DetachedStream | None:
-        """Returns a stream that goes on from its tokens or its text, or by a replay; None if
-        nothing of it is kept.
-        """
-        tokens, request = attempt.tokens, attempt.context.request
-        if attempt.blocks is not None:
-            return stream_blocks(request, attempt.blocks)
-        if tokens is None or tokens.problem or not tokens.prompt_tokens:
-            return None
-        if engine_response.rewrite_events is not None:
-            tokens.head = b"".join(engine_response.rewrite_events([tokens.head + b"\n\n"]))
-        if not attempt.is_replayable:
-            return StreamTokens(request, tokens)
-        stream = StreamReplay(request, tokens, attempt.context.id, self._sent_text_memory)
-        engine_response.on_relayed = stream.note
-        return stream
-
-    def _note_not_continued(self, attempt: Attempt, engine_response: EngineResponse, cause: str | None) -> None:
-        """Counts a stream that broke and was never to be continued."""
-        if cause is not None and cause != CLIENT_SILENT and engine_response.is_stream:
-            reason = attempt.context.result.not_continued = _why_not(attempt)
-            if attempt.blocks is not None:
-                attempt.context.error_event = attempt.blocks.failure
-            self._telemetry.record_not_continued(attempt.context.request.model_key, reason)
+        return await self.continuation.resume(attempt, stream, cause or "")
 
     def _record_end(
         self,
         attempt: Attempt,
         engine_response: EngineResponse,
         cause: str | None,
-        stream: DetachedStream | None = None,
+        stream: ContinuedStream | None = None,
     ) -> bool:
         """Records how the relay ended; returns whether the rest must not be resumed."""
         result = attempt.context.result
@@ -604,18 +503,3 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
 def _has_text(engine_response: EngineResponse) -> bool:
     content_type = engine_response.headers.get(b"content-type", b"")
     return engine_response.is_stream or _JSON_OR_EVENTS.search(content_type) is not None
-
-
-def _can_resume(attempt: Attempt) -> bool:
-    request = attempt.context.request
-    return request.entry.resumes and not attempt.address.leaves_cluster and can_resume(request)
-
-
-def _why_not(attempt: Attempt) -> str:
-    """Returns why a stream was never to be continued, in one word."""
-    if not attempt.context.request.entry.resumes:
-        return "never"
-    if attempt.address.leaves_cluster:
-        return "external"
-    kept = attempt.blocks or attempt.tokens
-    return "engine" if kept is None else kept.problem or "poison"

@@ -9,19 +9,15 @@ Why: a waiting task, with its coroutines and futures, takes 2.5 KB of memory for
 """
 
 from abc import abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
-from fairlead_gateway.errors import (
-    GatewayError,
-)
-from fairlead_gateway.proxy.attempt import (
-    Attempt,
-)
-from fairlead_gateway.proxy.continuation import ContinuedStream, DetachedStream
+from fairlead_gateway.continuation.continued_stream import ContinuedStream
+from fairlead_gateway.errors import GatewayError
+from fairlead_gateway.proxy.attempt import Attempt
 from fairlead_gateway.proxy.stream_silence import StreamSilence
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.upstream.response import CLIENT_SILENT, EngineResponse, StreamObserver
-from fairlead_gateway.worker.request_context import RequestContext
 
 
 class StreamLifecycle:
@@ -83,32 +79,28 @@ class GapRecorder(StreamObserver):
 class RelayedStream(GapRecorder):
     """One stream without a task."""
 
-    __slots__ = ("_detached", "_ending", "_engine_response", "_has_ended", "_lifecycle")
+    __slots__ = ("_ending", "_engine_response", "_has_ended", "_lifecycle", "context")
 
     def __init__(
         self,
         attempt: Attempt,
         engine_response: EngineResponse,
         ending: "StreamEnding",
-        stream: DetachedStream | None,
+        stream: ContinuedStream | None,
     ) -> None:
         super().__init__(ending.telemetry, attempt, stream, ending.silence)
         self.reports_end = True
+        self.context = attempt.context
         self._engine_response = engine_response
         self._lifecycle = ending.lifecycle
         self._ending = ending
-        self._detached = stream
         self._has_ended = False
-
-    @property
-    def context(self) -> RequestContext:
-        return self._attempt.context
 
     def on_end(self) -> None:
         """Ends the response: the engine has sent all, or has failed."""
         if self._has_ended:
             return
-        attempt, stream = self._attempt, self._detached
+        attempt, stream = self._attempt, self._stream
         is_complete = False
         try:
             if stream is not None and self._engine_response.error not in (None, CLIENT_SILENT):
@@ -133,7 +125,7 @@ class RelayedStream(GapRecorder):
         """Lets another instance continue the stream if that is worth it; returns whether one
         does.
         """
-        attempt, stream = self._attempt, self._detached
+        attempt, stream = self._attempt, self._stream
         if self._has_ended or stream is None:
             return False
         planned = self._ending.plan_move(attempt, self._engine_response, stream)
@@ -153,7 +145,7 @@ class RelayedStream(GapRecorder):
         if self._has_ended or (not self.context.response.finished and self._engine_response.end_if_whole()):
             return
         self._stop()
-        record_relayed(self._attempt.context, self._engine_response, self._detached)
+        record_relayed(self._attempt.context, self._engine_response, self._stream)
         self._finish_attempt(False)
         self._lifecycle.on_cancelled(self._attempt.context)
 
@@ -167,12 +159,15 @@ class RelayedStream(GapRecorder):
         attempt.abort_unfinished()
         attempt.finish(is_complete, attempt.now())
         attempt.context.stop_comments()
-        if self._detached is not None:
-            self._detached.release()
+        if self._stream is not None:
+            self._stream.release()
 
 
 class StreamEnding:
     """The ways in which a relayed stream ends, or goes on elsewhere.
+
+    plan_move: returns an attempt at the instance that takes over a stream of one that drains; None
+        if that is not worth it, or no instance can. Set by the relay.
 
     Why a base class and not a Protocol: compiled, its methods are called directly.
     """
@@ -181,24 +176,18 @@ class StreamEnding:
         self.lifecycle = lifecycle
         self.telemetry = telemetry
         self.silence = silence
+        self.plan_move: Callable[[Attempt, EngineResponse, ContinuedStream], Attempt | None] = _stay
 
     @abstractmethod
-    def end_response(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream | None) -> bool:
+    def end_response(self, attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream | None) -> bool:
         """Ends the response of a stream that was handed over; returns whether it was complete."""
-
-    @abstractmethod
-    def plan_move(self, attempt: Attempt, engine_response: EngineResponse, stream: DetachedStream) -> Attempt | None:
-        """Returns an attempt at the instance that takes over a stream of one that drains.
-
-        None if that is not worth it, or no instance can.
-        """
 
     @abstractmethod
     def continue_stream(
         self,
         attempt: Attempt,
         engine_response: EngineResponse,
-        stream: DetachedStream,
+        stream: ContinuedStream,
         planned: Attempt | None = None,
     ) -> Coroutine[None, None, bool]:
         """Continues a stream that left its engine after it was handed over.
@@ -209,7 +198,7 @@ class StreamEnding:
 
 
 def record_relayed(
-    context: RequestContext, engine_response: EngineResponse, stream: DetachedStream | None = None
+    context: RequestContext, engine_response: EngineResponse, stream: ContinuedStream | None = None
 ) -> None:
     """Records what was relayed of a response by now: its events, and the engines' token counts."""
     result, usage = context.result, engine_response.usage
@@ -217,3 +206,7 @@ def record_relayed(
     number = engine_response.next_sequence_number
     result.next_sequence_number = number if stream is None else stream.next_number(number)
     context.record_usage(usage if stream is None or not stream.continuations else stream.usage(usage))
+
+
+def _stay(attempt: Attempt, engine_response: EngineResponse, stream: ContinuedStream) -> None:
+    return None

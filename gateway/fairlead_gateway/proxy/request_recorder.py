@@ -7,17 +7,18 @@ from typing import Final
 from fairlead.decision import Decision, DecisionText
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import caller_name
-from fairlead_gateway.disaggregation.handoff_record import FAILED
 from fairlead_gateway.errors import ExternalRefused, FieldRefused, GatewayError
 from fairlead_gateway.http.listener import HttpRequest
 from fairlead_gateway.limits.worker.amounts import GeneratedTokens
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.routing.prefix.prefix_hash import estimated_tokens
 from fairlead_gateway.telemetry import MetricsRecorder, RequestOutcome, assess_attainment
 from fairlead_gateway.telemetry.counters import UNFINISHED
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
+from fairlead_gateway.telemetry.handoff_record import FAILED
+from fairlead_gateway.upstream.engine_address import EngineAddress
 from fairlead_gateway.upstream.request_encoder import forward_headers
-from fairlead_gateway.worker.request_context import EngineAddress, RequestContext
 
 CLIENT_CLOSED_STATUS: Final = 499
 LOGGED_REFUSAL_SECONDS: Final = 0.1
@@ -84,8 +85,8 @@ class RequestRecorder:
             decision,
             number,
             _round_half_even(prompt_tokens),
-            caller_name(http_request.caller),
-            context.handoff_record,
+            None if http_request.caller is None else http_request.caller.name,
+            None if context.handoff is None else context.handoff.record,
         )
         context.address = address
         route = context.request.route
@@ -201,8 +202,8 @@ class RequestRecorder:
         result.duration_seconds = now - received_at
         result.ttft_seconds = ttft
         result.itl_mean_seconds = tpot
-        if _is_transferred(context):
-            result.cached_tokens = None
+        if context.handoff is not None and context.handoff.is_transferred:
+            result.cached_tokens = None  # of a prompt whose KV was transferred, they mean nothing
         result.attempts = choice.attempt
         result.overhead_seconds = _overhead_seconds(context)
         if attainment is not None:
@@ -240,13 +241,6 @@ def _unrouted_record(http_request: HttpRequest, error: ExternalRefused | FieldRe
     record = DecisionRecord(name, http_request.received_wall, error.key, decision, number, tokens, caller)
     record.route = error.route
     return record
-
-
-def _is_transferred(context: RequestContext) -> bool:
-    """Whether the KV of the prompt was transferred; the engine's cached tokens mean nothing
-    then.
-    """
-    return context.handoff is not None and context.handoff.is_transferred
 
 
 def _overhead_seconds(context: RequestContext) -> float | None:

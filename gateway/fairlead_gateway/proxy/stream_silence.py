@@ -5,21 +5,21 @@ hangs is left as soon as that is known, if another instance can continue the str
 the stream waits for `stream_idle_seconds`, since its engine may start to work again.
 """
 
-from fairlead_gateway.proxy.attempt import Attempt, Dispatcher
-from fairlead_gateway.proxy.continuation import ContinuedStream
+from fairlead_gateway.continuation.continued_stream import ContinuedStream
+from fairlead_gateway.proxy.attempt import Attempt, AttemptParts
 from fairlead_gateway.resilience.worker.retry import RetryBudget
 
 
 class StreamSilence:
     """The judge of silent streams. One object serves all requests of a worker."""
 
-    def __init__(self, dispatcher: Dispatcher, retry_budget: RetryBudget) -> None:
-        self._progress = dispatcher.failures.progress
-        self._outlier_detector = dispatcher.outlier_detector
-        self._routers = dispatcher.routers
+    def __init__(self, parts: AttemptParts, retry_budget: RetryBudget) -> None:
+        self._progress = parts.failures.progress
+        self._outlier_detector = parts.outlier_detector
+        self._routers = parts.routers
         self._retry_budget = retry_budget
-        self._idle_seconds = dispatcher.runtime.limits.stream_idle_seconds
-        self._now = dispatcher.now
+        self._idle_seconds = parts.runtime.limits.stream_idle_seconds
+        self._now = parts.now
 
     def check(self, attempt: Attempt, stream: ContinuedStream | None, silent_seconds: float) -> float:
         """Returns after how many more seconds to ask again; 0 if the stream leaves its engine."""

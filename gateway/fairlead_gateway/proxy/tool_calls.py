@@ -8,7 +8,7 @@ names, which clients append, and empty types, which take the place of the first,
 from collections.abc import Callable
 from typing import Any, Final
 
-from fairlead_gateway.proxy.continuation import encode_event, only_choice, split_events
+from fairlead_gateway.upstream.event_fields import encode_event, only_choice, split_events
 
 MAX_NUMBERED_CALLS: Final = 128
 """Limit: tool calls of one stream that get an index."""

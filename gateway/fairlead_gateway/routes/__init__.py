@@ -2,7 +2,7 @@
 
 - `target_choice`: from a client's name to the target of a request. Pure.
 - `rewriting`: the parameters that a route sets in a body. Pure.
-- `worker`: routes, fallbacks and shadows of requests.
 
-`fairlead.routes` has the types, and the order of fallbacks.
+`fairlead.routes` has the types, and the order of fallbacks. `proxy` has the stages: `route_choice`,
+`fallbacks` and `shadow_traffic`.
 """

@@ -189,20 +189,23 @@ class ModelRouter:
         """Replaces the model's settings and instances. Instances neither ready nor draining count
         as without cache. Raises BadInput for an unknown preset.
         """
-        if model.preset not in PRESETS:
+        if model.routing.preset not in PRESETS:
             raise BadInput(
-                f"no routing preset is called {model.preset!r}", field="routing.preset", hint=", ".join(PRESETS)
+                f"no routing preset is called {model.routing.preset!r}", field="routing.preset", hint=", ".join(PRESETS)
             )
-        if model.preset != self._preset:
-            self._policy = POLICIES.get(model.preset)
-            queue_sort_key, rebalances = QUEUE_KEYS.get(model.preset), model.preset in REBALANCING_PRESETS
+        if model.routing.preset != self._preset:
+            self._policy = POLICIES.get(model.routing.preset)
+            queue_sort_key, rebalances = (
+                QUEUE_KEYS.get(model.routing.preset),
+                model.routing.preset in REBALANCING_PRESETS,
+            )
             self._assigned = (
                 None
                 if queue_sort_key is None
                 else AssignedQueue(self._inflight, self._cache, queue_sort_key, rebalances=rebalances)
             )
-            self._window = LoadWindow() if model.preset in WINDOWED_PRESETS else None
-        self._model_key, self._preset, self._objectives = model.key, model.preset, model.objectives
+            self._window = LoadWindow() if model.routing.preset in WINDOWED_PRESETS else None
+        self._model_key, self._preset, self._objectives = model.key, model.routing.preset, model.objectives
         self._ttft_limit = model.objectives.ttft_limit_seconds(0.0)
         self._ttft_grows = model.objectives.ttft_per_kilo_token_seconds != 0.0
         alive = (InstanceState.READY, InstanceState.DRAINING)

@@ -10,12 +10,12 @@ from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.tenants.model import Tenant
-from fairlead_gateway.adapters.metric_series import AdapterSeries
-from fairlead_gateway.ipc.messages import WorkerReport
 from fairlead_gateway.limits.messages import QuotaReport
+from fairlead_gateway.messages import WorkerReport
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.metrics_scraper import MetricsScraper
 from fairlead_gateway.telemetry import MetricsRecorder
+from fairlead_gateway.telemetry.adapter_series import AdapterSeries
 from fairlead_gateway.telemetry.recorder import METRIC_ADAPTERS
 from fairlead_gateway.usage.supervisor import METRIC_TENANTS
 
@@ -170,7 +170,7 @@ class BackgroundServices:
             for model_key, entry in report.decisions:
                 self.decision_publisher.offer(model_key, entry)
         if self.peers is not None:
-            self.peers.on_worker_report(report)
+            self.peers.on_worker_report(report.dispatches, report.service, report.loads is not None)
 
     async def usage_content(self, first_day: str, last_day: str) -> "LedgerContent | None":
         """Returns what the ledger holds about these days; None without a ledger."""

@@ -17,7 +17,7 @@ from fairlead.errors import BadInput, first_line
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead.units import format_duration
-from fairlead_gateway.ipc.messages import PUBLISHED_DECISIONS_PENDING
+from fairlead_gateway.messages import PUBLISHED_DECISIONS_PENDING
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.redis.backends import Command
 from fairlead_kvstore.redis.link import RedisLink

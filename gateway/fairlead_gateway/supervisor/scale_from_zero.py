@@ -12,7 +12,7 @@ from fairlead.errors import SettingsError, Unavailable
 from fairlead.fleet.engine_url import is_http_url
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
-from fairlead_gateway.ipc.messages import WAKE_HINT_SECONDS
+from fairlead_gateway.messages import WAKE_HINT_SECONDS
 
 _MAX_RESPONSE_BYTES = 4_096
 

@@ -21,21 +21,21 @@ from fairlead.runtime import nonblocking_log, process_tuning
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.file_watcher import FileWatcher
 from fairlead.runtime.tasks import cancel_and_wait, first_failure
+from fairlead_gateway import messages as say
 from fairlead_gateway.audit.supervisor import AuditService, manage_token_watchers
 from fairlead_gateway.errors import RelayedError
 from fairlead_gateway.http.sockets import socket_url
 from fairlead_gateway.idempotency.supervisor.gateway_addresses import GatewayAddresses
-from fairlead_gateway.ipc import messages as say
-from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.kv_index.messages import IndexedModels, PromptSamples
 from fairlead_gateway.kv_index.supervisor.index_service import KvIndexService
 from fairlead_gateway.limits.messages import QuotaReport
+from fairlead_gateway.messages import LoggedDecision
 from fairlead_gateway.profiles.supervisor import ProfilingService
 from fairlead_gateway.supervisor import worker_handle as reports
 from fairlead_gateway.supervisor.background_services import BackgroundServices, create_background_services
 from fairlead_gateway.supervisor.config import GatewayConfig
 from fairlead_gateway.supervisor.lost_instances import LostInstances
-from fairlead_gateway.supervisor.management import GatewayStatus, TenantsSnapshot
+from fairlead_gateway.supervisor.management import GatewayStatus
 from fairlead_gateway.supervisor.management.server import ManagementServer
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier
 from fairlead_gateway.supervisor.worker_handle import PreforkedWorkers, RoutedMessage, WorkerHandle
@@ -43,6 +43,7 @@ from fairlead_gateway.supervisor.worker_pool import WorkerPool, WorkerPoolHooks
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LATEST, SLOW
 from fairlead_gateway.telemetry.snapshot import restore_counters
+from fairlead_gateway.tenants.messages import TenantsSnapshot
 
 if TYPE_CHECKING:  # loaded only when an engine reports KV events
     from fairlead_gateway.kv_index.links import PromptLinks
@@ -319,7 +320,7 @@ class Supervisor:
         """Gives a worker's message to its readers."""
         if isinstance(message, say.WorkerReport):
             self.background.on_report(message)
-            self.kv_index.on_report(worker, message)
+            self.kv_index.on_report(worker, message.dispatches, message.prompt_ends)
             self.profiling.on_timings(message.timings)
         elif isinstance(message, QuotaReport):
             self.background.on_quota_report(worker, message)

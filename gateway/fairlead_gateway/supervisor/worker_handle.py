@@ -34,12 +34,12 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.compiled_build import worker_environment
 from fairlead.runtime.loop_lag import LoopLag
 from fairlead.settings import VARIABLE_PREFIX, GatewaySettings, variable_name
+from fairlead_gateway import messages as say
 from fairlead_gateway.http.sockets import ListenAddress
-from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS
 from fairlead_gateway.kv_index.messages import PromptSamples
 from fairlead_gateway.limits.messages import QuotaReport
+from fairlead_gateway.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS
 from fairlead_gateway.telemetry.snapshot import ModelSnapshot
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.tenants.messages import AccessReport

@@ -31,10 +31,10 @@ from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead.units import format_duration
-from fairlead_gateway.ipc import messages as say
+from fairlead_gateway import messages as say
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, encode_message
-from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS, SHARED_SLOTS, WORKER_QUERY_SECONDS
 from fairlead_gateway.kv_index.messages import IndexedModels
+from fairlead_gateway.messages import DRAIN_END_SECONDS, SHARED_SLOTS, WORKER_QUERY_SECONDS
 from fairlead_gateway.peers.messages import PeerUpdates
 from fairlead_gateway.peers.peer_messages import PeerLoadRow
 from fairlead_gateway.routing.load import shared_memory

@@ -1,8 +1,9 @@
 """Counters and logs of the gateway: values that workers and supervisor read.
 
 In reading order: `recorder` (called by the request path), `counters` (arrays and histograms),
-`snapshot` (counters to send and add up). Then `decision_log` (with outcomes), `status_types`,
-`metrics` (the table of all metrics) and `metric_sources`. `worker`: access log and traces.
+`snapshot` (counters to send and add up). Then `decision_log` (with outcomes), `handoff_record`,
+`status_types`, `metrics` (the table of all metrics) and `metric_sources`; `adapter_series`: the
+adapters with metrics of their own. `worker`: access log and traces.
 """
 
 from fairlead_gateway.telemetry.decision_log import Attainment, RequestOutcome, assess_attainment

@@ -364,7 +364,8 @@ class ModelCounters(CounterSet):
         """Counts a chunk of a stream that came `seconds` after the one before."""
         self._has_pending = True
         self._itl_sum += seconds
-        _add_one(self._ints, ITL + seconds_bucket(seconds))
+        ints, position = self._ints, ITL + seconds_bucket(seconds)
+        ints[position] = ints[position] + 1  # not `+=`, which mypyc adds as objects
 
     def observe_first_token(self, seconds: float) -> None:
         """Counts a first token that came `seconds` after the request."""

@@ -19,8 +19,8 @@ from typing import Final
 
 from fairlead.decision import Decision
 from fairlead.fleet.model import SloTargets
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
 from fairlead_gateway.routes.target_choice import RouteDecision
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 
 ENGINE_REFUSED: Final = "engine-refused"
 LATEST: Final = "latest"

@@ -14,10 +14,10 @@ from typing import Final, TypeAlias
 from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.fleet.signals import EngineSignals
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead_gateway.adapters import metric_series
-from fairlead_gateway.adapters.metric_series import AdapterSeries
 from fairlead_gateway.errors import InvalidApiKey
+from fairlead_gateway.telemetry import adapter_series as metric_series
 from fairlead_gateway.telemetry import counters as at
+from fairlead_gateway.telemetry.adapter_series import AdapterSeries
 from fairlead_gateway.telemetry.counters import InstanceCounters, ModelCounters
 from fairlead_gateway.telemetry.decision_log import COMPARED, SHADOW_SIDES
 from fairlead_gateway.telemetry.status_types import (

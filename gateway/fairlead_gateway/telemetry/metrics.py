@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from fairlead_gateway.adapters import metric_series
 from fairlead_gateway.errors import QuarantinedRequest
+from fairlead_gateway.telemetry import adapter_series as metric_series
 from fairlead_gateway.telemetry import counters as at
 from fairlead_gateway.telemetry import metric_sources as of
 from fairlead_gateway.telemetry.decision_log import COMPARED

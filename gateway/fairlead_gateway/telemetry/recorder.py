@@ -32,7 +32,7 @@ from fairlead_gateway.telemetry.decision_log import (
 from fairlead_gateway.telemetry.status_types import IndexStatus, LoadView, TenantValues
 
 if TYPE_CHECKING:
-    from fairlead_gateway.adapters.metric_series import AdapterSeries
+    from fairlead_gateway.telemetry.adapter_series import AdapterSeries
 
 METRIC_MODELS: Final = 1_000
 """Limit: models with metrics of their own; the rest are counted as `other`."""
@@ -129,7 +129,8 @@ class MetricsRecorder:
     def record_routed(self, model_key: str, instance_id: str, decision: Decision, now: float = _NOT_READ) -> None:
         """Counts a chosen instance, also of a retry."""
         series = self._model_counters(model_key, now)
-        series.count_routed(decision.rule, chose_home(decision), self._max_label_values)
+        is_home = decision.rule in HOME_RULES if decision.home is None else decision.home
+        series.count_routed(decision.rule, is_home, self._max_label_values)
         self._instance_counters(series, instance_id).count_routed()
 
     def record_retry(self, model_key: str, instance_id: str, why: str) -> None:
@@ -293,7 +294,7 @@ class MetricsRecorder:
 
         Why: a scrape must not block the event loop.
         """
-        from fairlead_gateway.adapters.metric_series import AdapterSeries
+        from fairlead_gateway.telemetry.adapter_series import AdapterSeries
         from fairlead_gateway.telemetry.metric_sources import Scrape
         from fairlead_gateway.telemetry.metrics import render_metrics  # only the supervisor renders
 
@@ -362,8 +363,3 @@ class MetricsRecorder:
                     instance.last_seen = now
                 elif now - instance.last_seen > self._departed_seconds:
                     del series.instances[instance_id]
-
-
-def chose_home(decision: Decision) -> bool:
-    """Returns True if the chosen instance is a home of the request."""
-    return decision.rule in HOME_RULES if decision.home is None else decision.home

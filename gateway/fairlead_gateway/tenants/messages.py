@@ -1,8 +1,15 @@
 """Messages between supervisor and workers about who may call: keys, tenants, and their use."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
 import msgspec
 
 from fairlead.tenants.model import Tenant
+
+LIST_ACTOR: Final = "revocation list"
+"""The actor where a list does not know who wrote it."""
 
 
 class KeyUpdate(msgspec.Struct, tag=True):
@@ -41,3 +48,16 @@ class AccessReport(msgspec.Struct, tag=True):
 
     used_keys: list[bytes] = []
     unknown_key_issuers: list[str] = []
+
+
+@dataclass(frozen=True, slots=True)
+class TenantsSnapshot:
+    """The tenants of a gateway, and the uses of their keys.
+
+    counted_since: since when uses are counted, in Unix seconds; None without tenants.
+    used_at: returns the minute of a key's last use in Unix seconds, from its digest.
+    """
+
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    counted_since: float | None = None
+    used_at: Callable[[bytes], float | None] = lambda _: None

@@ -16,6 +16,7 @@ from fairlead.errors import FairleadError
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.http.timers import TaskDeadline, TimerQueue
+from fairlead_gateway.runtime import BufferedBytes, ResponseMemory
 from fairlead_gateway.upstream.connection import (
     LOCAL_CAUSES,
     ConnectionOwner,
@@ -26,7 +27,6 @@ from fairlead_gateway.upstream.connection import (
     connect_error,
     is_exhaustion,
 )
-from fairlead_gateway.worker.runtime import BufferedBytes, ResponseMemory
 
 UPSTREAM_IDLE_PER_INSTANCE: Final = 256
 """Limit: pooled engine connections of one instance."""
@@ -113,7 +113,7 @@ class ConnectionPool(ConnectionOwner):
 
     def authorization_for(self, address: str) -> bytes:
         """Returns the header line with the token for an address; empty if it wants none."""
-        return self.credentials.authorization_for(address)
+        return self.credentials.authorization_for(address) if self.credentials.has_any else b""
 
     def release(self, connection: EngineConnection) -> None:
         """Keeps a connection for the next request; closes the oldest one if there are too many.

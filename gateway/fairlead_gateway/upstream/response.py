@@ -17,19 +17,20 @@ from typing import Final
 
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.http.listener import ResponseWriter
+from fairlead_gateway.runtime import BufferedBytes, WorkerRuntime
 from fairlead_gateway.upstream.connection import REPLAY, ResponseSink, UpstreamError
+from fairlead_gateway.upstream.kept_stream import TokenTap
 from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.request_encoder import retry_after_of
-from fairlead_gateway.upstream.sent_tokens import SentTokens
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
 from fairlead_gateway.upstream.usage import GARBAGE, InBandError, LongAnswerCounts, Usage
-from fairlead_gateway.worker.runtime import BufferedBytes, WorkerRuntime, compact
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
 CLIENT_SILENT: Final = "client-silent"
 """The client has not read for so long that its engine was paused until its time was over."""
 _ERROR_EVENT: Final = "error-event"
 _LONG_OPENING_BYTES: Final = 16_384
+_MIN_CHUNKS: Final = 64
 _MIN_FLOOD_BYTES: Final = 8_192
 _MIN_EVENT_BYTES: Final = 48
 """Limit: the mean of the events of a read that are rewritten; an event of one token has 150."""
@@ -77,6 +78,7 @@ class EngineResponse(ResponseSink):
     grammar: of the stream; None: unnamed chunks. Set by the creator.
     tokens: those of the stream; None if the gateway has asked for none. Set by the creator.
     is_external: the engine is an API that others run; set by the creator.
+    error: the cause of the failure, once the response has ended; None if it is complete.
 
     Why lazy parts: most responses are plain and go to `on_verdict`; scanner and futures would cost
     each of them.
@@ -108,7 +110,7 @@ class EngineResponse(ResponseSink):
         self.namespace = ""
         self.choices = 1
         self.grammar: EventGrammar | None = None
-        self.tokens: SentTokens | None = None
+        self.tokens: TokenTap | None = None
         self.is_external = False
         self._long_counts: LongAnswerCounts | None = None
         self._buffered: BufferedBytes | None = None
@@ -129,7 +131,7 @@ class EngineResponse(ResponseSink):
             None if on_verdict is not None else runtime.loop.create_future()
         )
         self._is_finished = self._is_out_of_memory = False
-        self._error: str | None = None
+        self.error: str | None = None
         self._finished: asyncio.Future[str | None] | None = None
 
     @property
@@ -179,7 +181,7 @@ class EngineResponse(ResponseSink):
         if finished is None:
             finished = self._finished = self._loop.create_future()
             if self._is_finished:
-                finished.set_result(self._error)
+                finished.set_result(self.error)
         return finished
 
     @property
@@ -197,11 +199,6 @@ class EngineResponse(ResponseSink):
     def retry_after(self, max_seconds: int) -> int | None:
         """Returns the seconds for which the engine asks to wait, as `retry_after_of` does."""
         return retry_after_of(self.headers, max_seconds, self._clock.wall())
-
-    @property
-    def error(self) -> str | None:
-        """The cause of the failure, once the response has ended; None if it is complete."""
-        return self._error
 
     def relay_to(self, response: ResponseWriter, observer: StreamObserver) -> None:
         """Sends what is buffered, and everything that follows."""
@@ -286,7 +283,7 @@ class EngineResponse(ResponseSink):
             events = self._filter_events(chunks)
             self._buffer += events
             self._size += sum([len(event) for event in events])
-            self._buffer = compact(self._buffer, self._size)
+            self._buffer = _compact(self._buffer, self._size)
             if self._is_out_of_memory:
                 self.on_error(UpstreamError(_OUT_OF_MEMORY))
             elif self.scanner.event_count or self.scanner.is_finished or complete:
@@ -349,7 +346,7 @@ class EngineResponse(ResponseSink):
             return True
         if self.is_complete:
             return False
-        self._buffer = compact(self._buffer, self._size)
+        self._buffer = _compact(self._buffer, self._size)
         return self._count_buffered(self._size)
 
     def _filter_events(self, chunks: list[bytes]) -> list[bytes]:
@@ -357,7 +354,9 @@ class EngineResponse(ResponseSink):
 
         The stream fails if too much waits for the ends of events.
         """
-        scanner = self.scanner
+        scanner = self._scanner
+        if scanner is None:
+            scanner = self.scanner
         is_first = self._response is None and not self._buffer
         events = filter_first_chunks(scanner, chunks) if is_first else scanner.filter_chunks(chunks)
         if self.is_complete:
@@ -399,7 +398,9 @@ class EngineResponse(ResponseSink):
 
     def _send_events(self, events: list[bytes]) -> None:
         assert self._response is not None
-        scanner = self.scanner
+        scanner = self._scanner
+        if scanner is None:
+            scanner = self.scanner
         if self.rewrite_events is not None:
             if _is_flood(events):
                 self._finish(GARBAGE)
@@ -429,11 +430,19 @@ class EngineResponse(ResponseSink):
     def _finish(self, error: str | None) -> None:
         if not self._is_finished:
             self._is_finished = True
-            self._error = error
+            self.error = error
             if self._finished is not None and not self._finished.done():
                 self._finished.set_result(error)
             if self._observer is not None and self._observer.reports_end:
                 self._loop.call_soon(self._observer.on_end)
+
+
+def _compact(chunks: list[bytes], size: int) -> list[bytes]:
+    """Returns chunks of `size` bytes in all, joined to one if they are too small.
+
+    Why: an object takes 50 bytes besides its content. The ratio bounds how often bytes are copied.
+    """
+    return [b"".join(chunks)] if len(chunks) > _MIN_CHUNKS + (size >> 8) else chunks
 
 
 def _is_flood(events: list[bytes]) -> bool:

@@ -16,13 +16,13 @@ from typing import Final
 
 import msgspec
 
+from fairlead_gateway.upstream.kept_stream import TokenTap
 from fairlead_gateway.upstream.response_schemas import (
     EVENT_DECODER,
     LONG_EVENT_DECODER,
     MEMBERS_DECODER,
     StreamEvent,
 )
-from fairlead_gateway.upstream.sent_tokens import COMMENT, SentTokens
 from fairlead_gateway.upstream.usage import (
     GARBAGE,
     InBandError,
@@ -33,6 +33,8 @@ from fairlead_gateway.upstream.usage import (
     read_usage,
 )
 
+COMMENT: Final = b":\n\n"
+"""In place of an event that is held."""
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")
 _LONGEST_END: Final = 4
 _ANY_EVENT: Final = re.compile(rb".*?(?:\n\n|\n\r\n|\r\r)[\r\n]*", re.DOTALL)
@@ -116,7 +118,7 @@ class SseScanner:
         self._head = self._tail = b""  # around the text of an event that was searched
         self._head_bytes = self._tail_bytes = 0
         self._held = b""
-        self.tokens: SentTokens | None = None
+        self.tokens: TokenTap | None = None
         self.has_long_event = self.has_opening = False
         self.strip_usage = strip_usage
         self.usage: Usage | None = None
@@ -322,7 +324,7 @@ class SseScanner:
 
     def _read_event(self, event: bytes, passed: list[bytes]) -> None:
         """Reads an event, and adds to `passed` what may pass now."""
-        if _is_one_line(event):
+        if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and _CARRIAGE_RETURN not in event:
             data: bytes | None = event[5:].strip()
         else:
             data = event_data(event)
@@ -480,10 +482,6 @@ def decode_members(data: bytes) -> dict[str, msgspec.Raw] | None:
         return MEMBERS_DECODER.decode(data)
     except _DECODE_ERRORS:
         return None
-
-
-def _is_one_line(event: bytes) -> bool:
-    return event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and _CARRIAGE_RETURN not in event
 
 
 def event_name(event: bytes) -> bytes:

@@ -10,8 +10,8 @@ from typing import Final
 
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.http.timers import TimeoutEntry, TimeoutQueue
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 COMMENT: Final = b": keep-alive\n\n"
 

@@ -27,7 +27,7 @@ from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.listener import Listener
 from fairlead_gateway.http.sockets import LISTEN_BACKLOG, refuse_new_connections
 from fairlead_gateway.http.tls_certificate import TlsCertificate
-from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS
+from fairlead_gateway.messages import DRAIN_END_SECONDS
 from fairlead_gateway.proxy.gateway import Gateway
 
 TLS_SHUTDOWN_SECONDS: Final = 2.0

@@ -31,43 +31,43 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.errors import FairleadError
 from fairlead.fleet.model import Fleet
 from fairlead.settings import GatewaySettings
+from fairlead_gateway import messages
+from fairlead_gateway.adapters.placement import AdapterUse
 from fairlead_gateway.bearer_tokens.messages import TokenIssuer, TokenIssuerUpdate
 from fairlead_gateway.caller_key import Caller
 from fairlead_gateway.dialects.table import ROUTED, dialect_of
-from fairlead_gateway.disaggregation.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.disaggregation.worker import kv_connectors
 from fairlead_gateway.errors import BadRequest, GatewayError, Overloaded, UnknownPath
-from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.http.listener import HttpRequest, RequestIds
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.tls_certificate import TlsCertificate
 from fairlead_gateway.idempotency.messages import GatewayList
 from fairlead_gateway.idempotency.worker.owner_forwarding import OwnerForwarding
-from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.ipc.decision_json import logged_decision
-from fairlead_gateway.ipc.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS, PreviewRoute
+from fairlead_gateway.journal import Journal, Reporters
 from fairlead_gateway.kv_index.messages import IndexCorrections, IndexedModels, SampleRequest
 from fairlead_gateway.kv_index.worker import apply_corrections
 from fairlead_gateway.limits.messages import QuotaUpdates
 from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
+from fairlead_gateway.messages import SHARED_SLOTS, WORKER_QUERY_SECONDS, PreviewRoute
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.peers.messages import PeerUpdates
 from fairlead_gateway.peers.worker import PeerUpdateApplier
 from fairlead_gateway.profiles.messages import ProfileUpdate
+from fairlead_gateway.proxy import memory_pressure
+from fairlead_gateway.proxy.cors import parse_cors
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.load.shared_memory import SharedLoadTable
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES
 from fairlead_gateway.routing.request import NO_INSTANCES
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry.decision_log import DecisionRecord, RequestOutcome
+from fairlead_gateway.telemetry.handoff_record import BYPASSED, HandoffRecord
 from fairlead_gateway.telemetry.snapshot import snapshot_of
 from fairlead_gateway.tenants.messages import KeyUpdate, RevocationUpdate, TenantUpdate
 from fairlead_gateway.tenants.worker.api_keys import AccessReporter, ApiKeys, GatewaySecrets
-from fairlead_gateway.worker import memory_pressure
-from fairlead_gateway.worker.cors import parse_cors
-from fairlead_gateway.worker.journal import Journal, Reporters
-from fairlead_gateway.worker.request_context import AdapterUse, RequestIds
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 if TYPE_CHECKING:
     from fairlead_gateway.telemetry.worker.observers import RequestObservers
@@ -89,8 +89,8 @@ class RoutePreviewer:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._clock = gateway.runtime.clock
-        self._routers = gateway.stack.routers
-        self._prefill_coordinator = gateway.stack.prefill_coordinator
+        self._routers = gateway.stages.routers
+        self._prefill_coordinator = gateway.stages.prefill_coordinator
 
     async def preview(self, query: PreviewRoute) -> RequestOutcome:
         """Returns the choices that a request would get: the prefill instance, if any, then
@@ -104,7 +104,7 @@ class RoutePreviewer:
         request, route_request = await self._parse(http_request)
         key = request.model_key
         now = self._clock.now()
-        excluded, loader = NO_INSTANCES, self._gateway.stack.adapter_loader
+        excluded, loader = NO_INSTANCES, self._gateway.stages.adapter_loader
         use: AdapterUse | None = None
         if request.adapter is not None:
             use = loader.place(key, request.adapter, NO_INSTANCES)
@@ -223,7 +223,7 @@ class QueryHandler:
 
     async def _send_counters(self, query: messages.GetCounters) -> None:
         telemetry = self._gateway.telemetry
-        telemetry.remove_departed(self._gateway.stack.routers.fleet, query.now)
+        telemetry.remove_departed(self._gateway.stages.routers.fleet, query.now)
         for key in list(telemetry.models):
             if (series := telemetry.models.get(key)) is not None:  # another query may drop it
                 snapshot = snapshot_of(key, series, query.now if query.windows else None)
@@ -241,7 +241,7 @@ class QueryHandler:
     def _state(self) -> messages.WorkerState:
         gateway = self._gateway
         is_ready, warnings = gateway.readiness()
-        outlier_detector = gateway.stack.failures.outlier_detector
+        outlier_detector = gateway.stages.failures.outlier_detector
         lags = [(share, gateway.loop_lag.quantile(share)) for share in _QUANTILES]
         return messages.WorkerState(
             is_ready,
@@ -250,26 +250,26 @@ class QueryHandler:
                 name: messages.EncodedLoad(
                     load.inflight, load.waiting, load.backlog_seconds, load.inflight_tokens, load.queued
                 )
-                for name, load in gateway.stack.routers.loads().items()
+                for name, load in gateway.stages.routers.loads().items()
             },
             self._health_states(),
             [(share, lag) for share, lag in lags if lag is not None],
             dict(gateway.telemetry.non_model_counters),
             gateway.inflight_count(),
-            gateway.stack.admission.queued(),
+            gateway.stages.admission.queued(),
             {
                 name: messages.EncodedEjection(record.since, record.cause, record.failed_probes)
                 for name, record in outlier_detector.ejection_records.by_instance.items()
             },
             outlier_detector.answer_times(),
-            gateway.stack.adapter_loader.loaded(),
+            gateway.stages.adapter_loader.loaded(),
         )
 
     def _health_states(self) -> dict[str, tuple[str, str]]:
         """Returns state and reason of the instances that are not healthy, by instance id."""
-        fleet = self._gateway.stack.routers.fleet
+        fleet = self._gateway.stages.routers.fleet
         described = (
-            (instance.id, self._gateway.stack.failures.describe(instance.id))
+            (instance.id, self._gateway.stages.failures.describe(instance.id))
             for instances in fleet.instances.values()
             for instance in instances
         )
@@ -364,10 +364,10 @@ class WorkerServices:
         self.gateway.leave_out(settings.changing_text)
         self.gateway.cors = parse_cors(settings, self._api_keys is not None)
         self._forward_keyed_requests(configuration)
-        self._journal.loads = self.gateway.stack.routers.loads
-        self._journal.take_service = self.gateway.stack.admission.take_service
-        self._quota_reporter.tenants = self.gateway.stack.limit_gate.tenants
-        self._peer_updates = PeerUpdateApplier(runtime.clock, loop, self.gateway.stack.routers)
+        self._journal.loads = self.gateway.stages.routers.loads
+        self._journal.take_service = self.gateway.stages.admission.take_service
+        self._quota_reporter.tenants = self.gateway.stages.limit_gate.tenants
+        self._peer_updates = PeerUpdateApplier(runtime.clock, loop, self.gateway.stages.routers)
         self._query_handler = QueryHandler(self.gateway, channel)
         self._assign_slots(configuration.slots)
 
@@ -388,7 +388,7 @@ class WorkerServices:
 
     def apply(self, message: messages.ToWorker) -> None:
         """Applies a message of the supervisor, or begins to answer its query."""
-        stack = self.gateway.stack
+        stack = self.gateway.stages
         match message:
             case PeerUpdates(dispatches, crashes, cleared, service):
                 stack.admission.add_peer_service(service)
@@ -486,7 +486,7 @@ class WorkerServices:
         """
         if self._shared_loads is not None:
             self._shared_loads.set_slots(slots)
-            self.gateway.stack.routers.republish_loads()
+            self.gateway.stages.routers.republish_loads()
 
     def _update_fleet(self, fleet: Fleet) -> None:
         """Replaces the fleet and reports the result; on an error, the last fleet stays in use."""

@@ -12,12 +12,12 @@ from fairlead.runtime import nonblocking_log, process_tuning
 from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.compiled_build import is_compiled
 from fairlead.settings import GatewaySettings
+from fairlead_gateway import messages
 from fairlead_gateway.http.sockets import ListenAddress
-from fairlead_gateway.ipc import messages
 from fairlead_gateway.ipc.channel import Channel
 from fairlead_gateway.proxy import forwarder
-from fairlead_gateway.worker.memory_pressure import IdleRelease
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.proxy.memory_pressure import IdleRelease
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_gateway.worker.services import WorkerServices
 
@@ -83,7 +83,7 @@ class Worker:
         services = WorkerServices(configuration, self._settings, self._runtime, self._channel, self._shared_memory)
         if services.certificate is not None:
             await services.certificate.load()
-        services.gateway.stack.routers.set_indexed_models(configuration.indexed_models)
+        services.gateway.stages.routers.set_indexed_models(configuration.indexed_models)
         services.gateway.update_fleet(configuration.fleet)
         process_tuning.freeze_heap()  # takes tens of milliseconds, so before the first request
         process_tuning.relax_gc()
@@ -98,7 +98,7 @@ class Worker:
         self._early_messages.clear()
         build = "compiled" if is_compiled(forwarder.__file__) else "interpreted"
         _log.info("worker %d runs %s", configuration.number, build)
-        self._channel.send(messages.WorkerReady(services.gateway.stack.routers.fleet.version))
+        self._channel.send(messages.WorkerReady(services.gateway.stages.routers.fleet.version))
         return server, services
 
     def _on_message(self, message: messages.ToWorker) -> None:

@@ -37,7 +37,7 @@ from scripts.release.images.bill_of_materials import (
     debian_base,
     locked_packages,
 )
-from scripts.release.images.debian_packages import DebianPackage, lock_path, read_lock, unpack_root
+from scripts.release.images.debian_packages import lock_path, read_lock, unpack_root
 from scripts.release.images.layers import (
     ImageLayer,
     LayerStore,
@@ -400,10 +400,6 @@ def _compiled_modules(architecture: str) -> Path | None:
     return Path(found)
 
 
-def debian_packages_of(architecture: str) -> list[DebianPackage]:
-    return debian_packages.read_lock(architecture)
-
-
 def write_descriptions(image: OciImage, folder: Path, stem: str) -> list[Path]:
     """Writes ``STEM.cdx.json`` and ``STEM.provenance.json`` of an image to ``folder``."""
     bill, statement = folder / f"{stem}.cdx.json", folder / f"{stem}.provenance.json"
@@ -425,4 +421,4 @@ def image_provenance(image: OciImage) -> str:
     compiled = image.component in COMPILED and is_compiled(image)
     parameters: dict[str, object] = {"component": image.component, "architecture": image.architecture}
     parameters |= {"compiled": compiled, "builderPython": platform.python_version()}
-    return provenance(image.name, manifest_digest(image), parameters, materials)
+    return provenance({image.name: manifest_digest(image)}, parameters, materials)

@@ -35,7 +35,7 @@ from xxhash import xxh3_64_intdigest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
-from fairlead.fleet.model import Instance, Model, SloTargets
+from fairlead.fleet.model import Instance, Model, ModelRouting, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest
 from fairlead_gateway.routing.load.inflight import EndpointLoad
 from fairlead_sim.adapters.field_parsing import parse_number, parse_time, read_count, read_field, read_id, require_list
@@ -276,7 +276,7 @@ class RouterAdapter:
             ttft_seconds=read_count(info, "ttft_slo", "info") or None,
             ttft_per_kilo_token_seconds=read_count(info, "ttft_slo_per_kilo_token", "info") or 0.0,
         )
-        self._model = Model(NAMESPACE, MODEL, objectives, preset)
+        self._model = Model(NAMESPACE, MODEL, objectives, ModelRouting(preset))
         self._block_tokens = _hint_or_default(info, "block_tokens", TRACE_BLOCK_TOKENS)
         self._profile = _profile(info)
         self._secret = f"seam {seed}".encode()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
-from fairlead.fleet.model import Model, SloTargets
+from fairlead.fleet.model import Model, ModelRouting, SloTargets
 from fairlead_gateway.routing import InstanceLoad, ModelRouter
 from fairlead_sim.adapters.external_router import ExternalRouter, SharingDelays
 from fairlead_sim.engine.block_pool import KvEvent
@@ -310,7 +310,7 @@ class Trial:
 
     @property
     def _model(self) -> Model:
-        return Model(NAMESPACE, MODEL, self.objectives, self.preset)
+        return Model(NAMESPACE, MODEL, self.objectives, ModelRouting(self.preset))
 
     @property
     def _secret(self) -> bytes:

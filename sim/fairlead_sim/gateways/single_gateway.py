@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.errors import BadInput
-from fairlead.fleet.model import Instance, KvPullSource, Model, SloTargets
+from fairlead.fleet.model import Instance, KvPullSource, Model, ModelRouting, SloTargets
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.load.inflight import InstanceLoad
 from fairlead_sim.engine.block_pool import KvEvent
@@ -54,7 +54,7 @@ class RoutingOptions:
 
     @property
     def model(self) -> Model:
-        return Model(NAMESPACE, MODEL, self.objectives, self.preset)
+        return Model(NAMESPACE, MODEL, self.objectives, ModelRouting(self.preset))
 
 
 def simulate(

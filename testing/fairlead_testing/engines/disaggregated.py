@@ -1,18 +1,11 @@
-"""A model with disaggregated prefill and decode, served by processes of the simulated engine.
-
-Request bodies of a KV hand-off, as a client of a prefill and a decode engine writes them.
-
-Simulated engines as asynchronous processes, which tests can kill, stop and continue.
-"""
+"""Processes of the simulated engine, alone and as a model with disaggregated prefill and decode."""
 
 import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,42 +20,33 @@ _STARTS = 5
 
 
 @dataclass(slots=True)
-class KillableEngine:
-    """An engine process."""
+class EngineProcess:
+    """A ready engine process, which tests can kill, stop and continue."""
 
+    process: asyncio.subprocess.Process
     url: str
-    process: "subprocess.Popen[str]"
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    @property
+    def authority(self) -> str:
+        return self.url.removeprefix("http://")
 
-    def freeze(self) -> None:
-        os.kill(self.process.pid, signal.SIGSTOP)
+    def send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
-
-@contextmanager
-def killable_engine(*arguments: str) -> Iterator[KillableEngine]:
-    """Runs a simulated engine on a free port until the end of the block."""
-    command = [sys.executable, "-m", "fairlead_sim", "engine", "--served-model-name", "tiny", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("ready http://"), line
-            yield KillableEngine(line.split()[1], process)
-        finally:
-            process.kill()
+    async def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        await self.process.wait()
 
 
 @dataclass(slots=True)
 class DisaggregatedModel:
     """The engines by role."""
 
-    prefill: Sequence[KillableEngine]
-    decode: Sequence[KillableEngine]
+    prefill: Sequence[EngineProcess]
+    decode: Sequence[EngineProcess]
     transfer: str = "nixl"
-    serve: Sequence[KillableEngine] = field(default_factory=list)
+    serve: Sequence[EngineProcess] = field(default_factory=list)
 
     def fleet(self) -> Fleet:
         """Returns a fleet of one model; ids are `prefill-0`, `decode-0`, `serve-0` and so on."""
@@ -101,18 +85,6 @@ def prefill_body(prompt: str, **more: Any) -> dict[str, Any]:
 
 def decode_body(prompt: str, params: Any, tokens: int = 8, **more: Any) -> dict[str, Any]:
     return {"prompt": prompt, "max_tokens": tokens, "kv_transfer_params": params} | more
-
-
-@dataclass(slots=True)
-class EngineProcess:
-    """A ready engine process."""
-
-    process: asyncio.subprocess.Process
-    url: str
-
-    def send(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.process.pid, number)
 
 
 @asynccontextmanager

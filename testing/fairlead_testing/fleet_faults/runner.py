@@ -1,22 +1,9 @@
-"""The runner of fault scenarios: safety is checked all the time, liveness after the faults.
-
-The invariant checker of fault runs: a router between the simulation and the real router.
-
-- A request goes only to an engine in service that its gateway reaches. It is refused only if there
-  is none.
-- A request is answered once. It arrives again only without a first token; its first token and its
-  end come once.
-- The requests of an engine are those in flight there, and every open request is at one engine.
-- The gateways' counts (requests, those without a first token) are the requests in flight. No count
-  is negative.
-- Every request ends. One that is open ``PATIENCE_SECONDS`` after the last arrival is lost.
-
-The fault scenarios of ``make nightly``, drawn from seeds (``docs/reference/faults.md``).
+"""Fault scenarios of simulated fleets, drawn from seeds, and the invariants that hold in them.
 
 A seed draws a fleet, its router, its traffic, and the faults of the first ``FAULT_SECONDS``. Then
 the faults end: lost engines are replaced, slow ones recover, and every gateway reaches every
 engine. Traffic continues. After ``RECOVERY_SECONDS`` the fleet must serve as if there had been no
-fault.
+fault. ``make nightly`` runs ten thousand seeds (``docs/reference/faults.md``).
 
     | fault | here |
     |---|---|
@@ -27,6 +14,17 @@ fault.
     | 30 % of the requests of ``FAULT_SECONDS`` arrive within one second | ``traffic`` |
     | a gateway killed during its answers | ``kills`` |
     | messages lost, duplicated, late or out of order; Redis down | ``network_faults`` |
+
+The invariants are checked all the time by a router between the simulation and the real router:
+
+- A request goes only to an engine in service that its gateway reaches. It is refused only if there
+  is none.
+- A request is answered once. It arrives again only without a first token; its first token and its
+  end come once.
+- The requests of an engine are those in flight there, and every open request is at one engine.
+- The gateways' counts (requests, those without a first token) are the requests in flight. No count
+  is negative.
+- Every request ends. One that is open ``PATIENCE_SECONDS`` after the last arrival is lost.
 """
 
 from collections import Counter
@@ -496,23 +494,7 @@ def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None
 
     core: replaces the production core behind the seam, to test the checker.
     """
-    checkers: list[InvariantChecker] = []
-
-    def observe(router: FaultRouter) -> InvariantChecker:
-        checkers.append(
-            InvariantChecker(
-                router,
-                scenario.engine_names,
-                counts=partial(_endpoint_counts, router),
-                queues_requests=scenario.preset in QUEUEING_PRESETS,
-                reachable=partial(_reachable_engines, router),
-                last_arrival=scenario.traffic[-1].arrival,
-            )
-        )
-        return checkers[0]
-
-    simulation = prepare_simulation(scenario, observe, core)
-    (checker,) = checkers
+    simulation, checker = _prepare(scenario, core)
     try:
         results = simulation.run(scenario.traffic)
     except (RequestLost, FairleadError, LookupError, AssertionError, ArithmeticError, TypeError, ValueError) as error:
@@ -537,22 +519,25 @@ def run_scenario(scenario: FaultScenario, core: Callable[..., Any] | None = None
     )
 
 
-def prepare_simulation(
-    scenario: FaultScenario, observe: Callable[[FaultRouter], RouterFront], core: Callable[..., Any] | None = None
-) -> FleetSimulation:
-    """Returns the simulation of a scenario, with its faults scheduled.
-
-    observe: returns what stands between the simulation and its router.
-    """
+def _prepare(scenario: FaultScenario, core: Callable[..., Any] | None) -> tuple[FleetSimulation, InvariantChecker]:
+    """Returns the simulation of a scenario, with its faults scheduled, and its checker."""
     prompts = (trial := _trial(scenario, core)).prompt_cache()
     router = _gateways(scenario) if scenario.router == GATEWAY_CLUSTER else trial.router(prompts)
-    simulation = FleetSimulation(observe(router), _fleet(scenario, scenario.engine_names), prompts=prompts)
+    checker = InvariantChecker(
+        router,
+        scenario.engine_names,
+        counts=partial(_endpoint_counts, router),
+        queues_requests=scenario.preset in QUEUEING_PRESETS,
+        reachable=partial(_reachable_engines, router),
+        last_arrival=scenario.traffic[-1].arrival,
+    )
+    simulation = FleetSimulation(checker, _fleet(scenario, scenario.engine_names), prompts=prompts)
     schedule_events(scenario.fleet_events, simulation)
     for partition in scenario.partitions:
         simulation.schedule(partition.at, partial(_partition_gateway, router, partition.gateway, partition.unreachable))
     for kill in scenario.kills:
         simulation.schedule(kill.at, partial(_kill_gateway, router, kill.gateway, trial))
-    return simulation
+    return simulation, checker
 
 
 def _trial(scenario: FaultScenario, core: Callable[..., Any] | None) -> Trial:

@@ -139,8 +139,8 @@ async def answer_of(
     """Returns the answer to a request. Afterwards nothing of it is kept, and no load is left."""
     async with gateway_of(*scripts) as (running, *_):
         answer = await request(running.url, body, path=path, more=more)
-        relay = running.gateway.stack.relay
-        assert relay._sent_text_memory.used_bytes == relay._stream_resume._dispatcher.token_memory.used_bytes == 0
+        relay = running.gateway.stages.relay
+        assert relay.continuation.text_memory.used_bytes == relay.continuation.token_memory.used_bytes == 0
         assert {load.inflight for load in running.loads().values()} == {0}
         return Outcome(answer, met, running)
 
@@ -215,7 +215,7 @@ async def relayed_stream(running: RunningGateway) -> RelayedStream:
 
 def with_draining(running: RunningGateway, instance_id: str) -> None:
     """Marks an instance as draining in the fleet of the gateway."""
-    fleet = running.gateway.stack.routers.fleet
+    fleet = running.gateway.stages.routers.fleet
     listed = tuple(
         replace(instance, state=InstanceState.DRAINING) if instance.id == instance_id else instance
         for instance in fleet.instances[MODEL_KEY]

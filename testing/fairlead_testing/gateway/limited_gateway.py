@@ -14,11 +14,11 @@ from fairlead.fleet.model import Model, TokenPrice
 from fairlead.limits import Limits
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.journal import Reporters
 from fairlead_gateway.limits.messages import QuotaReport, QuotaUpdates
 from fairlead_gateway.limits.supervisor.quota_service import MemoryLimitStore, QuotaService
 from fairlead_gateway.limits.supervisor.redis_limit_store import RedisLimitStore
 from fairlead_gateway.limits.worker.quota_reporter import QuotaReporter
-from fairlead_gateway.worker.journal import Reporters
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine, usage
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
@@ -62,7 +62,7 @@ class LoopbackWorker:
         assert self.reporter is not None
         assert self.running is not None
         for limits in self.reporter.apply(message):
-            self.running.gateway.stack.limit_gate.serve_waiting(limits)
+            self.running.gateway.stages.limit_gate.serve_waiting(limits)
         return True
 
 
@@ -90,11 +90,11 @@ class LimitedGateway:
         return await self.client.post(f"{self.running.url}/v1/chat/completions", json=body, headers=headers)
 
     def used(self, tenant: str, limit: str) -> int:
-        leased = self.running.gateway.stack.limit_gate.tenants[tenant].leased[limit]
+        leased = self.running.gateway.stages.limit_gate.tenants[tenant].leased[limit]
         return leased.current.spent
 
     def busy(self, tenant: str, limit: str) -> int:
-        return self.running.gateway.stack.limit_gate.tenants[tenant].leased[limit].current.busy
+        return self.running.gateway.stages.limit_gate.tenants[tenant].leased[limit].current.busy
 
 
 def answer(prompt: int = 7, output: int = 5, cached: int = 0) -> dict[str, object]:
@@ -133,7 +133,7 @@ async def limited_gateway(
             fleet, found, api_keys=keys_of(*tenants), reporters=Reporters(limits=reporter)
         ) as running:
             worker.running = running
-            reporter.tenants = running.gateway.stack.limit_gate.tenants
+            reporter.tenants = running.gateway.stages.limit_gate.tenants
             service.start()
             try:
                 yield LimitedGateway(running, service, client, engine.calls)

@@ -18,22 +18,22 @@ from typing import Any
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.engines.credentials import EngineCredentials
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, RequestPolicy, SloTargets
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, ModelRouting, RequestPolicy, SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.event_loop import close_server
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.http.sockets import socket_url
-from fairlead_gateway.ipc.messages import PreviewRoute, WorkerReport
+from fairlead_gateway.journal import Reporters
+from fairlead_gateway.messages import PreviewRoute, WorkerReport
 from fairlead_gateway.profiles.messages import TimingEvent
 from fairlead_gateway.proxy.gateway import Gateway
+from fairlead_gateway.proxy.memory_pressure import MemoryShare
 from fairlead_gateway.routing import InstanceLoad
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.worker.observers import RequestObservers
 from fairlead_gateway.tenants.worker.api_keys import ApiKeys, GatewaySecrets
 from fairlead_gateway.usage.messages import UsageRow
-from fairlead_gateway.worker.journal import Reporters
-from fairlead_gateway.worker.memory_pressure import MemoryShare
-from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.services import RoutePreviewer
 from fairlead_testing.engines.scripted import Script, ScriptedEngine, SilentEngine, scripted_engine
 from fairlead_testing.http.raw_client import RawResponse, request
@@ -92,7 +92,7 @@ class RunningGateway:
     gateway: Gateway
 
     def loads(self) -> Mapping[str, InstanceLoad]:
-        return self.gateway.stack.routers.loads()
+        return self.gateway.stages.routers.loads()
 
     async def preview_route(
         self,
@@ -118,7 +118,9 @@ def fleet_of(
 
     states: of the first instances; the others are ready.
     """
-    model = Model("default", "tiny", objectives or SloTargets(), preset, requests=requests or RequestPolicy())
+    model = Model(
+        "default", "tiny", objectives or SloTargets(), ModelRouting(preset), requests=requests or RequestPolicy()
+    )
     all_states = [*states, *[InstanceState.READY] * (len(urls) - len(states))]
     instances = tuple(
         Instance(f"e-{number}/{number}/0", "default", "tiny", "main", url, state=all_states[number])
@@ -205,7 +207,7 @@ def slow_fleet(urls: list[str], objectives: SloTargets = GROWING, **more: Any) -
 
 
 def count_queued(running: RunningGateway) -> int:
-    return running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
+    return running.gateway.stages.admission.queued().get(MODEL_KEY, 0)
 
 
 def queue_exits(running: RunningGateway) -> dict[str, int]:

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fairlead.engines.credentials import EngineCredentials
-from fairlead.fleet.model import Fleet, Instance, Model, Role, SloTargets
+from fairlead.fleet.model import Fleet, Instance, Model, ModelRouting, Role, SloTargets
 from fairlead.limits import Limits
 from fairlead_gateway.http.connection import connection_factory
 from fairlead_gateway.proxy.gateway import Gateway
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.simulated.event_loop import LinkSocket, SimulatedLoop, linked_sockets
 from fairlead_testing.simulated.hostile_engine import (
     CHAT_PATH,
@@ -267,7 +267,7 @@ class Scene:
 
     def _check_leftovers(self) -> None:
         gateway, runtime = self.gateway, self._runtime
-        stack, listener = gateway.stack, gateway.listener
+        stack, listener = gateway.stages, gateway.listener
         open_links = [repr(link.peer) for link in self._links() if link.peer is not None and link.peer.fileno() >= 0]
         others = asyncio.all_tasks() - {asyncio.current_task()}
         tasks = [repr(task) for task in others if task.get_name() != "peer"]
@@ -281,7 +281,7 @@ class Scene:
             "unparsed bytes": listener.unparsed_bytes,
             "response memory": runtime.response_memory.used_bytes,
             "namespaces with response memory": runtime.response_memory._by_namespace,
-            "sent text": stack.relay._sent_text_memory.used_bytes,
+            "sent text": stack.relay.continuation.text_memory.used_bytes,
             "idle connections": stack.pool._idle,
             "unread connections": stack.pool._unread,
             "probes": stack.pool._probes,
@@ -304,8 +304,8 @@ def _without_comments(body: bytes) -> bytes:
 
 def _fleet(tiny: Sequence[Instance]) -> Fleet:
     models = {
-        "evil/tiny": Model("evil", "tiny", SloTargets(), "round-robin"),
-        "default/fine": Model("default", "fine", SloTargets(), "round-robin"),
+        "evil/tiny": Model("evil", "tiny", SloTargets(), ModelRouting("round-robin")),
+        "default/fine": Model("default", "fine", SloTargets(), ModelRouting("round-robin")),
     }
     host, port = _GOOD
     fine = (Instance("f-0/0/0", "default", "fine", "main", f"http://{host}:{port}"),)

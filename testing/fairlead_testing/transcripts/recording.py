@@ -1,15 +1,15 @@
-"""One recorded exchange: the request as sent, and the response as received.
+"""Recorded exchanges, and the manifest that says how equal the simulated engine is to each.
 
-A recording is a text file with three marked sections. Files with a blanked path have LF line ends
-and a wrong Content-Length. The parser permits both and ignores the recorded length.
+A recording is a text file with three marked sections: the request as sent, the response as
+received, and times. Files with a blanked path have LF line ends and a wrong Content-Length. The
+parser permits both and ignores the recorded length.
 
-The manifest: what each recording is, and how equal the simulated engine must be to it.
-
-Recordings are in the order of their replay, because state (cached, loaded, asleep) carries over.
+The manifest has the recordings in the order of their replay, because state (cached, loaded, asleep)
+carries over.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,16 +17,11 @@ from typing import Any
 
 import yaml
 
-from fairlead.errors import BadInput
-
-_REQUEST = b"===== REQUEST =====\n"
-_RESPONSE = b"\n===== RESPONSE =====\n"
+REQUEST_MARK = b"===== REQUEST =====\n"
+RESPONSE_MARK = b"\n===== RESPONSE =====\n"
 _TIMELINE = b"\n===== RECV TIMELINE"
 
 EXACT = "exact"
-SHAPE = "shape"
-EXCLUDED = "excluded"
-_MATCH_LEVELS = frozenset({EXACT, SHAPE, EXCLUDED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +89,7 @@ class Recording:
 
 
 def is_recording(raw: bytes) -> bool:
-    return _REQUEST in raw and _RESPONSE in raw
+    return REQUEST_MARK in raw and RESPONSE_MARK in raw
 
 
 def read_recording(path: Path) -> Recording:
@@ -102,7 +97,7 @@ def read_recording(path: Path) -> Recording:
     raw = path.read_bytes()
     if not is_recording(raw):
         raise ValueError(f"{path.name} is not a request/response recording")
-    request, _, rest = raw.split(_REQUEST, 1)[1].partition(_RESPONSE)
+    request, _, rest = raw.split(REQUEST_MARK, 1)[1].partition(RESPONSE_MARK)
     response = rest.split(_TIMELINE, 1)[0]
     return Recording(path.stem, _parse_request(request), parse_response(response) if response.strip() else None)
 
@@ -168,6 +163,7 @@ def _dechunk(body: bytes) -> tuple[bytes, ...]:
 class ManifestEntry:
     """One recorded request and response.
 
+    - match: ``exact`` or ``shape``; why: the reason if it is not ``exact``.
     - hold: number of requests that are kept open until the recording named ``until`` is replayed.
     - abandon: a ``stream`` or ``plain`` request that is left in the middle before this one.
     """
@@ -183,53 +179,17 @@ class ManifestEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class ManifestScenario:
-    """A file with a whole scenario, and the tests that cover it."""
-
-    name: str
-    summary: str
-    tests: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Manifest:
-    """All files; ``engines`` has the flags of each engine configuration."""
+    """All recordings; ``engines`` has the flags of each engine configuration."""
 
-    engines: Mapping[str, tuple[str, ...]]
-    entries: tuple[ManifestEntry, ...]
-    scenarios: tuple[ManifestScenario, ...]
+    engines: Mapping[str, Sequence[str]]
+    entries: Sequence[ManifestEntry]
 
     def entries_for(self, engine: str) -> list[ManifestEntry]:
-        return [entry for entry in self.entries if entry.engine == engine and entry.match != EXCLUDED]
+        return [entry for entry in self.entries if entry.engine == engine]
 
 
 def load_manifest() -> Manifest:
-    """Returns the manifest of this package. Raises BadInput with the entry's name."""
-    text = resources.files(__package__).joinpath("manifest.yaml").read_text("utf-8")
-    return parse_manifest(yaml.safe_load(text))
-
-
-def parse_manifest(document: Mapping[str, Any]) -> Manifest:
-    """Returns a manifest from its YAML document. Raises BadInput with the entry's name."""
-    engines = {name: tuple(str(word) for word in words) for name, words in document["engines"].items()}
-    entries = tuple(_parse_entry(name, fields, engines) for name, fields in document["recordings"].items())
-    scenarios = tuple(
-        ManifestScenario(name, fields["what"], tuple(fields["tests"])) for name, fields in document["scenarios"].items()
-    )
-    return Manifest(engines, entries, scenarios)
-
-
-def _parse_entry(name: str, fields: Mapping[str, Any], engines: Mapping[str, Any]) -> ManifestEntry:
-    try:
-        entry = ManifestEntry(name, **fields)
-    except TypeError as error:
-        raise BadInput(f"{name}: {error}", field=f"recordings.{name}") from error
-    if entry.match not in _MATCH_LEVELS:
-        raise BadInput(
-            f"{name}: match {entry.match!r} is unknown", field=f"recordings.{name}.match", hint="exact, shape, excluded"
-        )
-    if entry.engine not in engines:
-        raise BadInput(f"{name}: no engine is called {entry.engine!r}", field=f"recordings.{name}.engine")
-    if entry.match == EXCLUDED and not entry.why:
-        raise BadInput(f"{name}: excluded without a reason", field=f"recordings.{name}.why")
-    return entry
+    document = yaml.safe_load(resources.files(__package__).joinpath("manifest.yaml").read_text("utf-8"))
+    entries = [ManifestEntry(name, **fields) for name, fields in document["recordings"].items()]
+    return Manifest(document["engines"], entries)

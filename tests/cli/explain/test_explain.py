@@ -11,10 +11,10 @@ from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCan
 from fairlead.management_api import ShadowOut
 from fairlead_cli.app import build_app
 from fairlead_cli.explain.command import build_request, render_comparison, render_decision
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_gateway.routes.target_choice import RouteDecision
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.decision_log import CONTINUATION_RULE, DecisionRecord
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_testing.cli.command_line import run_program
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import change_outcome, make_outcome

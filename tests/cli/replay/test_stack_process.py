@@ -53,7 +53,7 @@ def test_stack_serves_a_replay_and_leaves_no_process(tmp_path: Path, monkeypatch
     with MeasuredStack(stack_options(tmp_path)) as stack:
         processes = descendants(stack.addresses.pid) | {stack.addresses.pid}
         model, instances = stack.only_model()
-        assert (model.key, model.preset, len(instances)) == ("default/demo", "dual-hash", 2)
+        assert (model.key, model.routing.preset, len(instances)) == ("default/demo", "dual-hash", 2)
         assert stack.addresses.pid not in {running.pid for running in running_stacks()}  # has its own run directory
         file = Path(stack.addresses.fleet_file)
         gateway = find_gateway(url=stack.addresses.url, manage=stack.addresses.manage, fleet_file=file, model=None)
@@ -156,7 +156,7 @@ def test_only_model_of_a_fleet_file_is_chosen_with_ready_instances(tmp_path: Pat
     assert gateway.model == "default/one"
     assert [instance.url for instance in gateway.instances] == ["http://127.0.0.1:9001"]
     assert gateway.fleet_model is not None
-    assert gateway.fleet_model.preset == "round-robin"
+    assert gateway.fleet_model.routing.preset == "round-robin"
 
 
 def test_model_is_required_without_a_fleet_file() -> None:

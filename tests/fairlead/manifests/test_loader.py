@@ -11,7 +11,7 @@ from fairlead.api.builtin_accelerators import builtin_accelerators
 from fairlead.api.v1alpha1 import ModelDeployment
 from fairlead.engine_profile import EngineProfile, builtin_profile, builtin_profiles
 from fairlead.errors import BadInput, FileProblem, ManifestError
-from fairlead.fleet.model import Instance, Model, RoutingPreset, SloTargets
+from fairlead.fleet.model import Instance, Model, ModelRouting, RoutingPreset, SloTargets
 from fairlead.limits import Limits
 from fairlead.manifests.foreign_words import _WORDS
 from fairlead.manifests.loader import Manifests, combine_texts, load_manifests, read_object, to_fleet_model
@@ -57,7 +57,7 @@ def test_smallest_manifest_gets_its_defaults() -> None:
     assert deployment.key == "default/qwen3-8b"
     assert (deployment.spec.engine.type, deployment.spec.engine.args) == ("VLLM", [])
     assert (pool.name, pool.role, pool.min_replicas) == ("main", "Serve", 1)
-    assert to_fleet_model(deployment) == Model("default", "qwen3-8b", SloTargets(), "dual-hash")
+    assert to_fleet_model(deployment) == Model("default", "qwen3-8b", SloTargets())
     assert manifests.engine_profile(pool) == builtin_profile("l4-qwen8b")
 
 
@@ -73,7 +73,7 @@ def test_every_field_is_understood() -> None:
     manifests = load_valid(text, CLASS)
     (deployment,) = manifests.models
     objectives = SloTargets(0.9, 0.8, 0.12, 0.04)
-    assert to_fleet_model(deployment) == Model("chat", "a", objectives, "session", max_attempts=1)
+    assert to_fleet_model(deployment) == Model("chat", "a", objectives, ModelRouting("session", max_attempts=1))
     assert [(variable.name, variable.value) for variable in deployment.spec.engine.env] == [("A", "b"), ("C", "")]
     assert [manifests.engine_profile(pool) for pool in deployment.spec.pools] == [
         builtin_profile("910b4"),

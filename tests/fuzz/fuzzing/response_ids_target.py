@@ -9,12 +9,12 @@ from collections.abc import Callable, Hashable
 
 from fuzzing.target import Target, refused
 
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, ModelRouting, SloTargets
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import UnknownResponse
 from fairlead_gateway.openai.response_ids import HeldResponse, ResponseIdRewriter, ResponseIds
 
-_MODEL = Model("default", "tiny", SloTargets(), "round-robin")
+_MODEL = Model("default", "tiny", SloTargets(), ModelRouting("round-robin"))
 _INSTANCES = tuple(
     Instance(f"e-{number}/0/0", "default", "tiny", "main", f"http://h:{number}", state=InstanceState.READY)
     for number in range(1, 4)

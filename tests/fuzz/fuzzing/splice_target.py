@@ -18,6 +18,7 @@ from fuzzing.target import CANARY, Target, refused
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
+from fairlead_gateway.continuation.stream_text import SentText, resume_body
 from fairlead_gateway.dialects.chat import ChatRequest
 from fairlead_gateway.dialects.completions import CompletionRequest
 from fairlead_gateway.dialects.responses import RESPONSES
@@ -35,14 +36,13 @@ from fairlead_gateway.openai.request import (
     parse_passthrough_request,
     parse_request,
 )
-from fairlead_gateway.proxy.continuation import SentText, resume_body
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
 
 LIMITS = Limits()
 PARAMS = b'{"do_remote_prefill":true,"remote_host":"a"}'
 _NAMES = ("tiny", "other", "a/b"[:1])
-_MODELS = {f"default/{name}": Model("default", name, SloTargets(), "dual-hash") for name in _NAMES} | {
-    "chat/tiny": Model("chat", "tiny", SloTargets(), "dual-hash")
+_MODELS = {f"default/{name}": Model("default", name, SloTargets()) for name in _NAMES} | {
+    "chat/tiny": Model("chat", "tiny", SloTargets())
 }
 FLEET = Fleet(
     1,

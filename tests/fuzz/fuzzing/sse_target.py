@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from fuzzing.target import Target, cuttings
 
-from fairlead_gateway.proxy.continuation import SentText, splice_events, total_usage
+from fairlead_gateway.continuation.stream_text import SentText, splice_events, total_usage
 from fairlead_gateway.upstream.response_schemas import StreamEvent
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
 

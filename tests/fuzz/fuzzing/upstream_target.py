@@ -14,10 +14,10 @@ from fuzzing.target import Target, cuttings
 from fairlead.engines.credentials import EngineCredentials
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _LIMITS = Limits(response_head_bytes=2_000)
 _ADDRESS = "http://127.0.0.1:1"

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.adapters.metric_series import EVICTIONS, OTHER, POSITIONS, REQUESTS, AdapterSeries
+from fairlead_gateway.telemetry.adapter_series import EVICTIONS, OTHER, POSITIONS, REQUESTS, AdapterSeries
 
 
 def tables(requests: dict[str, int]) -> list[dict[str, int]]:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from fairlead_gateway.admission.output_lengths import (
     BINS,
     HALF_LIFE_SECONDS,
+    LOWER_EDGES,
     PLANNED_SHARE,
     OutputForecast,
     OutputLengths,
     bin_of,
     conditional_quantile,
-    lower_edge,
 )
 
 
@@ -131,7 +131,7 @@ def test_a_quantile_is_beyond_what_is_out_and_rises_with_its_share(
     for length in seen:
         counts[bin_of(length)] += 1.0
     quantile = conditional_quantile(counts, share, generated)
-    assert quantile >= min(generated, lower_edge(BINS))
+    assert quantile >= min(generated, LOWER_EDGES[BINS])
     assert share == 0.0 or quantile <= conditional_quantile(counts, min(1.0, share + 0.1), generated) + 1e-6
 
 

@@ -9,7 +9,8 @@ from fairlead.audit.record import encode_record
 from fairlead.runtime.clock import ManualClock
 from fairlead.tenants.model import ApiKey, Limit, LimitUnit, Tenant, TenantTable, Tier, TokenSubject, Window
 from fairlead_gateway.audit.supervisor import AuditService
-from fairlead_gateway.audit.tenant_changes import LIST_ACTOR, tenant_changes, tenants_loaded
+from fairlead_gateway.audit.tenant_changes import tenant_changes, tenants_loaded
+from fairlead_gateway.tenants.messages import LIST_ACTOR
 
 PROD, CI, NEW = (bytes([number]) * 32 for number in (1, 2, 3))
 ACME = Tenant(

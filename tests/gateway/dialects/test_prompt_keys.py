@@ -10,8 +10,7 @@ from fairlead.errors import SettingsError
 from fairlead.limits import Limits
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.openai.request import build_route_request, parse_request
-from fairlead_gateway.openai.sessions import session_name
+from fairlead_gateway.openai.request import build_route_request, parse_request, session_name
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts, shared_bytes
 from fairlead_gateway.tenants.worker.tenant_policy import parse_changing_text

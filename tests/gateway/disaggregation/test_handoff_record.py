@@ -10,9 +10,9 @@ import pytest
 
 from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
+from fairlead_gateway.journal import Journal, Reporters
 from fairlead_gateway.profiles.messages import TimingEventKind
-from fairlead_gateway.worker.journal import Journal, Reporters
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_testing.engines.scripted import EngineCall, responds, scripted_engine, silent, well_behaved
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RecordedReports, RunningGateway, running_gateway

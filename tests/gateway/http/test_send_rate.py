@@ -26,8 +26,8 @@ from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.http.send_rate import MIN_READ_RATE, acknowledged_bytes, reset_transport
 from fairlead_gateway.http.sockets import ListenAddress
 from fairlead_gateway.http.timers import MAX_ENDS_PER_TURN
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.upstream.stream_comments import SseKeepAlive, StreamTimes
-from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import scripted_engine
 from fairlead_testing.gateway.running_gateway import fleet_of, running_gateway

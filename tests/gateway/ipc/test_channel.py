@@ -13,19 +13,19 @@ import pytest
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.engine_profile import builtin_profile
-from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, Role, SloTargets
+from fairlead.fleet.model import EngineAuth, Fleet, Instance, InstanceState, Model, ModelRouting, Role, SloTargets
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord, PrefillAttempt
-from fairlead_gateway.ipc import messages as say
+from fairlead_gateway import messages as say
 from fairlead_gateway.ipc.channel import Channel, encode_message
 from fairlead_gateway.ipc.decision_json import PublishedDecision
+from fairlead_gateway.journal import Journal
 from fairlead_gateway.peers.messages import Dispatch, PeerUpdates
 from fairlead_gateway.peers.worker import PeerUpdateApplier
+from fairlead_gateway.router_registry import RouterRegistry
 from fairlead_gateway.routes.target_choice import RouteDecision
 from fairlead_gateway.routing import InstanceLoad, PrefixChain, RouteRequest, prefix_chain
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
-from fairlead_gateway.worker.journal import Journal
-from fairlead_gateway.worker.router_registry import RouterRegistry
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord, PrefillAttempt
 from fairlead_kvstore.redis.codec import decode
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import RecordedReports, change_outcome, make_outcome
@@ -140,7 +140,7 @@ async def test_a_fleet_arrives_as_it_was() -> None:
         "e-0/1/0", "d", "m", "main", "http://127.0.0.1:1", "sim", Role.PREFILL, InstanceState.DRAINING, frozenset({"x"}),
         2.5, builtin_profile("910b4"), None, None, 3, "tcp://a:1", None, "nixl", "http://127.0.0.1:2", EngineAuth("/ca", None, "/t"),
     )  # fmt: skip
-    model = Model("d", "m", SloTargets(0.9, 1.5, 0.1, None), "session")
+    model = Model("d", "m", SloTargets(0.9, 1.5, 0.1, None), ModelRouting("session"))
     fleet = Fleet(7, 3, {model.key: model}, {model.key: (instance,)})
     async with ends() as (helper, worker, raw):
         await worker.channel.open(raw.dup())

@@ -5,6 +5,7 @@ from array import array
 import pytest
 
 from fairlead.limits import Limits
+from fairlead_gateway.continuation.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.dialects.chat import ChatRequest
 from fairlead_gateway.http.request_parser import RequestHead
 from fairlead_gateway.kv_index import prompt_samples
@@ -13,7 +14,6 @@ from fairlead_gateway.kv_index.prompt_samples import PromptSampleBuffer
 from fairlead_gateway.openai.body_parser import parse_body
 from fairlead_gateway.openai.request import bind_by_name, build_route_request
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts
-from fairlead_gateway.upstream.sent_tokens import SentTokens, TokenMemory
 from fairlead_testing.gateway.running_gateway import fleet_of
 
 HEAD = RequestHead("POST", "/v1/chat/completions", [], 11, 0, keep_alive=True, expects_continue=False)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.routes.worker.route_choice import MAX_MESSAGE_BYTES, usual_end
+from fairlead_gateway.proxy.route_choice import MAX_MESSAGE_BYTES, usual_end
 
 PARTS = st.sampled_from(
     [

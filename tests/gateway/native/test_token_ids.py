@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.upstream import sent_tokens
-from fairlead_gateway.upstream.sent_tokens import SentTokens, TokenMemory
+from fairlead_gateway.continuation import sent_tokens
+from fairlead_gateway.continuation.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.upstream.sse import SseScanner
 
 PROMPT = [5, 6, 7]

@@ -63,7 +63,7 @@ async def test_a_route_has_the_shortest_length_of_its_models() -> None:
             engine.max_model_len = 4_096
             assert (await _entry(running, "tiny"))["max_model_len"] == 4_096
             assert "max_model_len" not in await _entry(running, "chat")  # that of one model is unknown
-            running.gateway.stack.context_lengths.by_model[long.key] = 2_048
+            running.gateway.stages.context_lengths.by_model[long.key] = 2_048
             assert (await _entry(running, "chat"))["max_model_len"] == 2_048
 
 
@@ -103,7 +103,7 @@ async def test_a_stated_length_is_shown_and_no_engine_is_asked(name: str) -> Non
         async with running_gateway(fleet) as running:
             engine.max_model_len = 4_096
             assert (await _entry(running, name))["max_model_len"] == 32_768
-            assert not running.gateway.stack.context_lengths.by_model
+            assert not running.gateway.stages.context_lengths.by_model
             measured = replace(fleet, version=2, models={MODEL_KEY: replace(stated, context_length=None)})
             running.gateway.update_fleet(measured)
             assert (await _entry(running, name))["max_model_len"] == 4_096

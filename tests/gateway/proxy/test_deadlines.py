@@ -68,7 +68,7 @@ async def test_a_client_deadline_in_a_stream_ends_it_with_an_error_event_and_wit
         assert '"code":"deadline_exceeded"' in answer.events[-1]
         assert "[DONE]" not in answer.events
         await wait_until(lambda: not engine.open)
-        assert running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
+        assert running.gateway.stages.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
 
 
 async def test_a_plain_answer_has_a_deadline_of_its_own_and_a_stream_has_none() -> None:
@@ -113,7 +113,7 @@ async def test_a_first_token_that_does_not_come_is_asked_for_elsewhere() -> None
 
 def silences(running: RunningGateway, instance: str) -> int:
     """Faults for silence since the last answer."""
-    record = running.gateway.stack.failures.outlier_detector._records.get(instance)
+    record = running.gateway.stages.failures.outlier_detector._records.get(instance)
     return record.consecutive_failures["timeout"] if record is not None else 0
 
 
@@ -155,7 +155,7 @@ async def test_a_silent_engine_is_waited_for_while_the_others_sit_out() -> None:
 
     async with scripted_engine(stuck.script) as first, scripted_engine() as second:  # noqa: SIM117
         async with running_gateway(fleet_of([first.url, second.url]), HASTY) as running:
-            health, ids = running.gateway.stack.failures, ["e-0/0/0", "e-1/1/0"]
+            health, ids = running.gateway.stages.failures, ["e-0/0/0", "e-1/1/0"]
             for _ in range(3):
                 health.outlier_detector.on_failure("e-1/1/0", "refused", running.gateway.runtime.clock.now(), ids)
             asked = asyncio.create_task(request(running.url, STREAM))
@@ -200,7 +200,7 @@ async def test_silence_is_no_fault_of_an_engine_while_no_retry_is_left() -> None
 
     async with scripted_engine(stuck.script) as first, scripted_engine(stuck.script) as second:  # noqa: SIM117
         async with running_gateway(fleet_of([first.url, second.url]), HASTY) as running:
-            running.gateway.stack.forwarder.retry_budget.has_left = has_left  # type: ignore[method-assign]
+            running.gateway.stages.forwarder.retry_budget.has_left = has_left  # type: ignore[method-assign]
             asked = asyncio.create_task(request(running.url, STREAM))
             await wait_until(lambda: len(refusals) > 2)
             assert silences(running, "e-0/0/0") + silences(running, "e-1/1/0") == 0

@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 
+from fairlead.fleet.model import ModelRouting
 from fairlead.limits import Limits
 from fairlead_gateway.resilience.worker.retry import MIN_RETRIES
 from fairlead_testing.engines.scripted import (
@@ -243,8 +244,8 @@ async def test_model_states_how_many_instances_are_tried(max_attempts: int | Non
         await status_500(call)
 
     async with gateway_before([script] * 6) as running:
-        fleet = running.gateway.stack.routers.fleet
-        model = replace(fleet.models[MODEL_KEY], max_attempts=max_attempts)
+        fleet = running.gateway.stages.routers.fleet
+        model = replace(fleet.models[MODEL_KEY], routing=ModelRouting(max_attempts=max_attempts))
         running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
         assert (await request(running.url, {**GOOD, "stream": stream})).status == 502
         assert len(met) == tried
@@ -253,7 +254,7 @@ async def test_model_states_how_many_instances_are_tried(max_attempts: int | Non
 async def test_refused_connections_are_no_attempts_of_a_model() -> None:
     async with scripted_engine(well_behaved) as engine:
         fleet = fleet_of(["http://127.0.0.1:1", "http://127.0.0.1:2", engine.url])
-        model = replace(fleet.models[MODEL_KEY], max_attempts=1)
+        model = replace(fleet.models[MODEL_KEY], routing=ModelRouting(max_attempts=1))
         async with running_gateway(replace(fleet, models={MODEL_KEY: model})) as running:
             for _ in range(3):
                 assert (await request(running.url, GOOD)).status == 200

@@ -128,7 +128,7 @@ async def test_a_slow_engine_gets_less_and_is_not_ejected() -> None:
         await asyncio.gather(*[client() for _ in range(9)])
         counted = used(running)
         assert counted["e-0/0/0"] < min(counted["e-1/1/0"], counted["e-2/2/0"]) / 2
-        assert running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
+        assert running.gateway.stages.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
 
 
 async def test_an_engine_that_serves_another_model_now_answers_nobody_and_sits_out() -> None:
@@ -141,7 +141,7 @@ async def test_an_engine_that_serves_another_model_now_answers_nobody_and_sits_o
             for stream in (False, True):
                 answer = await request(running.url, chat(number, stream=stream))
                 assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-1/1/0")
-        standing, why = running.gateway.stack.failures.describe("e-0/0/0")
+        standing, why = running.gateway.stages.failures.describe("e-0/0/0")
         assert standing is HealthState.EJECTED
         assert "wrong-model" in why
 

@@ -8,7 +8,7 @@ import pytest
 
 from fairlead.tenants.model import Limit, LimitUnit, Tenant, Window
 from fairlead_gateway.http.listener import HttpRequest
-from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.request_context import RequestContext
 from fairlead_testing.engines.scripted import EngineCall, Script, responds, well_behaved
 from fairlead_testing.gateway.limited_gateway import limited_gateway
 from fairlead_testing.waiting import wait_until

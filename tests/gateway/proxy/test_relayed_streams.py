@@ -6,7 +6,7 @@ import gc
 import pytest
 
 from fairlead_gateway.proxy.relayed_stream import RelayedStream
-from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.request_context import RequestContext
 from fairlead_testing.engines.scripted import PausedStream, role, scripted_engine, streams, token, usage
 from fairlead_testing.gateway.running_gateway import STREAM, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request, request

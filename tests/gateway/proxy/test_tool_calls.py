@@ -195,7 +195,7 @@ async def test_clients_get_an_index_from_every_engine(engine: str, seed: int) ->
     calls, met = drawn_calls(draw, 1), list[Any]()
     script = engine_of(streamed(draw, calls, 1), met)
     async with gateway_of(script) as (running, _):
-        fleet = running.gateway.stack.routers.fleet
+        fleet = running.gateway.stages.routers.fleet
         instances = tuple(
             replace(one, engine=engine, served_name=draw.choice([None, "x"])) for one in fleet.instances[MODEL_KEY]
         )

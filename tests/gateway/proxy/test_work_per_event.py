@@ -6,14 +6,14 @@ from typing import Any, cast
 
 import pytest
 
+from fairlead_gateway.continuation import stream_blocks
+from fairlead_gateway.continuation.sent_blocks import SentBlocks
+from fairlead_gateway.continuation.sent_tokens import SentTokens, TokenMemory
+from fairlead_gateway.continuation.stream_blocks import StreamMessage
+from fairlead_gateway.continuation.stream_text import SentText, splice_events
 from fairlead_gateway.dialects.messages import MESSAGES
 from fairlead_gateway.openai.body_parser import ModelRequest
-from fairlead_gateway.proxy import continued_blocks
 from fairlead_gateway.proxy.attempt import external_refusal
-from fairlead_gateway.proxy.continuation import SentText, splice_events
-from fairlead_gateway.proxy.continued_blocks import StreamMessage
-from fairlead_gateway.upstream.sent_blocks import SentBlocks
-from fairlead_gateway.upstream.sent_tokens import SentTokens, TokenMemory
 from fairlead_gateway.upstream.sse import SseScanner
 from fairlead_gateway.upstream.usage import hide_accounts
 from fairlead_testing.engines.scripted import event, named_event, token, usage
@@ -40,8 +40,8 @@ def test_opening_of_a_message_is_read_once(size: int, monkeypatch: pytest.Monkey
     blocks.take([named_event("message_start", **opening)])
     message = StreamMessage(cast(ModelRequest, SimpleNamespace(dialect=MESSAGES)), blocks)
     read = []
-    original = continued_blocks.event_data
-    monkeypatch.setattr(continued_blocks, "event_data", lambda data: read.append(len(data)) or original(data))
+    original = stream_blocks.event_data
+    monkeypatch.setattr(stream_blocks, "event_data", lambda data: read.append(len(data)) or original(data))
     spliced = message.splice([named_event("message_delta", usage={"input_tokens": 9})] * EVENTS)
     assert all(b'"input_tokens":3' in part for part in spliced)
     assert sum(read) < size + EVENTS * 200

@@ -54,7 +54,7 @@ def test_a_pull_is_never_dearer_than_computing_and_never_of_nothing(
 def make_router(pull: KvPullSource | None, transfer: str | None = None) -> ModelRouter:
     router = ModelRouter(secret=b"secret")
     router.update(
-        Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash"),
+        Model("default", "m", SloTargets(ttft_seconds=5.0)),
         tuple(
             Instance(
                 f"e-{n}", "default", "m", "main", f"http://127.0.0.1:{n}", profile=SLOW, pull=pull, transfer=transfer

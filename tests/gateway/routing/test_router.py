@@ -9,7 +9,7 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
 from fairlead.errors import BadInput
-from fairlead.fleet.model import Instance, InstanceState, Model, SloTargets
+from fairlead.fleet.model import Instance, InstanceState, Model, ModelRouting, SloTargets
 from fairlead_gateway.routing import ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.load.inflight import EndpointLoad
@@ -26,7 +26,7 @@ def instances(count: int, profile: EngineProfile | None = PROFILE) -> tuple[Inst
 
 def make_router(count: int = 8, *, name: str = "dual-hash", ttft: float | None = 5.0) -> ModelRouter:
     router = ModelRouter(secret=b"secret")
-    router.update(Model("default", "m", SloTargets(ttft_seconds=ttft), name), instances(count))
+    router.update(Model("default", "m", SloTargets(ttft_seconds=ttft), ModelRouting(name)), instances(count))
     return router
 
 
@@ -302,7 +302,7 @@ def test_routing_keys_of_sessions_follow_from_the_secret(monkeypatch: pytest.Mon
     keys = []
     for secret in (b"one", b"two"):
         router = ModelRouter(secret=secret)
-        router.update(Model("default", "m", preset="session"), instances(8))
+        router.update(Model("default", "m", routing=ModelRouting("session")), instances(8))
         pair = Mock(wraps=router._homes.pair)
         monkeypatch.setattr(router._homes, "pair", pair)
         for number in range(20):
@@ -319,7 +319,7 @@ def test_homes_of_sessions_stay_the_same_over_releases() -> None:
 
 def test_an_unknown_preset_is_refused_by_name() -> None:
     with pytest.raises(BadInput, match="no routing preset is called 'fastest'"):
-        ModelRouter(secret=b"s").update(Model("default", "m", preset="fastest"), instances(1))
+        ModelRouter(secret=b"s").update(Model("default", "m", routing=ModelRouting("fastest")), instances(1))
 
 
 def test_without_profiles_routing_still_works() -> None:

@@ -16,7 +16,7 @@ from fairlead_testing.http.raw_client import post_request, send
 
 pytestmark = pytest.mark.simulated
 
-MODEL = Model("default", "m", SloTargets(ttft_seconds=5.0), "dual-hash")
+MODEL = Model("default", "m", SloTargets(ttft_seconds=5.0))
 
 
 def instances(*numbers: int) -> tuple[Instance, ...]:

@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from fairlead.fleet.model import Fleet
 from fairlead.limits import Limits
 from fairlead_gateway.ipc.decision_json import PublishedDecision, logged_decision, stream_entry
-from fairlead_gateway.ipc.messages import LoggedDecision
+from fairlead_gateway.messages import LoggedDecision
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.supervisor.background_services import BackgroundServices, PeerMembership
 from fairlead_gateway.supervisor.management import GatewayStatus, create_management_app
@@ -66,7 +66,7 @@ class SingleProcessView:
 
     async def status(self) -> GatewayStatus:
         gateway = self.gateway
-        stack = gateway.stack
+        stack = gateway.stages
         return GatewayStatus(*gateway.readiness(), stack.routers.loads(), stack.failures.describe, gateway.loop_lag)
 
     async def counters(self, *, windows: bool) -> MetricsRecorder:
@@ -90,7 +90,7 @@ class InProcessWorkers:
 
     def __init__(self, running: RunningGateway) -> None:
         self.loads = running.loads
-        self._routers = running.gateway.stack.routers
+        self._routers = running.gateway.stages.routers
 
     def applied_fleet(self) -> Fleet:
         return self._routers.fleet

@@ -12,7 +12,7 @@ import pytest
 
 from fairlead.errors import SettingsError
 from fairlead.runtime.clock import ManualClock
-from fairlead_gateway.ipc.messages import WAKE_HINT_SECONDS
+from fairlead_gateway.messages import WAKE_HINT_SECONDS
 from fairlead_gateway.supervisor.scale_from_zero import ScaleUpNotifier, check_autoscaler_url
 from fairlead_testing.http.scripted_servers import tcp_server
 from fairlead_testing.waiting import wait_until

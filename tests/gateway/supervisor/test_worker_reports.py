@@ -1,7 +1,7 @@
 """Reports of several workers, merged: ejections and times of the last answers."""
 
 from fairlead.fleet.hung_engines import EjectionReport, hung_verdict
-from fairlead_gateway.ipc.messages import EncodedEjection, WorkerState
+from fairlead_gateway.messages import EncodedEjection, WorkerState
 from fairlead_gateway.supervisor.worker_handle import merge_adapters, merge_answer_times, merge_ejections
 
 

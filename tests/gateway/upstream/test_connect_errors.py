@@ -83,7 +83,7 @@ async def test_shortage_of_descriptors_ejects_no_engine_and_is_answered_503() ->
                 answer = await client.read_response()
                 assert (answer.status, answer.error["code"]) == (503, "overloaded")
                 assert int(answer.fields["retry-after"]) >= 1
-        describe = running.gateway.stack.failures.describe
+        describe = running.gateway.stages.failures.describe
         assert {describe(f"e-{n}/{n}/0")[0] for n in range(4)} == {HealthState.HEALTHY}
         await client.send(post_request({"model": "tiny", "messages": [{"role": "user", "content": "now"}]}))
         assert (await client.read_response()).status == 200
@@ -114,7 +114,7 @@ async def test_a_name_that_cannot_be_resolved_ejects_no_engine() -> None:
                 body = {"model": "tiny", "messages": [{"role": "user", "content": f"{number} " * 300}]}
                 await client.send(post_request(body, close=False))
                 assert (await client.read_response()).status == 200
-            assert running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
+            assert running.gateway.stages.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
             await client.close()
 
 

@@ -82,7 +82,7 @@ async def test_stream_whose_last_chunk_comes_late_leaves_its_connection_to_the_n
         await request(running.url, STREAM)
         may_complete.set()
         await completed.wait()
-        pool = running.gateway.stack.pool
+        pool = running.gateway.stages.pool
         await wait_until(lambda: bool(pool._idle.get(engine.url)))
         await request(running.url, STREAM)
         assert engine.connections == 1
@@ -117,7 +117,7 @@ async def test_response_before_the_request_was_read_keeps_neither_body_nor_conne
 async def test_request_that_has_ended_closes_no_connection_of_a_later_one() -> None:
     """The task of a request may run after its connection has the next one."""
     async with scripted_engine(well_behaved) as engine, running_gateway(fleet_of([engine.url])) as running:
-        pool = running.gateway.stack.pool
+        pool = running.gateway.stages.pool
         connection = await pool.connect(engine.url)
         first, second = RecordingSink(), RecordingSink()
         message = [b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"]

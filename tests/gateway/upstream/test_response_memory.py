@@ -12,10 +12,10 @@ from fairlead.engines.credentials import EngineCredentials
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.dialects.table import DIALECTS
+from fairlead_gateway.runtime import BufferedBytes, ResponseMemory, WorkerRuntime
 from fairlead_gateway.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, call_engine
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.runtime import BufferedBytes, ResponseMemory, WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, Script, scripted_engine, streams, token
 from fairlead_testing.gateway.running_gateway import GOOD, STREAM, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, post_request
@@ -116,7 +116,7 @@ async def test_engine_of_a_stream_is_not_blamed_when_the_gateway_lacks_memory() 
             await client.send(post_request(STREAM))
             await client.read_response()
             await client.close()
-        detector = running.gateway.stack.failures.outlier_detector
+        detector = running.gateway.stages.failures.outlier_detector
         assert not detector._records["e-0/0/0"].consecutive_failures
         assert not detector.unhealthy
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairlead_gateway.continuation.sent_tokens import NO_TOKEN_IDS, SentTokens, TokenMemory
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.dialects.table import DIALECTS
 from fairlead_gateway.upstream.named_events import NamedEventScanner
-from fairlead_gateway.upstream.sent_tokens import NO_TOKEN_IDS, SentTokens, TokenMemory
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
 from fairlead_testing.engines.scripted import event, token, usage
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.tenants.model import Tenant, Tier
-from fairlead_gateway.ipc.messages import WorkerReport
+from fairlead_gateway.journal import Journal, JournalBounds, Reporters
+from fairlead_gateway.messages import WorkerReport
 from fairlead_gateway.usage.messages import UsageRow
-from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.engines.scripted import EngineCall, Script, responds, silent, streams
 from fairlead_testing.gateway.running_gateway import (

@@ -12,7 +12,7 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.http.sockets import ListenAddress, socket_url
-from fairlead_gateway.ipc.messages import DRAIN_END_SECONDS
+from fairlead_gateway.messages import DRAIN_END_SECONDS
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.worker.server import PublicServer
 from fairlead_testing.engines.scripted import (
@@ -144,7 +144,7 @@ async def test_engine_is_not_blamed_for_a_stream_that_outlasts_the_drain() -> No
         await connection.reader.read()
         await connection.close()
         await drain
-        assert it.running.gateway.stack.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
+        assert it.running.gateway.stages.failures.describe("e-0/0/0")[0] is HealthState.HEALTHY
         assert len(it.engine.calls) == 1  # none was asked for the rest
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.runtime.clock import SystemClock
-from fairlead_gateway.ipc import messages as say
+from fairlead_gateway import messages as say
 from fairlead_gateway.ipc.channel import CHANNEL_PENDING_BYTES, Channel
 from fairlead_gateway.supervisor.worker_handle import SpawnedWorker, WorkerHandle
 from fairlead_gateway.telemetry.decision_log import DecisionLog, DecisionRecord
@@ -74,7 +74,7 @@ async def test_error_in_a_reply_is_logged_and_the_worker_does_not_count_as_hung(
 
     worker: Channel[Any] = Channel(say.ToWorker, answer, lambda: None)
     gateway = SimpleNamespace(runtime=SimpleNamespace(clock=clock), stack=SimpleNamespace())
-    gateway.stack.routers = gateway.stack.prefill_coordinator = gateway.decisions = None
+    gateway.stages.routers = gateway.stages.prefill_coordinator = gateway.decisions = None
     handler = QueryHandler(cast(Any, gateway), worker)
     await supervisor.open()
     await worker.open(theirs)

@@ -3,7 +3,7 @@
 import random
 import re
 
-from fairlead_gateway.worker.request_context import RequestIds
+from fairlead_gateway.http.listener import RequestIds
 
 
 def test_clients_cannot_guess_the_id_of_another_request() -> None:

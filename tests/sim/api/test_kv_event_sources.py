@@ -7,7 +7,8 @@ import msgspec
 import pytest
 import zmq
 
-from fairlead_testing.transcripts.replay import EngineProcess, get_request, launch_engine, post_request, send_request
+from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
+from fairlead_testing.transcripts.replay import get_request, post_request, send_request
 
 SWITCHES = ("--model", "tiny", "--block-size", "32", "--kv-events", "0", "--kv-replay", "0", "--lora", "poet=/models/p")
 END = b"\xff" * 8
@@ -45,7 +46,7 @@ def _replayed(endpoint: str) -> list[Any]:
 
 
 async def test_an_index_of_the_events_predicts_what_the_engine_finds_cached() -> None:
-    async with launch_engine(SWITCHES) as engine:
+    async with engine_process(*SWITCHES) as engine:
         prompts = [
             list(range(start, start + length)) for start, length in ((100, 100), (100, 196), (100, 96), (900, 40))
         ]
@@ -78,7 +79,7 @@ def _path(events: list[Any], key: int) -> list[int]:
 
 
 async def test_a_prompt_in_full_blocks_stores_its_last_block_again() -> None:
-    async with launch_engine(SWITCHES) as engine:
+    async with engine_process(*SWITCHES) as engine:
         tokens = list(range(100, 196))
         await complete(engine, tokens)
         usage = await complete(engine, tokens)
@@ -92,7 +93,7 @@ async def test_a_prompt_in_full_blocks_stores_its_last_block_again() -> None:
 
 @pytest.mark.parametrize("how", ["/reset_prefix_cache", "/sleep?level=1", "/pause?clear_cache=true"])
 async def test_a_clear_is_published_only_with_the_next_request(how: str) -> None:
-    async with launch_engine(SWITCHES) as engine:
+    async with engine_process(*SWITCHES) as engine:
         await complete(engine, list(range(40)))
         assert (await send_request(engine.authority, post_request(how))).status == 200
         await send_request(engine.authority, post_request("/wake_up"))
@@ -107,7 +108,7 @@ async def test_a_clear_is_published_only_with_the_next_request(how: str) -> None
 
 
 async def test_salt_adapter_and_session_are_published() -> None:
-    async with launch_engine(SWITCHES) as engine:
+    async with engine_process(*SWITCHES) as engine:
         tokens = list(range(70))
         await complete(engine, tokens)
         await complete(engine, tokens, model="poet", cache_salt="tenant-8", session_id="S1")
@@ -118,7 +119,7 @@ async def test_salt_adapter_and_session_are_published() -> None:
 
 
 async def test_a_mode_publishes_cached_blocks_again() -> None:
-    async with launch_engine(SWITCHES) as engine:
+    async with engine_process(*SWITCHES) as engine:
         tokens = list(range(100))
         await complete(engine, tokens)
         usage = await complete(engine, tokens, vllm_xargs={"kv_cache_report_mode": "full"})

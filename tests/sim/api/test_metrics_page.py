@@ -2,15 +2,8 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from fairlead_testing.transcripts.replay import (
-    EngineProcess,
-    get_request,
-    launch_engine,
-    post_request,
-    read_metric,
-    send_request,
-    wait_for_value,
-)
+from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
+from fairlead_testing.transcripts.replay import get_request, post_request, read_metric, send_request, wait_for_value
 
 SWITCHES = ("--model", "tiny", "--block-size", "32", "--max-model-len", "4096")
 
@@ -22,7 +15,7 @@ async def complete(engine: EngineProcess, **more: object) -> int:
 
 
 async def test_requests_are_counted_by_tokens_source_and_route() -> None:
-    async with launch_engine(SWITCHES) as engine:
+    async with engine_process(*SWITCHES) as engine:
         assert [await complete(engine), await complete(engine), await complete(engine, temperature=-1)] == [
             200,
             200,
@@ -45,7 +38,7 @@ async def test_requests_are_counted_by_tokens_source_and_route() -> None:
 
 
 async def test_a_stop_string_ends_a_request_with_reason_stop() -> None:
-    async with launch_engine(SWITCHES) as engine:
+    async with engine_process(*SWITCHES) as engine:
         assert await complete(engine, max_tokens=200, stop=["a", "e", "i", "o", "u"]) == 200
         page = (await send_request(engine.authority, get_request("/metrics"))).body.decode()
         samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
@@ -58,7 +51,7 @@ async def test_a_stop_string_ends_a_request_with_reason_stop() -> None:
 
 
 async def test_the_page_says_its_format_and_is_a_page_of_prometheus() -> None:
-    async with launch_engine((*SWITCHES, "--data-parallel-size", "2")) as engine:
+    async with engine_process(*SWITCHES, "--data-parallel-size", "2") as engine:
         answer = await send_request(engine.authority, get_request("/metrics"))
         assert answer.fields["content-type"].startswith("text/plain; version=")
         families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
@@ -71,7 +64,7 @@ async def test_every_dialect_is_counted_like_a_chat() -> None:
     chat: dict[str, object] = {"model": "tiny", "max_tokens": 5, "messages": turns}
     requests = [("/v1/chat/completions", chat), ("/v1/messages", chat)]
     requests.append(("/v1/responses", {"model": "tiny", "max_output_tokens": 5, "input": "x"}))
-    async with launch_engine((*SWITCHES, "--response-store")) as engine:
+    async with engine_process(*SWITCHES, "--response-store") as engine:
         for path, body in requests:
             for more in ({}, {"stream": True}):
                 assert (await send_request(engine.authority, post_request(path, body | more))).status == 200

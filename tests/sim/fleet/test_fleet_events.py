@@ -130,7 +130,7 @@ class Failures:
 
 
 def gateway(profile: EngineProfile) -> SingleGateway:
-    model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=1.0), "dual-hash")
+    model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=1.0))
     prompts = TracePromptCache(16, secret=b"s", seed=b"m")
     return SingleGateway(ModelRouter(secret=b"s"), prompts.prefix_chain, {}, model, profile)
 
@@ -244,7 +244,7 @@ class ScriptedGateway(SingleGateway):
     """One router in front of engines that come, go and change their speed."""
 
     def __init__(self, profile: EngineProfile, happenings: Sequence[tuple[float, str]]) -> None:
-        model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=1.0), "dual-hash")
+        model = Model(NAMESPACE, MODEL, SloTargets(ttft_seconds=1.0))
         prompts = TracePromptCache(16, secret=b"s", seed=b"m")
         super().__init__(ModelRouter(secret=b"s"), prompts.prefix_chain, {}, model, profile)
         self._happenings = happenings

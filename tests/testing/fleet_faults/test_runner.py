@@ -180,17 +180,6 @@ def test_the_script_plays_one_seed_again(play: Callable[..., int], capsys: pytes
     assert capsys.readouterr().out.startswith(from_seed(101).describe())
 
 
-def test_a_night_that_was_ended_is_finished_in_another(tmp_path: Path, play: Callable[..., int]) -> None:
-    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
-    for path, *more in ((whole, "--seeds", "2"), (parts, "--seeds", "1"), (parts, "--seeds", "2", "--go-on")):
-        assert play("--first", "100", "--jobs", "1", "--out", str(path), *more) == 0
-    single, other = json.loads(whole.read_text()), json.loads(parts.read_text())
-    assert single["seeds"] == 2
-    assert single | {"seconds": 0.0} == other | {"seconds": 0.0}
-    with pytest.raises(SystemExit, match="begins with seed 100"):
-        play("--first", "7", "--go-on", "--out", str(parts))
-
-
 def test_faulty_spells_lose_duplicate_and_delay_messages() -> None:
     weather = PacketSimulator([NetworkFault(10.0, 20.0, drop=0.3, duplicate=0.5, max_delay_seconds=2.0)], seed=1)
     assert weather.delivery_times(5.0, 0.1) == [5.1]

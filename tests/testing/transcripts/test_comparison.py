@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from fairlead.errors import BadInput
-from fairlead_testing.transcripts import comparison, recording
+from fairlead_testing.transcripts import comparison
 from fairlead_testing.transcripts.recording import (
     HttpResponse,
     is_complete,
@@ -204,18 +203,3 @@ def test_an_exact_stream_has_one_chunk_an_event() -> None:
     assert comparison.compare_exact(stream(*events), stream(*events, chunks=1)) == [
         "stream: only one of the two has one event per chunk"
     ]
-
-
-def test_the_manifest_refuses_what_it_cannot_mean() -> None:
-    def document(**fields: Any) -> dict[str, Any]:
-        return {"engines": {"e": ["--model", "x"]}, "recordings": {"r": fields}, "scenarios": {}}
-
-    assert recording.parse_manifest(document(engine="e", match="exact")).entries[0].name == "r"
-    for wrong in (
-        {"engine": "e", "match": "nearly"},
-        {"engine": "f", "match": "exact"},
-        {"engine": "e", "match": "excluded"},
-        {"engine": "e", "match": "exact", "hodl": 3},
-    ):
-        with pytest.raises(BadInput):
-            recording.parse_manifest(document(**wrong))

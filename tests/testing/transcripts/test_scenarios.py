@@ -14,13 +14,12 @@ from typing import Any
 
 import pytest
 
+from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
 from fairlead_testing.transcripts.recording import HttpResponse, RecordedRequest, parse_response
 from fairlead_testing.transcripts.replay import (
     RESPONSE_TIMEOUT_SECONDS,
     ClientConnection,
-    EngineProcess,
     get_request,
-    launch_engine,
     open_client,
     post_request,
     read_load,
@@ -106,7 +105,7 @@ async def keep_alive(engine: EngineProcess) -> AsyncIterator[ClientConnection]:
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
 async def test_a_client_that_leaves_frees_its_slot_and_is_counted_nowhere(stream: bool) -> None:
     """09-abort-timeline."""
-    async with launch_engine(SWITCHES) as engine:
+    async with engine_process(*SWITCHES) as engine:
         async with open_client(engine.authority) as client:
             await client.send(completion(LONG, stream=stream).to_bytes(engine.authority))
             await wait_for_metric(engine.authority, lambda running: running == 1, RUNNING)
@@ -123,7 +122,7 @@ async def test_a_client_that_leaves_frees_its_slot_and_is_counted_nowhere(stream
 
 async def test_a_killed_server_cuts_streams_and_answers_no_plain_request() -> None:
     """12-sigkill-apiserver."""
-    async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
+    async with engine_process(*SWITCHES) as engine, AsyncExitStack() as stack:
         stream = await begin_stream(stack, engine, LONG)
         plain = await begin(stack, engine, completion(LONG))
         await wait_for_metric(engine.authority, lambda running: running == 2, RUNNING)
@@ -146,7 +145,7 @@ async def _to_the_end(connection: ClientConnection) -> bytes:
 
 async def test_a_dead_engine_core_fails_every_answer_and_then_the_server_exits() -> None:
     """12-sigkill-enginecore."""
-    async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
+    async with engine_process(*SWITCHES) as engine, AsyncExitStack() as stack:
         stream = await begin_stream(stack, engine, LONG)
         plain = await begin(stack, engine, completion(LONG))
         await wait_for_metric(engine.authority, lambda running: running == 2, RUNNING)
@@ -166,7 +165,7 @@ async def test_a_dead_engine_core_fails_every_answer_and_then_the_server_exits()
 async def test_sigterm_may_leave_a_stream_silent_until_its_client_leaves() -> None:
     """12-sigterm-default-timeout-0, and the first run of 24-sigterm-variants."""
     async with (
-        launch_engine((*SWITCHES, "--on-sigterm", "silence")) as engine,
+        engine_process(*SWITCHES, "--on-sigterm", "silence") as engine,
         keep_alive(engine) as idle,
         AsyncExitStack() as stack,
     ):
@@ -198,7 +197,7 @@ async def _is_quiet(stream: ClientConnection) -> bool:
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
 async def test_sigterm_by_default_aborts_what_runs(stream: bool) -> None:
     """The second run of 24-sigterm-variants."""
-    async with launch_engine(SWITCHES) as engine, AsyncExitStack() as stack:
+    async with engine_process(*SWITCHES) as engine, AsyncExitStack() as stack:
         client = await begin(stack, engine, completion(LONG, stream=stream))
         await wait_for_metric(engine.authority, lambda running: running == 1, RUNNING)
         engine.process.terminate()
@@ -215,7 +214,7 @@ async def test_sigterm_by_default_aborts_what_runs(stream: bool) -> None:
 
 async def test_sigterm_may_end_every_answer_with_an_error() -> None:
     """The third run of 24-sigterm-variants."""
-    async with launch_engine((*SWITCHES, "--on-sigterm", "error")) as engine, AsyncExitStack() as stack:
+    async with engine_process(*SWITCHES, "--on-sigterm", "error") as engine, AsyncExitStack() as stack:
         streams = [await begin_stream(stack, engine, LONG) for _ in range(6)]
         plain = [await begin(stack, engine, completion(LONG)) for _ in range(3)]
         await wait_for_metric(engine.authority, lambda running: running == 9, RUNNING)
@@ -231,7 +230,7 @@ async def test_sigterm_may_end_every_answer_with_an_error() -> None:
 async def test_a_drain_lets_a_stream_finish_while_everything_else_stays_up() -> None:
     """12-sigterm-shutdown-timeout-5."""
     async with (
-        launch_engine((*SWITCHES, "--shutdown-timeout", "60")) as engine,
+        engine_process(*SWITCHES, "--shutdown-timeout", "60") as engine,
         keep_alive(engine) as idle,
         AsyncExitStack() as stack,
     ):
@@ -270,7 +269,7 @@ async def test_a_full_queue_refuses_plain_requests_with_503_and_streams_by_an_ev
     """22-admission-and-drain: the burst, then the drain of a full engine."""
     two_at_once = ("--profile", json.dumps({"base": "tiny-cpu", "maxSequences": 2}))
     switches = (*SWITCHES, *two_at_once, "--max-num-queued-reqs", "3", "--shutdown-timeout", "60")
-    async with launch_engine(switches) as engine, AsyncExitStack() as stack:
+    async with engine_process(*switches) as engine, AsyncExitStack() as stack:
         inside = [await begin(stack, engine, completion(LONG, stream=True)) for _ in range(3)]
         await wait_for_value(lambda: read_load(engine.authority), lambda count: count == 3, "/load")
         for answer in await _answers(engine, 9, stream=False):
@@ -302,7 +301,7 @@ async def _answers(engine: EngineProcess, count: int, *, stream: bool) -> list[H
 
 async def test_a_drain_refuses_new_text_with_500_and_drops_new_token_ids() -> None:
     """23-drain-no-queue-limit, before the timeout."""
-    async with launch_engine((*SWITCHES, "--shutdown-timeout", "60")) as engine, AsyncExitStack() as stack:
+    async with engine_process(*SWITCHES, "--shutdown-timeout", "60") as engine, AsyncExitStack() as stack:
         stream = await begin_stream(stack, engine, LONG)
         engine.process.terminate()
         await _draining(engine)
@@ -319,7 +318,7 @@ async def test_a_drain_refuses_new_text_with_500_and_drops_new_token_ids() -> No
 
 async def test_what_a_drain_does_not_finish_in_time_hangs_until_its_client_leaves() -> None:
     """23-drain-no-queue-limit, behind the timeout."""
-    async with launch_engine((*SWITCHES, "--shutdown-timeout", "0.5")) as engine, AsyncExitStack() as stack:
+    async with engine_process(*SWITCHES, "--shutdown-timeout", "0.5") as engine, AsyncExitStack() as stack:
         streams = [await begin_stream(stack, engine, LONG) for _ in range(2)]
         engine.process.terminate()
         await wait_until(partial(is_refused, engine))
@@ -335,7 +334,7 @@ async def test_what_a_drain_does_not_finish_in_time_hangs_until_its_client_leave
 
 async def test_messages_of_the_scenarios_are_json_with_the_recorded_spacing() -> None:
     """12-sigkill-enginecore: the error has blanks in a stream, and none in a plain answer."""
-    async with launch_engine((*SWITCHES, "--max-num-queued-reqs", "0")) as engine:
+    async with engine_process(*SWITCHES, "--max-num-queued-reqs", "0") as engine:
         plain = await send_request(engine.authority, completion(1))
         stream = await send_request(engine.authority, completion(1, stream=True))
         error = {"error": {"message": BUSY, "type": "Service Unavailable", "param": None, "code": 503}}

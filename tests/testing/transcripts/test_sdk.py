@@ -12,7 +12,7 @@ import openai
 import pydantic
 import pytest
 
-from fairlead_testing.transcripts.replay import EngineProcess, launch_engine
+from fairlead_testing.engines.disaggregated import EngineProcess, engine_process
 
 SWITCHES = ("--model", "tiny", "--profile", "tiny-cpu", "--max-model-len", "4096", "--lora", "static-lora=/models/a")
 HELLO: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
@@ -32,7 +32,7 @@ def checked(check: Callable[[openai.OpenAI], None], *switches: str) -> None:
             check(client)
 
     async def scenario() -> None:
-        async with launch_engine((*SWITCHES, *switches)) as engine:
+        async with engine_process(*SWITCHES, *switches) as engine:
             await asyncio.to_thread(inside, engine)
 
     asyncio.run(scenario())

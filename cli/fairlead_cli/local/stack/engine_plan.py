@@ -235,7 +235,8 @@ def local_model(model: Model, options: PlanOptions) -> Model:
         itl_seconds=_shrink(model.objectives.itl_seconds, options.speed),
         period_seconds=model.objectives.period_seconds,
     )
-    return replace(model, objectives=objectives, preset=options.preset or model.preset)
+    preset = options.preset or model.routing.preset
+    return replace(model, objectives=objectives, routing=replace(model.routing, preset=preset))
 
 
 def _shrink(seconds: float | None, speed: float) -> float | None:

@@ -23,6 +23,7 @@ from fairlead_gateway.adapters.placement import (
     AdapterCandidate,
     AdapterDemand,
     AdapterPlacement,
+    AdapterUse,
     KeptAdapter,
     ResidentValue,
     choose_eviction,
@@ -34,11 +35,10 @@ from fairlead_gateway.adapters.placement import (
 )
 from fairlead_gateway.adapters.worker.engine_commands import DownloaderClient, EngineCommands, refusal_words
 from fairlead_gateway.resilience.worker.retry import ADAPTER_LOAD, ADAPTER_SLOTS, AttemptFailure
+from fairlead_gateway.router_registry import RoleRouters
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed
-from fairlead_gateway.worker.request_context import AdapterUse
-from fairlead_gateway.worker.router_registry import RoleRouters
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 ADAPTER_PAUSE_SECONDS: Final = 10.0
 """Limit: an adapter that an engine refused to load is not loaded there again."""

@@ -59,12 +59,12 @@ from fairlead_gateway.admission.worker.model_admission import ModelAdmission, On
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.http.timers import MAX_ENDS_PER_TURN
+from fairlead_gateway.request_context import RequestContext
+from fairlead_gateway.router_registry import RoleRouters, RouterRegistry
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.routing.load.inflight import NOTHING_DEFERRED, Endpoint
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RoleRouters, RouterRegistry
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _MIN_REMOVED: Final = 32
 _NOBODY: Final[frozenset[Hashable]] = frozenset()

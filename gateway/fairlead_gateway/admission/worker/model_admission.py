@@ -22,14 +22,14 @@ from fairlead_gateway.admission.kv_capacity import EngineLoad
 from fairlead_gateway.admission.request_queue import RequestQueue
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestShed
 from fairlead_gateway.http.timers import MAX_ENDS_PER_TURN
-from fairlead_gateway.ipc.messages import WAKE_HINT_SECONDS
+from fairlead_gateway.messages import WAKE_HINT_SECONDS
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.worker.retry import retry_after_seconds
+from fairlead_gateway.router_registry import RouterRegistry
 from fairlead_gateway.routing import ModelRouter
 from fairlead_gateway.routing.load.inflight import EndpointLoad
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry import MetricsRecorder
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RouterRegistry
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 DEFAULT_TTFT_SECONDS: Final = 5.0
 OnAdmission = Callable[[GatewayError | None], None]

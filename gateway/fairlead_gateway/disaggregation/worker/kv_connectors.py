@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from fairlead.decision import Decision
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.dialects.chat import ChatRequest
@@ -26,6 +27,7 @@ from fairlead_gateway.dialects.responses import RESPONSES
 from fairlead_gateway.dialects.schemas import GenerationFields
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.json_edit import is_any_enabled, set_members
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 
 HANDOFF_OUTPUT_TOKENS: Final = 2_048
 """Limit: tokens of such a response if the client sets no maximum."""
@@ -48,6 +50,23 @@ class Handoff:
     expires_at: float
     description: str
     decode_id: str | None = None
+
+
+class HandoffState:
+    """The remote prefill of a request whose model has prefill instances.
+
+    transfer: the KV transfer of the next attempt; None once an engine accepted it, or without one.
+    is_transferred: the engine that answers received the KV of the prompt.
+    preselected: the first choice of a decode instance, until an attempt takes it.
+    """
+
+    __slots__ = ("is_transferred", "preselected", "record", "transfer")
+
+    def __init__(self) -> None:
+        self.record = HandoffRecord()
+        self.transfer: Handoff | None = None
+        self.is_transferred = False
+        self.preselected: Decision | None = None
 
 
 class _NixlParams(msgspec.Struct):

@@ -44,19 +44,22 @@ from fairlead.decision import Decision
 from fairlead.fleet.model import Fleet, Instance
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.dialects.schemas import GenerationFields
-from fairlead_gateway.disaggregation.handoff_record import BYPASSED, DONE, FAILED, PrefillAttempt
 from fairlead_gateway.disaggregation.worker import kv_connectors
-from fairlead_gateway.disaggregation.worker.kv_connectors import Handoff
+from fairlead_gateway.disaggregation.worker.kv_connectors import Handoff, HandoffState
 from fairlead_gateway.errors import NoReadyInstance, QuarantinedRequest
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.json_edit import prepend_members, set_members
 from fairlead_gateway.openai.model_names import body_with_model
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.outlier_detection import REQUEST_INDEPENDENT_CAUSES
 from fairlead_gateway.resilience.poison_requests import PoisonRequestGuard
 from fairlead_gateway.resilience.worker.retry import AttemptFailure
+from fairlead_gateway.router_registry import RouterRegistry
 from fairlead_gateway.routing.prefill_placement import LOCAL_RULES, place_prefill
 from fairlead_gateway.routing.request import NO_INSTANCES, RouteRequest
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry import OK, MetricsRecorder
+from fairlead_gateway.telemetry.handoff_record import BYPASSED, DONE, FAILED, PrefillAttempt
 from fairlead_gateway.telemetry.worker.trace_record import PREFILL
 from fairlead_gateway.upstream.connection import UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
@@ -67,9 +70,6 @@ from fairlead_gateway.upstream.request_encoder import (
     request_prefix,
 )
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.request_context import HandoffState, RequestContext
-from fairlead_gateway.worker.router_registry import RouterRegistry
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 HANDOFF_QUERY_SECONDS: Final = 2.0
 """Limit: a query to Mooncake's bootstrap server for an engine's id."""

@@ -28,7 +28,7 @@ from fairlead_gateway.idempotency.worker.owner_forwarding import (
     UNKNOWN_HEADER,
     OwnerForwarding,
 )
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.runtime import WorkerRuntime
 
 RUN: Final = "idempotency_run"
 JOINED: Final = "idempotency_joined"

@@ -36,9 +36,9 @@ from fairlead_gateway.errors import GatewayError, KeyOwnerUnavailable
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
 from fairlead_gateway.http.tls_certificate import TlsCertificate
 from fairlead_gateway.idempotency.messages import GatewayList
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.upstream.connection import ResponseSink, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 FORWARDED: Final = b"x-fairlead-key-owner"
 """The header of a forwarded request, with one of the next values."""

@@ -21,11 +21,11 @@ from fairlead.runtime.clock import Clock
 from fairlead.runtime.http_client import fetch
 from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
 from fairlead_gateway.ipc.channel import encode_message
-from fairlead_gateway.ipc.messages import WorkerReport
 from fairlead_gateway.kv_index.links import PromptLinks
 from fairlead_gateway.kv_index.messages import (
     PREFIX_MAP_CORRECTION_SECONDS,
     IndexCorrections,
+    PromptFinished,
     PromptSamples,
     SampleRequest,
 )
@@ -189,13 +189,15 @@ class KvIndexService:
             for sample in message.samples:
                 fetcher.on_sample(sample, self._instances)
 
-    def on_report(self, worker: WorkerHandle, report: WorkerReport) -> None:
+    def on_report(
+        self, worker: WorkerHandle, dispatches: Sequence[Dispatch], prompt_ends: Sequence[PromptFinished]
+    ) -> None:
         """Called with a worker's report of sent and finished prompts."""
         if self._reader is None:
             return
         wanted: dict[str, list[int]] = {}
         now = self._clock.now()
-        for row in report.dispatches:
+        for row in dispatches:
             model = self._model_index(row.model) if row.size else None
             if model is None:
                 continue
@@ -204,7 +206,7 @@ class KvIndexService:
             if has_unlinked and self._token_fetchers[row.model].should_fetch(row):
                 wanted.setdefault(row.model, []).append(row.tail)
             self._changed_models.add(row.model)
-        for end in report.prompt_ends:
+        for end in prompt_ends:
             model = self._models.get(end.model)
             if model is not None:
                 model.on_finish(end, now)

@@ -15,13 +15,13 @@ from typing import Final, TypeVar
 
 from fairlead.limits import Limits
 from fairlead_gateway.admission.output_lengths import OutputLengths, conditional_quantile
-from fairlead_gateway.body_check.messages import TextBounds, text_bounds
 from fairlead_gateway.dialects.completions import COMPLETIONS
+from fairlead_gateway.dialects.text_bounds import TextBounds, text_bounds
 from fairlead_gateway.errors import BadRequest
 from fairlead_gateway.limits.worker.limit_plan import Amounts, LimitPlan
 from fairlead_gateway.openai.body_parser import ModelRequest
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.telemetry.decision_log import is_client_fault
-from fairlead_gateway.worker.request_context import RequestContext
 
 SHARE: Final = 0.9
 TABLE_SECONDS: Final = 2.0

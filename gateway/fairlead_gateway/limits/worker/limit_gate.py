@@ -33,9 +33,9 @@ from fairlead_gateway.limits.worker.amounts import (
 )
 from fairlead_gateway.limits.worker.limit_plan import REQUESTS, Amounts, LeasedLimit, LimitPlan, missing_limit, take
 from fairlead_gateway.limits.worker.tenant_limits import QuotaLink, TenantLimits, Waiter
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RoleRouters
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.request_context import RequestContext
+from fairlead_gateway.router_registry import RoleRouters
+from fairlead_gateway.runtime import WorkerRuntime
 
 _RETURNED_RETRY_SECONDS: Final = 1
 _FOLLOWED_SECONDS: Final = 60

@@ -9,7 +9,7 @@ from typing import Final
 from fairlead.adapters.model import LoraAdapter
 from fairlead.tenants.model import Enforcement, Limit, Tenant
 from fairlead_gateway.limits.worker.limit_plan import Amounts, LeasedLimit, LimitPlan, Reservation
-from fairlead_gateway.worker.request_context import RequestContext
+from fairlead_gateway.request_context import RequestContext
 
 _MAX_PLANS: Final = 1_024
 

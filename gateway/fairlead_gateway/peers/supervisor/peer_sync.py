@@ -16,7 +16,6 @@ from typing import Protocol
 
 from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead.runtime.clock import Clock
-from fairlead_gateway.ipc import messages as say
 from fairlead_gateway.peers.messages import Dispatch, PeerUpdates
 from fairlead_gateway.peers.peer_messages import PeerLoad as Shared
 from fairlead_gateway.peers.peer_messages import SentPrompt, secret_fingerprint
@@ -80,13 +79,15 @@ class PeerSync:
 
     # --- reports of local workers
 
-    def on_worker_report(self, message: say.WorkerReport) -> None:
+    def on_worker_report(
+        self, dispatches: Sequence[Dispatch], service: Mapping[str, Mapping[str, float]], has_loads: bool
+    ) -> None:
         """Called with a report of a worker; publishes its dispatches, loads and service."""
-        for model, service in message.service.items():
-            self.exchange.outbox.add_service(model, service)
-        for item in message.dispatches:
+        for model, seconds in service.items():
+            self.exchange.outbox.add_service(model, seconds)
+        for item in dispatches:
             self.exchange.add_dispatch(item.model, item.instance, item.hashes, item.tail, item.session_hash)
-        if message.loads is not None:
+        if has_loads:
             self.exchange.on_loads_changed()
 
     def _models(self) -> Mapping[str, InstanceGroups]:

@@ -25,11 +25,11 @@ import msgspec
 from fairlead.fleet.model import Fleet, Instance, InstanceState
 from fairlead_gateway.resilience.outlier_detection import EjectionRecords, is_hang_cause
 from fairlead_gateway.resilience.worker.failure_attribution import FailureAttribution
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.tenants.cache_isolation import SALTED_ENGINES
 from fairlead_gateway.upstream.connection import activity_key
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.upstream.request_encoder import encode_external_request, request_prefix
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _POLL_SECONDS: Final = 1.0
 _PATH: Final = "/v1/completions"

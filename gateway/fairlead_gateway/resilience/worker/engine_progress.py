@@ -14,9 +14,9 @@ from typing import Final
 from fairlead.errors import BadInput
 from fairlead.fleet.model import Instance
 from fairlead.fleet.signals import EngineSignals
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.upstream.connection_pool import ConnectionPool, EngineCallFailed, call_engine
 from fairlead_gateway.upstream.request_encoder import request_prefix
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _MAX_WATCHED: Final = 256
 """Limit: engines that are watched at once; half for one namespace."""

@@ -28,6 +28,7 @@ whose core hangs refuses what is invalid, and counts tokens.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.resilience.outlier_detection import (
     REQUEST_INDEPENDENT_CAUSES,
     FaultSource,
@@ -42,12 +43,11 @@ from fairlead_gateway.resilience.worker.retry import (
     StallTimeout,
     should_retry,
 )
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.upstream.connection import LOCAL_CAUSES, EndpointActivity
 from fairlead_gateway.upstream.response import EngineResponse
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 _MIN_STALL_SECONDS = 1.0
 _UNKNOWN_ANSWER_SECONDS: Final = 200.0
@@ -201,7 +201,8 @@ class FailureAttribution:
             context.failures,
         )
         timeout.instance, timeout.on_opened = address.instance, self._on_opened
-        if not _has_early_byte(context):
+        request = context.request
+        if not (request.stream or request.passes_stream or request.dialect.has_early_answer):
             timeout.on_silent = self._on_silent
             if max_tokens is not None:
                 answer_seconds = first_seconds + max_tokens * _DEFAULT_OUTPUT_TOKEN_SECONDS
@@ -341,11 +342,6 @@ def _abandon_always(timeout: StallTimeout) -> bool:
 def _is_stall_counted(context: RequestContext, cause: str) -> bool:
     timeout = context.stall_timeout
     return cause == "timeout" and timeout is not None and timeout.is_counted and timeout.silence_seconds() > 0
-
-
-def _has_early_byte(context: RequestContext) -> bool:
-    request = context.request
-    return request.stream or request.passes_stream or request.dialect.has_early_answer
 
 
 def _predicted_seconds(context: RequestContext) -> float:

@@ -114,7 +114,7 @@ class HotPrefixes:
         while level is not None:
             level.count += 1
             level = level.parent
-        max_prompts = window_size(instances)
+        max_prompts = max(WINDOW, WINDOW_PER_INSTANCE * instances)
         while len(window) - self._first_counted > max_prompts:
             self._uncount(window[self._first_counted], max_prompts, instances)
             self._first_counted += 1
@@ -174,10 +174,6 @@ class HotPrefixes:
             if ends is block_ends(count):
                 self._cuts[count] = cuts
         return cuts.blocks
-
-
-def window_size(instances: int) -> int:
-    return max(WINDOW, WINDOW_PER_INSTANCE * instances)
 
 
 def _update_hot_levels(deepest: _PrefixLevel, prompts: int, instances: int) -> None:

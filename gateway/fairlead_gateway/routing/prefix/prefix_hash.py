@@ -89,6 +89,7 @@ _REFERENCES: Final = (
     (b'"file_id"', "file", _VALUE),
 )
 """The keys of parts that are named by an address, with their kind and what follows the key."""
+_SIGNS: Final = (_DATA_URL, *[sign for sign, _ in _RAW_KEYS], *[sign for sign, _, _ in _REFERENCES])
 _KINDS: Final = {b"image": "image", b"audio": "audio", b"video": "video"}
 _CLASS_BYTES: Final = (64 << 10, 512 << 10, 4 << 20)
 """The bounds of the size classes, in bytes of base64."""
@@ -278,6 +279,11 @@ def find_media(text: bytes, start: int, end: int) -> list[MediaPart]:
     A caller chooses the text. So the time for it grows with its length alone, and the parts are at
     most `MAX_PARTS`.
     """
+    for sign in _SIGNS:
+        if text.find(sign, start, end) >= 0:
+            break
+    else:
+        return []
     inline = _data_urls(text, start, end)
     parts = list(inline)
     for key, kind in _RAW_KEYS:

@@ -3,7 +3,6 @@
 - `messages`: the messages between the supervisor and the parsing process.
 - `process`: the parsing process.
 - `client`: the supervisor's client of it, used from threads.
-- `digest_list`: files that list names with digests.
 
 Why: the validation of these files takes 14 MB of memory, and they change rarely.
 """

@@ -12,6 +12,6 @@ It only reads. Nothing here serves a prompt. In reading order:
 """
 
 from fairlead_gateway.supervisor.management.app import create_management_app
-from fairlead_gateway.supervisor.management.view import GatewayStatus, GatewayView, TenantsSnapshot
+from fairlead_gateway.supervisor.management.view import GatewayStatus, GatewayView
 
-__all__ = ["GatewayStatus", "GatewayView", "TenantsSnapshot", "create_management_app"]
+__all__ = ["GatewayStatus", "GatewayView", "create_management_app"]

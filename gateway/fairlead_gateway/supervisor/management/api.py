@@ -31,7 +31,7 @@ from fairlead.usage.record import DIMENSIONS, day_of
 from fairlead.usage.replica_log import ReplicaSpan
 from fairlead.usage.report import group_usage, parse_dimensions
 from fairlead_gateway.errors import GatewayError
-from fairlead_gateway.ipc.messages import LoggedDecision
+from fairlead_gateway.messages import LoggedDecision
 from fairlead_gateway.supervisor.management.access.access_scope import (
     ROUTE_PREVIEW_PATH,
     SCOPE_KEY,

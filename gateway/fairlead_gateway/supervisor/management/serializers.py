@@ -28,7 +28,7 @@ def fleet_out(snapshot: fleet.Fleet, status: GatewayStatus, now: float) -> api.F
                 key=key,
                 namespace=model.namespace,
                 name=model.name,
-                preset=model.preset,
+                preset=model.routing.preset,
                 wakes=model.wakes,
                 objectives=api.ObjectivesOut(
                     target=model.objectives.target,

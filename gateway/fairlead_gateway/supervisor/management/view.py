@@ -13,13 +13,13 @@ from fairlead.fleet.hung_engines import EjectionReport
 from fairlead.fleet.model import Fleet
 from fairlead.runtime.clock import Clock
 from fairlead.runtime.loop_lag import LoopLag
-from fairlead.tenants.model import Tenant
-from fairlead_gateway.ipc.messages import LoggedDecision
+from fairlead_gateway.messages import LoggedDecision
 from fairlead_gateway.profiles.profile_estimator import LearnedProfile
 from fairlead_gateway.supervisor.lost_instances import LostInstance
 from fairlead_gateway.telemetry import LoadView, MetricsRecorder
 from fairlead_gateway.telemetry.decision_log import LATEST
 from fairlead_gateway.telemetry.status_types import IndexStatus
+from fairlead_gateway.tenants.messages import TenantsSnapshot
 
 if TYPE_CHECKING:  # only gateways with a ledger or with limits load their modules
     from fairlead.management_api import LimitOut
@@ -57,19 +57,6 @@ class GatewayStatus:
     answer_times: Mapping[str, float] = field(default_factory=dict)
     adapters: Mapping[str, frozenset[str]] = field(default_factory=dict)
     lost: Mapping[str, Sequence[LostInstance]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class TenantsSnapshot:
-    """The tenants of a gateway, and the uses of their keys.
-
-    counted_since: since when uses are counted, in Unix seconds; None without tenants.
-    used_at: returns the minute of a key's last use in Unix seconds, from its digest.
-    """
-
-    tenants: Mapping[str, Tenant] = field(default_factory=dict)
-    counted_since: float | None = None
-    used_at: Callable[[bytes], float | None] = lambda _: None
 
 
 class TenantReports(Protocol):

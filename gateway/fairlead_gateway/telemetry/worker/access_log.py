@@ -16,11 +16,11 @@ import msgspec
 
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import caller_name
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
 from fairlead_gateway.http import trace_context
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
+from fairlead_gateway.request_context import RequestContext
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
 from fairlead_gateway.telemetry.worker.background_writer import BackgroundWriter, QueueBounds
-from fairlead_gateway.worker.request_context import RequestContext
 
 STDOUT_TARGET, STDERR_TARGET = "-", "1"
 _ATOMIC_WRITE_BYTES = 4_096  # a pipe takes this much as a whole

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
 from fairlead_gateway.http.listener import HttpRequest, ResponseWriter
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.telemetry import MetricsRecorder
 from fairlead_gateway.telemetry.worker.settings import ObservabilitySettings
-from fairlead_gateway.worker.request_context import RequestContext
 
 if TYPE_CHECKING:
     from fairlead_gateway.telemetry.worker.access_log import AccessLog

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 from fairlead_gateway.caller_key import caller_name
 from fairlead_gateway.http import trace_context
 from fairlead_gateway.http.listener import HttpRequest
+from fairlead_gateway.request_context import RequestContext
 from fairlead_gateway.telemetry import RequestOutcome
 from fairlead_gateway.telemetry.worker.trace_record import PREFILL, SpanRecord, TraceRecord, random_id
 from fairlead_gateway.upstream.request_encoder import forward_headers
-from fairlead_gateway.worker.request_context import RequestContext
 
 AttributeValue = str | int | float | bool
 KIND_SERVER, KIND_CLIENT = 2, 3

@@ -18,11 +18,16 @@ from fairlead.fleet.model import Model
 from fairlead.runtime.file_watcher import FileWatcher, ToleratedErrors
 from fairlead.tenants.documents import merge_sources
 from fairlead.tenants.model import ApiKey, Tenant, TenantTable
-from fairlead_gateway.audit.tenant_changes import LIST_ACTOR
 from fairlead_gateway.bearer_tokens.messages import TokenIssuer, TokenIssuerUpdate
-from fairlead_gateway.supervisor.management.view import TenantsSnapshot
 from fairlead_gateway.tenants.cache_isolation import shared_caches
-from fairlead_gateway.tenants.messages import AccessReport, KeyUpdate, RevocationUpdate, TenantUpdate
+from fairlead_gateway.tenants.messages import (
+    LIST_ACTOR,
+    AccessReport,
+    KeyUpdate,
+    RevocationUpdate,
+    TenantsSnapshot,
+    TenantUpdate,
+)
 from fairlead_gateway.tenants.supervisor.tenant_file import KeyFile, RevocationFile
 
 if TYPE_CHECKING:

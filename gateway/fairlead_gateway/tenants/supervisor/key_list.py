@@ -8,12 +8,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from fairlead.api.strict_model import StrictModel
 from fairlead.limits import Limits
-from fairlead_gateway.supervisor.file_parsing.digest_list import (
-    DigestListForm,
-    check_digest,
-    check_name,
-    parse_digest_list,
-)
+from fairlead_gateway.tenants.supervisor.digest_list import DigestListForm, check_digest, check_name, parse_digest_list
 
 KEYS: Final = 100_000
 """Limit: API keys in a keys file."""

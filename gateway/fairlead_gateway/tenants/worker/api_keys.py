@@ -26,8 +26,7 @@ from fairlead.tenants.model import CacheSharing, Tenant
 from fairlead_gateway.caller_key import NEVER, Caller
 from fairlead_gateway.errors import ApiKeysUnavailable, InvalidApiKey, NotPermitted
 from fairlead_gateway.http.request_parser import RequestHead
-from fairlead_gateway.ipc.channel import Channel
-from fairlead_gateway.ipc.messages import ToWorker
+from fairlead_gateway.ipc.channel import MessageSender
 from fairlead_gateway.tenants.messages import AccessReport
 
 KEY_USE_SECONDS: Final = 10.0
@@ -279,7 +278,7 @@ class GatewaySecrets:
 class AccessReporter:
     """The reporter of the uses of API keys."""
 
-    def __init__(self, api_keys: ApiKeys, channel: Channel[ToWorker], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, api_keys: ApiKeys, channel: MessageSender, loop: asyncio.AbstractEventLoop) -> None:
         self._api_keys = api_keys
         self._channel = channel
         self._loop = loop

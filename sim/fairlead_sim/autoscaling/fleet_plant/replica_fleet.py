@@ -18,7 +18,7 @@ from functools import partial
 from itertools import count
 
 from fairlead.engine_profile import EngineProfile
-from fairlead.fleet.model import Instance, Model, Role, SloTargets
+from fairlead.fleet.model import Instance, Model, ModelRouting, Role, SloTargets
 from fairlead_gateway.routing import ModelRouter, PrefixChain, RouteRequest
 from fairlead_gateway.routing.request import DEFAULT_OUTPUT_TOKENS
 from fairlead_sim.autoscaling.fleet_plant.conversations import (
@@ -260,7 +260,7 @@ class ReplicaFleet:
         self._serving: dict[str, None] = {}
         self._cordoned: dict[str, None] = {}
         targets = SloTargets(ttft_seconds=scenario.model.ttft_seconds, itl_seconds=scenario.model.itl_seconds)
-        model = Model(NAMESPACE, MODEL, targets, options.preset)
+        model = Model(NAMESPACE, MODEL, targets, ModelRouting(options.preset))
         secret = f"fleet plant {options.routing_seed}".encode()
         random_ = scenario.random_source("conversations")
         turns = conversation_turns(scenario.load, options.conversations, random_)

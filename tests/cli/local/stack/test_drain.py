@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from fairlead.fleet.file import parse_fleet_file
-from fairlead.fleet.model import Instance, Model
+from fairlead.fleet.model import Instance, Model, ModelRouting
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.local.processes.child_process import ProcessCommand
 from fairlead_cli.local.processes.managed_process import wait_until
@@ -128,7 +128,9 @@ async def scale_down_under_load(directory: Path) -> tuple[Load, LeavingEngine]:
     arguments = ("--fleet", str(file), "--listen", f"127.0.0.1:{listen}", "--manage", f"127.0.0.1:{manage}")
     gateway = ProcessCommand((sys.executable, "-m", "fairlead_gateway", *arguments))
     template = Instance("", "default", "tiny", "main", "", engine="sim")
-    pool = EnginePoolSpec(Model("default", "tiny", preset="round-robin"), "main", 3, template, engine, "main")
+    pool = EnginePoolSpec(
+        Model("default", "tiny", routing=ModelRouting("round-robin")), "main", 3, template, engine, "main"
+    )
     url = f"http://127.0.0.1:{manage}"
     async with PatientClient(url) as management:
         spec = StackSpec((pool,), gateway, url, file)

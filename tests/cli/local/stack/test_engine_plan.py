@@ -287,7 +287,7 @@ def test_speed_scales_targets_profiles_and_engine_arguments(tmp_path: Path) -> N
 
 
 def test_preset_option_applies_to_every_model(tmp_path: Path) -> None:
-    assert {pool.model.preset for pool in make_plan(tmp_path, preset="round-robin").pools} == {"round-robin"}
+    assert {pool.model.routing.preset for pool in make_plan(tmp_path, preset="round-robin").pools} == {"round-robin"}
 
 
 def test_engines_per_process_fill_processes_in_order(tmp_path: Path) -> None:

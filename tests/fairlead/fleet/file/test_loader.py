@@ -18,10 +18,12 @@ from fairlead.fleet.model import (
     Instance,
     InstanceState,
     Model,
+    ModelRouting,
     RequestPolicy,
     Role,
     RoutingPreset,
     SloTargets,
+    StreamResume,
     TokenPrice,
     UnknownFields,
 )
@@ -51,7 +53,7 @@ def only_problem(text: str) -> tuple[int, str, str, str]:
 def test_documented_file_is_parsed() -> None:
     fleet = parse_fleet_file(FLEET_TEXT, file="fleet.yaml")
     objectives = SloTargets(ttft_seconds=2.0, itl_seconds=0.05)
-    assert fleet.models == {"default/tiny": Model("default", "tiny", objectives, "dual-hash")}
+    assert fleet.models == {"default/tiny": Model("default", "tiny", objectives)}
     (instance,) = fleet.instances["default/tiny"]
     assert instance == Instance("127.0.0.1/9001/0", "default", "tiny", "main", "http://127.0.0.1:9001")
 
@@ -213,7 +215,7 @@ def test_all_mistakes_are_reported_in_file_order() -> None:
 
 def test_empty_field_counts_as_absent() -> None:
     fleet = parse_fleet_file(FLEET_TEXT.replace("{preset: dual-hash}", ""), file="f")
-    assert fleet.models["default/tiny"].preset == "dual-hash"
+    assert fleet.models["default/tiny"].routing.preset == "dual-hash"
     assert only_problem("models:\n")[2] == "is missing"
 
 
@@ -301,9 +303,12 @@ def fleets(draw: st.DrawFn) -> Fleet:
             draw(st.sampled_from(["default", "chat"])),
             name,
             objectives,
-            draw(st.sampled_from(["session", "dual-hash"])),
+            ModelRouting(
+                draw(st.sampled_from(["session", "dual-hash"])),
+                draw(st.none() | st.integers(1, 10)),
+                draw(st.sampled_from(StreamResume)),
+            ),
             wakes=draw(st.booleans()),
-            max_attempts=draw(st.none() | st.integers(1, 10)),
             context_length=draw(st.none() | st.integers(1, 1 << 30)),
         )
         policy = RequestPolicy(

@@ -45,7 +45,7 @@ def test_a_model_says_which_fields_its_engines_get_and_how_many_are_tried() -> N
     assert policy == RequestPolicy(frozenset(), UnknownFields.REFUSE, frozenset({"priority"}))
     assert policy.engines == {"sglang"}
     assert build([model()]).fleet.models["x/tiny"].requests == RequestPolicy()
-    assert build([model(routing={"maxAttempts": 1})]).fleet.models["x/tiny"].max_attempts == 1
+    assert build([model(routing={"maxAttempts": 1})]).fleet.models["x/tiny"].routing.max_attempts == 1
 
 
 def test_ready_pod_is_an_instance_with_its_annotations() -> None:
@@ -62,7 +62,7 @@ def test_ready_pod_is_an_instance_with_its_annotations() -> None:
         kv_replay="tcp://10.0.0.1:5700",
     )
     served = outcome.fleet.models["x/tiny"]
-    assert (served.objectives.ttft_seconds, served.preset, served.shadowed) == (0.8, "session", False)
+    assert (served.objectives.ttft_seconds, served.routing.preset, served.shadowed) == (0.8, "session", False)
     assert (outcome.problems, outcome.excluded) == ((), {})
     assert (outcome.fleet.version, outcome.fleet.membership_epoch) == (1, 1)
 

@@ -40,8 +40,8 @@ async def downloading(server: CannedServer, download: AdapterDownload = DOWNLOAD
     """Runs a gateway whose only adapter is downloaded by `server`."""
     async with adapted([], settings=FAST) as setting:
         gateway = setting.running.gateway
-        gateway.stack.adapter_loader.downloaders.port = int(server.url.rpartition(":")[2])
-        fleet = gateway.stack.routers.fleet
+        gateway.stages.adapter_loader.downloaders.port = int(server.url.rpartition(":")[2])
+        fleet = gateway.stages.routers.fleet
         adapter = LoraAdapter("sql", download.engine_path, download=download)
         model = replace(fleet.models[MODEL_KEY], adapters=(adapter,))
         gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
@@ -114,7 +114,7 @@ async def test_failed_download_is_an_error_with_its_cause(answer: CannedResponse
 async def test_downloader_that_is_not_there_is_no_fault_of_the_engine() -> None:
     async def main(server: CannedServer) -> None:
         async with downloading(server) as setting:
-            setting.running.gateway.stack.adapter_loader.downloaders.port = 9
+            setting.running.gateway.stages.adapter_loader.downloaders.port = 9
             reply = await request(setting.running.url, chat("sql"))
             assert (reply.status, reply.json["error"]["code"]) == (503, "adapter_not_loaded")
             assert "last: adapter-download" in reply.json["error"]["message"]
@@ -130,7 +130,7 @@ async def test_changed_digest_is_downloaded_and_swapped() -> None:
             assert (await request(setting.running.url, chat("sql"))).status == 200
             other = replace(DOWNLOAD, digest="sha256:" + "1" * 64)
             server.responses["/v1/adapters"] = downloaded(other)
-            fleet = setting.running.gateway.stack.routers.fleet
+            fleet = setting.running.gateway.stages.routers.fleet
             adapter = LoraAdapter("sql", other.engine_path, download=other)
             model = replace(fleet.models[MODEL_KEY], adapters=(adapter,))
             setting.running.gateway.update_fleet(replace(fleet, version=3, models={MODEL_KEY: model}))

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from fairlead_gateway.journal import Journal, JournalBounds, Reporters
 from fairlead_gateway.telemetry.snapshot import restore_counters, snapshot_of
-from fairlead_gateway.worker.journal import Journal, JournalBounds, Reporters
 from fairlead_sim.runtime.settings import EngineSettings
 from fairlead_testing.gateway.gateway_process import Setting, adapted
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RecordedReports
@@ -22,7 +22,7 @@ _NAME = "fairlead_gateway_adapter_"
 def metrics(setting: Setting) -> dict[str, float]:
     """Returns the adapter metrics, by name without prefix and adapter."""
     gateway = setting.running.gateway
-    text = gateway.telemetry.render(gateway.stack.routers.fleet, {}, gateway.telemetry.started_at).decode()
+    text = gateway.telemetry.render(gateway.stages.routers.fleet, {}, gateway.telemetry.started_at).decode()
     lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith(_NAME)]
     labels = f'{{model="{MODEL_KEY}",adapter="'
     return {name.removeprefix(_NAME).replace(labels, " ").rstrip('"}'): float(value) for name, _, value in lines}

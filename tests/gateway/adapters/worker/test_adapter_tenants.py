@@ -63,7 +63,7 @@ def test_limits_that_name_an_adapter_or_its_base_count_its_requests() -> None:
 
 async def test_plan_of_an_adapter_is_not_that_of_its_base() -> None:
     async with adapted(["sql", "legal"], settings=FAST) as setting:
-        (model,) = setting.running.gateway.stack.routers.fleet.models.values()
+        (model,) = setting.running.gateway.stages.routers.fleet.models.values()
         sql, legal = model.adapters
         limit = Limit(LimitUnit.REQUESTS, 60, Window.DAY, model="default/legal")
         limits = TenantLimits(Tenant("acme", limits=(limit,)))

@@ -44,7 +44,7 @@ async def test_adapter_is_loaded_while_its_request_waits(stream: bool) -> None:
         assert b'"model":"sql"' in first.body.replace(b" ", b"")
         assert setting.loaded() == [{"sql"}]
         assert reason_of(setting, first).startswith("adapter sql cold, loaded in ")
-        assert list(setting.running.gateway.stack.adapter_loader.loaded().values()) == [["sql"]]
+        assert list(setting.running.gateway.stages.adapter_loader.loaded().values()) == [["sql"]]
         second = await request(setting.running.url, chat("sql", stream=stream))
         assert reason_of(setting, second).startswith("adapter sql loaded at 1 of 1; then only-one")
 
@@ -65,7 +65,7 @@ async def test_clients_see_adapters_with_their_base() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_answers_carry_the_name_that_the_client_wrote(stream: bool) -> None:
     async with adapted(["sql", "law"]) as setting:
-        fleet = setting.running.gateway.stack.routers.fleet
+        fleet = setting.running.gateway.stages.routers.fleet
         adapters = (LoraAdapter("sql", "/sql", ("sql", "acme/sql")), LoraAdapter("law", "/law", ()))
         model = replace(fleet.models[MODEL_KEY], adapters=adapters)
         setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
@@ -123,7 +123,7 @@ async def test_adapter_with_requests_is_not_evicted_after_its_engine_was_forgott
     async with adapted(["a", "b"], slots=1, settings=replace(FAST, speed=1.0)) as setting:
         long = asyncio.create_task(request(setting.running.url, chat("a", stream=True, max_tokens=40)))
         await wait_until(lambda: bool(setting.loaded()[0]))
-        (instance,) = setting.running.gateway.stack.adapter_loader._instances.values()
+        (instance,) = setting.running.gateway.stages.adapter_loader._instances.values()
         await wait_until(lambda: bool(instance.inflight))
         instance.forget()  # as after a load that has failed
         assert (await request(setting.running.url, chat("b"))).status == 200
@@ -166,7 +166,7 @@ async def test_adapter_that_others_unloaded_is_loaded_again() -> None:
 
 async def test_changed_source_is_loaded_anew() -> None:
     async with adapted(["sql"]) as setting:
-        fleet = setting.running.gateway.stack.routers.fleet
+        fleet = setting.running.gateway.stages.routers.fleet
         assert (await request(setting.running.url, chat("sql"))).status == 200
         model = replace(fleet.models[MODEL_KEY], adapters=(LoraAdapter("sql", "/adapters/sql-2"),))
         setting.running.gateway.update_fleet(replace(fleet, version=2, models={MODEL_KEY: model}))
@@ -176,7 +176,7 @@ async def test_changed_source_is_loaded_anew() -> None:
 
 def with_replicas(setting: Setting, version: int, **replicas: int) -> None:
     """Gives the gateway a fleet in which these adapters have so many replicas."""
-    fleet = setting.running.gateway.stack.routers.fleet
+    fleet = setting.running.gateway.stages.routers.fleet
     model = fleet.models[MODEL_KEY]
     adapters = tuple(replace(adapter, replicas=replicas.get(adapter.name, 0)) for adapter in model.adapters)
     changed = {MODEL_KEY: replace(model, adapters=adapters)}
@@ -248,7 +248,7 @@ async def test_two_gateways_share_the_slots_of_engines() -> None:
     settings = replace(FAST, adapter_load_seconds=0.2, max_loaded_adapters=4)
 
     async with adapted(names, engines=2, slots=4, settings=settings) as setting:
-        fleet = setting.running.gateway.stack.routers.fleet
+        fleet = setting.running.gateway.stages.routers.fleet
         async with running_gateway(fleet) as other:
             urls, todo = (setting.running.url, other.url), iter(drawn)
 

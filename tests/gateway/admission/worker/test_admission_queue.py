@@ -10,8 +10,8 @@ import pytest
 from fairlead.fleet.model import Fleet, InstanceState, SloTargets
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.journal import Reporters
 from fairlead_gateway.telemetry import counters as at
-from fairlead_gateway.worker.journal import Reporters
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import (
     ALIKE,
@@ -235,7 +235,7 @@ async def test_at_a_busy_engine_the_shortest_goes_first_although_all_want_the_sa
 @pytest.mark.parametrize("objectives", [ALIKE, GROWING], ids=["late-binding", "admission"])
 async def test_a_wait_for_an_engine_is_not_the_gateways_own_time(objectives: SloTargets) -> None:
     async with gateway_before_busy_engine(objectives=objectives) as (running, _, silent, first):
-        now = running.gateway.stack.admission._runtime.now
+        now = running.gateway.stages.admission._runtime.now
         waiting = asyncio.get_running_loop().create_task(request(running.url, SHORT))
         await wait_until(lambda: count_queued(running) == 1)
         queued_at = now()

@@ -71,7 +71,7 @@ class Scene:
         return asyncio.get_running_loop().create_task(request(self.running.url, body, more=more))
 
     def queued(self) -> int:
-        return self.running.gateway.stack.admission.queued().get(MODEL_KEY, 0)
+        return self.running.gateway.stages.admission.queued().get(MODEL_KEY, 0)
 
     async def send_queued(self, caller: str, name: str, **fields: Any) -> Task:
         before = self.queued()
@@ -130,7 +130,7 @@ async def test_queued_requests_go_by_credit_between_callers(stream: bool) -> Non
 
 async def test_service_elsewhere_counts_here_and_service_here_is_reported() -> None:
     async with with_scene() as scene:
-        admission = scene.running.gateway.stack.admission
+        admission = scene.running.gateway.stages.admission
         tasks = [scene.send("steady", "s0")]
         await wait_until(lambda: len(scene.steps.order) == 1)
         for number in (1, 2, 3):
@@ -152,7 +152,7 @@ async def test_answers_are_charged_as_expected_and_then_as_they_were(stream: boo
         await wait_until(lambda: len(scene.steps.order) == 1)
         tasks.append(await scene.send_queued("steady", "s0", max_tokens=100, stream=stream))
         tasks.append(await scene.send_queued("flood", "f1", max_tokens=100, n=4, stream=stream))
-        queue = scene.running.gateway.stack.admission.models[MODEL_KEY].policy._queue
+        queue = scene.running.gateway.stages.admission.models[MODEL_KEY].policy._queue
         single, fourfold = queue.requests()
         assert (single.decode_seconds, fourfold.decode_seconds) == (100.0, 400.0)
         await scene.finish()
@@ -178,7 +178,7 @@ async def test_engine_that_reports_billions_of_tokens_ruins_no_caller(tokens: in
     ):
         scene = Scene(running, engine, steps)
         tasks = [scene.send("flood", "f0"), await scene.send_queued("steady", "s0", max_tokens=100)]
-        policy = running.gateway.stack.admission.models[MODEL_KEY].policy
+        policy = running.gateway.stages.admission.models[MODEL_KEY].policy
         (queued,) = policy._queue.requests()
         await scene.finish()
         assert [(await task).status for task in tasks] == [200, 200]

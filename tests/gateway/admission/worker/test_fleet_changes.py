@@ -8,11 +8,11 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet, InstanceState
 from fairlead.limits import Limits
+from fairlead_gateway.journal import Reporters
 from fairlead_gateway.resilience.outlier_detection import OutlierDetector
+from fairlead_gateway.router_registry import RouterRegistry
 from fairlead_gateway.upstream.connection import EngineConnection
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.journal import Reporters
-from fairlead_gateway.worker.router_registry import RouterRegistry
 from fairlead_testing.engines.scripted import PausedStream, scripted_engine, well_behaved
 from fairlead_testing.gateway.running_gateway import GOOD, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send

@@ -68,7 +68,7 @@ class Scene:
             )
 
     def queued(self) -> int:
-        return self.gateway.gateway.stack.admission.queued().get(MODEL_KEY, 0)
+        return self.gateway.gateway.stages.admission.queued().get(MODEL_KEY, 0)
 
     async def flood(self, waiting: int, sequences: int = SEQUENCES) -> None:
         """Sends as many requests as the engine computes, then more, which wait."""
@@ -255,7 +255,7 @@ async def test_nothing_is_kept_without_callers_or_a_number(
 @EITHER_QUEUE
 async def test_learned_number_goes_before_that_of_the_profile(preset: str) -> None:
     async with scene(preset, "flood", profile=None) as now:
-        serving = now.gateway.gateway.stack.routers.serving
+        serving = now.gateway.gateway.stages.routers.serving
         (instance,) = serving.ready_instances(MODEL_KEY)
         serving.set_sequence_bounds({instance: 3})
         await now.flood(waiting=5, sequences=3)

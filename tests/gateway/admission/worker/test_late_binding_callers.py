@@ -16,10 +16,10 @@ from fairlead_gateway.admission.fair_share import FairShare
 from fairlead_gateway.admission.worker.admission_queue import LateBindingQueue
 from fairlead_gateway.admission.worker.model_admission import ModelAdmission
 from fairlead_gateway.errors import Overloaded, RequestShed
+from fairlead_gateway.request_context import RequestContext
+from fairlead_gateway.router_registry import RoleRouters
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.tenants.worker.tenant_policy import NO_TENANT, TenantPolicy
-from fairlead_gateway.worker.request_context import RequestContext
-from fairlead_gateway.worker.router_registry import RoleRouters
-from fairlead_gateway.worker.runtime import WorkerRuntime
 
 pytestmark = pytest.mark.simulated
 

@@ -201,7 +201,7 @@ async def test_plain_request_without_an_idle_connection_goes_on_as_a_task(
 ) -> None:
     async with busy_scene(objectives) as scene:
         waiting = await scene.send_queued()
-        monkeypatch.setattr(scene.gateway.stack.pool, "take_idle", lambda address: None)
+        monkeypatch.setattr(scene.gateway.stages.pool, "take_idle", lambda address: None)
         await scene.finish_first()
         answer = await waiting
         assert (answer.status, answer.fields["x-fairlead-instance"]) == (200, "e-0/0/0")
@@ -222,7 +222,7 @@ async def test_client_that_disconnects_as_its_request_becomes_a_task_leaves_no_l
             # Right after the queue lets it go, before the first step of its task.
             asyncio.get_running_loop().call_soon(exchange.context.response.on_connection_lost)
 
-        monkeypatch.setattr(scene.gateway.stack.pool, "take_idle", take_idle)
+        monkeypatch.setattr(scene.gateway.stages.pool, "take_idle", take_idle)
         await scene.finish_first()
         await wait_until(lambda: scene.gateway.inflight_count() == 0)
         await wait_until(lambda: {load.inflight for load in scene.running.loads().values()} == {0})

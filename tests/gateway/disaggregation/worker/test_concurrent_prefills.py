@@ -9,7 +9,7 @@ from fairlead.fleet.model import Fleet, Instance, Model, Role
 from fairlead.limits import Limits
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import MAX_WITHOUT_REQUEST, ConcurrentPrefills
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_testing.engines.disaggregated import make_prompt
 from fairlead_testing.engines.scripted import EngineCall, scripted_engine
 from fairlead_testing.gateway.running_gateway import running_gateway
@@ -61,7 +61,7 @@ async def test_requests_that_leave_during_their_prefill_keep_few_connections() -
         instances = (_instance("p-0/1/0", prefill.url, Role.PREFILL), _instance("d-0/1/0", decode.url, Role.DECODE))
         fleet = Fleet(1, 1, {"default/tiny": Model("default", "tiny")}, {"default/tiny": instances})
         async with running_gateway(fleet, Limits(handoff_min_tokens=1)) as running:
-            prefills = running.gateway.stack.prefill_coordinator.concurrent_prefills
+            prefills = running.gateway.stages.prefill_coordinator.concurrent_prefills
             for number in range(MAX_WITHOUT_REQUEST + 8):
                 client = await RawConnection.connect(running.url)
                 body = {"model": "tiny", "prompt": make_prompt(2_000, f"{number}x"), "max_tokens": 4}

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +12,9 @@ import pytest
 from fairlead.engine_profile import builtin_profile
 from fairlead.fleet.model import Fleet, SloTargets
 from fairlead.limits import Limits
-from fairlead_gateway.disaggregation.handoff_record import HandoffRecord
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import HANDOFF_TRANSFER_SECONDS, TransferEstimator
-from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, killable_engine, make_prompt
+from fairlead_gateway.telemetry.handoff_record import HandoffRecord
+from fairlead_testing.engines.disaggregated import MODEL_KEY, DisaggregatedModel, engine_process, make_prompt
 from fairlead_testing.gateway.decision_view import decision_out
 from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawConnection, get_request, post_request, request, send
@@ -38,9 +38,9 @@ async def split(
 ) -> AsyncIterator[tuple[RunningGateway, DisaggregatedModel]]:
     """A gateway before one prefill and one decode engine, with an inter-token objective."""
     more = ("--profile", "tiny-cpu", "--kv-connector", "nixl")
-    with ExitStack() as stack:
-        prefill = [stack.enter_context(killable_engine(*more, "--kv-role", "kv_producer"))]
-        decode = [stack.enter_context(killable_engine(*more, "--kv-role", "kv_consumer"))]
+    async with AsyncExitStack() as stack:
+        prefill = [await stack.enter_async_context(engine_process(*more, "--kv-role", "kv_producer"))]
+        decode = [await stack.enter_async_context(engine_process(*more, "--kv-role", "kv_consumer"))]
         engines = DisaggregatedModel(prefill, decode)
         fleet = engines.fleet()
         instances = tuple(
@@ -125,7 +125,7 @@ async def test_prefills_at_decode_engines_count_once_and_at_prefill_engines_not_
     async with split(TIGHT) as (gateway, _):
         for tokens, first in ((LONG, "aab"), (5, "bbc"), (6, "ccd")):
             assert (await request(gateway.url, body(make_prompt(tokens, first)), path=PATH)).status == 200
-        telemetry, fleet = gateway.gateway.telemetry, gateway.gateway.stack.routers.fleet
+        telemetry, fleet = gateway.gateway.telemetry, gateway.gateway.stages.routers.fleet
         page = telemetry.render(fleet, {}, 0.0).decode()
         counted = {
             line.split("{")[0].removeprefix("fairlead_gateway_"): float(line.split()[-1])
@@ -163,7 +163,7 @@ async def test_an_asked_prompt_that_would_travel_is_told_with_both_engines() -> 
 
 async def test_what_a_hand_off_takes_is_learned_from_streams() -> None:
     async with split(TIGHT) as (gateway, _):
-        ways = gateway.gateway.stack.prefill_coordinator._transfer_estimator
+        ways = gateway.gateway.stages.prefill_coordinator._transfer_estimator
         fixed = ways.predict_seconds(MODEL_KEY, 1_000.0)
         assert (await request(gateway.url, body(make_prompt(LONG, "aab"), stream=True), path=PATH)).status == 200
         assert story(gateway).outcome == "done"
@@ -192,7 +192,7 @@ async def test_a_burst_of_prompts_is_answered_as_by_one_engine_whoever_computes_
         answers = await asyncio.gather(*[request(gateway.url, body(prompt), path=PATH) for prompt in prompts])
         reasons = {reason for _, reason in gateway.gateway.telemetry.models[MODEL_KEY].handoffs}
         assert len(reasons) > 1
-        with killable_engine("--profile", "tiny-cpu", "--speed", "50") as alone:
+        async with engine_process("--profile", "tiny-cpu", "--speed", "50") as alone:
             for prompt, answer in zip(prompts, answers, strict=True):
                 more = "content-type: application/json\r\n"
                 expected = await request(alone.url, body(prompt), path=PATH, more=more)

@@ -247,7 +247,7 @@ async def test_rule_9_the_only_decode_engine_is_waited_for_when_it_is_stuck_in_a
     limits = replace(LIMITS, first_token_min_seconds=0.05, first_token_factor=0.0)
     async with scene([prefilling()], [stuck.script], limits) as setup:
         asked = asyncio.create_task(setup.post())
-        breaker = setup.gateway.gateway.stack.failures.outlier_detector
+        breaker = setup.gateway.gateway.stages.failures.outlier_detector
         await wait_until(lambda: "D0" in breaker._records)
         stuck.go_on.set()
         assert complete(await asked)
@@ -330,7 +330,7 @@ async def test_a_prompt_that_ended_a_prefill_engine_is_cleared_by_another_that_p
 
     async with scene([script] * prefills, [well_behaved]) as setup:
         assert complete(await setup.post())
-        assert len(setup.gateway.gateway.stack.poison_guard) == suspects
+        assert len(setup.gateway.gateway.stages.poison_guard) == suspects
 
 
 async def test_engine_ids_of_instances_that_left_the_fleet_are_forgotten() -> None:
@@ -348,7 +348,7 @@ async def test_engine_ids_of_instances_that_left_the_fleet_are_forgotten() -> No
             return Fleet(version, version, {MODEL_KEY: Model("default", "tiny")}, {MODEL_KEY: instances})
 
         async with running_gateway(fleet(1, "P0"), LIMITS) as running:
-            coordinator = running.gateway.stack.prefill_coordinator
+            coordinator = running.gateway.stages.prefill_coordinator
             for version, name in ((2, "P1"), (3, "P2")):
                 assert complete(await request(running.url, chat()))
                 running.gateway.update_fleet(fleet(version, name))

@@ -1,7 +1,7 @@
 """A prefix out of a peer's cache: real engine processes behind a real gateway."""
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,7 +10,7 @@ import pytest
 
 from fairlead.engine_profile import EngineProfile
 from fairlead.fleet.model import KvPullSource, SloTargets
-from fairlead_testing.engines.disaggregated import KillableEngine, killable_engine, make_prompt
+from fairlead_testing.engines.disaggregated import EngineProcess, engine_process, make_prompt
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, send
 from fairlead_testing.http.raw_client import request as ask
@@ -25,12 +25,12 @@ SHARED = make_prompt(1_000)
 
 
 @asynccontextmanager
-async def pair(bytes_per_second: float) -> AsyncIterator[tuple[RunningGateway, list[KillableEngine]]]:
+async def pair(bytes_per_second: float) -> AsyncIterator[tuple[RunningGateway, list[EngineProcess]]]:
     """Two engines that get blocks from one another at so many bytes a second."""
     more = ("--kv-connector", "p2p", "--kv-bytes-per-token", str(BYTES))
     more += ("--kv-bytes-per-second", str(bytes_per_second), "--profile", "tiny-cpu")
-    with ExitStack() as stack:
-        engines = [stack.enter_context(killable_engine(*more)) for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        engines = [await stack.enter_async_context(engine_process(*more)) for _ in range(2)]
         fleet = fleet_of([engine.url for engine in engines], objectives=SloTargets(ttft_seconds=5.0))
         instances = tuple(
             replace(instance, profile=SLOW, pull=KvPullSource(urlsplit(instance.url).netloc, BYTES, bytes_per_second))
@@ -44,16 +44,16 @@ def body(prompt: str, **more: Any) -> dict[str, Any]:
     return {"model": "tiny", "prompt": prompt, "max_tokens": 2, **more}
 
 
-async def state(engine: KillableEngine) -> dict[str, Any]:
+async def state(engine: EngineProcess) -> dict[str, Any]:
     transfers: dict[str, Any] = (await send(engine.url, get_request("/sim/state")))[0].json["kv_transfer"]
     return transfers
 
 
-async def both(gateway: RunningGateway, engines: list[KillableEngine]) -> tuple[int, int, RawResponse]:
+async def both(gateway: RunningGateway, engines: list[EngineProcess]) -> tuple[int, int, RawResponse]:
     """Sends a prompt again while its engine is busy; returns counts and the second response."""
     first = await ask(gateway.url, body(SHARED), path=PATH)
     holder = first.fields["x-fairlead-instance"]
-    router = gateway.gateway.stack.routers.serving.router(MODEL_KEY)
+    router = gateway.gateway.stages.routers.serving.router(MODEL_KEY)
     assert router is not None
     from fairlead_gateway.routing import RouteRequest, prefix_chain
 

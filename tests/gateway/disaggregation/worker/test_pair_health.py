@@ -7,7 +7,7 @@ from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.disaggregation.worker.prefill_coordinator import PairHealth
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.runtime import WorkerRuntime
 
 FLOOD, STEADY, OTHER = CallerKey("flood"), CallerKey("steady"), CallerKey("other")
 PREFILL, DECODE = (

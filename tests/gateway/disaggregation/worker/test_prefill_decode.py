@@ -2,14 +2,15 @@
 
 import asyncio
 import itertools
+import signal
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from fairlead.limits import Limits
-from fairlead_testing.engines.disaggregated import DisaggregatedModel, killable_engine, make_prompt
+from fairlead_testing.engines.disaggregated import DisaggregatedModel, engine_process, make_prompt
 from fairlead_testing.gateway.running_gateway import RunningGateway, running_gateway
 from fairlead_testing.http.raw_client import RawResponse, get_request, request, send
 from fairlead_testing.pytest_hooks.coroutine_tests import run_async
@@ -32,10 +33,14 @@ async def split(
 ) -> AsyncIterator[tuple[RunningGateway, DisaggregatedModel]]:
     """A gateway with prefill and decode engines, and one engine that does both, as ``serve[0]``."""
     more = (*QUICK, "--kv-connector", transfer, "--kv-load-failure-policy", policy, "--kv-abort-seconds", "30")
-    with ExitStack() as stack:
-        prefill = [stack.enter_context(killable_engine(*more, "--kv-role", "kv_producer")) for _ in range(prefills)]
-        decode = [stack.enter_context(killable_engine(*more, "--kv-role", "kv_consumer")) for _ in range(decodes)]
-        alone = stack.enter_context(killable_engine(*QUICK))
+    async with AsyncExitStack() as stack:
+        prefill = [
+            await stack.enter_async_context(engine_process(*more, "--kv-role", "kv_producer")) for _ in range(prefills)
+        ]
+        decode = [
+            await stack.enter_async_context(engine_process(*more, "--kv-role", "kv_consumer")) for _ in range(decodes)
+        ]
+        alone = await stack.enter_async_context(engine_process(*QUICK))
         async with running_gateway(DisaggregatedModel(prefill, decode, transfer).fleet(), limits) as gateway:
             yield gateway, DisaggregatedModel(prefill, decode, transfer, [alone])
 
@@ -108,7 +113,7 @@ async def test_after_sigkill_of_the_prefill_engine_every_request_ends_right(poli
         waiting = [
             asyncio.create_task(request(gateway.url, body(prompt, stream=stream), path=PATH)) for prompt in prompts
         ]
-        engines.prefill[0].kill()
+        await engines.prefill[0].kill()
         for prompt, answer in zip(prompts, await asyncio.gather(*waiting), strict=True):
             assert answer.status == 200
             assert WRONG.encode() not in answer.body
@@ -121,7 +126,7 @@ async def test_after_sigkill_of_the_prefill_engine_every_request_ends_right(poli
 async def test_after_sigstop_of_the_prefill_engine_every_request_ends_right(transfer: str) -> None:
     async with split(transfer=transfer) as (gateway, engines):
         await same_as_alone(gateway, engines, make_prompt(200, "aab"))
-        engines.prefill[0].freeze()
+        engines.prefill[0].send(signal.SIGSTOP)
         for letter in "abc":
             await same_as_alone(gateway, engines, make_prompt(200, f"b{letter}c"))
         assert "no prefill instance is ready and trusted" in reason(gateway)
@@ -131,12 +136,12 @@ async def test_prefill_engine_that_freezes_midway_costs_only_the_deadline() -> N
     async with split(limits=Limits(handoff_min_tokens=64, handoff_first_event_seconds=0.3)) as (gateway, engines):
         prompt = make_prompt(200)
         expected = text(await alone(engines, body(prompt)))
-        prefill = gateway.gateway.stack.prefill_coordinator
+        prefill = gateway.gateway.stages.prefill_coordinator
         before = prefill.prefill_remotely
 
         async def freezing(job: Any) -> None:
             await before(job)
-            engines.prefill[0].freeze()
+            engines.prefill[0].send(signal.SIGSTOP)
 
         prefill.prefill_remotely = freezing  # type: ignore[method-assign]  # no other way to hit the moment between the legs
         answer = await request(gateway.url, body(prompt, stream=True), path=PATH)
@@ -170,11 +175,11 @@ def burst(fault: str, transfer: str, lengths: list[int]) -> None:
             asked = [asyncio.create_task(request(gateway.url, body(prompt), path=PATH)) for prompt in prompts]
             await asked[0]
             if fault == "prefill killed":
-                engines.prefill[0].kill()
+                await engines.prefill[0].kill()
             elif fault == "prefill frozen":
-                engines.prefill[0].freeze()
+                engines.prefill[0].send(signal.SIGSTOP)
             elif fault == "decode killed":
-                engines.decode[0].kill()
+                await engines.decode[0].kill()
             assert [text(reply) for reply in await asyncio.gather(*asked)] == expected
 
     run_async(check())
@@ -182,7 +187,7 @@ def burst(fault: str, transfer: str, lengths: list[int]) -> None:
 
 async def test_the_other_prefill_engine_takes_over_from_a_dead_one() -> None:
     async with split(prefills=2) as (gateway, engines):
-        engines.prefill[0].kill()
+        await engines.prefill[0].kill()
         for letter in "abcd":
             await same_as_alone(gateway, engines, make_prompt(200, f"b{letter}c"))
         assert (await state(engines.decode[0].url))["pulled_total"] == 4
@@ -198,13 +203,13 @@ async def test_a_mooncake_engine_that_was_started_anew_is_found_under_its_new_id
     async with split(transfer="mooncake") as (gateway, engines):
         await same_as_alone(gateway, engines, make_prompt(200, "aab"))
         port = engines.prefill[0].url.rpartition(":")[2]
-        engines.prefill[0].kill()
+        await engines.prefill[0].kill()
         again = ("--listen", f"127.0.0.1:{port}", *QUICK, "--kv-connector", "mooncake", "--kv-role", "kv_producer")
-        with killable_engine(*again, "--seed", "0"):
-            gateway.gateway.stack.prefill_coordinator._engine_ids["prefill-0"] = "of-the-first-start"
+        async with engine_process(*again, "--seed", "0"):
+            gateway.gateway.stages.prefill_coordinator._engine_ids["prefill-0"] = "of-the-first-start"
             await same_as_alone(gateway, engines, make_prompt(200, "bbc"))
             assert "plain now" in reason(gateway)
-            assert "prefill-0" not in gateway.gateway.stack.prefill_coordinator._engine_ids
+            assert "prefill-0" not in gateway.gateway.stages.prefill_coordinator._engine_ids
 
 
 async def test_the_decision_tells_of_both_legs() -> None:

@@ -21,7 +21,7 @@ from fairlead_gateway.idempotency.worker.owner_forwarding import (
     owner_index,
     rank_gateways,
 )
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_testing.simulated.event_loop import running_clock
 
 pytestmark = pytest.mark.simulated

@@ -37,7 +37,7 @@ async def test_external_answer_costs_its_own_price() -> None:
     own = TokenPrice(1_000, 1_000, 1_000)
     async with limited_gateway(script, [tenant], price=own, routes=[_ROUTE]) as gateway:
         running = gateway.running.gateway
-        fleet = running.stack.routers.fleet
+        fleet = running.stages.routers.fleet
         (instance,) = fleet.instances[MODEL_KEY]
         policy = RequestPolicy(frozenset({EXTERNAL_API}))
         hosted = Model("default", "hosted", price=TokenPrice(10, 1, 100), requests=policy)

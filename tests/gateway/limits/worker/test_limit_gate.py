@@ -20,7 +20,7 @@ from fairlead_gateway.limits.worker import amounts, limit_plan
 from fairlead_gateway.limits.worker.limit_gate import LimitGate
 from fairlead_gateway.limits.worker.limit_plan import UNITS, Amounts
 from fairlead_gateway.limits.worker.tenant_limits import QuotaLink, TenantLimits, Waiter
-from fairlead_gateway.worker.runtime import WorkerRuntime
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, HangUp, responds, silent, streams, token, usage
 from fairlead_testing.gateway.limited_gateway import LimitedGateway, answer, limited_gateway
 from fairlead_testing.simulated.event_loop import running_clock

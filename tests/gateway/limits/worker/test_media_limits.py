@@ -64,7 +64,7 @@ async def test_the_tokens_of_pictures_are_learned_and_those_of_text_stay() -> No
         await call.respond(answer(prompt=4_000 if b"base64" in call.body else 500))
 
     async with limited_gateway(script, [Tenant("acme", limits=(_INPUT,))]) as gateway:
-        routers = gateway.running.gateway.stack.routers.serving
+        routers = gateway.running.gateway.stages.routers.serving
         text = [{"role": "user", "content": "word " * 400}]
         for _ in range(10):
             assert await _post(gateway, "/v1/chat/completions") == 200
@@ -118,7 +118,7 @@ async def test_dense_text_of_a_caller_takes_no_memory_from_others() -> None:
                 f"{gateway.running.url}/v1/chat/completions", json=body, headers=headers
             )
             assert answered.status_code == 200
-        router = gateway.running.gateway.stack.routers.serving.router("default/tiny")
+        router = gateway.running.gateway.stages.routers.serving.router("default/tiny")
         assert router is not None
         tokens = {}
         for name in ("dense", "acme"):

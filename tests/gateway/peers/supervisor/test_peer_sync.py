@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_gateway.ipc.messages import WorkerReport
+from fairlead_gateway.messages import WorkerReport
 from fairlead_gateway.peers.messages import Dispatch, PeerUpdates
 from fairlead_gateway.peers.peer_messages import PeerLoad, PeerLoadRow
 from fairlead_gateway.peers.supervisor.peer_sync import PeerSync
@@ -64,7 +64,7 @@ class FakeWorkers:
             Instance(f"e-{number}", "ns", "a", "main", f"http://{number}", state=InstanceState.READY)
             for number in range(2)
         )
-        return Fleet(1, 1, {KEY: Model("ns", "a", SloTargets(), "dual-hash")}, {KEY: instances})
+        return Fleet(1, 1, {KEY: Model("ns", "a", SloTargets())}, {KEY: instances})
 
     def loads(self) -> Mapping[str, LoadView]:
         return {}

@@ -37,7 +37,7 @@ async def test_a_popular_prompt_on_two_engines_that_die_together_is_served_by_th
                 assert '"code":"stream_cut"' in (await copy).events[-1]
             assert (len(first.calls), len(second.calls)) == (1, 1)
             assert (await request(running.url, STREAM)).events[-1] == "[DONE]"
-            assert len(running.gateway.stack.poison_guard) == 0
+            assert len(running.gateway.stages.poison_guard) == 0
 
 
 async def test_a_copy_that_was_sent_before_and_is_answered_clears_it() -> None:
@@ -65,10 +65,10 @@ async def test_a_copy_that_was_sent_before_and_is_answered_clears_it() -> None:
             first = asyncio.create_task(request(running.url, GOOD))
             await wait_until(lambda: len(met) == 1)
             assert (await request(running.url, GOOD)).status == 502
-            assert len(running.gateway.stack.poison_guard) == 1
+            assert len(running.gateway.stages.poison_guard) == 1
             go_on.set()
             assert (await first).status == 200
-            assert len(running.gateway.stack.poison_guard) == 0
+            assert len(running.gateway.stages.poison_guard) == 0
 
 
 async def test_an_engine_that_refuses_it_proves_nothing() -> None:
@@ -83,7 +83,7 @@ async def test_an_engine_that_refuses_it_proves_nothing() -> None:
     async with scripted_engine(script) as first, scripted_engine(script) as second:  # noqa: SIM117
         async with running_gateway(fleet_of([first.url, second.url])) as running:
             assert (await request(running.url, GOOD)).status == 400
-            assert len(running.gateway.stack.poison_guard) == 1
+            assert len(running.gateway.stages.poison_guard) == 1
 
 
 @pytest.mark.parametrize("first_stream", [1, 2])

@@ -48,7 +48,7 @@ def chat(number: int) -> dict[str, object]:
 
 
 def health(running: RunningGateway, instance: str) -> HealthState:
-    return running.gateway.stack.failures.describe(instance)[0]
+    return running.gateway.stages.failures.describe(instance)[0]
 
 
 answers_500 = responds({"error": {"message": "broken", "code": 500}}, "500 Internal Server Error")
@@ -78,7 +78,7 @@ async def test_an_engine_that_fails_sits_out_and_every_place_says_why(fault: Scr
         decision = running.gateway.decisions.latest(1)[0].records[0].decision
         (why,) = [candidate.why for candidate in decision.rejected if candidate.id == "e-0/0/0"]
         assert why.startswith("ejected ")
-        stack, now = running.gateway.stack, running.gateway.runtime.now()
+        stack, now = running.gateway.stages, running.gateway.runtime.now()
         lag = running.gateway.loop_lag
         status = GatewayStatus(True, [], running.loads(), stack.failures.describe, lag)
         shown = fleet_out(stack.routers.fleet, status, now)
@@ -266,7 +266,7 @@ async def test_answers_that_need_no_core_do_not_hide_an_engine_that_hangs(
             await well_behaved(call)
 
     async with scripted_engine(script) as engine, running_gateway(fleet_of([engine.url])) as running:
-        stack = running.gateway.stack
+        stack = running.gateway.stages
         detector = stack.failures.outlier_detector
         for _ in range(3):
             detector.on_failure("e-0/0/0", "timeout", running.gateway.runtime.now(), ("e-0/0/0",))
@@ -284,7 +284,7 @@ async def test_rank_that_hangs_is_not_hidden_by_another_of_its_server() -> None:
         async with running_gateway(ranked) as running:
             assert (await request(running.url, GOOD)).status == 200
             assert engine.calls[0].header("x-data-parallel-rank") == "1"
-            pool = running.gateway.stack.pool
+            pool = running.gateway.stages.pool
             counts = [pool.activity(activity_key(engine.url, rank)).receive_count for rank in (None, 0, 1)]
             assert counts == [0, 0, 1]
             running.gateway.update_fleet(replace(ranked, version=2))
@@ -294,8 +294,8 @@ async def test_rank_that_hangs_is_not_hidden_by_another_of_its_server() -> None:
 async def test_decision_describes_few_of_the_instances_that_are_ejected() -> None:
     fleet = fleet_of([f"http://127.0.0.1:{port}" for port in range(20_000, 20_200)])
     async with running_gateway(fleet) as running:
-        routers, now = running.gateway.stack.routers.serving, running.gateway.runtime.now()
-        detector, names = running.gateway.stack.failures.outlier_detector, list(routers.ready_instances(MODEL_KEY))
+        routers, now = running.gateway.stages.routers.serving, running.gateway.runtime.now()
+        detector, names = running.gateway.stages.failures.outlier_detector, list(routers.ready_instances(MODEL_KEY))
         for name in names[:100]:
             for _ in range(3):
                 detector.on_failure(name, "refused", now, names)

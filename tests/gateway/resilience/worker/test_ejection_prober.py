@@ -14,9 +14,9 @@ from fairlead.runtime.clock import ManualClock
 from fairlead_gateway.caller_key import CallerKey
 from fairlead_gateway.proxy.gateway import Gateway
 from fairlead_gateway.resilience.outlier_detection import EjectionRecord, FaultSource
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.telemetry.status_types import HealthState
 from fairlead_gateway.tenants.worker.api_keys import GatewaySecrets
-from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.engines.scripted import EngineCall, Script, ScriptedEngine, responds, scripted_engine, silent
 from fairlead_testing.gateway.running_gateway import MODEL_KEY, fleet_of
 from fairlead_testing.waiting import wait_until
@@ -39,7 +39,7 @@ class ProberFixture:
         secrets = GatewaySecrets(b"a secret of the test", EngineCredentials({}, runtime.now))
         self.gateway = Gateway(runtime, secrets, create_request_id=lambda: "req")
         self.gateway.update_fleet(fleet_of(urls))
-        self.detector = self.gateway.stack.failures.outlier_detector
+        self.detector = self.gateway.stages.failures.outlier_detector
         self.urls = urls
         for _ in range(3):
             self.detector.on_failure(HUNG, "timeout", 0.0, (HUNG, OTHER))
@@ -53,7 +53,7 @@ class ProberFixture:
 
     def poll_at(self, now: float) -> None:
         self.clock.advance(now - self.clock.now())
-        self.gateway.stack.ejection_prober.poll()
+        self.gateway.stages.ejection_prober.poll()
 
     async def wait_probe_ended(self) -> None:
         await wait_until(lambda: self.record is None or not self.record.is_probing)
@@ -166,7 +166,7 @@ async def test_engine_that_sends_to_another_request_is_slow_and_does_not_hang() 
     async with prober(silent) as (fixture, engine):
         fixture.poll_at(10.0)
         await wait_until(lambda: len(engine.calls) == 1)
-        fixture.gateway.stack.pool.activity(engine.url).receive_count += 1
+        fixture.gateway.stages.pool.activity(engine.url).receive_count += 1
         await fixture.wait_probe_ended()
         assert (fixture.record.since, fixture.record.failed_probes) == (10.0, 0)
 

@@ -8,8 +8,8 @@ import pytest
 from fairlead.fleet.model import Instance
 from fairlead.limits import Limits
 from fairlead_gateway.resilience.worker.engine_progress import EngineProgress
+from fairlead_gateway.runtime import WorkerRuntime
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
-from fairlead_gateway.worker.runtime import WorkerRuntime
 from fairlead_testing.simulated.event_loop import running_clock
 
 

@@ -46,7 +46,7 @@ async def test_full_engines_get_few_requests_and_no_client_is_refused(
 @pytest.mark.parametrize("retry_after", [None, 30])
 async def test_api_whose_account_is_limited_is_left_out_for_every_caller(retry_after: int | None) -> None:
     async with gateway_of(refuses(STATUSES[0], retry_after), well_behaved) as (running, full, _):
-        fleet = running.gateway.stack.routers.fleet
+        fleet = running.gateway.stages.routers.fleet
         external = tuple(replace(one, engine=EXTERNAL) for one in fleet.instances[MODEL_KEY])
         running.gateway.update_fleet(replace(fleet, version=2, instances={MODEL_KEY: external}))
         statuses = []
@@ -71,7 +71,7 @@ async def test_an_engine_gets_its_share_back_once_it_has_room() -> None:
         for number in range(40):
             assert (await request(running.url, chat(f"{100 + number} "))).status == 200
         assert len(engine.calls) - before >= 10
-        assert not running.gateway.stack.failures.outlier_detector.full
+        assert not running.gateway.stages.failures.outlier_detector.full
 
 
 async def test_only_full_engines_are_asked_all_the_same() -> None:
@@ -98,7 +98,7 @@ async def test_a_request_that_engines_refuse_alone_leaves_none_out() -> None:
         for number in range(20):
             await request(running.url, chat("poison "))
             assert (await request(running.url, chat(f"{number} "))).status == 200
-        detector, now = running.gateway.stack.failures.outlier_detector, running.gateway.runtime.now()
+        detector, now = running.gateway.stages.failures.outlier_detector, running.gateway.runtime.now()
         assert not detector.ejected([f"e-{number}/{number}/0" for number in range(3)], now)
         assert all(engine.calls for engine in engines)
 

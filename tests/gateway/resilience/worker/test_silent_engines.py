@@ -92,7 +92,7 @@ async def test_a_hung_engine_is_ejected_by_plain_requests_alone() -> None:
         assert max(seconds) < 4 * FLOOR
         assert scene.silent is not None
         index = scene.engines.index(scene.silent)
-        assert running.gateway.stack.failures.describe(f"e-{index}/{index}/0")[0] is HealthState.EJECTED
+        assert running.gateway.stages.failures.describe(f"e-{index}/{index}/0")[0] is HealthState.EJECTED
 
 
 @pytest.mark.parametrize("body", [GOOD, LONG])

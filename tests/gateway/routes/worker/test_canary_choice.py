@@ -4,7 +4,7 @@ from fairlead.fleet.model import Model
 from fairlead_gateway.dialects.passed_on import GenericRequest
 from fairlead_gateway.openai.body_parser import parsed_body
 from fairlead_gateway.openai.model_names import ModelEntry
-from fairlead_gateway.routes.worker.route_choice import takes_canary
+from fairlead_gateway.proxy.route_choice import takes_canary
 from fairlead_gateway.routing import RouteRequest
 from fairlead_gateway.routing.prefix.prefix_hash import ChainStarts, hash_blocks
 

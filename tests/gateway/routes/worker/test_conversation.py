@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairlead_gateway.routes.worker.route_choice import conversation_end, prompt_digest, session_digest
+from fairlead_gateway.proxy.route_choice import conversation_end, prompt_digest, session_digest
 
 SYSTEM = {"role": "system", "content": 'You are {"role":"user"} helpful.'}
 TEXTS = st.text(max_size=30)

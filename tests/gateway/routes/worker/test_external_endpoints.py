@@ -259,7 +259,7 @@ async def test_tenant_that_refuses_it_gets_a_typed_error_without_another_model(t
 
 async def test_target_that_the_tenant_refuses_falls_back() -> None:
     async with served("down", "api") as (running, api):
-        current = running.gateway.stack.routers.fleet
+        current = running.gateway.stages.routers.fleet
         (known,) = current.routes.values()
         alone = replace(known, targets=(RouteTarget("chat/api"),), fallbacks=())
         both = replace(alone, name="both", names=("both",), fallbacks=(to("own"),))
@@ -282,7 +282,7 @@ async def test_list_of_a_refusing_tenant_has_nothing_that_leads_outside_alone() 
         return {model["id"] for model in (await get(running, "/v1/models", tenant)).json["data"]}
 
     async with served("down", "api", to("api")) as (running, _):
-        current = running.gateway.stack.routers.fleet
+        current = running.gateway.stages.routers.fleet
         (inside,) = current.routes.values()
         outside = replace(inside, name="outside", names=("outside",), targets=(RouteTarget("chat/api"),))
         routes = (

@@ -12,8 +12,8 @@ from fairlead.fleet.model import InstanceState, Model, RequestPolicy, TokenPrice
 from fairlead.limits import Limits
 from fairlead.routes.model import FailureKind, Fallback, RequestRewrite, Route, RouteTarget
 from fairlead.tenants.model import Tenant
+from fairlead_gateway.journal import Journal, JournalBounds
 from fairlead_gateway.profiles.messages import TimingEvent, TimingEventKind
-from fairlead_gateway.worker.journal import Journal, JournalBounds
 from fairlead_testing.engines.scripted import EngineCall, HangUp, hang_up, responds, scripted_engine, silent, token
 from fairlead_testing.gateway.running_gateway import RecordedReports, RunningGateway, fleet_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
@@ -230,7 +230,7 @@ async def test_fallback_that_takes_no_such_request_is_a_failure_too(text: str) -
 
 async def test_last_fallback_without_an_instance_ends_in_the_log() -> None:
     async with served(route(to("middle")), big=fail) as running:
-        registry = running.gateway.stack.routers.serving
+        registry = running.gateway.stages.routers.serving
         router = registry.router("chat/middle")
         # Its instance leaves after the choice, before the request reaches it.
         router.update(registry.fleet.models["chat/middle"], [])
@@ -304,9 +304,7 @@ def test_times_at_the_next_model_begin_when_it_gets_the_request() -> None:
         async with served(CHAIN, big=overload_late) as running:
             for _ in range(2):  # the second one finds idle connections
                 loop = asyncio.get_running_loop()
-                running.gateway.stack._dispatcher.journal = Journal(
-                    sender, loop, bounds=JournalBounds(timing_seconds=0.01)
-                )
+                running.gateway.stages._parts.journal = Journal(sender, loop, bounds=JournalBounds(timing_seconds=0.01))
                 sender.reports.clear()
                 assert answered(await request(running.url, chat()))[1] == "chat/middle"
                 await wait_until(lambda: any(timing.kind == TimingEventKind.FINISHED for timing in sender.timings))

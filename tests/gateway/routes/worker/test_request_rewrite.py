@@ -17,9 +17,9 @@ from fairlead_gateway.dialects.table import BODY_TYPES
 from fairlead_gateway.openai.body_parser import ModelRequest, ScanBounds, parse_body, parse_scanned
 from fairlead_gateway.openai.model_names import ModelEntry
 from fairlead_gateway.openai.request import bind_to_entry
+from fairlead_gateway.proxy.route_choice import apply_rewrite
 from fairlead_gateway.routes.rewriting import RewritePlan
 from fairlead_gateway.routes.target_choice import RouteDecision
-from fairlead_gateway.routes.worker.route_choice import apply_rewrite
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
     *("/v1/chat/completions", "/v1/completions"),

@@ -325,7 +325,7 @@ async def test_limits_count_no_copy_and_a_refused_request_has_none() -> None:
     route = Route("default", "assistant", (RouteTarget("default/tiny"),), names=("assistant",), shadow=Shadow(NEXT))
     async with limited_gateway(answer, [Tenant("acme", limits=(limit,))], routes=[route]) as gateway:
         running = gateway.running
-        fleet = running.gateway.stack.routers.fleet
+        fleet = running.gateway.stages.routers.fleet
         instance = replace(fleet.instances["default/tiny"][0], namespace="chat", model="next", id="next/0")
         models = {**fleet.models, NEXT: Model("chat", "next")}
         running.gateway.update_fleet(replace(fleet, models=models, instances={**fleet.instances, NEXT: (instance,)}))
@@ -347,7 +347,7 @@ async def test_metrics_show_both_sides() -> None:
         await request(running.url, chat(stream=True))
         await until_compared(running)
         gateway = running.gateway
-        text = gateway.telemetry.render(gateway.stack.routers.fleet, running.loads(), 1.0).decode()
+        text = gateway.telemetry.render(gateway.stages.routers.fleet, running.loads(), 1.0).decode()
         labels = 'model="chat/next",original="chat/big"'
         assert f'fairlead_gateway_shadow_copies_total{{{labels},outcome="answered"}} 1' in text
         assert f"fairlead_gateway_shadow_compared_total{{{labels}}} 1" in text
@@ -359,7 +359,7 @@ async def test_metrics_show_both_sides() -> None:
 
 async def test_shadow_outside_the_cluster_gets_no_copies() -> None:
     async with shadowed(policy=RequestPolicy(engines=frozenset({"openai"}))) as (running, calls):
-        fleet = running.gateway.stack.routers.fleet
+        fleet = running.gateway.stages.routers.fleet
         assert fleet.models[NEXT].leaves_cluster
         running.gateway.update_fleet(replace(fleet, models={**fleet.models, BIG: Model("chat", "big")}))
         assert (await request(running.url, chat())).status == 200

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fairlead.engine_profile import builtin_profile
-from fairlead.fleet.model import Instance, Model, SloTargets
+from fairlead.fleet.model import Instance, Model, ModelRouting, SloTargets
 from fairlead_gateway.routing import PRESETS, ModelRouter, RouteRequest, prefix_chain
 from fairlead_gateway.routing.candidates import Candidate
 from fairlead_gateway.routing.load.inflight import EndpointLoad
@@ -154,7 +154,7 @@ def make_router(name: str, count: int = 8) -> ModelRouter:
     router = ModelRouter(secret=b"secret")
     profile = builtin_profile("h100-llama8b")
     instances = [Instance(f"pod-{at}", "default", "m", "main", "", profile=profile) for at in range(count)]
-    router.update(Model("default", "m", SloTargets(ttft_seconds=5.0), name), instances)
+    router.update(Model("default", "m", SloTargets(ttft_seconds=5.0), ModelRouting(name)), instances)
     return router
 
 

@@ -18,7 +18,7 @@ from fairlead.audit import AuditLog, AuditRecord
 from fairlead.audit.reader import AuditQuery
 from fairlead.decision import Decision, DecisionInput, DecisionText, RejectedCandidate
 from fairlead.fleet.hung_engines import EjectionReport
-from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
+from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, ModelRouting, SloTargets
 from fairlead.fleet.signals import EngineSignals
 from fairlead.limits import Limits
 from fairlead.management_api import LimitOut
@@ -27,13 +27,14 @@ from fairlead.runtime.loop_lag import LoopLag
 from fairlead.tenants.model import Tenant
 from fairlead.usage.ledger_reader import LedgerContent
 from fairlead_gateway.ipc.decision_json import logged_decision
-from fairlead_gateway.ipc.messages import LoggedDecision
 from fairlead_gateway.limits.budget_watch import BudgetState
+from fairlead_gateway.messages import LoggedDecision
 from fairlead_gateway.proxy.gateway import DECISION_LOG
 from fairlead_gateway.routing import InstanceLoad
-from fairlead_gateway.supervisor.management.view import GatewayStatus, TenantsSnapshot
+from fairlead_gateway.supervisor.management.view import GatewayStatus
 from fairlead_gateway.telemetry import MetricsRecorder, assess_attainment
 from fairlead_gateway.telemetry.decision_log import LATEST, DecisionLog, DecisionRecord
+from fairlead_gateway.tenants.messages import TenantsSnapshot
 from fairlead_testing.gateway.decision_view import append_decision
 from fairlead_testing.gateway.running_gateway import make_outcome
 
@@ -132,7 +133,7 @@ class SimulatedGateway:
     def populate(self, *, ready: int = 8, starting: int = 0) -> None:
         """Sets up a big model with `ready` + `starting` instances and a small one with two."""
         big = Model("chat", "llama-70b", SloTargets(0.95, 2.0, 0.12, 0.05))
-        small = Model("default", "qwen3-8b", SloTargets(0.9), "least-request")
+        small = Model("default", "qwen3-8b", SloTargets(0.9), ModelRouting("least-request"))
         states = [InstanceState.READY] * ready + [InstanceState.STARTING] * starting
         pool = tuple(self._instance("chat", "llama-70b", n, state) for n, state in enumerate(states))
         pair = tuple(self._instance("default", "qwen3-8b", n, InstanceState.READY) for n in range(2))

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from fairlead.audit import Action, AuditEvent
 from fairlead_gateway.errors import RelayedError
-from fairlead_gateway.ipc.messages import LoggedDecision
+from fairlead_gateway.messages import LoggedDecision
 from fairlead_gateway.supervisor.management import create_management_app
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens

@@ -107,7 +107,7 @@ async def test_what_never_reached_an_engine_has_a_line_too(tmp_path: Path) -> No
         await send(running.url, get_request("/readyz"))
         await send(running.url, get_request("/v1/models", method="OPTIONS"))
         await send(running.url, f"GET {CANARY}\r\n\r\n".encode())
-        running.gateway.update_fleet(Fleet(2, 2, running.gateway.stack.routers.fleet.models, {MODEL_KEY: ()}))
+        running.gateway.update_fleet(Fleet(2, 2, running.gateway.stages.routers.fleet.models, {MODEL_KEY: ()}))
         await request(running.url, BODY)
     rows = [(line["path"], line["status"], line["error"], line["model"]) for line in lines(path)]
     assert rows == [

@@ -11,7 +11,7 @@ from fairlead.errors import ManifestError
 from fairlead.fleet.model import Model, RequestPolicy
 from fairlead.limits import Limits
 from fairlead.tenants.model import Tenant, TenantTable
-from fairlead_gateway.ipc import messages as say
+from fairlead_gateway import messages as say
 from fairlead_gateway.tenants.messages import KeyUpdate, RevocationUpdate, TenantUpdate
 from fairlead_gateway.tenants.supervisor.access_service import AccessService, AccessSources
 from fairlead_gateway.tenants.supervisor.tenant_file import KeyFile, RevocationFile, TenantFile

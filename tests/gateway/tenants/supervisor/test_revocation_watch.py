@@ -9,7 +9,7 @@ import pytest
 from fairlead.kube.client import KubeApi
 from fairlead.kube.resources import CONFIG_MAPS
 from fairlead.runtime.clock import Pacing, SystemClock
-from fairlead_gateway.ipc import messages as say
+from fairlead_gateway import messages as say
 from fairlead_gateway.tenants.messages import KeyUpdate, RevocationUpdate
 from fairlead_gateway.tenants.supervisor.access_service import AccessService, AccessSources
 from fairlead_gateway.tenants.supervisor.tenant_watch import RevocationWatch

@@ -8,7 +8,7 @@ import pytest
 from fairlead.fleet.model import RequestPolicy
 from fairlead.limits import Limits
 from fairlead.tenants.model import CacheSharing, Tenant
-from fairlead_testing.engines.disaggregated import DisaggregatedModel, engine_processes, killable_engine, make_prompt
+from fairlead_testing.engines.disaggregated import DisaggregatedModel, engine_process, engine_processes, make_prompt
 from fairlead_testing.engines.scripted import EngineCall, HangUp, scripted_engine, token, usage, well_behaved
 from fairlead_testing.gateway.running_gateway import RunningGateway, fleet_of, gateway_of, running_gateway
 from fairlead_testing.gateway.tenant_keys import authorization, keys_of
@@ -51,7 +51,7 @@ async def test_affinity_of_a_tenant_is_its_own() -> None:
         engine_processes(4, "--speed", "50") as engines,
         running_gateway(fleet_of([engine.url for engine in engines]), api_keys=keys_of(ACME, ZETA)) as running,
     ):
-        assert running.gateway.stack.routers.serving.router("default/tiny") is not None
+        assert running.gateway.stages.routers.serving.router("default/tiny") is not None
         for tenant in (ACME, ZETA):
             await complete(running, tenant, session_id="chat-1")
             await complete(running, tenant, session_id="chat-1")
@@ -120,8 +120,8 @@ async def test_resumed_stream_keeps_its_salt_and_its_discretion() -> None:
 async def test_remote_prefill_has_the_salt_of_the_decode() -> None:
     quick = ("--profile", "tiny-cpu", "--speed", "50", "--kv-connector", "nixl")
     body = {"model": "tiny", "prompt": make_prompt(1000), "max_tokens": 4}
-    producer, consumer = (killable_engine(*quick, "--kv-role", role) for role in ("kv_producer", "kv_consumer"))
-    with producer as prefill, consumer as decode:
+    producer, consumer = (engine_process(*quick, "--kv-role", role) for role in ("kv_producer", "kv_consumer"))
+    async with producer as prefill, consumer as decode:
         fleet = DisaggregatedModel([prefill], [decode], "nixl").fleet()
         async with running_gateway(fleet, Limits(handoff_min_tokens=64), api_keys=keys_of(ACME, ZETA)) as running:
             outcomes = []

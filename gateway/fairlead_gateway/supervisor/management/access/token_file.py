@@ -16,14 +16,9 @@ from fairlead.api.strict_model import StrictModel, field_error
 from fairlead.errors import Unavailable
 from fairlead.limits import Limits
 from fairlead.manifests.yaml_nodes import decode_file
-from fairlead_gateway.supervisor.file_parsing.digest_list import (
-    DigestListForm,
-    check_digest,
-    check_name,
-    parse_digest_list,
-)
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
 from fairlead_gateway.supervisor.management.access.manage_tokens import INSTALLATION_TOKEN_NAME, LOCAL_NAME
+from fairlead_gateway.tenants.supervisor.digest_list import DigestListForm, check_digest, check_name, parse_digest_list
 
 _FIX: Final = "write `tokens: [{name: acme-team, digest: 64 hexadecimal digits, tenants: [acme], may: [Read]}]`"
 
