@@ -110,5 +110,4 @@ ENGINE_FACTS: Final[dict[str, EngineFacts]] = {
 
 
 def kinds_with(has_fact: Callable[[EngineFacts], bool]) -> frozenset[str]:
-    """Returns the kinds of engines of which a fact is true."""
     return frozenset(kind for kind, facts in ENGINE_FACTS.items() if has_fact(facts))
