@@ -124,7 +124,6 @@ class RedisIndex:
         self._redis.kill()
 
     def stamp(self) -> object:
-        """Returns something else whenever anything arrived."""
         return self._heard
 
     def mirror(self) -> LoadedIndex | None:

@@ -1,5 +1,4 @@
 """Fault runs: seeded simulations in which engines, gateways and messages fail.
 
 - ``runner``: a fleet and its faults, drawn from a seed; the checker that must find no violation
-- ``hang_verdicts``: runs a scenario, and asks production's verdict on engines that hang
 """

@@ -159,7 +159,7 @@ def failing(results: tuple[CheckResult, ...]) -> dict[str, str]:
     }
 
 
-# --- faults that objects of the API server show -------------------------------------------------------------------------
+# --- faults that objects of the API server show -----------------------------------------
 
 
 async def operator_down(api: Api) -> None:

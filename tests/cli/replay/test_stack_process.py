@@ -26,7 +26,7 @@ from fairlead_cli.replay.demo import (
 from fairlead_cli.replay.traffic import PromptBuilder, load_traffic
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.cli.command_line import run_program
-from fairlead_testing.processes import block_until, descendants, is_alive
+from fairlead_testing.processes import descendants, is_alive
 
 
 def stack_options(tmp_path: Path, *, manifest: str | None = None) -> MeasuredStackOptions:
@@ -121,21 +121,6 @@ def test_a_run_in_doubt_is_repeated_with_slower_simulated_time(
 def test_failed_stack_start_shows_last_output_lines(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="kind"), MeasuredStack(stack_options(tmp_path, manifest="kind: Nothing\n")):
         pass
-
-
-def test_killed_demo_leaves_no_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fairlead_cli", "demo", "--limit", "300", "--out", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        pids: set[int] = set()
-
-        def has_started() -> bool:
-            pids.update(descendants(process.pid))
-            return len(pids) >= 4
-
-        block_until(has_started, "the demo has started a stack")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    block_until(lambda: not any(is_alive(pid) for pid in pids), "everything that the demo started is gone")
 
 
 def test_process_that_outlives_its_stack_is_killed_and_reported() -> None:

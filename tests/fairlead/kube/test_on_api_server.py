@@ -1,4 +1,4 @@
-"""The client with a real etcd and kube-apiserver: what the fake server of other tests only imitates."""
+"""The client with a real etcd and kube-apiserver: what the fake server of other tests imitates."""
 
 import asyncio
 import json
@@ -23,7 +23,6 @@ from fairlead.kube.errors import (
 )
 from fairlead.kube.events.event import EventType
 from fairlead.kube.events.recorder import EventRecorder
-from fairlead.kube.informer import KUBE_WATCH_SILENCE_SECONDS, Informer, InformerAction, InformerStep
 from fairlead.kube.resources import (
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
@@ -43,7 +42,7 @@ from fairlead.kube.resources import (
 from fairlead.kube.transport.http_transport import HttpRequest
 from fairlead.kube.watch_events import WatchEventType
 from fairlead.limits import Limits
-from fairlead.runtime.clock import Pacing, SystemClock
+from fairlead.runtime.clock import SystemClock
 from fairlead.runtime.tasks import cancel_and_wait
 from fairlead_testing.kube.api_server import ApiServer
 from fairlead_testing.waiting import FakeTime, wait_until
@@ -299,57 +298,3 @@ async def test_watch_continues_after_the_api_server_ends_it(
         ]
         object_changes = [pair for pair in changes if pair[0] is not WatchEventType.BOOKMARK]
         assert object_changes == [(WatchEventType.ADDED, "b"), (WatchEventType.DELETED, "a")]
-
-
-class ServerHarness:
-    """An informer of a namespace's ConfigMaps whose time the test turns."""
-
-    def __init__(self, api: KubeApi, namespace: str) -> None:
-        self.api, self.namespace, self.time = api, namespace, FakeTime()
-        self.steps: list[InformerStep] = []
-        self.heard: list[str] = []
-        self.informer = Informer(
-            api,
-            ObjectSelection(CONFIG_MAPS, namespace),
-            Pacing(self.time, lambda: 0.5, self.time.pause),
-            on_change=lambda change: self.heard.append(f"{change.type} {change.object['metadata']['name']}"),
-            report=self.steps.append,
-        )
-
-    async def write(self, *names: str) -> None:
-        await asyncio.gather(*(self.api.apply(of(CONFIG_MAPS, self.namespace, name), "test") for name in names))
-
-    async def have(self, *names: str) -> None:
-        """Let all pauses but the watch for silence be over until the copy holds just these."""
-        wanted = {f"{self.namespace}/{name}" for name in names}
-
-        def there() -> bool:
-            short = [left for left in self.time.pending_pauses if left < KUBE_WATCH_SILENCE_SECONDS / 2]
-            if short:
-                self.time.advance(short[0])
-            return set(self.informer.items) == wanted
-
-        await wait_until(there)
-
-
-@asynccontextmanager
-async def running_informer(server: ApiServer, request: pytest.FixtureRequest) -> AsyncIterator[ServerHarness]:
-    async with client_in_namespace(server, request) as (api, namespace):
-        lab = ServerHarness(api, namespace)
-        task = asyncio.create_task(lab.informer.run())
-        try:
-            yield lab
-        finally:
-            await cancel_and_wait(task)
-
-
-async def test_burst_is_followed_without_relisting(api_server: ApiServer, request: pytest.FixtureRequest) -> None:
-    names = [f"m{number}" for number in range(200)]
-    async with running_informer(api_server, request) as lab:
-        await lab.informer.wait_known()
-        await lab.write(*names)
-        await lab.have(*names)
-        assert sorted(lab.heard) == sorted(f"ADDED {name}" for name in names)
-        assert lab.informer.list_count == 1
-        assert {step.action for step in lab.steps} <= {InformerAction.RESUME}  # a busy API server may end a watch
-        assert "managedFields" not in lab.informer.items[f"{lab.namespace}/m0"]["metadata"]

@@ -1,4 +1,4 @@
-"""The index in Redis: leadership, takeovers, failovers, and failures measured elsewhere."""
+"""The index in Redis: leadership, takeovers and failovers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,14 +10,12 @@ import pytest
 from fairlead.limits import Limits
 from fairlead.runtime.clock import SystemClock
 from fairlead_cli.index.loaded_index import LoadedIndex
-from fairlead_kvstore.blockstore.block_hash import block_hashes, chain_root
 from fairlead_kvstore.blockstore.changes import BlocksStored, CompletenessChanged
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.writer import IndexWriter
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.block_store import instance_state
-from fairlead_testing.kvstore.changed_blocks import match_all
 from fairlead_testing.kvstore.index_harness import (
     EVENTS_KEY,
     INDEX_KEY,
@@ -25,7 +23,6 @@ from fairlead_testing.kvstore.index_harness import (
     LIMITS,
     MODEL,
     NAMES,
-    IndexHarness,
     InMemoryIndexer,
     harness_with_redis,
     index_content,
@@ -191,73 +188,6 @@ async def test_departed_instances_leave_no_fields(server: Valkey) -> None:
         await world.settle()
         world.assert_index_matches()
         assert b"i:b/1/0" not in await redis.hkeys(INDEX_KEY)
-
-
-BLOCK = 4
-PROMPT_BLOCKS = 8
-AWAY = "b/1/0"
-
-
-def prompt(number: int) -> list[int]:
-    """Returns a prompt of eight blocks that shares none with another."""
-    return [number * 1_000 + index for index in range(BLOCK * PROMPT_BLOCKS)]
-
-
-def roomy(world: IndexHarness) -> None:
-    """Returns engines that evict nothing here; their hashes differ between processes."""
-    for seed, name in enumerate(NAMES):
-        world.engines[name] = PrefixCacheEngine(capacity=600, seed=seed, maps=bool(seed % 2))
-
-
-def placed(world: IndexHarness, prompts: range, where: str | None = None) -> None:
-    """Places each prompt at one engine, in turn or all at the same."""
-    for number in prompts:
-        world.engines[where or NAMES[number % 3]].serve_prompt(prompt(number))
-
-
-def lacks_knowledge(world: IndexHarness, number: int) -> bool:
-    """Returns whether a gateway would not know any instance with all of a prompt."""
-    mirror = world.reader.index(MODEL)
-    assert mirror is not None
-    matches = match_all(mirror, block_hashes(chain_root(MODEL), prompt(number), BLOCK))
-    return not any(blocks[0] == PROMPT_BLOCKS for blocks in matches.values())
-
-
-async def test_no_placement_is_credited_to_an_engine_emptied_in_a_70_s_outage(
-    server: Valkey,
-) -> None:
-    async with harness_with_redis(server.url) as (world, _):
-        roomy(world)
-        placed(world, range(60), AWAY)
-        world.engines[AWAY].serve_prompt(prompt(60)[: 4 * BLOCK])
-        placed(world, range(100, 120), NAMES[0])
-        await world.write(0)
-        await world.settle()
-        mirror = world.reader.index(MODEL)
-        assert mirror is not None
-        assert len(list(mirror.blocks_of(AWAY))) == 484
-        world.indexer.handle(AWAY, world.indexer.sequencers[AWAY].on_disconnected())
-        world.engines[AWAY] = PrefixCacheEngine(capacity=600, seed=77)
-        world.clock.advance(70.0)
-        await world.writer.step()
-        await world.reader.step()
-        mirror = world.reader.index(MODEL)
-        assert mirror is not None
-        known = mirror.completeness(AWAY)
-        assert known is not None
-        assert not known[0], "what is said of it meanwhile is said to be uncertain"
-        world.engines[AWAY].serve_prompt(prompt(200))
-        world.engines[AWAY].publish()
-        world.indexer.reconnect(AWAY)
-        await world.settle()
-        mirror = world.reader.index(MODEL)
-        assert mirror is not None
-        assert len(list(mirror.blocks_of(AWAY))) == PROMPT_BLOCKS, "what it holds now, and nothing of before"
-        assert not any(
-            mirror.match(AWAY, block_hashes(chain_root(MODEL), prompt(number), BLOCK))[-1] for number in range(61)
-        )
-        assert not lacks_knowledge(world, 100)
-        world.assert_index_matches()
 
 
 QUICK = replace(Limits(), redis_pause_seconds=0.2, redis_ping_seconds=0.05, redis_timeout_seconds=2.0)
