@@ -6,9 +6,9 @@
 ``lines_of_code.json`` has the ceilings. Nothing here raises one: a person does, by no more than
 what a feature was granted, or what the same change removed elsewhere.
 
-Python and Cython count without blank lines, comments and docstrings. Other sources, and data within
-the packages of product and tools, count by lines that are not blank, so that no line is saved by
-moving it into data. What a generator or a lock writes does not count. A file counts where it lies.
+Python and Cython count without blank lines, comments and docstrings. Other sources, and data in the
+packages of product and tools, count by lines that are not blank. So no line is saved by moving it
+into data. What a generator or a lock writes does not count. A file counts where it lies.
 """
 
 import json
