@@ -458,7 +458,7 @@ class KvCapacityPlanner:
         return peak_with(forecasts, SequenceForecast(own_tokens, remaining))
 
     def _forecasts(self, usage: _EngineUsage, now: float) -> list[SequenceForecast]:
-        """Returns the KV tokens of each sequence now and until its end, in the order of `peak_with`."""
+        """Returns the KV tokens of each sequence now and to come, as `peak_with` wants them."""
         prompts = usage.prompt_tokens
         if prompts is None:  # in order of arrival: a shared block counts for the first alone
             prompts, usage.blocks = [], _PromptBlocks()

@@ -237,7 +237,7 @@ class ModelAdmission:
         engine = EngineLoad(local.instance, 0.0, 0.0, memory, other_tokens)
         engine.limit_sequences(bound, total.sent)
         engine.withhold_memory(self._routers.memory_shares.get(local.instance, 1.0))
-        # Other processes do not know who waits here: a caller behind its share must not starve for them.
+        # Other processes do not know who waits here: a caller must not starve for them.
         if engine.free_sequences <= 0.0:
             small_share = other_tokens > 0.0 and self.fair_share.has_small_share(context.caller)
             if not engine.has_free_sequence(small_share=small_share):

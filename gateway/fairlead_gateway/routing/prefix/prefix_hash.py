@@ -296,8 +296,8 @@ def find_media(text: bytes, start: int, end: int) -> list[MediaPart]:
 
 
 def without_media(text: bytes, start: int, end: int, parts: list[MediaPart]) -> bytes:
-    """Returns `text[start:end]` with each part replaced by its digest, repeated to the length of the
-    part's nominal tokens.
+    """Returns `text[start:end]` with each part replaced by its digest, repeated to the length
+    of its nominal tokens.
 
     A part that is named by its address has no data to digest: a filler stands for its tokens.
     """
