@@ -47,7 +47,9 @@ def manifest_schema() -> Schema:
 
 
 def _kind_schema(kind: CustomResourceKind) -> Schema:
-    """Returns the schema of a kind's objects without `apiVersion` and `kind`, checked before."""
+    """Returns the schema of a kind's objects; any `apiVersion` and `kind` pass, since the schema of
+    the document has checked them.
+    """
     schema = _draft_7(structural_schema(kind.model))
     schema["properties"] |= {"apiVersion": {}, "kind": {}}
     return {**schema, "description": kind.description, "required": ["metadata", "spec"]}

@@ -71,13 +71,13 @@ _DOMAIN_PATTERN = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z
 RequestPath = Annotated[str, Field(max_length=256, pattern=r"^/v1(/[A-Za-z0-9_~:@-][A-Za-z0-9._~:@-]*)+(/\*)?$")]
 """A path under `/v1`; a final `/*` stands for all paths below."""
 
-_MAX_QUANTITY = 3600
+_MAX_QUANTITY_SECONDS = 3600
 
 _QUANTITY_SCHEMA = {
     "anyOf": [{"type": "integer"}, {"type": "string"}],
     "x-kubernetes-int-or-string": True,
     "minimum": 0,
-    "maximum": _MAX_QUANTITY,
+    "maximum": _MAX_QUANTITY_SECONDS,
     "pattern": units.QUANTITY_PATTERN,
     "maxLength": 42,
 }
@@ -345,14 +345,17 @@ _check_unit = unit_check(units.parse_quantity)
 
 
 def _check_quantity(value: Any) -> Any:
+    """Returns the value unchanged if it is a number of seconds as Kubernetes writes quantities."""
     if isinstance(value, float):
         fix = f"write {units.format_quantity(value)}" if value >= 0 else "write it like 36u"
         raise field_error(f"must be a quantity, not the number {value:g}", fix)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise field_error("must be a quantity", 'write it like "36u", "1.5m" or "3.6e-05"')
     number = units.parse_quantity(_check_unit(value) if isinstance(value, str) else value)
-    if not 0 <= number <= _MAX_QUANTITY:
-        raise field_error(f"must be from 0 to {_MAX_QUANTITY}, not {value}", "write a number of seconds in that range")
+    if not 0 <= number <= _MAX_QUANTITY_SECONDS:
+        raise field_error(
+            f"must be from 0 to {_MAX_QUANTITY_SECONDS}, not {value}", "write a number of seconds in that range"
+        )
     return value
 
 

@@ -107,10 +107,10 @@ def trim_heap() -> None:
 
 
 def heap_free_bytes() -> int | None:
-    """Returns the bytes of the heap that nothing uses, in memory or returned; None where the C
-    library does not report them.
+    """Returns the free bytes of the heap; None where the C library does not report them.
 
-    It takes microseconds, and some milliseconds where free memory is in ten thousands of pieces.
+    Pages that `trim_heap` gave back to the system count too. The call takes microseconds, or some
+    milliseconds if free memory is in tens of thousands of pieces.
     """
     if sys.platform != "linux":
         return None

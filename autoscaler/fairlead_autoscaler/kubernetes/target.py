@@ -216,17 +216,19 @@ class KubernetesTarget:
 
         Namespaces in which lists are refused do not count, unless it is all of them.
         """
-        allowed = [one for one in self._informers.values() if not one.is_refused]
-        if not any(one.resource is MODEL_DEPLOYMENTS for one in allowed):
+        allowed = [informer for informer in self._informers.values() if not informer.is_refused]
+        if not any(informer.resource is MODEL_DEPLOYMENTS for informer in allowed):
             allowed = list(self._informers.values())
-        return sync_blocked_reason(WatchStatus(one.resource, one.is_synced, one.problem) for one in allowed)
+        return sync_blocked_reason(
+            WatchStatus(informer.resource, informer.is_synced, informer.problem) for informer in allowed
+        )
 
     def models(self) -> dict[str, Manifest]:
         return dict(self._models())
 
     def model(self, key: str) -> Manifest | None:
         """Returns our ModelDeployment by `namespace/name`; None if there is none."""
-        informers = (one for (resource, _), one in self._informers.items() if resource is MODEL_DEPLOYMENTS)
+        informers = (informer for (resource, _), informer in self._informers.items() if resource is MODEL_DEPLOYMENTS)
         model = next((informer.items[key] for informer in informers if key in informer.items), None)
         return None if model is None or self._other_installation(model) else model
 

@@ -133,11 +133,11 @@ def keys_revoke(
         remaining, removed[:] = revoke_key(entries, name, digest, owner)
         return remaining
 
-    def run(place: TenantSource) -> int:
+    def run(source: TenantSource) -> int:
         # First the list of revoked keys: it is effective even if the tenants cannot be written.
-        revoked_in = _add_to_revocation_list(place.store, name, digest, owner)
+        revoked_in = _add_to_revocation_list(source.store, name, digest, owner)
         try:
-            place.store.edit_keys(tenant, edit)
+            source.store.edit_keys(tenant, edit)
         except FairleadError:
             if revoked_in is not None:
                 _note(f"gateways refuse the key by {revoked_in}; the ModelTenant {tenant} was not changed")
@@ -187,10 +187,10 @@ def keys_list(
     Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
     """
 
-    def run(place: TenantSource) -> int:
-        tenants = place.store.tenants() if tenant is None else [place.store.tenant(tenant)]
+    def run(source: TenantSource) -> int:
+        tenants = source.store.tenants() if tenant is None else [source.store.tenant(tenant)]
         keys = [ListedKey(name_of(found), entry) for found in tenants for entry in keys_of(found)]
-        uses = read_key_uses(place)
+        uses = read_key_uses(source)
         for problem in uses.problems:
             _note(f"last use unknown: {problem}")
         if is_document(output):
@@ -213,12 +213,12 @@ def _issue(
     """Draws a key, stores its digest by an edit with its entry, and prints it."""
     expires_at = None if expires is None else parse_expiry(expires, SystemClock().wall(), field="--expires")
 
-    def run(place: TenantSource) -> int:
+    def run(source: TenantSource) -> int:
         key = create_key()
-        entry: Entry = {"name": name, "digest": key_digest(key, place.store.pepper())}
+        entry: Entry = {"name": name, "digest": key_digest(key, source.store.pepper())}
         if expires_at is not None:
             entry["expiresAt"] = format_time(expires_at)
-        place.store.edit_keys(owner.tenant, edit_with(entry))
+        source.store.edit_keys(owner.tenant, edit_with(entry))
         if is_document(output):
             print(format_document({"tenant": owner.tenant, "key": key, **entry}, output))
         else:
@@ -240,8 +240,8 @@ def _run(
     finds_stack: bool = False,
 ) -> int:
     try:
-        with open_tenants(flags, revoked=revoked, manage=manage, finds_stack=finds_stack) as place:
-            return run(place)
+        with open_tenants(flags, revoked=revoked, manage=manage, finds_stack=finds_stack) as source:
+            return run(source)
     except ClusterUnreachable as error:
         return report_failure(error, UNREACHABLE)
 

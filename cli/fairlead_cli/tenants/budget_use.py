@@ -1,4 +1,4 @@
-"""The used part of a tenant's budget, as gateways report it."""
+"""The used part of a tenant's budget and the last use of keys, as gateways report them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,10 @@ from fairlead_cli.management.client import ManagementClient
 from fairlead_cli.tenants.selection import TenantSource
 
 
-def read_budget(place: TenantSource, tenant: str) -> BudgetOut | None:
+def read_budget(source: TenantSource, tenant: str) -> BudgetOut | None:
     """Returns the budget of a tenant by the first gateway that knows it; None if none does."""
     try:
-        endpoints = place.endpoints()
+        endpoints = source.endpoints()
     except FairleadError:
         return None  # the last use of keys names the problem
     for endpoint in endpoints:
@@ -72,10 +72,12 @@ class KeyUses:
         return f"never seen by these gateways since {format_time(self.started_at)}"
 
 
-def read_key_uses(place: TenantSource) -> KeyUses:
-    """Returns the last uses by all gateways that can be read; the others are problems."""
+def read_key_uses(source: TenantSource) -> KeyUses:
+    """Returns when each key was last used, as all readable gateways know; other gateways become
+    problems.
+    """
     try:
-        endpoints = place.endpoints()
+        endpoints = source.endpoints()
     except FairleadError as error:
         return KeyUses(problems=(first_line(error, 200),))
     lists: list[TenantsOut] = []

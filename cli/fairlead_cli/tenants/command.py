@@ -31,8 +31,8 @@ def tenants_list(
     Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
     """
     try:
-        with open_tenants(flags, manage=manage, finds_stack=True) as place:
-            tenants = place.store.tenants()
+        with open_tenants(flags, manage=manage, finds_stack=True) as source:
+            tenants = source.store.tenants()
     except ClusterUnreachable as error:
         return report_failure(error, UNREACHABLE)
     if is_document(output):
@@ -54,10 +54,10 @@ def tenants_show(
     Exits 0 when done, 2 on wrong usage or without a permission, 3 when no cluster can be reached.
     """
     try:
-        with open_tenants(flags, manage=manage, finds_stack=True) as place:
-            tenant = place.store.tenant(name)
-            uses = read_key_uses(place)
-            budget = read_budget(place, name) if (tenant.get("spec") or {}).get("budget") else None
+        with open_tenants(flags, manage=manage, finds_stack=True) as source:
+            tenant = source.store.tenant(name)
+            uses = read_key_uses(source)
+            budget = read_budget(source, name) if (tenant.get("spec") or {}).get("budget") else None
     except ClusterUnreachable as error:
         return report_failure(error, UNREACHABLE)
     for problem in uses.problems:

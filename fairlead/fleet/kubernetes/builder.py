@@ -158,7 +158,7 @@ def build_fleet(objects: ClusterObjects, previous: Fleet | None, limits: Limits)
     """
     builder = _FleetBuilder(objects, previous or Fleet(), limits)
     models, instances = builder.build_models(), builder.build_instances()
-    is_checked = any(one.checks_address for group in instances.values() for one in group)
+    is_checked = any(instance.checks_address for group in instances.values() for instance in group)
     addresses = builder.service_addresses if is_checked else frozenset()
     placed = {key: instances.get(key, ()) for key in models}
     fleet = next_fleet(previous, models, placed, addresses, builder.routes)
@@ -210,7 +210,7 @@ class _FleetBuilder:
     """The builder of one fleet, and the collector of its problems and exclusions."""
 
     def __init__(self, objects: ClusterObjects, previous: Fleet, limits: Limits) -> None:
-        self.problems: list[str] = [one.problem for one in objects.models if one.problem]
+        self.problems: list[str] = [model.problem for model in objects.models if model.problem]
         self.excluded: dict[str, str] = {}
         self.name_owners: dict[str, str] = {}
         self._objects = objects
@@ -224,7 +224,7 @@ class _FleetBuilder:
         )
         self._model_addresses: dict[str, frozenset[str]] = {}
         self._selectors = _selectors_by_namespace(self._served)
-        self._known_ids = {one.id for group in previous.instances.values() for one in group}
+        self._known_ids = {instance.id for group in previous.instances.values() for instance in group}
         self._listed = Counter[str]()
         self._selected_by_label: dict[PodSelection, dict[tuple[str, str], list[Manifest]]] = {}
 
@@ -246,13 +246,13 @@ class _FleetBuilder:
         """
         found: dict[str, Model] = {}
         names = self._granted_names()
-        for one in self._served:
-            before = self._previous.models.get(one.key)
-            if one.spec is not None:
-                spec = one.spec
+        for served in self._served:
+            before = self._previous.models.get(served.key)
+            if served.spec is not None:
+                spec = served.spec
                 model = Model(
-                    one.namespace,
-                    one.name,
+                    served.namespace,
+                    served.name,
                     spec.slo.to_targets(),
                     spec.routing.to_routing(),
                     wakes=spec.scales_from_zero,
@@ -262,15 +262,15 @@ class _FleetBuilder:
                     context_length=spec.model.context_length,
                 )
             else:
-                model = before or Model(one.namespace, one.name)
-            granted = names[one.key]
-            found[one.key] = replace(
+                model = before or Model(served.namespace, served.name)
+            granted = names[served.key]
+            found[served.key] = replace(
                 model,
                 shadowed=not granted.has_own_name,
                 served_names=granted.served_names,
-                canary_weight=one.canary_weight,
-                adapters=self._adapters.get(one.key, ()),
-                adapter_slots=_adapter_slots(one.spec, before),
+                canary_weight=served.canary_weight,
+                adapters=self._adapters.get(served.key, ()),
+                adapter_slots=_adapter_slots(served.spec, before),
             )
         self._limit_routes(found)
         return dict(sorted(found.items()))
@@ -310,7 +310,7 @@ class _FleetBuilder:
         self.name_owners = name_owners(claims, namespaces, self._objects.name_history)
         granted = grant_names(claims, namespaces, self.name_owners)
         self.routes = granted_routes(routes, granted, self._previous.routes)
-        bases = {one.key: one for one in self._served}
+        bases = {served.key: served for served in self._served}
         self._adapters = granted_adapters(adapters, bases, granted, self._previous.models)
         return granted
 
@@ -330,22 +330,22 @@ class _FleetBuilder:
         within a namespace: models of several namespaces may name it, and each has its instance.
         """
         found: dict[str, Instance] = {}
-        for one in self._all_instances():
-            there = found.setdefault(one.id, one)
-            if one.checks_address and there.namespace != one.namespace:
-                one = replace(one, id=endpoint_id(one.url, one.namespace))
-                there = found.setdefault(one.id, one)
-            if there is not one and (there.namespace, there.model) != (one.namespace, one.model):
-                self.excluded[f"{one.namespace}/{one.model}: {one.id}"] = (
+        for instance in self._all_instances():
+            there = found.setdefault(instance.id, instance)
+            if instance.checks_address and there.namespace != instance.namespace:
+                instance = replace(instance, id=endpoint_id(instance.url, instance.namespace))
+                there = found.setdefault(instance.id, instance)
+            if there is not instance and (there.namespace, there.model) != (instance.namespace, instance.model):
+                self.excluded[f"{instance.namespace}/{instance.model}: {instance.id}"] = (
                     f"it already belongs to the model {there.namespace}/{there.model}"
                 )
                 self.problems.append(
-                    f"the models {there.namespace}/{there.model} and {one.namespace}/{one.model} "
-                    f"both name the engine {one.url}; only the older model uses it"
+                    f"the models {there.namespace}/{there.model} and {instance.namespace}/{instance.model} "
+                    f"both name the engine {instance.url}; only the older model uses it"
                 )
         grouped: dict[str, list[Instance]] = {}
-        for one in sorted(self._limit_instances(found), key=lambda one: one.id):
-            grouped.setdefault(f"{one.namespace}/{one.model}", []).append(one)
+        for instance in sorted(self._limit_instances(found), key=lambda instance: instance.id):
+            grouped.setdefault(f"{instance.namespace}/{instance.model}", []).append(instance)
         return {key: tuple(group) for key, group in grouped.items()}
 
     def _limit_instances(self, found: Mapping[str, Instance]) -> list[Instance]:
@@ -356,14 +356,14 @@ class _FleetBuilder:
         most = self._limits.instances
         if len(found) <= most:
             return list(found.values())
-        ordered = sorted(found.values(), key=lambda one: (one.id not in self._known_ids, one.id))
+        ordered = sorted(found.values(), key=lambda instance: (instance.id not in self._known_ids, instance.id))
         served, refused, losses = take_fair_shares(ordered, most)
         for namespace, share in losses.items():
             self.problems.append(
                 f"the namespace {namespace} has too many instances: {share} are served; namespaces "
                 f"share {most:,} instances, and each rank and each endpoint is one"
             )
-        self.excluded |= {one.id: _BEYOND_SHARE for one in refused}
+        self.excluded |= {instance.id: _BEYOND_SHARE for instance in refused}
         return served
 
     def _all_instances(self) -> Iterator[Instance]:
@@ -378,7 +378,7 @@ class _FleetBuilder:
 
     def _managed_instances(self) -> dict[str, list[Instance]]:
         """Returns the instances in pods that Fairlead runs, by the key of their model."""
-        served = {one.key: one for one in self._served}
+        served = {model.key: model for model in self._served}
         spans = group_addresses(self._objects.pods)
         found: dict[str, list[Instance]] = {}
         for pod in self._known_first(self._objects.pods):
@@ -416,9 +416,9 @@ class _FleetBuilder:
     ) -> Iterator[Instance]:
         """Yields the instances of an external pool while its namespace has room for them."""
         if self._has_room(model.namespace):
-            for one in self._external_instances(model, spec, pool):
+            for instance in self._external_instances(model, spec, pool):
                 self._listed[model.namespace] += 1
-                yield one
+                yield instance
                 if not self._has_room(model.namespace):
                     return
 
@@ -443,7 +443,7 @@ class _FleetBuilder:
         selection = model.namespace, self._selectors[model.namespace]
         if selection not in self._objects.selected_pods:
             before = self._previous.instances.get(model.key, ())
-            yield from (one for one in before if one.pool == pool.name)
+            yield from (instance for instance in before if instance.pool == pool.name)
             return
         wanted = pool.selector.match_labels.items()
         by_label = self._pods_by_label(selection)

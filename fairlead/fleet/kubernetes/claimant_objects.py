@@ -54,7 +54,7 @@ def manifest_claim(kind: ClaimKind, manifest: Manifest) -> NameClaim:
         kind,
         namespace_of(manifest) or "default",
         name_of(manifest),
-        tuple(str(one) for one in given) if isinstance(given, list) else (),
+        tuple(str(entry) for entry in given) if isinstance(given, list) else (),
         recorded_names(manifest.get("status") or {}),
         is_releasing=annotations_of(manifest).get(RELEASE_NAMES_ANNOTATION) == "true",
     )
@@ -78,7 +78,7 @@ class ClaimantCache(Generic[_Value]):
         """Returns all objects, oldest first."""
         known, self._known = self._known, {}
         found = [self._parse(key, item, known.get(key)) for key, item in items.items()]
-        return tuple(sorted(found, key=lambda one: (one.created, one.key)))
+        return tuple(sorted(found, key=lambda claimant: (claimant.created, claimant.key)))
 
     def _parse(self, key: str, item: Manifest, known: tuple[Any, _Value | None, str] | None) -> ParsedClaimant[_Value]:
         written = item.get("spec")
@@ -113,10 +113,10 @@ def granted_routes(
     previous: the routes until now. One stays as it was while its spec cannot be read.
     """
     found: dict[str, Route] = {}
-    for one in routes:
-        route = previous.get(one.key) if one.value is None else one.value
+    for claimant in routes:
+        route = previous.get(claimant.key) if claimant.value is None else claimant.value
         if route is not None:
-            found[one.key] = replace(route, names=granted[one.claim.key].all_names(route.name))
+            found[claimant.key] = replace(route, names=granted[claimant.claim.key].all_names(route.name))
     return dict(sorted(found.items()))
 
 
@@ -153,20 +153,20 @@ def granted_adapters(
         for adapter in model.adapters
     }
     of_bases: dict[str, list[LoraAdapter]] = {}
-    for one in adapters:
-        name = one.claim.name
-        place = before.get(one.key)
-        if one.value is not None:
-            key = f"{one.key.partition('/')[0]}/{one.value.base}"
+    for claimant in adapters:
+        name = claimant.claim.name
+        place = before.get(claimant.key)
+        if claimant.value is not None:
+            key = f"{claimant.key.partition('/')[0]}/{claimant.value.base}"
             base = bases.get(key)
             if base is None or base.spec is not None:
-                found = resolve_adapter(one.value, name, None if base is None else base.spec)
+                found = resolve_adapter(claimant.value, name, None if base is None else base.spec)
                 place = None
                 if found.source is not None:
-                    replicas = one.value.replicas or 0
+                    replicas = claimant.value.replicas or 0
                     place = key, LoraAdapter(name, found.source, replicas=replicas, download=found.download)
         if place is not None:
-            names = granted[one.claim.key].all_names(name)
+            names = granted[claimant.claim.key].all_names(name)
             of_bases.setdefault(place[0], []).append(replace(place[1], client_names=names))
     return {key: tuple(sorted(group, key=lambda adapter: adapter.name)) for key, group in of_bases.items()}
 

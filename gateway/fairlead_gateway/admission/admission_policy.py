@@ -591,7 +591,7 @@ class AdmissionPolicy:
                     break
             elif not sheds:
                 break  # the others came later; thousands may wait, and each event of an engine asks
-        else:
+        else:  # all were looked at; after a break, the next call must look again
             if sheds:
                 left = [other.overdue_at for other in self._requests.values() if other.sheddable]
                 self._shed_at = min([at for at in left if at > now], default=math.inf)

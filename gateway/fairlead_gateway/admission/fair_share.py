@@ -80,8 +80,8 @@ class FairShare:
         present = self._present
         if tenant in present or not present:
             return self.served_seconds(tenant)
-        least = min([self.served_seconds(other) for other in present])
-        return max(self.served_seconds(tenant), least - SAVED_SECONDS / weight)
+        min_seconds = min([self.served_seconds(other) for other in present])
+        return max(self.served_seconds(tenant), min_seconds - SAVED_SECONDS / weight)
 
     def present(self) -> Collection[Hashable]:
         return self._present.keys()
@@ -170,8 +170,8 @@ class FairShare:
         waiting = self._present
         if len(waiting) < 2 or len(waiting) > MAX_COMPARED:
             return False
-        most = max([self.served_seconds(other) for other in waiting])
-        return most - self.served_seconds(tenant) > LAG_SECONDS
+        max_seconds = max([self.served_seconds(other) for other in waiting])
+        return max_seconds - self.served_seconds(tenant) > LAG_SECONDS
 
     def _add_recent(self, tenant: Hashable, seconds: float) -> None:
         """Adds recent service. Each `RECENT_SECONDS` of it, all counts are halved."""

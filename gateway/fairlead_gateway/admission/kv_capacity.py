@@ -458,8 +458,9 @@ class KvCapacityPlanner:
         return peak_with(forecasts, SequenceForecast(own_tokens, remaining))
 
     def _forecasts(self, usage: _EngineUsage, now: float) -> list[SequenceForecast]:
+        """Returns the KV tokens of each sequence now and to come, as `peak_with` wants them."""
         prompts = usage.prompt_tokens
-        if prompts is None:
+        if prompts is None:  # in order of arrival: a shared block counts for the first alone
             prompts, usage.blocks = [], _PromptBlocks()
             for sequence in usage.sequences.values():
                 prompts.append(_unshared_tokens(sequence.request, sequence.prompt_tokens, usage.blocks))
@@ -469,6 +470,7 @@ class KvCapacityPlanner:
         for number, sequence in enumerate(usage.sequences.values()):
             request, generated = sequence.request, sequence.earlier
             if sequence.first_at is not None:
+                # From the time since the first token: nothing counts the tokens between.
                 generated += 1 + int((now - sequence.first_at) / max(1e-6, usage.token_seconds))
             remaining = request.sequences * self._remaining_of_each(
                 request, sequence.prompt_tokens, sequence.length_class, generated, now

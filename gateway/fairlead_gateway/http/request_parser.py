@@ -485,6 +485,8 @@ def parse_head(raw: bytes, limits: Limits) -> RequestHead:
 
 def _parse_framing(method: str, target: bytes, version: int, fields: HeaderFields, limits: Limits) -> RequestHead:
     by_name = dict(fields)
+    # Framing is never guessed: a proxy in front that reads it otherwise would let a client smuggle
+    # a second request.
     if len(by_name) != len(fields):
         _reject_repeats(fields)
     host = by_name.get(b"host")

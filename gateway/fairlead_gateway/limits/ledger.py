@@ -276,7 +276,7 @@ class TenantLedger:
         for first, base in reply.bases:
             known = self._bases.get((limit, first))
             if known is None or base.until >= known.until:
-                self._bases[limit, first] = base
+                self._bases[limit, first] = base  # includes the rows dropped below, or they count twice
                 self._seen = {
                     key: row
                     for key, row in self._seen.items()

@@ -168,12 +168,12 @@ class _Step:
         rows: list[Row] = []
         bases: list[tuple[int, Base]] = []
         if exchange.wants_rows:
-            for one in starts:
-                known = self._known(report.limit, one)
+            for window_start in starts:
+                known = self._known(report.limit, window_start)
                 if known is not None:
                     rows += [copy(known.rows[name]) for name in sorted(known.rows)]
                     if known.base.until > 0:
-                        bases.append((one, known.base))
+                        bases.append((window_start, known.base))
         is_contended = now - account.wanted_at < CONTENDED_MS
         taken = report.amount - available
         return LimitReply(report.limit, start, end, available, taken, is_contended, grants, rows, bases)
@@ -267,30 +267,34 @@ class _Step:
         ahead: granted in an earlier exchange whose reply the holder has not got.
         """
         now, exchange = self._now, self._exchange
-        least = need.least - ahead
-        if least <= 0:
+        min_amount = need.least - ahead
+        if min_amount <= 0:
             return GRANTED, 0
         # What a holder has overdrawn is counted as used already.
         overdrawn = max(0, counters.spent - (counters.granted - counters.returned))
-        cost = max(0, least - overdrawn)
+        cost = max(0, min_amount - overdrawn)
         if cost > available:
             account.wanted_at = now
             idle = account.idle_elsewhere(need.holder, now)
             return (CONTENDED if cost <= available + idle else EXHAUSTED), 0
+        # Half of an equal part: slices shrink as the limit nears, so little idles with one holder.
         share = max(0, available) // (2 * max(1, account.live_count(now)))
         if now < self._state.since + exchange.lease_ms:
             share = 0  # other gateways may not have reported yet what they know
-        granted = max(least, min(need.wish - ahead, overdrawn + share))
+        granted = max(min_amount, min(need.wish - ahead, overdrawn + share))
         counters.granted += granted
         return GRANTED, max(0, granted - overdrawn)
 
     def _fold(self, account: Account, has_window: bool) -> None:
-        """Adds rows that ended long ago to the base."""
+        """Replaces rows that ended long ago by their sum in the base, once they are many.
+
+        Rows of a limit without a window are dropped: what they took is free again.
+        """
         exchange, now = self._exchange, self._now
         latest = now - exchange.fold_ms
         ended = [name for name, row in account.rows.items() if row.expires <= latest]
         if len(ended) <= FOLD_ROWS or self._state.since > latest:
-            return
+            return  # a store that began later may not have all rows yet
         until, used = account.base.until, account.base.used
         for name in ended:
             row = account.rows.pop(name)

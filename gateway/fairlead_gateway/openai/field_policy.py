@@ -538,10 +538,10 @@ def known_fields(engine: str, path: str) -> frozenset[str] | None:
 def _check_known(members: Members, path: str, engines: Iterable[str], allowed: frozenset[str] | set[str]) -> None:
     """Raises FieldRefused for the first field that no engine of the model has."""
     known: set[str] = {"session_id"}  # read by the gateway itself
-    for engine in engines or ("",):
+    for engine in engines or ("",):  # without an engine: the fields of all
         fields = known_fields(engine, path)
         if fields is None:
-            return
+            return  # an engine's own path: its fields are in no table
         known |= fields
     for name in members:
         if name not in known and name not in allowed and name not in PART_FIELDS:

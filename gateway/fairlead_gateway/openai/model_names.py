@@ -111,7 +111,9 @@ def adapter_names(fleet: Fleet) -> dict[str, tuple[Model, LoraAdapter]]:
     """Returns all adapters by their names without a namespace, with their bases; a name that
     several have, or a model has, means none of them.
     """
-    counts = Counter(name for model in fleet.models.values() for one in model.adapters for name in one.bare_names)
+    counts = Counter(
+        name for model in fleet.models.values() for adapter in model.adapters for name in adapter.bare_names
+    )
     models = public_model_names(fleet) if counts else {}
     return {
         name: (model, adapter)

@@ -98,10 +98,10 @@ class SteadyLoad:
         """Adds a report. The one before was valid until `now`."""
         self._last, self._found = loads, None
         if self._parts and now - self._parts[-1][0] < _PART_SECONDS:
-            start, least = self._parts[-1]
+            start, min_loads = self._parts[-1]
             merged = {
                 name: (min(inflight, loads[name][0]), min(waiting, loads[name][1]), min(queued, loads[name][4]))
-                for name, (inflight, waiting, queued) in least.items()
+                for name, (inflight, waiting, queued) in min_loads.items()
                 if name in loads
             }
             self._parts[-1] = start, merged

@@ -437,6 +437,7 @@ class OutlierDetector:
         if self._needs_threshold(record, source, now) and not self._exceeds_threshold(record, now):
             return False
         ejected = sum(name in self.unhealthy for name in ready if name != instance)
+        # The rest would fail under the whole load, and such a fault is hardly that of one instance.
         if ejected + 1 > EJECTED_SHARE * len(ready):
             if len(ready) == 1 and instance in ready:
                 self._begin_ejection_record(instance, record, cause, now)

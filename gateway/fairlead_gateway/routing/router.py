@@ -193,7 +193,7 @@ class ModelRouter:
             raise BadInput(
                 f"no routing preset is called {model.routing.preset!r}", field="routing.preset", hint=", ".join(PRESETS)
             )
-        if model.routing.preset != self._preset:
+        if model.routing.preset != self._preset:  # else the queue and the window keep what is in flight
             self._policy = POLICIES.get(model.routing.preset)
             queue_sort_key, rebalances = (
                 QUEUE_KEYS.get(model.routing.preset),
@@ -238,7 +238,7 @@ class ModelRouter:
         self._endpoint_list = list(self._endpoints.values())
         self._local_loads = [endpoint.load for endpoint in self._endpoint_list]
         self._can_pull = sum([endpoint.pull is not None for endpoint in self._endpoint_list]) > 1
-        self._pending_pull = None
+        self._pending_pull = None  # its candidate is of the endpoints before
         self._cache.set_endpoints(self._endpoints)
         self._accelerators.update(ready, self._endpoints, model.objectives)
 
@@ -277,6 +277,7 @@ class ModelRouter:
             matched_share = min(1.0, match.bytes_at(bit) / size)
             if is_indexed and endpoint.index_bit:
                 indexed_share = min(1.0, match.bytes_at(endpoint.index_bit) / size)
+        # The decision priced a pull: that counts if this request goes where it was decided.
         pull, self._pending_pull = self._pending_pull, None
         seconds = profile.prefill_time(prompt, matched)
         if pull is not None and pull[0] is request and pull[1].id == instance_id:
@@ -683,12 +684,12 @@ class ModelRouter:
         mean, idlest = loads.summarize(
             self._local_loads if is_whole_fleet else [endpoint.load for endpoint in endpoints]
         )
-        least = ready[idlest.instance]
+        least_busy = ready[idlest.instance]
         chosen = [ready[home] for home in homes]
         if holder is not None and holder not in chosen:
             chosen.append(holder)
-        if least not in chosen:
-            chosen.append(least)
+        if least_busy not in chosen:
+            chosen.append(least_busy)
         session_endpoint = self._session_endpoint(request, endpoints, now) if request.session_hash is not None else None
         if session_endpoint is not None:
             if session_endpoint in chosen:
@@ -704,6 +705,7 @@ class ModelRouter:
                     endpoint.kv_tokens,
                     endpoint.profile.prefill_time(prompt, cached),
                     cached,
+                    # Homes come first, unless the endpoint of the session was put before them.
                     endpoint.id in homes if session_endpoint is not None else len(candidates) < len(homes),
                     endpoint is holder,
                     min(prompt, match.bytes_at(endpoint.index_bit) * tokens_per_byte) if endpoint.index_bit else -1.0,

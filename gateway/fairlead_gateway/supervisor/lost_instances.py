@@ -38,7 +38,7 @@ class LostInstances:
                 self._lost.pop(key, None)
                 continue
             old, new = _by_id(before, key), _by_id(after, key)
-            lost = [one for one in self._lost.get(key, ()) if one.id not in new]
+            lost = [entry for entry in self._lost.get(key, ()) if entry.id not in new]
             lost += [
                 LostInstance(instance.id, instance.pool, now)
                 for instance in old.values()
@@ -46,14 +46,15 @@ class LostInstances:
             ]
             for instance in new.values():
                 if instance.id not in old:
-                    replaced = next((one for one in lost if one.pool == instance.pool), None)
-                    lost = [one for one in lost if one is not replaced]
+                    replaced = next((entry for entry in lost if entry.pool == instance.pool), None)
+                    lost = [entry for entry in lost if entry is not replaced]
             self._lost[key] = lost[-LOST_INSTANCES:]
 
     def present(self, now: float) -> Mapping[str, Sequence[LostInstance]]:
         """Returns those that are remembered at a time, by model."""
         found = {
-            key: [one for one in lost if now - one.lost_at < REMEMBERED_SECONDS] for key, lost in self._lost.items()
+            key: [entry for entry in lost if now - entry.lost_at < REMEMBERED_SECONDS]
+            for key, lost in self._lost.items()
         }
         return {key: lost for key, lost in found.items() if lost}
 

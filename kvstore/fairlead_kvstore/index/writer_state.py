@@ -185,7 +185,7 @@ class ModelWriteState:
 
     def begin_epoch(self, epoch: int) -> None:
         """Begins a new epoch: no content of Redis counts."""
-        self.require_new_epoch()
+        self.require_new_epoch()  # drops what waited for the old epoch
         self.needs_new_epoch = False
         self.epoch, self.sequence = epoch, 0
         self.statuses_at = 0.0
@@ -230,8 +230,10 @@ class ModelWriteState:
     def record_parts(
         self, name: str, rows: dict[str, bytes], blocks: int
     ) -> tuple[dict[str, bytes], dict[bytes, bytes], list[bytes]]:
-        """Records a new snapshot. Returns its fields by name of the part, the fields to write with
-        their bytes, and the obsolete fields.
+        """Records a new snapshot of an instance, of which only changed parts are written.
+
+        Returns the Redis field of each part, the fields to write with their bytes, and the fields
+        that no part uses any more.
 
         rows: the bytes of the parts by name.
         """

@@ -112,7 +112,9 @@ def make_plan(
     """
     wanted = [_as_scaled(model, manifest, live.get(child_key(manifest))) for manifest in wanted]
     keys = {child_key(manifest) for manifest in wanted}
-    emptied = {child_key(one) for one in wanted if one["kind"] in WORKLOAD_KINDS and not _count_of(one)}
+    emptied = {
+        child_key(manifest) for manifest in wanted if manifest["kind"] in WORKLOAD_KINDS and not _count_of(manifest)
+    }
     prunes: list[Manifest] = []
     retained: list[RetainedObject] = []
     for key, child in sorted(live.items()):
@@ -133,8 +135,8 @@ def make_plan(
             retained.append(RetainedObject(child, reason))
         elif key not in keys:
             prunes.append(child)
-    kept = {child_key(one.manifest) for one in retained}
-    ordered = sorted((one for one in wanted if child_key(one) not in kept), key=_apply_order)
+    kept = {child_key(entry.manifest) for entry in retained}
+    ordered = sorted((manifest for manifest in wanted if child_key(manifest) not in kept), key=_apply_order)
     steps = (_apply_step(model, manifest, live, dropped_fields, installation) for manifest in ordered)
     return ApplyPlan(tuple(filter(None, steps)), tuple(prunes), tuple(retained))
 

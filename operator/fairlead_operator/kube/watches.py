@@ -137,7 +137,9 @@ class ClusterWatcher:
         return version
 
     def refused_namespaces(self) -> frozenset[str]:
-        refused = {one.namespace for one in self._informers if one.is_refused and one.namespace is not None}
+        refused = {
+            informer.namespace for informer in self._informers if informer.is_refused and informer.namespace is not None
+        }
         return self._refused_lists | refused
 
     def health(self, leading: bool) -> HealthState:
@@ -145,7 +147,7 @@ class ClusterWatcher:
         now = self._clock.now()
         ages: dict[str, float | None] = {}
         refused = self.refused_namespaces()
-        informers = [one for one in self._informers if one.namespace not in refused]
+        informers = [informer for informer in self._informers if informer.namespace not in refused]
         for informer in informers:
             age, other_age = informer.age_seconds(), ages.get(informer.resource.plural, 0.0)
             ages[informer.resource.plural] = None if age is None or other_age is None else max(age, other_age)

@@ -29,8 +29,8 @@ def _version_1(pod: InstancePod, container: EngineContainer, pin: RenderPin, ser
     return template
 
 
-def _leave_user_open(template: Manifest, pod: InstancePod) -> None:
-    """Names no user or group but those of the pool's own template.
+def _drop_default_users(template: Manifest, pod: InstancePod) -> None:
+    """Removes users and groups that the pool's own template does not name.
 
     Clusters that assign users, such as OpenShift's, refuse pods that name others.
     """
@@ -55,7 +55,7 @@ def render_template(pod: InstancePod, pin: RenderPin, service_account: str) -> M
     container = with_adapter_claims(pod, container_builders()[pod.spec.engine.type](pod))
     template = RENDERERS[pin.version](pod, with_adapter_download(pod, container), pin, service_account)
     if pin.assigned_user:
-        _leave_user_open(template, pod)
+        _drop_default_users(template, pod)
     downloader = downloader_container(pod, pin.downloader_image)
     if downloader is not None:
         own = {} if pod.pool.template is None else pod.pool.template.spec

@@ -116,10 +116,10 @@ def _raise_only(
     kept = {share.role: sum([floors[pool.name] for pool in share.pools]) for share in shares}
     left = max(0, most - sum(kept.values()))
     raised: dict[Role, int] = {}
-    for role, least in kept.items():
-        more = min(left, max(0, counts[role] - least))
+    for role, floor in kept.items():
+        more = min(left, max(0, counts[role] - floor))
         left -= more
-        raised[role] = least + more
+        raised[role] = floor + more
     return raised
 
 

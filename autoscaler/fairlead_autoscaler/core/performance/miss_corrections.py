@@ -20,7 +20,7 @@ from fairlead_autoscaler.core.performance.counted_misses import CountedMisses
 from fairlead_autoscaler.core.performance.missed_share import MissedShares
 from fairlead_autoscaler.core.settings import ScalingSettings
 
-_LEAST, _MOST = 0.1, 10.0
+_MIN_FACTOR, _MAX_FACTOR = 0.1, 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class MissEvidence:
         counted = (self.counted.late_first_tokens, self.counted.slow_answers)
         predicted = (self.predicted_first_tokens, self.predicted_gaps)
         factors = (
-            min(_MOST, max(_LEAST, (prior + one) / (prior + other)))
-            for one, other in zip(counted, predicted, strict=True)
+            min(_MAX_FACTOR, max(_MIN_FACTOR, (prior + measured) / (prior + expected)))
+            for measured, expected in zip(counted, predicted, strict=True)
         )
         return MissCorrections(*factors)
 

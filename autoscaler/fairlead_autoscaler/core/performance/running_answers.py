@@ -17,7 +17,7 @@ from fairlead_autoscaler.core.performance.step_model import MeanRequest
 
 EXPONENTIAL = 2.0
 """The factor if lengths are exponential."""
-_LEAST, _MOST = 1.2, 3.5
+_MIN_FACTOR, _MAX_FACTOR = 1.2, 3.5
 _WINDOW_SECONDS = 300.0
 _PRIOR_SECONDS = 2_000.0
 """Seconds of running sequences that the guess is worth."""
@@ -39,7 +39,7 @@ class RunningAnswers:
         if self.answers + prior <= 0.0:
             return EXPONENTIAL
         value = (EXPONENTIAL * prior + 2.0 * self.generated) / (prior + self.answers)
-        return min(_MOST, max(_LEAST, value))
+        return min(_MAX_FACTOR, max(_MIN_FACTOR, value))
 
 
 def update_running_answers(

@@ -296,11 +296,12 @@ class _GroupSizer:
         return plan if target is None else replace(plan, reason=f"{plan.reason}; {target}")
 
     def _capacity_share_after_removal(self, pool: PoolSpec) -> float:
-        """Returns the share of a replica's capacity that remains if one fewer shares the caches."""
+        """Returns the part of a replica's capacity that remains without another one's cache."""
         count, request = self.tick.pools[pool.name].ready, self.inputs.mean_request
         if request.cached_share <= 0.0 or count <= 1 or pool.role is Role.DECODE:
             return 1.0
         replica = self.inputs.replica_model(pool)
+        # Prefixes are spread over all caches, so one of `count` has that part of the hits.
         fewer = replace(replica, request=replace(request, cached_share=request.cached_share * (1.0 - 1.0 / count)))
         return fewer.capacity(count).requests_per_second / replica.capacity(count).requests_per_second
 

@@ -189,9 +189,9 @@ class StatelessPoolPlanner:
 
     def _surplus_reason(self, target: int, demand: PoolDemand) -> tuple[Rule, str]:
         """Returns the rule and the reason why a pool is not lowered to its demand."""
-        least = self.bounds[0]
-        if target <= least:
-            return Rule.MINIMUM, f"{demand.needed_text} are needed, the minimum is {least}"
+        min_replicas = self.bounds[0]
+        if target <= min_replicas:
+            return Rule.MINIMUM, f"{demand.needed_text} are needed, the minimum is {min_replicas}"
         if target == 1:
             return Rule.ENOUGH, "almost none are needed; the last one stays until idling costs more than a cold start"
         return Rule.ENOUGH, demand.need_reason
@@ -240,10 +240,10 @@ class StatelessPoolPlanner:
         lowered_at = self.memory.lowered_at
         if lowered_at is not None and self.now - lowered_at < pause:
             return plain, Rule.STEP, f"lowered {self.now - lowered_at:.0f} s ago"
-        most = max(1, math.floor(plain * settings.down_share))
+        max_step = max(1, math.floor(plain * settings.down_share))
         reason = f"at most {demand.needed_text} were needed within the window"
-        if floor < plain - most:
-            return plain - most, Rule.DOWN, f"{reason}, at most {most} fewer in one step"
+        if floor < plain - max_step:
+            return plain - max_step, Rule.DOWN, f"{reason}, at most {max_step} fewer in one step"
         return floor, Rule.DOWN, reason
 
     def _hedged_starts(self, target: int, demand: PoolDemand) -> int:

@@ -131,11 +131,11 @@ class ModelAdmission:
             and (self._binds_memory_late or policy.kv_capacity.has_headroom(context.route_request, self._min_kv_tokens))
         )
         if has_headroom and self._is_plain:
-            return True
+            return True  # no caller and no objective could change the verdict
         if not self._expects_instance and not self._routers.ready_instances(self._key):
             return True  # routing reports the missing instance
         if self._is_disaggregated and self._is_short(context):
-            return True
+            return True  # the instance that answers computes it: prefill instances are what fills up
         request = context.admission_request = self._admission_request(context)
         if has_headroom:
             if policy.admits_at_once(request, now) and not self._bounds_sequences:
@@ -237,6 +237,7 @@ class ModelAdmission:
         engine = EngineLoad(local.instance, 0.0, 0.0, memory, other_tokens)
         engine.limit_sequences(bound, total.sent)
         engine.withhold_memory(self._routers.memory_shares.get(local.instance, 1.0))
+        # Other processes do not know who waits here: a caller must not starve for them.
         if engine.free_sequences <= 0.0:
             small_share = other_tokens > 0.0 and self.fair_share.has_small_share(context.caller)
             if not engine.has_free_sequence(small_share=small_share):

@@ -101,8 +101,10 @@ class KeyedRequests:
         """
         key, caller = request_key(http_request, self._limits.idempotency_key_bytes), caller_key(http_request.caller)
         forwarding, value = self.forwarding, http_request.head.get(FORWARDED)
-        if forwarding is not None and (value is None or not forwarding.is_gateway(response.client_address(), value)):
-            value = b""
+        if forwarding is not None and (
+            value is None or not forwarding.is_trusted_sender(response.client_address(), value)
+        ):
+            value = b""  # a client's request: only a trusted sender chooses where a key is computed
             owners = forwarding.gateways_for(caller, key)
             if owners and (forwarding.owns_keys or not self.table.has(caller, key)):
                 forwarding.forward_to_gateways(

@@ -118,9 +118,11 @@ class OwnerForwarding:
         self._passed_over_until = {name: end for name, end in self._passed_over_until.items() if name in known}
         self._pool.retain(frozenset([*self._workers, *[f"{self._scheme}://{name}" for name in known]]))
 
-    def is_gateway(self, client_address: str | None, value: bytes) -> bool:
-        """Whether a header may come from where it does: workers are on this machine, and gateways
-        are in the list.
+    def is_trusted_sender(self, client_address: str | None, value: bytes) -> bool:
+        """Whether a `FORWARDED` header with this value counts when it comes from this address.
+
+        Any sender on this machine is trusted. Other machines are if they are listed gateways and
+        the value is not for workers.
 
         Why: else clients would choose where their requests are computed.
         """

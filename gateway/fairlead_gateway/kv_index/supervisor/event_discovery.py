@@ -59,7 +59,7 @@ class EventDiscovery:
         """Queries engines of a model in turn until one publishes events or the model is gone."""
         pause = _FIRST_PAUSE_SECONDS
         for number in count():
-            instances = [one for one in self._instances.get(key, ()) if not one.leaves_cluster]
+            instances = [instance for instance in self._instances.get(key, ()) if not instance.leaves_cluster]
             if key not in self._instances:
                 return
             if instances and await self._publishes(instances[number % len(instances)]):

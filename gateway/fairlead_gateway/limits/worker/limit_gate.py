@@ -184,7 +184,7 @@ class LimitGate:
         now = self._now()
         amounts = self._estimate(context, plan, now)
         if limits.waiting and self._is_behind(plan, limits.waiting[0]):
-            return False
+            return False  # small requests would else take each slice before a large one that waits
         short = missing_limit(plan, amounts, now)
         if short is not None:
             amount = amounts.of(short.unit)

@@ -122,8 +122,10 @@ class StreamRotation:
 
     def set_models(self, models: Collection[str]) -> None:
         known = set(self._order)
-        self._order = deque([one for one in self._order if one in models] + [one for one in models if one not in known])
-        for gone in [one for one in self._busy_since if one not in models]:
+        self._order = deque(
+            [model for model in self._order if model in models] + [model for model in models if model not in known]
+        )
+        for gone in [model for model in self._busy_since if model not in models]:
             del self._busy_since[gone]
 
     def on_activity(self, model: str, now: float) -> None:
@@ -134,7 +136,7 @@ class StreamRotation:
         order, most = self._order, self._max_streams
         if len(order) <= most:
             return list(order)
-        for gone in [one for one, at in self._busy_since.items() if now - at > BUSY_SECONDS]:
+        for gone in [model for model, at in self._busy_since.items() if now - at > BUSY_SECONDS]:
             del self._busy_since[gone]
         found: list[str] = []
         for model in list(self._busy_since)[: most - most // 4]:
@@ -479,13 +481,13 @@ class PeerExchange:
             self._cursors[model] = _Cursor()  # the stream was replaced
 
     def _add_command(self, model: str, batch: PeerBatch) -> Command:
-        most = self._max_entries
+        max_entries = self._max_entries
         return (
             "XADD",
             redis_keys.sent_prompts(model),
             "MAXLEN",
             "~",
-            most,
+            max_entries,
             "*",
             GATEWAY_FIELD,
             self._gateway_field,

@@ -57,6 +57,7 @@ _PATIENCE: Final = 4.0
 _RENDERING: Final = "/render"
 """The end of the paths on which vLLM shows a prompt, which no model computes."""
 _IMMEDIATE_CAUSES = frozenset({"refused", "connect-timeout", "timeout", "gone"})
+"""The causes that count against an instance at once, whatever other instances answer."""
 _DEFAULT_PROMPT_TOKEN_SECONDS: Final = 1e-3
 _DEFAULT_OUTPUT_TOKEN_SECONDS: Final = 0.05
 
@@ -131,7 +132,7 @@ class FailureAttribution:
         It is not counted if the gateway could not try another instance.
         is_budget_spent: no retry was left.
         """
-        error_responses = [failure for failure in context.failures if _is_error_response(failure)]
+        error_responses = [failure for failure in context.failures if _is_engine_failure(failure)]
         is_untried = is_budget_spent or any(failure.is_local for failure in context.failures)
         if len(error_responses) == 1 and not is_untried:
             self._count_failures(context, error_responses)
@@ -293,7 +294,7 @@ class FailureAttribution:
         self, context: RequestContext, failures: Iterable[AttemptFailure], *, is_harmless: bool = False
     ) -> None:
         for failure in failures:
-            if _is_error_response(failure):
+            if _is_engine_failure(failure):
                 self._count_failure_of(context, failure.instance_id, failure.cause, is_harmless=is_harmless)
             elif failure.is_overload:
                 self._count_full(context, failure.instance_id, failure.retry_after, is_harmless=is_harmless)
@@ -327,8 +328,11 @@ def needs_core(context: RequestContext) -> bool:
     )
 
 
-def _is_error_response(failure: AttemptFailure) -> bool:
-    """Whether the engine took the request and failed it, at once and not for its load."""
+def _is_engine_failure(failure: AttemptFailure) -> bool:
+    """Whether the engine took the request and failed it, by an error response or a broken one.
+
+    Overload is no failure; `on_attempt_failed` counts refused connections and stalls already.
+    """
     if failure.is_overload or failure.is_local or failure.is_no_fault:
         return False
     return failure.cause not in _IMMEDIATE_CAUSES

@@ -89,7 +89,7 @@ class AssignedQueue:
             neighbour = endpoints[(index + 1) % len(endpoints)]
             seconds = self._inflight.total_load(endpoint.load).backlog_seconds
             entries = self._queued_at(queued.get(endpoint.id, ()), endpoint.id)
-            for _, _, prefill_seconds in entries:
+            for _, _, prefill_seconds in entries:  # the backlog counts them too; only these can move
                 seconds -= prefill_seconds
             pending[endpoint.id] = seconds = max(0.0, seconds)
             total = seconds + sum([prefill_seconds for _, _, prefill_seconds in entries])
@@ -111,7 +111,7 @@ class AssignedQueue:
                         request_id, entry.assigned_at, None if alternate is None else alternate.id, costs
                     )
                 )
-        self._cache.drop_match()
+        self._cache.drop_match()  # of a queued request: the index may change before its dispatch
         return published_dualmap.rebalance(waiting, pending, objective_seconds=objective_seconds, now=now)
 
     def _queued_at(self, request_ids: Sequence[str], instance: str) -> list[tuple[str, AssignedRequest, float]]:

@@ -101,11 +101,11 @@ def cache_aware(policy_input: PolicyInput) -> Decision:
     Otherwise the longest match over half of the prompt, else the fewest cached bytes.
     """
     candidates = policy_input.candidates
-    least = least_inflight(policy_input, candidates)
-    most = max([candidate.inflight for candidate in candidates])
-    if most - least.inflight > SGLANG_SPREAD and most > SGLANG_RATIO * least.inflight:
+    least_busy = least_inflight(policy_input, candidates)
+    max_inflight = max([candidate.inflight for candidate in candidates])
+    if max_inflight - least_busy.inflight > SGLANG_SPREAD and max_inflight > SGLANG_RATIO * least_busy.inflight:
         reason = "loads are out of balance: fewest in flight"
-        return _decide_by_inflight(policy_input, least, "cache-aware", reason, candidates)
+        return _decide_by_inflight(policy_input, least_busy, "cache-aware", reason, candidates)
     best = _lowest_cost(policy_input, [-candidate.matched_tokens for candidate in candidates])
     if best.matched_tokens > SGLANG_MATCH * policy_input.prompt_tokens:
         return _decide_by_match(policy_input, best, "cache-aware", "has most of the prompt cached, over a half")

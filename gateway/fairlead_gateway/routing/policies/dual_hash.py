@@ -100,6 +100,8 @@ def choose(
     best = late = soonest = candidates[0]
     best_cost = late_cost = soonest_cost = soonest_first = 0.0
     any_feasible = any_bearable = begun = False
+    # One pass finds three: the cheapest within the objective, the cheapest of the bearably late,
+    # and the soonest. Once all are very late, prices for caches would only make requests later.
     for candidate in candidates:
         prefill, backlog, load = candidate.prefill_seconds, candidate.backlog_seconds, candidate.load_seconds
         price = non_home

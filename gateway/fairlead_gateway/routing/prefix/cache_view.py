@@ -627,7 +627,7 @@ class CacheView:
             mirror.add(indexed, hashes, block_ends(len(hashes)), capacity=_UNLIMITED_BYTES)
         if endpoint is None:
             self._store_bit = mirror.bit_of(indexed)
-        changed = [self._update_bits(one) for one in ([endpoint] if endpoint else self._endpoint_by_id.values())]
+        changed = [self._update_bits(reader) for reader in ([endpoint] if endpoint else self._endpoint_by_id.values())]
         if any(changed):
             self.set_endpoints(self._endpoint_by_id)
 

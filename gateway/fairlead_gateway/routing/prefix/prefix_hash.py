@@ -296,7 +296,11 @@ def find_media(text: bytes, start: int, end: int) -> list[MediaPart]:
 
 
 def without_media(text: bytes, start: int, end: int, parts: list[MediaPart]) -> bytes:
-    """Returns the text with a digest in place of each part, as long as its nominal tokens are."""
+    """Returns `text[start:end]` with each part replaced by its digest, repeated to the length
+    of its nominal tokens.
+
+    A part that is named by its address has no data to digest: a filler stands for its tokens.
+    """
     pieces: list[bytes] = []
     for part in parts:
         pieces.append(text[start : part.start])

@@ -410,7 +410,7 @@ def _add_route_preview(app: FastAPI, view: GatewayView) -> None:
         return api.RoutePreviewOut(
             decision=_decode_decision(found[0].json),
             workers=len(found),
-            agreeing=sum(one == chosen[0] for one in chosen),
+            agreeing=chosen.count(chosen[0]),
             fallbacks=_declared_fallbacks(view, found[0], tenant),
         )
 

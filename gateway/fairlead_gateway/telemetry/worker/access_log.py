@@ -186,7 +186,7 @@ class LogFileWriter:
 
     def __call__(self, batch: list[tuple[float, AccessRecord]]) -> None:
         """Writes all records. Raises OSError if one cannot be written."""
-        descriptor = self._descriptor()
+        descriptor = self._current_descriptor()
         part = b""
         for wall, record in batch:
             record.time = datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -201,7 +201,8 @@ class LogFileWriter:
             part += line
         self._write(descriptor, part)
 
-    def _descriptor(self) -> int:
+    def _current_descriptor(self) -> int:
+        """Returns the descriptor to write to; opens the file again after a rotation."""
         if self._path is None:
             if self._stream is None:
                 raise OSError("there is no such stream")

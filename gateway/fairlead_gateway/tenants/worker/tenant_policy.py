@@ -101,8 +101,9 @@ def route_table(fleet: Fleet) -> RouteTable | None:
     """Returns the routes of a fleet by the names for clients; None without any."""
     if not fleet.routes:
         return None
-    taken = frozenset([key for key, model in fleet.models.items() if not model.adapters_only])
-    return RouteTable(fleet.routes.values(), taken)
+    # A model that clients may name goes before a route of the same name.
+    model_keys = frozenset([key for key, model in fleet.models.items() if not model.adapters_only])
+    return RouteTable(fleet.routes.values(), model_keys)
 
 
 class VisibleModels:
@@ -176,7 +177,7 @@ def _adapter_models(models: Mapping[str, Model], usable: Container[str], allowed
     found = {}
     for key, model in models.items():
         if model.adapters and key not in usable:
-            adapters = tuple([one for one in model.adapters if f"{model.namespace}/{one.name}" in allowed])
+            adapters = tuple([adapter for adapter in model.adapters if f"{model.namespace}/{adapter.name}" in allowed])
             if adapters:
                 found[key] = replace(model, adapters=adapters, adapters_only=True)
     return found
@@ -204,11 +205,13 @@ def _with_bare_names(models: Mapping[str, Model], routes: Iterable[Route]) -> di
 
 def _with_adapter_names(model: Model, names: Mapping[str, int]) -> Model:
     """Returns a model whose adapters have their bare names, too, if nothing else has them."""
-    hidden = [one for one in model.adapters if one.name not in one.bare_names and names[one.name] == 1]
+    hidden = [
+        adapter for adapter in model.adapters if adapter.name not in adapter.bare_names and names[adapter.name] == 1
+    ]
     if not hidden:
         return model
-    shown = {one.name: replace(one, client_names=(one.name, *one.bare_names)) for one in hidden}
-    return replace(model, adapters=tuple(shown.get(one.name, one) for one in model.adapters))
+    shown = {adapter.name: replace(adapter, client_names=(adapter.name, *adapter.bare_names)) for adapter in hidden}
+    return replace(model, adapters=tuple(shown.get(adapter.name, adapter) for adapter in model.adapters))
 
 
 def scope_of(tenant: Tenant, secret: bytes) -> CacheScope | None:

@@ -130,6 +130,6 @@ async def test_header_of_an_owner_counts_from_listed_gateways_and_this_machine_a
         GatewayList("10.0.0.1:80", ["10.0.0.1:80", "10.0.0.2:80", "[fd00::7]:80"], ["10.0.0.3:80"], ["10.0.0.4:80"])
     )
     for value in (FOR_GATEWAY, FOR_GATEWAY + FINAL, FOR_GATEWAY + IF_KNOWN):
-        assert forwarding.is_gateway(address, value) is from_gateway
+        assert forwarding.is_trusted_sender(address, value) is from_gateway
     for value in (FOR_WORKER, FOR_WORKER + FINAL):
-        assert forwarding.is_gateway(address, value) is from_worker
+        assert forwarding.is_trusted_sender(address, value) is from_worker
