@@ -70,10 +70,7 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
         BenchmarkPart("knowledge", "sharing.knowledge", 120, SIMULATOR, in_all=False),
         BenchmarkPart("knowledge-processes", "sharing.knowledge_processes", 40, PROCESSES, in_all=False),
     ),
-    "agents": (
-        BenchmarkPart("agents", "agents.benchmark", 8, PROCESSES),
-        BenchmarkPart("coding-agents", "agents.fleet_simulator", 30, SIMULATOR, in_all=False),
-    ),
+    "agents": (BenchmarkPart("agents", "agents.benchmark", 8, PROCESSES),),
     "quota": (BenchmarkPart("quota", "quota.benchmark", 15, PROCESSES),),
     "fairness": (
         BenchmarkPart("fairness", "fairness.cache_timing", 3),

@@ -359,7 +359,19 @@ class Callers:
     warm_up_seconds: float = 0.0
 
 
-WITH_KEYS = Callers("--keys", f'keys:\n  - {{name: bench, digest: "{KEY_DIGEST}"}}\n', scenarios, cost_per_unit)
+def keyed_callers(
+    scenarios: Callable[[Script], Mapping[str, Scenario]],
+    cost_per_unit: PerUnit,
+    *,
+    resume: str = "",
+    knows_ids: bool = True,
+) -> Callers:
+    """Returns callers with an API key."""
+    keys = f'keys:\n  - {{name: bench, digest: "{KEY_DIGEST}"}}\n'
+    return Callers("--keys", keys, scenarios, cost_per_unit, resume=resume, knows_ids=knows_ids)
+
+
+WITH_KEYS = keyed_callers(scenarios, cost_per_unit)
 WITHOUT_KEYS = Callers("", "", scenarios_without_keys, cost_without_keys)
 
 

@@ -251,7 +251,7 @@ class Plant(SimulatedPlant):
         self._queued_decode: list[int] = []
         self._transfers: list[tuple[float, int]] = []  # heap of (arrival of the KV, request)
         self._prefill_placement = PrefillPlacement(scenario.prefill_policy, scenario.model)
-        self._load_balancer = LoadBalancer(scenario.load_policy, scenario.random_source("load balancing"))
+        self._load_balancer = LoadBalancer(scenario.load_policy)
         if scenario.by_shape:
             self._shape_router = ShapeRouter(scenario.model)
 

@@ -10,17 +10,11 @@ before that (a request arrives, or the engine is lost), it takes the steps that 
 continues from there. All times equal those of single steps to the last bit; a property test
 compares the two.
 
-``run``, ``run_sessions`` and ``run_calls`` run all requests to their ends. A caller with its own
+``run`` and ``run_sessions`` run all requests to their ends. A caller with its own
 clock submits requests with ``arrive`` and advances the simulation with ``run_until``.
 
-The fleet of a simulation: its engines, and what its router receives.
-
-The interface between the fleet simulation and the router of its requests.
-
-The observer of one engine of a fleet simulation.
-
-Why: a base class, since compiled calls through a Protocol look up each method by name. Engines take
-millions of steps.
+Why: ``RouterFront`` and the observer of an engine are base classes, since compiled calls through a
+Protocol look up each method by name. Engines take millions of steps.
 """
 
 import heapq
@@ -43,7 +37,6 @@ from fairlead_sim.engine.lower_tiers import LowerTier, TierOptions
 from fairlead_sim.engine.scheduler import EngineCore, EngineStep
 from fairlead_sim.engine.sequence import EngineSequence
 from fairlead_sim.fleet.request import InflightRequest, RequestResult
-from fairlead_sim.workload.coding_agents import AgentCall
 from fairlead_sim.workload.trace_prompts import TracePromptCache
 from fairlead_sim.workload.traces import TraceRequest
 
@@ -312,36 +305,6 @@ class FleetSimulation(SimulationContext):
             turn((), 0, 0.0)
         self._run_events([])
         return [self._requests[request.id].result() for session in sessions for request in session]
-
-    def run_calls(self, calls: Sequence[AgentCall]) -> list[RequestResult]:
-        """Runs a closed loop of sessions whose calls wait for others.
-
-        A call without ``after`` arrives at its own time. A call that failed has ended, too. Raises
-        BadInput if a call waits for one that is not there.
-        """
-        _check_ids_unique([call.request for call in calls])
-        if {name for call in calls for name in call.after} - {call.request.id for call in calls}:
-            raise BadInput("a call waits for one that is not there", field="after")
-        missing = {call.request.id: len(call.after) for call in calls}
-        followers: dict[str, list[AgentCall]] = {}
-
-        def end(name: str, now: float) -> None:
-            for call in followers.get(name, ()):
-                missing[call.request.id] -= 1
-                if not missing[call.request.id]:
-                    begin(call, now + call.pause_seconds)
-
-        def begin(call: AgentCall, at: float) -> None:
-            self._schedule_turn(call.request, at, partial(end, call.request.id))
-
-        self._open_requests += len(calls)
-        for call in calls:
-            for name in call.after:
-                followers.setdefault(name, []).append(call)
-            if not call.after:
-                begin(call, call.request.arrival)
-        self._run_events([])
-        return [self._requests[call.request.id].result() for call in calls]
 
     def _schedule_turn(self, request: TraceRequest, at: float, on_ended: Action) -> None:
         """Schedules a request of a closed loop; ``on_ended`` is called at its end."""

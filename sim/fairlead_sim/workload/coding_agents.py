@@ -1,8 +1,7 @@
 """Sessions of coding agents: long shared prompts, tools, people, sub-agents and compactions.
 
 A session calls the model, runs a tool and calls again with the result. Each call waits for the end
-of the call before, so sessions are a closed loop (``FleetSimulation.run_calls``). For an open loop,
-arrivals are estimated as if each token of an answer took ``TOKEN_SECONDS``.
+of the call before, which is estimated as if each token of an answer took ``TOKEN_SECONDS``.
 
 - Six agents (Zipf 1) have a system prompt and tools of 15,000 to 25,000 tokens. A session adds the
   instructions of its repository, and has a median of 43 calls.
@@ -37,7 +36,6 @@ tokens and more, which this family does not have, make published last prompts lo
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from fairlead.errors import BadInput
@@ -84,47 +82,34 @@ SESSION_CALLS: Final = 81.0
 RATE: Final = 1.6
 
 
-@dataclass(frozen=True, slots=True)
-class AgentCall:
-    """A request of a closed loop.
+def coding_agent_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
+    """Returns the first calls by arrival; equal arguments give equal calls.
 
-    - request: its arrival counts in an open loop, and without ``after``.
-    - after: ids of the requests that must end first.
-    - pause_seconds: from the last of these ends to the arrival.
+    Sessions arrive at random, so that there are ``RATE`` calls per second once as many sessions end
+    as begin.
     """
-
-    request: TraceRequest
-    after: tuple[str, ...] = ()
-    pause_seconds: float = 0.0
-
-
-def coding_agent_calls(calls: int, *, seed: int, rate: float = RATE) -> list[AgentCall]:
-    """Returns the first ``calls`` calls by estimated arrival; equal arguments give equal calls.
-
-    rate: calls per second once as many sessions end as begin. Sessions arrive at random.
-    """
-    if calls < 1:
-        raise BadInput(f"there must be at least 1 request, not {calls}", field="requests")
+    if requests < 1:
+        raise BadInput(f"there must be at least 1 request, not {requests}", field="requests")
     random_, fresh = random.Random(f"coding agents {seed}"), BlockIds()
     prefixes = [fresh.take(random_.randint(*PREFIX_TOKENS) // TRACE_BLOCK_TOKENS) for _ in range(AGENTS)]
     popular = ZipfDistribution(AGENTS, 1.0)
-    starts = rate / SESSION_CALLS
-    made: list[AgentCall] = []
+    starts = RATE / SESSION_CALLS
+    made: list[TraceRequest] = []
     for number, at in enumerate(poisson_process(random_, lambda _: starts, starts, float("inf"))):
-        if len(made) >= calls:
+        if len(made) >= requests:
             made.sort(key=_arrival)
-            if at > _arrival(made[calls - 1]):
+            if at > made[requests - 1].arrival:
                 break
         made += _AgentSession(random_, fresh, prefixes[popular.draw(random_)], f"c{number}").calls(at)
-    return made[:calls]
+    return made[:requests]
 
 
-def coding_agent_traffic(requests: int, *, seed: int) -> list[TraceRequest]:
-    return [call.request for call in coding_agent_calls(requests, seed=seed)]
+def _arrival(call: TraceRequest) -> float:
+    return call.arrival
 
 
-def _arrival(call: AgentCall) -> float:
-    return call.request.arrival
+def _end(call: TraceRequest) -> float:
+    return call.arrival + call.output_tokens * TOKEN_SECONDS
 
 
 class _AgentSession:
@@ -137,49 +122,47 @@ class _AgentSession:
         self._name = name
         self._made = 0
 
-    def calls(self, at: float) -> Iterator[AgentCall]:
+    def calls(self, at: float) -> Iterator[TraceRequest]:
         """Yields the calls of the session and of its sub-agents."""
         random_ = self._random
         count = int(lognormal(random_, CALLS, CALLS_SIGMA, minimum=2, maximum=MAX_CALLS))
         spawns: set[int] = set()
         if random_.random() < SPAWNING_SHARE:
             spawns = {random_.randrange(count) for _ in range(random_.randint(*SPAWNS))}
-        after: tuple[str, ...] = ()
         prompt = GrowingPrompt(self._fresh, self._prefix, random_.randint(*REPOSITORY_TOKENS))
         for number in range(count):
             is_person = random_.random() < PERSON_SHARE
-            call = self._call(prompt, at, after, is_person=is_person)
+            call = self._call(prompt, at, is_person=is_person)
             yield call
-            after, at = (call.request.id,), self._end(call)
+            at = start = _end(call)
             if number in spawns:
-                ends = [after]
-                latest = at
                 for _ in range(self._sub_agents()):
-                    children = list(self._sub_agent(at, after))
+                    children = list(self._sub_agent(start))
                     yield from children
-                    ends.append((children[-1].request.id,))
-                    latest = max(latest, self._end(children[-1]))
-                after, at = tuple([end for (end,) in ends]), latest
+                    at = max(at, _end(children[-1]))
 
     def _sub_agents(self) -> int:
         (count,) = self._random.choices(range(1, len(SUB_AGENT_WEIGHTS) + 1), SUB_AGENT_WEIGHTS)
         return count
 
-    def _sub_agent(self, at: float, after: tuple[str, ...]) -> Iterator[AgentCall]:
+    def _sub_agent(self, at: float) -> Iterator[TraceRequest]:
         random_ = self._random
         prompt = GrowingPrompt(self._fresh, self._prefix, random_.randint(*TASK_TOKENS))
         for _ in range(int(lognormal(random_, SUB_AGENT_CALLS, SUB_AGENT_SIGMA, maximum=60))):
-            call = self._call(prompt, at, after, is_person=False)
+            call = self._call(prompt, at, is_person=False)
             yield call
-            after, at = (call.request.id,), self._end(call)
+            at = _end(call)
 
-    def _call(self, prompt: GrowingPrompt, at: float, after: tuple[str, ...], *, is_person: bool) -> AgentCall:
-        """Returns the next call of a context, and grows its prompt by the answer and a result."""
+    def _call(self, prompt: GrowingPrompt, at: float, *, is_person: bool) -> TraceRequest:
+        """Returns the next call of a context, and grows its prompt by the answer and a result.
+
+        The first call of a session has no pause before it.
+        """
         random_ = self._random
         pause = 0.0
-        if after and is_person:
+        if self._made and is_person:
             pause = lognormal(random_, PERSON_SECONDS, PERSON_SIGMA, maximum=MAX_PERSON_SECONDS)
-        elif after:
+        elif self._made:
             pause = lognormal(random_, TOOL_SECONDS, TOOL_SIGMA, minimum=0.001, maximum=MAX_TOOL_SECONDS)
         output = int(lognormal(random_, OUTPUT_TOKENS, OUTPUT_SIGMA, maximum=MAX_OUTPUT_TOKENS))
         name, self._made = f"{self._name}.{self._made}", self._made + 1
@@ -187,7 +170,4 @@ class _AgentSession:
         prompt.grow(output + int(lognormal(random_, RESULT_TOKENS, RESULT_SIGMA, maximum=30_000)))
         if prompt.tokens > COMPACTION_SHARE * CONTEXT_TOKENS:
             prompt.replace(self._prefix, random_.randint(*SUMMARY_TOKENS))
-        return AgentCall(request, after, pause)
-
-    def _end(self, call: AgentCall) -> float:
-        return call.request.arrival + call.request.output_tokens * TOKEN_SECONDS
+        return request

@@ -5,17 +5,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import pytest
 
-from fairlead_bench.autoscaler import benchmark, fleet_simulator
 from fairlead_bench.autoscaler.benchmark import (
     ALL_SCENARIOS,
     COMPARED_SCENARIOS,
     EXCEL,
     HARD,
-    OPTIMUM,
     STRETCH,
     STRETCH_SCENARIOS,
     TunedPreset,
@@ -35,24 +32,20 @@ from fairlead_bench.autoscaler.fleet_simulator import (
     DAY_FACTORS,
     FLEET_SCENARIOS,
     JUDGED_SCENARIOS,
-    FleetCell,
     cheapest_bounds,
     fleet_rows,
-    measure_cell,
     name_tables,
     select_runs,
 )
 from fairlead_bench.autoscaler.measurement import (
     FAIRLEAD,
-    AutoscalerCell,
     in_windows,
     indicators,
     knob_values,
-    measure,
     recovery_seconds,
     wake_seconds,
 )
-from fairlead_bench.autoscaler.sleep_tier import CASES, PRICES, QUICK_CASES, compare_tiers, scale_from_zero_scenario
+from fairlead_bench.autoscaler.sleep_tier import CASES, PRICES
 from fairlead_bench.judging_seeds import TUNING_SEEDS
 from fairlead_bench.measurement_cache import Measured, MeasurementCache
 from fairlead_bench.results import load_goals
@@ -62,11 +55,8 @@ from fairlead_sim.autoscaling.closed_loop import ScheduleController, run_control
 from fairlead_sim.autoscaling.fleet_plant.scaled_schedule import DEFAULT_RUNS
 from fairlead_sim.autoscaling.plant import AutoscalingScenario, PlantFaults
 from fairlead_sim.autoscaling.pool import StartupDistribution
-from fairlead_sim.autoscaling.reference_pools import reference_model, reference_pool, small_profile
 from fairlead_sim.autoscaling.request_table import ArrivalTrace
 from fairlead_sim.autoscaling.scenarios import SCENARIOS, WIDER_SCENARIOS
-from fairlead_sim.autoscaling.traffic import CHAT_LENGTHS, poisson_arrivals
-from fairlead_testing.pytest_hooks.nightly import shortened
 
 GOALS = load_goals("autoscaler")
 
@@ -190,16 +180,6 @@ def test_waking_is_measured_from_the_order_and_beyond_the_start() -> None:
     assert wake_seconds(there) < 1.0
 
 
-def test_all_controllers_have_the_same_unservable_requests() -> None:
-    outcome, other = (
-        measure(AutoscalerCell("zero-cold", 1, preset)) for preset in ("hpa-concurrency", "kpa-concurrency")
-    )
-    assert outcome["unservable"] == other["unservable"] > 100
-    assert outcome["servable"] > outcome["attainment"]
-    unserved = outcome["requests"] - outcome["unservable"]
-    assert outcome["servable"] * unserved <= outcome["attainment"] * outcome["requests"] + 1e-6
-
-
 def test_every_kind_of_scenario_is_measured() -> None:
     assert set(ALL_SCENARIOS) == set(SCENARIOS)
     assert len(COMPARED_SCENARIOS) + len(STRETCH_SCENARIOS) == len(ALL_SCENARIOS)
@@ -264,22 +244,6 @@ def test_rows_are_means_over_seeds_and_the_least_servable_share() -> None:
     assert not any("window" in metric for metric in rows if metric.startswith("drift"))
 
 
-@pytest.mark.nightly
-def test_a_run_leaves_the_same_requests_out_for_all_and_writes_them(
-    tmp_path: Path,
-) -> None:
-    file = tmp_path / "selected.json"
-    arguments = ["--scenarios", "step-warm", "--presets", "hpa-concurrency", "--jobs", "1", "--out", str(file)]
-    assert benchmark.main(arguments) == 0
-    table = json.loads(file.read_text(encoding="utf-8"))["table"]
-    assert len(table) == 4
-    cells = {controller: scenarios["step-warm"]["1"] for controller, scenarios in table.items()}
-    assert len({cell["unservable"] for cell in cells.values()}) == 1
-    assert cells[FAIRLEAD]["unservable"] > 0
-    assert cells[FAIRLEAD]["servable"] > cells[FAIRLEAD]["attainment"]
-    assert cells[OPTIMUM]["cost"] < cells[FAIRLEAD]["cost"]
-
-
 def test_seeds_are_those_for_judging_those_given_or_the_one_seed() -> None:
     def keys(**options: object) -> list[tuple[str, int]]:
         given = argparse.Namespace(**{"scenarios": ["drift"], "judging": False, "seeds": None, "seed": 1} | options)
@@ -320,25 +284,6 @@ def test_presets_are_shown_at_their_best_and_usual_value() -> None:
 def test_scenarios_have_no_prefill_and_decode_pools() -> None:
     assert "mix-move" not in FLEET_SCENARIOS
     assert len(JUDGED_SCENARIOS) == 8
-
-
-def test_cell_has_the_cached_share_and_a_bound_keeps_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = shortened([2.0] * 4 + [4.0] * 3, [1.0] * 2 + [2.0] * 2)
-    load = poisson_arrivals(rates, CHAT_LENGTHS, Random(1))
-    setup = reference_pool(small_profile(), 6)
-    case = AutoscalingScenario("made", 1, 60.0 * len(rates), reference_model([setup], 3.0, 0.15), (setup,), load)
-    case = replace(case, faults=PlantFaults(missing=((120.0, 180.0),)))
-    monkeypatch.setattr(fleet_simulator, "scenario_of", lambda *_: case)
-    ours = measure_cell(FleetCell("made", 1, FAIRLEAD))
-    bound = measure_cell(FleetCell("made", 1, BOUND, bound_runs=4))
-    fewer, more = (measure_cell(FleetCell("made", 1, BOUND, factor)) for factor in (0.5, 1.2))
-    assert ours["requests"] == len(load)
-    assert 0.0 < ours["cached_share"] < 0.4
-    assert ours["window_attainment"] > 0.99
-    assert bound["attainment"] >= 0.99
-    assert bound["cost"] < ours["cost"]
-    assert fewer["attainment"] < more["attainment"]
-    assert fewer["cost"] < more["cost"]
 
 
 def test_a_bound_is_the_cheapest_that_keeps_the_target() -> None:
@@ -390,18 +335,3 @@ def test_every_case_is_in_the_results_with_each_price() -> None:
         for price in PRICES:
             assert f"{name}, seed 1: cost, asleep at {price} of the price" in metrics
         assert f"{name}, seed 1: within the objectives" in metrics
-
-
-def test_sleep_at_full_price_costs_more_than_no_tier_under_the_same_load() -> None:
-    case = replace(scale_from_zero_scenario(1), seconds=shortened(3_600.0, 1_800.0))
-    rows = list(compare_tiers("made", case, QUICK_CASES))
-    by_name = {row.metric.removeprefix("made: "): row for row in rows}
-    tenth, whole = (by_name[f"cost, asleep at {price} of the price"] for price in PRICES)
-    assert tenth.value is not None
-    assert whole.value is not None
-    assert tenth.value < whole.value
-    assert tenth.versus_value == whole.versus_value
-    starts = by_name["starts"]
-    assert starts.value is not None
-    assert starts.versus_value is not None
-    assert starts.value <= starts.versus_value

@@ -3,9 +3,7 @@ about each other."""
 
 import json
 import os
-import shutil
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from fairlead_bench.gateway import result_rows, routing_decision, tail_latency, target_process, targets
+from fairlead_bench.gateway import result_rows, tail_latency, target_process, targets
 from fairlead_bench.gateway.benchmark import schedule
 from fairlead_bench.gateway.load_cases import CASES, FULL, QUICK, SIZES, UNIQUE, make_bodies
 from fairlead_bench.gateway.load_cases import write_bodies as write_bodies
-from fairlead_bench.gateway.measurement import CaseRun, LoadGenerator, RunObservations, measure, summarize
-from fairlead_bench.gateway.native_programs import MockEngine, NativePrograms, build, memory_load
+from fairlead_bench.gateway.measurement import CaseRun, RunObservations, summarize
+from fairlead_bench.gateway.native_programs import memory_load
 from fairlead_bench.gateway.result_rows import (
     SEPARATOR,
     RunTable,
@@ -217,18 +215,6 @@ def test_keys_are_checked_where_the_gateway_knows_how() -> None:
     assert gateway_options("usage: [--fleet FILE]") == []
 
 
-def test_the_decision_alone_is_measured_with_the_gateways_code() -> None:
-    assert routing_decision.decision_seconds("2k", blocks=1_000, seed=1, batches=2, batch=5) > 0
-
-
-def test_what_is_slow_once_is_the_clocks_and_what_is_slow_each_time_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tail_latency, "RUNS", shortened(tail_latency.RUNS, 2))
-    slow = tail_latency.measure_run(blocks=shortened(6_400, 640), seed=1, batches=2, batch=5)
-    assert 0 < slow.median_seconds <= slow.p99_seconds
-    assert 0 < slow.same_seconds <= slow.p99_seconds
-    assert 0 < slow.routing_seconds < slow.p99_seconds
-
-
 def test_the_slowest_of_a_hundred_leaves_one_of_a_hundred_out() -> None:
     assert tail_latency.p99([float(number) for number in range(1, 101)]) == 99.0
     assert tail_latency.p99([1.0, 2.0]) == 2.0
@@ -245,16 +231,6 @@ def test_a_run_of_the_decision_alone_has_its_goals_and_what_counting_takes() -> 
     assert ratios == [pytest.approx(28 / 24), pytest.approx(5 / 4)]
 
 
-def test_the_usage_of_a_process_tree_grows_with_its_work() -> None:
-    before = target_process.tree_usage(os.getpid())
-    total = sum(number * number for number in range(200_000))
-    after = target_process.tree_usage(os.getpid())
-    assert total > 0
-    assert after.cpu_seconds > before.cpu_seconds
-    assert os.getpid() in after.processes
-    assert after.rss_bytes > 1 << 20
-
-
 def test_a_port_has_the_listeners_that_its_owner_opened() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -268,23 +244,6 @@ def test_a_port_has_the_listeners_that_its_owner_opened() -> None:
 # The programs.
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> NativePrograms:
-    if shutil.which("cc") is None or not sys.platform.startswith("linux"):
-        pytest.skip("needs Linux and a C compiler")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FAIRLEAD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return build()
-
-
-def test_a_memory_load_runs_as_long_as_its_context(programs: NativePrograms) -> None:
-    children = set(target_process.process_tree(os.getpid()))
-    with memory_load(programs.memory_load):
-        (pid,) = set(target_process.process_tree(os.getpid())) - children
-        assert target_process.tree_usage(pid).rss_bytes > 256 << 20
-    assert set(target_process.process_tree(os.getpid())) == children
-
-
 def test_a_memory_load_that_does_not_start_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="does not start"), memory_load(Path("/bin/true")):
         pass
@@ -295,19 +254,3 @@ def test_crowded_cases_differ_from_the_calm_ones_by_the_neighbor_alone() -> None
         if case.crowded:
             calm = CASES[name.removesuffix("-crowded")]
             assert replace(case, name=calm.name, title=calm.title, crowded=False) == calm
-
-
-@pytest.mark.parametrize("name", ["request-2k", "bulk", "abort", "paced-200", "open-220k"])
-def test_load_generator_and_engine_agree(programs: NativePrograms, tmp_path: Path, name: str) -> None:
-    case = CASES[name]
-    size = shortened(case.size_bytes, min(case.size_bytes, SIZES["32k"]))
-    bodies = write_bodies(tmp_path, size, seed=1, max_tokens=case.events or 128, stream=bool(case.events))
-    with MockEngine(programs.engine, ports=2) as engine:
-        run = measure(case, None, engine, LoadGenerator([str(programs.load)], bodies, 0.2, 1), number=1)
-        counted = engine.stats()
-    assert run.is_valid, run.problems
-    assert run.units > 0
-    assert run.streams_left == 0
-    assert run.aborts == run.aborts_seen
-    assert counted["requests"] >= (run.units if case.unit == "request" else 1)
-    assert bool(run.under_way.get("p50")) == bool(case.events)

@@ -5,8 +5,9 @@ import socket
 import pytest
 
 from fairlead_bench.gateway_instructions import stream_continuation, tenant_requests
-from fairlead_bench.gateway_instructions.benchmark import DECISION, rows, standard_errors
+from fairlead_bench.gateway_instructions.benchmark import DECISION, rows
 from fairlead_bench.gateway_instructions.counted_gateway import instructions_of, is_source
+from fairlead_bench.gateway_instructions.instruction_table import standard_errors
 from fairlead_bench.gateway_instructions.scenarios import (
     CHUNK,
     STREAM,

@@ -41,7 +41,7 @@ def test_a_run_within_the_bar_holds_and_a_slow_indexer_does_not() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_streams_change_as_many_blocks_as_they_say_and_end_with_their_mark(kind: str) -> None:
-    truth, blocks_each = BlockStore(), shortened(30_000, 8_000)
+    truth, blocks_each = BlockStore(), shortened(30_000, 2_000)
     truth.attach("e", MODEL, 0.0)
     announced = counted = 0
     for payload, blocks in payloads(kind, blocks_each, 7):

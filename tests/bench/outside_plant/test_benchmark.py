@@ -65,20 +65,6 @@ def test_known_optimum_is_searched_again_only_if_the_plant_changed(optimum_file:
     assert fingerprint(scenario, options) == fingerprint(scenario, PlantOptions(is_per_gap=True))
 
 
-def test_run_prints_a_line_and_writes_its_rows(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(FAMILIES, "short-chat", short_chat)  # type: ignore[misc]
-    file = tmp_path / "outside.json"
-    arguments = ["--families", "short-chat", "--seeds", "1,2", "--file", str(file), "--no-optimum"]
-    assert benchmark.main(arguments) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("short-chat") and "seed" in line]
-    assert [line.split()[2] for line in lines] == ["1", "2"]
-    written = json.loads(file.read_text(encoding="utf-8"))
-    assert [run["seed"] for run in written["runs"]] == [1, 2]
-    assert 0.5 < written["rows"][0]["value"] <= 1.0
-
-
 def test_cost_ratio_is_that_to_the_optimum() -> None:
     optimum = OfflineOptimum(2.0, 0.01, {"main": {3: 0.02, 4: 0.01}}, 1)
     run = benchmark.CoreMeasurement(

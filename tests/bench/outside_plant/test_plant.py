@@ -19,7 +19,6 @@ from fairlead_bench.outside_plant.plant import (
     RescuedReplay,
     ScheduledSize,
     WorkRule,
-    core_controller,
     least_resident,
     least_work,
 )
@@ -189,14 +188,6 @@ def test_seed_decides_the_traffic_of_a_family(family: str) -> None:
     assert first.arrivals != other.arrivals
     assert first.arrivals == sorted(first.arrivals)
     assert 0 < min(first.prompts) <= max(first.prompts) <= 126_000
-
-
-def test_core_is_driven_through_the_seam_and_grows_with_its_traffic() -> None:
-    scenario = cut(noisy_chat(1), 0.0, 400.0)
-    pools = tuple(replace(setup, initial=4) for setup in scenario.pools)
-    scenario = replace(scenario, pools=pools)
-    record = Plant(scenario, PlantOptions()).run(core_controller(scenario, {}))
-    assert record.desired[-1][0] > 6
 
 
 def test_gateway_counts_anew_after_each_look() -> None:

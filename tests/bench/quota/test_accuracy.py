@@ -7,13 +7,10 @@ import pytest
 
 from fairlead.tenants.model import Enforcement
 from fairlead_bench.quota.accuracy import (
-    STRICT,
     AdmittedRequests,
     TenantLimits,
     TrafficCase,
     accuracy,
-    can_serve,
-    play,
     tenant_requests,
 )
 from fairlead_bench.quota.gateway_faults import (
@@ -55,25 +52,10 @@ def test_the_traffic_of_a_case_is_the_same_for_every_product() -> None:
     assert tenant_requests(_TOKENS, 60.0, 3, 7) != tenant_requests(_TOKENS, 60.0, 3, 8)
 
 
-def test_fairlead_keeps_a_limit_of_requests_exactly_in_simulated_time() -> None:
-    shares = accuracy(play("fairlead estimated", _REQUESTS, 2, 1), _REQUESTS.limits, 2)
-    assert (shares.overrun, shares.underuse) == (0.0, 0.0)
-
-
-def test_fairlead_never_exceeds_a_strict_limit_of_tokens_in_simulated_time() -> None:
-    assert accuracy(play(STRICT, _TOKENS, 2, 1), _TOKENS.limits, 2).overrun == 0.0
-    assert not can_serve(STRICT, TrafficCase("tokens", TenantLimits(tokens=30_000), 150))
-
-
 def test_a_budget_has_one_window() -> None:
     requests = AdmittedRequests([(0.0, 61.0, 10)], nano_usd=150, starts=(0.0, 60.0))
     shares = accuracy(requests, TenantLimits(budget=200), windows=8)
     assert (shares.overrun, shares.underuse, shares.total) == (0.0, 0.25, 0.75)
-
-
-def test_fairlead_never_exceeds_a_strict_budget_in_simulated_time() -> None:
-    case = TrafficCase("budget", TenantLimits(budget=20_000_000), 150, max_tokens=1_000)
-    assert accuracy(play(STRICT, case, 2, 1), case.limits, 2).overrun == 0.0
 
 
 def _run_with_faults(**changes: object) -> FaultRun:

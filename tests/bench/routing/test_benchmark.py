@@ -12,12 +12,10 @@ from fairlead_bench.routing import benchmark
 from fairlead_bench.routing.benchmark import (
     Measured,
     RoutingCell,
-    RoutingMeasurements,
     RoutingRows,
     geometric_mean,
     grid_rows,
     main,
-    measure,
     wilson_low,
 )
 from fairlead_cli.replay.traffic import load_traffic
@@ -119,20 +117,3 @@ def test_an_interval_is_below_its_share_and_closer_with_more_requests() -> None:
 def test_a_geometric_mean_of_a_capacity_that_is_none_is_none() -> None:
     assert geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
     assert geometric_mean([2.0, 0.0]) == 0.0
-
-
-def test_a_cell_is_measured_once_and_anew_when_the_sources_have_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fairlead_bench.routing.benchmark.REQUESTS_AN_ENGINE", 40)
-    keep = tmp_path / "cells.jsonl"
-    cell = RoutingCell("dual-hash", "agents", 1, engines=2, rate=4.0)
-    messages: list[str] = []
-    first = RoutingMeasurements(keep, None, 1, messages.append)([cell, cell])
-    assert len(messages) == 1
-    assert first[cell]["attainment"] == measure(cell, None)["attainment"] == 1.0
-    assert RoutingMeasurements(keep, None, 1, messages.append)([cell]) == first
-    assert len(messages) == 1
-    keep.write_text(keep.read_text().replace('"state": "compiled-', '"state": "compiled-older-'))
-    RoutingMeasurements(keep, None, 1, messages.append)([cell])
-    assert len(messages) == 2

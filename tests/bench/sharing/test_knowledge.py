@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from fairlead_bench.sharing.knowledge import Cell, Knowledge, Outcome, cell_records, compare, rows, sharing, simulate
+from fairlead_bench.sharing.knowledge import Cell, Knowledge, Outcome, cell_records, compare, rows, sharing
 from fairlead_bench.sharing.knowledge_scenarios import LOADS, SCENARIOS, SEEDS, WORKING_SETS, Disturbance
 
 QUIET = Cell("nothing is wrong", "one gateway", Disturbance(), 2.0, 0.5, 8.0)
-REQUESTS = 120
 
 
 def outcome(p90: float, recomputed: int) -> Outcome:
@@ -28,44 +27,6 @@ def test_the_baseline_keeps_what_works_without_the_index() -> None:
     assert sharing(shared, Knowledge.NONE).sent
     assert not sharing(apart, Knowledge.INDEX).sent
     assert sharing(apart, Knowledge.PERFECT).perfect
-
-
-@pytest.mark.parametrize("knowledge", list(Knowledge))
-def test_equal_arguments_give_equal_figures_and_no_request_fails(knowledge: Knowledge) -> None:
-    disturbance = Disturbance(reset_every=30, bypassing_share=0.2, gateways=2, restart_every=40)
-    cell = replace(QUIET, disturbance=disturbance)
-    found = simulate(cell, REQUESTS, knowledge, 1)
-    assert found == simulate(cell, REQUESTS, knowledge, 1)
-    assert found.failures == 0
-    assert found.recomputed_tokens >= 0
-
-
-def test_engines_that_restart_compute_more() -> None:
-    agents = replace(QUIET, disturbance=Disturbance(agent_pause_seconds=0.5), rate=4.0)
-    reset = replace(agents, disturbance=replace(agents.disturbance, reset_every=10))
-    quiet, disturbed = (simulate(cell, 2 * 43, Knowledge.NONE, 1) for cell in (agents, reset))
-    assert disturbed.recomputed_tokens > quiet.recomputed_tokens
-
-
-@pytest.mark.parametrize(
-    "slower",
-    [Disturbance(cpu_memory=4.0, load_price=0.2), Disturbance(store_memory=4.0, load_price=0.2)],
-    ids=["CPU memory", "a store"],
-)
-def test_slower_memory_saves_computing(slower: Disturbance) -> None:
-    agents = Disturbance(agent_pause_seconds=0.5)
-    small = replace(QUIET, disturbance=agents, rate=4.0, working_set=4.0)
-    more = replace(small, disturbance=replace(slower, agent_pause_seconds=0.5))
-    without, having = (simulate(cell, 4 * 43, Knowledge.INDEX, 1) for cell in (small, more))
-    assert having.recomputed_tokens < without.recomputed_tokens
-    assert having.failures == 0
-
-
-def test_agents_take_all_their_turns() -> None:
-    cell = replace(QUIET, disturbance=Disturbance(agent_pause_seconds=2.0), rate=4.0)
-    found = simulate(cell, 2 * 43, Knowledge.INDEX, 1)
-    assert found.failures == 0
-    assert found.cached_tokens > 0
 
 
 @pytest.mark.parametrize(
@@ -93,9 +54,3 @@ def test_rows_compare_each_arm_with_the_gateway_without_an_index() -> None:
     assert shown["recomputed tokens ÷ no index"] == "0.500 (0.500 to 0.500): wins"
     assert (record["cell"], shown["p90_seconds"]) == (QUIET.label, 1.5)
     assert {verdict["verdict"] for verdict in verdicts} == {"wins"}
-
-
-def test_requests_past_the_gateways_are_unknown_to_them() -> None:
-    cell = replace(QUIET, disturbance=Disturbance(bypassing_share=1.0))
-    found = simulate(cell, REQUESTS, Knowledge.NONE, 1)
-    assert found.failures == 0
