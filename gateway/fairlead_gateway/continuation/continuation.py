@@ -88,7 +88,7 @@ class Continuation:
         self.token_memory = TokenMemory(STREAM_TOKENS_BYTES)
         self.text_memory = TokenMemory(RESUMABLE_STREAMS_BYTES)
 
-    def ask(self, attempt: Attempt, body: bytes) -> bytes:
+    def request_tokens(self, attempt: Attempt, body: bytes) -> bytes:
         """Returns the body of a streamed request, which asks its engine for token ids if it can."""
         context = attempt.context
         request = context.request
@@ -233,7 +233,7 @@ class Continuation:
             if stream.is_whole:
                 return self._complete(context, stream, "cut")
             attempt.attach_engine_message(stream.next_body())
-            attempt.kept = stream.kept
+            attempt.kept = stream.reader
             shows_cached = context.policy.shows_cached(context.request.entry.rules, context.http_request.head.path)
             rewrite = ToolCallIndexer(
                 stream.splice if shows_cached else lambda events: [*map(hide_cached_tokens, stream.splice(events))]

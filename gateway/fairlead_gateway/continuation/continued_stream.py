@@ -7,7 +7,7 @@ from typing import Final
 from fairlead.engines.facts import kinds_with
 from fairlead_gateway.dialects.schemas import CommonFields
 from fairlead_gateway.upstream.event_fields import decode_object
-from fairlead_gateway.upstream.kept_stream import KeptStream
+from fairlead_gateway.upstream.stream_record import StreamRecord
 from fairlead_gateway.upstream.usage import Usage
 
 Query = tuple[str, bytes]
@@ -42,8 +42,8 @@ class ContinuedStream:
         self.needs_task = False
 
     @property
-    def kept(self) -> KeptStream | None:
-        """What reads the events of the next engine; None if the stream reads them itself."""
+    def reader(self) -> StreamRecord | None:
+        """The reader of the next engine's events; None if the stream reads them itself."""
         return None
 
     @property
@@ -100,7 +100,10 @@ class ContinuedStream:
         """Receives the token counts of an engine that has ended."""
 
     def parse_slices(self) -> Iterator[bool]:
-        """Parses what is kept, in slices; yields False and ends if it cannot be continued."""
+        """Parses what is kept, in slices; yields False and ends if it cannot be continued.
+
+        By default, nothing has to be parsed.
+        """
         yield from ()
 
     @abstractmethod
@@ -108,7 +111,10 @@ class ContinuedStream:
         """Returns why no engine can continue the stream, in one word; empty if one can."""
 
     def queries(self, engine: str) -> Queries:
-        """Queries an instance of this kind for what it needs to continue the stream."""
+        """Queries an instance of a kind for what it needs to continue the stream.
+
+        By default, it needs its body alone.
+        """
         yield from ()
         return ""
 

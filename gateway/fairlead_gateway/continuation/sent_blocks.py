@@ -24,10 +24,10 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.continuation.sent_tokens import LONG_TOOL_CALL, MAX_HELD_BYTES, MEMORY, TokenMemory
-from fairlead_gateway.upstream.kept_stream import KeptStream
 from fairlead_gateway.upstream.named_events import numbered_part
 from fairlead_gateway.upstream.response_schemas import BLOCK_EVENT_DECODER, BlockEvent
 from fairlead_gateway.upstream.sse import COMMENT, event_data, event_name
+from fairlead_gateway.upstream.stream_record import StreamRecord
 
 NOT_TEXT: Final = "not-text"
 MAX_HELD_SECONDS: Final = 60.0
@@ -70,7 +70,7 @@ class SentPart:
         self.deltas = 0
 
 
-class SentBlocks(KeptStream):
+class SentBlocks(StreamRecord):
     """The parts of one stream, and the events that name it.
 
     memory: shared with other streams.

@@ -28,9 +28,9 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.native import READ_IDS, TAKE_TEXT
-from fairlead_gateway.upstream.kept_stream import SHORT_BYTES, TokenTap
 from fairlead_gateway.upstream.response_schemas import MEMBERS_DECODER
 from fairlead_gateway.upstream.sse import COMMENT
+from fairlead_gateway.upstream.stream_record import SHORT_BYTES, TokenTap
 from fairlead_gateway.upstream.usage import has_failed_finish
 
 MEMORY: Final = "memory"

@@ -44,8 +44,8 @@ from fairlead_gateway.dialects.table import BODY_DECODERS
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.json_edit import contains_any, set_members
 from fairlead_gateway.upstream.event_fields import decode_object, is_count
-from fairlead_gateway.upstream.kept_stream import SHORT_BYTES, KeptStream
 from fairlead_gateway.upstream.sse import event_data
+from fairlead_gateway.upstream.stream_record import SHORT_BYTES, StreamRecord
 from fairlead_gateway.upstream.usage import Usage
 
 NO_TOKENIZE: Final = "no-tokenize"
@@ -100,7 +100,7 @@ class StreamBlocks(ContinuedStream):
         self._is_marked = False
 
     @property
-    def kept(self) -> KeptStream | None:
+    def reader(self) -> StreamRecord | None:
         return self.blocks
 
     @property

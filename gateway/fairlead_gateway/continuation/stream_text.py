@@ -32,7 +32,7 @@ from fairlead_gateway.dialects.completions import CompletionRequest
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.openai.json_edit import set_members
 from fairlead_gateway.upstream.event_fields import encode_event, is_count, only_choice, split_events
-from fairlead_gateway.upstream.kept_stream import SHORT_BYTES
+from fairlead_gateway.upstream.stream_record import SHORT_BYTES
 from fairlead_gateway.upstream.usage import Usage
 
 _EVENTS_PER_SLICE: Final = 64

@@ -43,7 +43,7 @@ from fairlead_gateway.upstream.event_fields import (
     only_choice,
     split_events,
 )
-from fairlead_gateway.upstream.kept_stream import KeptStream
+from fairlead_gateway.upstream.stream_record import StreamRecord
 from fairlead_gateway.upstream.usage import Usage
 
 _ASKED: Final = b'"return_token_ids":true'
@@ -192,7 +192,7 @@ class StreamTokens(ContinuedStream):
         tokens.keep_body(body)
 
     @property
-    def kept(self) -> KeptStream | None:
+    def reader(self) -> StreamRecord | None:
         return self.tokens
 
     @property
@@ -344,6 +344,5 @@ def has_media(request: ModelRequest) -> bool:
 
 
 def _is_text(response_format: msgspec.Raw) -> bool:
-    """Whether an answer may be any text."""
     form = bytes(response_format)
     return form == b"null" or _TEXT_FORMAT.fullmatch(form) is not None

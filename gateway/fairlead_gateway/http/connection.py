@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, cast
 
-from fairlead_gateway.caller_key import ANONYMOUS, CallerKey, caller_key
+from fairlead_gateway.caller_key import ANONYMOUS, CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded, RequestTimeout
 from fairlead_gateway.http.listener import (
     COUNTED_BYTES,
@@ -380,7 +380,7 @@ class ClientConnection(ResponseTransport):
             if self._awaited != awaited:
                 if self._parser.head is not None:
                     caller = self._listener.handler.admit_body(self._parser.head, self.client_address())
-                    self._set_caller(caller_key(caller))
+                    self._set_caller(ANONYMOUS if caller is None else caller.name)
                 self._body_deadline = now + limits.body_seconds
                 if self._parser.needs_100_continue:
                     self._transport.write(_CONTINUE_RESPONSE)

@@ -476,7 +476,8 @@ class Listener:
             self._close_idle(excess)
             excess = len(self.connections) + 1 - self.max_connections
         self.connections.add(connection)
-        self.send_rate.start()
+        if not self.send_rate.is_running:
+            self.send_rate.start()
         return excess
 
     def _close_idle(self, excess: int) -> None:

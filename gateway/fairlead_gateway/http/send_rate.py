@@ -80,7 +80,7 @@ class SendRateMonitor:
         self._limits = limits
         self._loop = loop
         self._now = now
-        self._timer: asyncio.TimerHandle | None = None
+        self.is_running = False
         self._windows: dict[SendingConnection, tuple[float, int | None, int]] = {}
         self._paused_bytes = 0
         self._is_check_due = False
@@ -89,8 +89,9 @@ class SendRateMonitor:
         """Unsent bytes of all connections at the last check."""
 
     def start(self) -> None:
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._limits.unsent_check_seconds, self._on_timer)
+        """Starts the checks, which end when there is no connection."""
+        self.is_running = True
+        self._loop.call_later(self._limits.unsent_check_seconds, self._on_timer)
 
     def on_write_paused(self, unsent_bytes: int) -> None:
         """Called when a client falls behind. Checks at once if clients do so faster than checks
@@ -180,7 +181,7 @@ class SendRateMonitor:
         return total, shed
 
     def _on_timer(self) -> None:
-        self._timer = None
+        self.is_running = False
         try:
             self.check()
         finally:

@@ -15,7 +15,7 @@ from typing import Final
 from fairlead_gateway.kv_index.messages import PromptSample
 from fairlead_gateway.openai.body_parser import ModelRequest
 from fairlead_gateway.routing import RouteRequest
-from fairlead_gateway.upstream.kept_stream import TokenTap
+from fairlead_gateway.upstream.stream_record import TokenTap
 
 PREFIX_MAP_SAMPLES: Final = 256
 """Limit: last prompts of a worker that the index may query."""

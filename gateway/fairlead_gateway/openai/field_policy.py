@@ -421,8 +421,9 @@ def special_parts(body: bytes) -> dict[str, msgspec.Raw]:
 
 def _may_have(text: bytes, *signs: bytes) -> bool:
     """Returns False if none of the keys is in a text, however it is escaped."""
-    if any(text.find(sign) >= 0 for sign in signs):
-        return True
+    for sign in signs:
+        if text.find(sign) >= 0:
+            return True
     return text.find(b"\\u00") >= 0 and _ESCAPED_LETTER.search(text) is not None
 
 

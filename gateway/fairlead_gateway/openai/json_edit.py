@@ -54,11 +54,11 @@ _ABSENT_MEMBER = msgspec.Raw(b"null")
 
 def contains_any(body: bytes, patterns: Iterable[bytes]) -> bool:
     """Returns whether one of the short patterns occurs in the body."""
-    return any(
-        body.find(pattern, start, start + _SLICE_BYTES + len(pattern)) >= 0
-        for pattern in patterns
-        for start in range(0, len(body), _SLICE_BYTES)
-    )
+    for pattern in patterns:
+        for start in range(0, len(body), _SLICE_BYTES):
+            if body.find(pattern, start, start + _SLICE_BYTES + len(pattern)) >= 0:
+                return True
+    return False
 
 
 def splice(body: bytes, start: int, end: int, text: bytes) -> bytes:

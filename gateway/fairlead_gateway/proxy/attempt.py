@@ -42,7 +42,6 @@ from fairlead_gateway.telemetry.worker.trace_record import ATTEMPT, CONTINUATION
 from fairlead_gateway.upstream.connection import EngineConnection, UpstreamError
 from fairlead_gateway.upstream.connection_pool import ConnectionPool
 from fairlead_gateway.upstream.engine_address import EngineAddress
-from fairlead_gateway.upstream.kept_stream import KeptStream, TokenTap
 from fairlead_gateway.upstream.request_encoder import (
     RequestPrefixCache,
     allowed_header_text,
@@ -52,6 +51,7 @@ from fairlead_gateway.upstream.request_encoder import (
 )
 from fairlead_gateway.upstream.response import EngineResponse
 from fairlead_gateway.upstream.response_schemas import PLAIN_RESPONSE_DECODER, stored_answer
+from fairlead_gateway.upstream.stream_record import StreamRecord, TokenTap
 from fairlead_gateway.upstream.usage import (
     EMPTY,
     GARBAGE,
@@ -205,7 +205,7 @@ class Attempt:
     ) -> None:
         self._parts = parts
         self._sent_tokens = sent_tokens
-        self.kept: KeptStream | None = None
+        self.kept: StreamRecord | None = None
         self._router: ModelRouter | None = None
         self._admission: ModelAdmission | None = None
         self._journal: Journal | None = None  # None: learned profiles leave the attempt out

@@ -292,7 +292,9 @@ class Forwarder:
         source = context.choice.decision.source if context.choice is not None else None
         if source is not None:
             body = self._prefill_coordinator.add_kv_source(context, body, source)
-        attempt.attach_engine_message(self._relay.continuation.ask(attempt, body) if context.request.stream else body)
+        attempt.attach_engine_message(
+            self._relay.continuation.request_tokens(attempt, body) if context.request.stream else body
+        )
 
     def _give_up(self, context: RequestContext, *, is_budget_spent: bool = False) -> GatewayError:
         self._failures.on_all_attempts_failed(context, is_budget_spent=is_budget_spent)

@@ -60,7 +60,7 @@ class GapRecorder(StreamObserver):
     def __init__(
         self, telemetry: MetricsRecorder, attempt: Attempt, stream: ContinuedStream | None, silence: StreamSilence
     ) -> None:
-        super().__init__()
+        self.reports_end = False
         self._telemetry = telemetry
         self._model_key = attempt.context.request.model_key
         self._attempt = attempt

@@ -3,6 +3,6 @@
 - `target_choice`: from a client's name to the target of a request. Pure.
 - `rewriting`: the parameters that a route sets in a body. Pure.
 
-`fairlead.routes` has the types, and the order of fallbacks. `proxy` has the stages: `route_choice`,
-`fallbacks` and `shadow_traffic`.
+`fairlead.routes` has the types, and the order of fallbacks. `fairlead_gateway.proxy` has the stages
+of routes.
 """

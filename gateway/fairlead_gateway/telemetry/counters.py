@@ -519,18 +519,18 @@ class InstanceCounters(CounterSet):
             if seconds <= limit_seconds:
                 _add_one(ints, I_WITHIN_TTFT)
 
-    def count_finished(self, computed: int, output: int) -> None:
-        """Counts a finished request, with prompt tokens computed and tokens generated."""
+    def count_finished(self, computed: int, output: int, *, is_answer: bool) -> None:
+        """Counts a finished request, with prompt tokens computed and tokens generated.
+
+        is_answer: it is complete, and has tokens.
+        """
         self._has_pending = True
         self._finished += 1
         self._computed_tokens += computed
         self._output_tokens += output
-
-    def count_answer(self, output: int) -> None:
-        """Counts a complete answer of `output` tokens."""
-        self._has_pending = True
-        self._answers += 1
-        self._log_tokens_sum += int(log(float(output)) * _LOG_STEPS) / _LOG_STEPS
+        if is_answer:
+            self._answers += 1
+            self._log_tokens_sum += int(log(float(output)) * _LOG_STEPS) / _LOG_STEPS
 
 
 def _add_one(ints: list[int], position: int) -> None:

@@ -269,9 +269,8 @@ class MetricsRecorder:
         if outcome.instance_id is not None:
             instance = self._instance_counters(series, outcome.instance_id)
             output = outcome.output_tokens or 0
-            instance.count_finished(computed, output)
-            if output > 0 and outcome.status == 200 and outcome.error is None and not outcome.client_disconnected:
-                instance.count_answer(output)
+            is_whole = outcome.status == 200 and outcome.error is None and not outcome.client_disconnected
+            instance.count_finished(computed, output, is_answer=is_whole and output > 0)
             if outcome.within_itl is not None:
                 instance.ints[at.I_JUDGED_ITL] += 1
                 instance.ints[at.I_WITHIN_ITL] += outcome.within_itl

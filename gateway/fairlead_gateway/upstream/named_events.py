@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.dialects.event_grammar import EventGrammar
-from fairlead_gateway.upstream.kept_stream import SHORT_BYTES
 from fairlead_gateway.upstream.response_schemas import NAMED_EVENT_DECODER, NamedEvent, StopDelta
 from fairlead_gateway.upstream.sse import COMMENT, PINGS, SseScanner, decode_members, event_data, event_name
+from fairlead_gateway.upstream.stream_record import SHORT_BYTES
 from fairlead_gateway.upstream.usage import (
     GARBAGE,
     MAX_HIDDEN_BYTES,

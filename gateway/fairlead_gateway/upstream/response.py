@@ -19,10 +19,10 @@ from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.http.listener import ResponseWriter
 from fairlead_gateway.runtime import BufferedBytes, WorkerRuntime
 from fairlead_gateway.upstream.connection import REPLAY, ResponseSink, UpstreamError
-from fairlead_gateway.upstream.kept_stream import TokenTap
 from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.request_encoder import retry_after_of
 from fairlead_gateway.upstream.sse import SseScanner, filter_first_chunks
+from fairlead_gateway.upstream.stream_record import TokenTap
 from fairlead_gateway.upstream.usage import GARBAGE, InBandError, LongAnswerCounts, Usage
 
 _OUT_OF_MEMORY: Final = "gateway-full"  # a local cause: the engine is not to blame
@@ -282,7 +282,8 @@ class EngineResponse(ResponseSink):
         else:
             events = self._filter_events(chunks)
             self._buffer += events
-            self._size += sum([len(event) for event in events])
+            for event in events:
+                self._size += len(event)
             self._buffer = _compact(self._buffer, self._size)
             if self._is_out_of_memory:
                 self.on_error(UpstreamError(_OUT_OF_MEMORY))

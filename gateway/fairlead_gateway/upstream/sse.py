@@ -16,13 +16,13 @@ from typing import Final
 
 import msgspec
 
-from fairlead_gateway.upstream.kept_stream import TokenTap
 from fairlead_gateway.upstream.response_schemas import (
     EVENT_DECODER,
     LONG_EVENT_DECODER,
     MEMBERS_DECODER,
     StreamEvent,
 )
+from fairlead_gateway.upstream.stream_record import TokenTap
 from fairlead_gateway.upstream.usage import (
     GARBAGE,
     InBandError,
@@ -462,7 +462,7 @@ def _with_members(event: bytes, usage_data: bytes) -> bytes:
     at = usage_data.find(_USAGE_ALONE)
     if at > 0 and usage_data.find(_NEXT_MEMBER, at) < 0 and event.find(usage_data[:at]) >= 0:
         return event
-    own, others = (decode_members(data) for data in (event_data(event) or b"", usage_data))
+    own, others = decode_members(event_data(event) or b""), decode_members(usage_data)
     if not own or others is None:
         return event
     added = b"".join(

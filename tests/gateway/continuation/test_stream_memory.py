@@ -15,9 +15,9 @@ from fairlead_gateway.continuation.sent_tokens import MAX_HELD_BYTES, SentTokens
 from fairlead_gateway.dialects.event_grammar import EventGrammar
 from fairlead_gateway.dialects.messages import MESSAGES
 from fairlead_gateway.dialects.responses import RESPONSES
-from fairlead_gateway.upstream.kept_stream import SHORT_BYTES
 from fairlead_gateway.upstream.named_events import NamedEventScanner
 from fairlead_gateway.upstream.sse import COMMENT, SseScanner
+from fairlead_gateway.upstream.stream_record import SHORT_BYTES
 
 MAX_BYTES = 2 << 20
 SENT_BYTES = 5 << 20

@@ -44,8 +44,8 @@ async def test_a_reply_that_is_longer_than_the_channel_holds_is_whole_and_ends()
     await supervisor.open(ours)
     await worker.open(theirs)
     runtime = SimpleNamespace(clock=SystemClock())
-    stack = SimpleNamespace(routers=None, prefill_coordinator=None)
-    gateway = SimpleNamespace(runtime=runtime, stack=stack, decisions=logged(32))
+    stages = SimpleNamespace(routers=None, prefill_coordinator=None)
+    gateway = SimpleNamespace(runtime=runtime, stages=stages, decisions=logged(32))
     try:
         await QueryHandler(cast(Any, gateway), worker).handle(say.GetDecisions(1, 32, None, None))
         await wait_until(lambda: not worker.unsent_bytes)
@@ -73,7 +73,7 @@ async def test_error_in_a_reply_is_logged_and_the_worker_does_not_count_as_hung(
         tasks.add(asyncio.create_task(handler.handle(query)))
 
     worker: Channel[Any] = Channel(say.ToWorker, answer, lambda: None)
-    gateway = SimpleNamespace(runtime=SimpleNamespace(clock=clock), stack=SimpleNamespace())
+    gateway = SimpleNamespace(runtime=SimpleNamespace(clock=clock), stages=SimpleNamespace())
     gateway.stages.routers = gateway.stages.prefill_coordinator = gateway.decisions = None
     handler = QueryHandler(cast(Any, gateway), worker)
     await supervisor.open()

@@ -10,7 +10,6 @@ from redis.asyncio import Redis
 from fairlead.fleet.model import Fleet, Instance, InstanceState, Model, SloTargets
 from fairlead.limits import Limits
 from fairlead.runtime.clock import ManualClock, SystemClock
-from fairlead_gateway.messages import WorkerReport
 from fairlead_gateway.peers.messages import Dispatch, PeerUpdates
 from fairlead_gateway.peers.peer_messages import PeerLoad, PeerLoadRow
 from fairlead_gateway.peers.supervisor.peer_sync import PeerSync
@@ -109,7 +108,7 @@ async def test_table_of_an_older_gateway_is_neither_read_nor_changed(
             for sync in (first, second):
                 while not sync.exchange.is_caught_up:
                     await sync.exchange.read_once()
-            first.on_worker_report(WorkerReport(dispatches=[Dispatch(KEY, "e-1", bytes(16), 7)]))
+            first.on_worker_report([Dispatch(KEY, "e-1", bytes(16), 7)], {}, has_loads=False)
             await first.exchange.flush()
             await second.exchange.read_once()
             assert [update.dispatches for update in workers[1].received] == [[Dispatch(KEY, "e-1", bytes(16), 7)]]

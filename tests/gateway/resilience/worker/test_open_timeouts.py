@@ -13,7 +13,8 @@ _ROOT = Path(__file__).parents[4] / "gateway" / "fairlead_gateway"
 _TIME = re.compile(r"(?:^|_)(?:seconds|seconds_left|timeout|deadline|until)$")
 
 _PLACES = (
-    *("worker", "*/worker", "*/worker.py", "http", "openai", "proxy", "upstream"),
+    *("worker", "*/worker", "*/worker.py", "http", "openai", "proxy", "upstream", "continuation"),
+    *("request_context.py", "router_registry.py", "runtime.py", "journal.py"),
     *("admission", "body_check", "limits", "peers", "resilience"),
 )
 """All that runs in workers alone, and the features whose cores bound a wait."""
@@ -36,7 +37,6 @@ REASONS: dict[str, str] = {
     "continuation/stream_moves.py StreamProgress:first_seconds": "a stream of unknown speed moves",
     "continuation/stream_moves.py StreamProgress:token_seconds": "the same",
     "continuation/stream_moves.py MoveDecision:rest_seconds": "a stream without a forecast is not counted as saved time",
-    "adapters/placement.py AdapterUse.__init__:self.load_seconds": _RECORD,
     "admission/worker/model_admission.py ModelAdmission.__init__:inf": _AT_ONCE,
     "admission/worker/model_admission.py ModelAdmission._settle:inf": "the next bound is that of its tokens",
     "admission/worker/model_admission.py ModelAdmission.update_fleet:inf": _LEAST,

@@ -1,4 +1,4 @@
-"""What the gateway keeps of a stream while it is relayed, so that another engine can continue it.
+"""Records of streams while they are relayed, from which another engine can continue them.
 
 Why base classes and not Protocols: compiled, their methods are called directly.
 """
@@ -10,8 +10,8 @@ SHORT_BYTES: Final = 4_096
 """The part of an event or a request that a stream keeps counts as memory if it is longer."""
 
 
-class KeptStream:
-    """What is kept of one stream.
+class StreamRecord:
+    """The record of one stream.
 
     problem: why the stream cannot be continued from it, in one word; empty if it can.
     """
@@ -24,7 +24,7 @@ class KeptStream:
         """Drops all. May be called twice."""
 
 
-class TokenTap(KeptStream):
+class TokenTap(StreamRecord):
     """The reader of the token ids of one stream, which it takes out of the events.
 
     prompt_tokens: of the prompt; 0 until the first event has come.
