@@ -366,7 +366,6 @@ def keyed_callers(
     resume: str = "",
     knows_ids: bool = True,
 ) -> Callers:
-    """Returns callers with an API key."""
     keys = f'keys:\n  - {{name: bench, digest: "{KEY_DIGEST}"}}\n'
     return Callers("--keys", keys, scenarios, cost_per_unit, resume=resume, knows_ids=knows_ids)
 

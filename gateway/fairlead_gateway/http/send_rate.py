@@ -89,7 +89,6 @@ class SendRateMonitor:
         """Unsent bytes of all connections at the last check."""
 
     def start(self) -> None:
-        """Starts the checks, which end when there is no connection."""
         self.is_running = True
         self._loop.call_later(self._limits.unsent_check_seconds, self._on_timer)
 

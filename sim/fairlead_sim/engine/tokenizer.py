@@ -28,7 +28,6 @@ CONTROL_TOKENS = (
     "<|unused|>",
 )
 _FIRST_BYTE_TOKEN = len(CONTROL_TOKENS)
-_FIRST_WORD_TOKEN = _FIRST_BYTE_TOKEN + 256
 _PIECE_PATTERN = re.compile(r" ?[a-z]{1,3}|[\x00-\xff]")
 
 

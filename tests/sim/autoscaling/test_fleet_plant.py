@@ -489,6 +489,7 @@ def test_it_attains_the_target_for_less_than_the_schedule_it_scales() -> None:
     assert (again.attainment, again.cost) == (bound.attainment, bound.cost)
 
 
+@pytest.mark.nightly
 def test_lower_counts_for_a_part_of_the_time_save_more_than_whole_factors() -> None:
     """Two steps of ten minutes: one factor for both leaves too much in the first."""
     setup = reference_pools.reference_pool(reference_pools.small_profile(), 1, startup=StartupDistribution(10.0, 0.0))
