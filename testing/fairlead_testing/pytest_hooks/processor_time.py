@@ -17,8 +17,8 @@ from typing import Final
 
 import pytest
 
-TEST_UNITS: Final = 500.0
-RUN_UNITS: Final = 35_000.0
+TEST_UNITS: Final = 300.0
+RUN_UNITS: Final = 25_000.0
 _PROPERTY: Final = "processor_seconds"
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _DEAREST: Final = 12
