@@ -29,7 +29,6 @@ _MAX_PLACES: Final = 16_384
 """Limit: places in one read where a name or an id is replaced by a longer one."""
 _TAG: Final = re.compile(r"[0-9a-f]+")
 _OWN_ID: Final = re.compile(rb'"(?:id|response_id)": ?"(resp_[A-Za-z0-9_-]{1,128})"')
-_QUOTED: Final = (b'"%b"',)
 _VALID: Final = re.compile(r"[A-Za-z0-9_-]{1,256}")
 
 
@@ -128,9 +127,8 @@ class ResponseIdRewriter:
             return data
         if not self._is_named:
             self._add_own(data)
-        forms = _QUOTED if data.find(b"'resp_") < 0 else (*_QUOTED, b"'%b'")
         for engine_id, client_id in self._pairs:
-            for form in forms:
+            for form in (b'"%b"', b"'%b'"):
                 data = data.replace(form % engine_id, form % client_id, _MAX_PLACES)
         return data
 
