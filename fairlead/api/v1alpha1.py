@@ -33,7 +33,7 @@ from fairlead.api.spec.slo import Slo
 from fairlead.api.spec.tenant.spec import ModelTenantSpec
 from fairlead.api.strict_model import FieldPath, Rule, StrictModel, api_field, field_error, list_map_schema
 from fairlead.api.value_types import MAX_LABEL_VALUE_LENGTH, AllowedRoutes, Int32, Label, ObjectName
-from fairlead.fleet.model import TokenPrice
+from fairlead.fleet.model import Model, TokenPrice
 from fairlead.routes.model import Route
 from fairlead.tenants.model import Tenant
 
@@ -382,6 +382,21 @@ class ModelDeploymentSpec(StrictModel):
     def is_external(self) -> bool:
         """True if the engines already run and Fairlead only routes to them."""
         return self.engine.type in (EngineType.EXTERNAL, EngineType.OPENAI)
+
+    def to_model(self, namespace: str, name: str) -> Model:
+        """Returns the model as gateways route it, with the names that it claims."""
+        return Model(
+            namespace,
+            name,
+            self.slo.to_targets(),
+            self.routing.to_routing(),
+            wakes=self.scales_from_zero,
+            served_names=tuple(self.model.served_names),
+            requests=self.engine.to_request_policy(),
+            price=self.token_price,
+            route_namespaces=frozenset(self.allowed_routes),
+            context_length=self.model.context_length,
+        )
 
     @property
     def has_opaque_engine(self) -> bool:

@@ -108,19 +108,7 @@ class _Document:
 
 
 def to_fleet_model(deployment: ModelDeployment) -> Model:
-    """Returns the fleet's `Model` for a ModelDeployment."""
-    return Model(
-        namespace=deployment.metadata.namespace or "default",
-        name=deployment.metadata.name,
-        objectives=deployment.spec.slo.to_targets(),
-        routing=deployment.spec.routing.to_routing(),
-        served_names=tuple(deployment.spec.model.served_names),
-        wakes=deployment.spec.scales_from_zero,
-        requests=deployment.spec.engine.to_request_policy(),
-        price=deployment.spec.token_price,
-        route_namespaces=frozenset(deployment.spec.allowed_routes),
-        context_length=deployment.spec.model.context_length,
-    )
+    return deployment.spec.to_model(deployment.metadata.namespace or "default", deployment.metadata.name)
 
 
 def load_manifests(paths: Sequence[str | Path], *, stdin: BinaryIO | None = None) -> Manifests:

@@ -249,18 +249,7 @@ class _FleetBuilder:
         for served in self._served:
             before = self._previous.models.get(served.key)
             if served.spec is not None:
-                spec = served.spec
-                model = Model(
-                    served.namespace,
-                    served.name,
-                    spec.slo.to_targets(),
-                    spec.routing.to_routing(),
-                    wakes=spec.scales_from_zero,
-                    requests=spec.engine.to_request_policy(),
-                    price=spec.token_price,
-                    route_namespaces=frozenset(spec.allowed_routes),
-                    context_length=spec.model.context_length,
-                )
+                model = served.spec.to_model(served.namespace, served.name)
             else:
                 model = before or Model(served.namespace, served.name)
             granted = names[served.key]
