@@ -1,4 +1,5 @@
-"""The code map of CONTRIBUTING.md: each file of a way exists, and is linked with an earlier one."""
+"""The code map of CONTRIBUTING.md: each file and name of a way exists, and is linked with an earlier
+one."""
 
 import ast
 import re
@@ -10,13 +11,14 @@ import pytest
 from scripts.generators.page_lists import code_map
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = [line.strip("| ").split(" | ") for line in code_map(ROOT).splitlines() if "| `" in line or "→" in line]
+FOLDERS, *SECTIONS = code_map(ROOT).split("\n### ")
+ROWS = [line for line in FOLDERS.splitlines() if line.startswith("| `")]
 
 
-def _paths(cells: list[str]) -> list[str]:
-    """Returns the files of a row; a folder among them is where the files after it lie."""
+def _paths(text: str) -> list[str]:
+    """Returns the files that a text names; a folder among them is where the files after it lie."""
     paths, folder = [], ""
-    for span in re.findall(r"`([^`]+)`", " ".join(cells)):
+    for span in re.findall(r"`([^`]+)`", text):
         if span.endswith(".py"):
             paths.append(f"{folder}{span}")
         elif "/fairlead" in span or span == "fairlead":
@@ -24,14 +26,19 @@ def _paths(cells: list[str]) -> list[str]:
     return paths
 
 
-WAYS = {cells[0]: _paths(cells[1:]) for cells in ROWS if "→" in cells[-1]}
+WAYS = {section.partition("\n")[0]: section.partition("\n")[2] for section in SECTIONS}
+
+
+@cache
+def _tree(path: str) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
 @cache
 def _imports(path: str) -> frozenset[str]:
     """Returns the modules that a file imports, with what their packages import of themselves."""
     found = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return frozenset(found)
@@ -51,22 +58,44 @@ def _are_linked(left: str, right: str) -> bool:
     return bool(_imports(left) & _names(right) or _imports(right) & _names(left) or messages)
 
 
+def _functions(path: str) -> set[str]:
+    """Returns the functions of a file, methods with their class."""
+    found = set()
+    for node in _tree(path).body:
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{one.name}" for one in ast.walk(node) if hasattr(one, "name")}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+    return found
+
+
 def test_the_map_has_the_five_ways() -> None:
     ways = ["A streamed request", "A stream that breaks", "A KV event", "A limit of a tenant", "A scale decision"]
     assert list(WAYS) == ways
-    assert all(len(paths) >= 6 for paths in WAYS.values())
+    assert all(8 <= len(re.findall(r"^\d+\. `", text, re.MULTILINE)) <= 13 for text in WAYS.values())
 
 
-@pytest.mark.parametrize("cells", ROWS, ids=[cells[0].strip("`") for cells in ROWS])
-def test_files_and_folders_of_the_map_exist(cells: list[str]) -> None:
-    folders = [span for span in re.findall(r"`([^`]+)`", " ".join(cells)) if not span.endswith(".py")]
-    assert [path for path in _paths(cells) if not (ROOT / path).is_file()] == []
+@pytest.mark.parametrize("row", ROWS)
+def test_folders_of_the_map_exist(row: str) -> None:
+    folders = [span for span in re.findall(r"`([^`]+)`", row) if not span.endswith(".py")]
+    assert [path for path in _paths(row) if not (ROOT / path).is_file()] == []
     assert [folder for folder in folders if "/" in folder and not (ROOT / folder).is_dir()] == []
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_each_step_of_a_way_names_a_function_of_its_file(way: str) -> None:
+    steps, folder = 0, ""
+    for span, function in re.findall(r"`([^`]+)`(?:, `([^`]+)`)?", WAYS[way]):
+        folder = f"{span}/" if "/fairlead" in span else folder
+        if function:
+            steps += 1
+            assert function in _functions(f"{folder}{span}")
+    assert steps == len(re.findall(r"^\d+\. ", WAYS[way], re.MULTILINE))
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_each_file_of_a_way_is_linked_with_an_earlier_one(way: str) -> None:
-    paths = WAYS[way]
+    paths = _paths(WAYS[way].replace("worker/worker.py", ""))
     apart = [
         path for at, path in enumerate(paths) if at and not any(_are_linked(earlier, path) for earlier in paths[:at])
     ]
