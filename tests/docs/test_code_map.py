@@ -1,5 +1,6 @@
-"""The code map of CONTRIBUTING.md: each file and name of a way exists, and is linked with an earlier
-one."""
+"""The code map of CONTRIBUTING.md: files and functions exist, and a file is linked with an earlier
+one.
+"""
 
 import ast
 import re

@@ -28,6 +28,23 @@ from typing import Final
 import msgspec
 
 from fairlead_gateway.native import READ_IDS, TAKE_TEXT
+from fairlead_gateway.upstream.event_words import (
+    EMPTY_CONTENT,
+    EMPTY_DELTA,
+    EMPTY_STRING,
+    EMPTY_TEXT,
+    FINISH,
+    HIDDEN_IDS,
+    IDS,
+    IDS_KEY,
+    LOG_PROBABILITIES,
+    NO_IDS,
+    OTHER_PARTS,
+    PROMPT_IDS,
+    PROMPT_IDS_KEY,
+    TOOL_CALLS,
+    words_of,
+)
 from fairlead_gateway.upstream.response_schemas import MEMBERS_DECODER
 from fairlead_gateway.upstream.sse import COMMENT
 from fairlead_gateway.upstream.stream_record import SHORT_BYTES, TokenTap
@@ -41,21 +58,12 @@ PART_OF_TEXT: Final = "part-of-text"
 MAX_HELD_BYTES: Final = 1_048_576
 """Limit: events of tool calls of one stream that are held."""
 
-_PROMPT_KEY: Final = b'"prompt_token_ids":['
-_PROMPT_AT: Final = len(_PROMPT_KEY) - 1
+_PROMPT_AT: Final = len(PROMPT_IDS_KEY) - 1
 _END: Final = b"\n\n"
 _LINE_FEED: Final = ord("\n")
-_KEY: Final = b'"token_ids":['
-_AT: Final = len(_KEY) - 1
+_AT: Final = len(IDS_KEY) - 1
 _NULL: Final = b"null"
-_HIDDEN: Final = b'"token_ids":null'
 _ANY_KEY: Final = b'token_ids":['
-_LOG_PROBABILITIES: Final = b'"logprobs":{'
-_TOOL_CALLS: Final = b'"tool_calls":['
-_FINISH: Final = (b'"finish_reason":"', b'"finish_reason": "')
-_EMPTY_TEXT: Final = b'""'
-_EMPTY: Final = (b'"delta":{}', b'"text":""', b'"content":""')
-_PARTS: Final = (b'"reasoning', b'"tool_calls"', b'"refusal"')
 _TEXT_ENDS: Final = (b'"}', b'",')
 _NO_FRAME: Final = (b"", b"", b"")
 _IDS_DECODER: Final = msgspec.json.Decoder(list[int])
@@ -160,19 +168,18 @@ class SentTokens(TokenTap):
         if self.problem:
             return self._without_ids(events)
         last = len(events) - len(_END)
-        if events.find(_LINE_FEED) < last and 0 <= events.find(_END) < last:
+        if _LINE_FEED in events[:last] and 0 <= events.find(_END) < last:
             return b"".join([self._take_event(event + _END) for event in events.split(_END) if event])
         return self._take_event(events)
 
     def remember_frame(self, head: bytes, tail: bytes) -> None:
         if TAKE_TEXT is None or (head == self._frame[0] and tail == self._frame_tail):
             return
-        at = tail.find(_HIDDEN) + len(_HIDDEN) - len(_NULL)
-        event = head + tail
-        shows_more = any(event.find(key) >= 0 for key in (_KEY, _TOOL_CALLS, *_FINISH, _EMPTY[0]))
-        has_other_text = head.find(_EMPTY_TEXT) >= 0 or tail.find(_EMPTY_TEXT) >= 0
-        is_usual = tail.find(_HIDDEN) >= 0 and tail.startswith(_TEXT_ENDS) and not shows_more and not has_other_text
-        self._frame = (head, tail[:at], tail[at + len(_NULL) :]) if is_usual else _NO_FRAME
+        words = words_of(head + b" " + tail)  # with a text between, or the quotes around it were a word
+        has_more = words & (IDS | TOOL_CALLS | FINISH | EMPTY_DELTA | EMPTY_STRING) != 0
+        is_usual = words & NO_IDS != 0 and tail.startswith(_TEXT_ENDS) and not has_more
+        at = tail.find(HIDDEN_IDS) + len(HIDDEN_IDS) - len(_NULL)
+        self._frame = (head, tail[:at], tail[at + len(_NULL) :]) if is_usual and at > 0 else _NO_FRAME
         self._frame_tail = tail
 
     def take_text(self, event: bytes) -> bytes | None:
@@ -234,13 +241,14 @@ class SentTokens(TokenTap):
     def _take_event(self, event: bytes) -> bytes:
         if self.problem:  # since an earlier one of these events
             return self._without_ids(event)
+        words = words_of(event)
         if not self.prompt_tokens or self._expected:
-            event = self._take_prompt(event)
+            event = self._take_prompt(event, words)
             if self.problem:
                 return event
-        at = event.find(_KEY)
-        if at < 0:
-            return event if event.find(_HIDDEN) < 0 else self._give_up(NO_TOKEN_IDS, event)
+        if not words & IDS:
+            return self._give_up(NO_TOKEN_IDS, event) if words & NO_IDS else event
+        at = event.find(IDS_KEY)
         end, before = event.find(b"]", at), len(self.ids)
         if end < 0 or end - at > _MAX_IDS_BYTES:
             return self._give_up(NO_TOKEN_IDS, event)
@@ -252,25 +260,25 @@ class SentTokens(TokenTap):
             return self._give_up(NO_TOKEN_IDS, event)
         if self._strips:
             event = event[: at + _AT] + _NULL + event[end + 1 :]
-        event = self._pass_on(event, before)
+        event = self._pass_on(event, words, before)
         is_due = len(self.ids) - self._counted >= _COUNTED_AT_ONCE or len(self.last) > SHORT_BYTES
         return self._give_up(MEMORY, event) if is_due and self._count() else event
 
-    def _pass_on(self, events: bytes, before: int) -> bytes:
+    def _pass_on(self, events: bytes, words: int, before: int) -> bytes:
         """Holds an event with a tool call, and notes how much of the answer the client has.
 
         before: the tokens before those of the event.
         """
-        if events.find(_FINISH[0]) >= 0 or events.find(_FINISH[1]) >= 0:
+        if words & FINISH:
             if has_failed_finish(events):
                 return events
             self.is_finished = True
-        elif self._is_in_call or events.find(_TOOL_CALLS) >= 0:
+        elif self._is_in_call or words & TOOL_CALLS:
             self._is_in_call = True
             return self._hold(events)
-        elif _is_empty(events):
-            shows_token = not self._strips or events.find(_LOG_PROBABILITIES) >= 0
-            return self._hold(events) if shows_token else events
+        elif words & (EMPTY_DELTA | EMPTY_TEXT) or (words & EMPTY_CONTENT and not words & OTHER_PARTS):
+            # It shows nothing of the answer: its token is a part of something.
+            return self._hold(events) if not self._strips or words & LOG_PROBABILITIES else events
         self.last, self.last_at = events, before
         self.shown = len(self.ids)
         return self._release_held(events) if self._held else events
@@ -291,10 +299,10 @@ class SentTokens(TokenTap):
         self._held, self._held_bytes = [], 0
         return b"".join([*held, events])
 
-    def _take_prompt(self, events: bytes) -> bytes:
-        at = events.find(_PROMPT_KEY)
-        if at < 0:
+    def _take_prompt(self, events: bytes, words: int) -> bytes:
+        if not words & PROMPT_IDS:
             return events if events.find(b"data:") < 0 else self._give_up(NO_TOKEN_IDS, events)
+        at = events.find(PROMPT_IDS_KEY)
         start, end = at + _PROMPT_AT, events.find(b"]", at)
         if end - at > _MAX_PROMPT_IDS_BYTES:
             return self._give_up(NO_TOKEN_IDS, events)
@@ -337,7 +345,7 @@ class SentTokens(TokenTap):
     def _without_ids(self, events: bytes) -> bytes:
         if not self._strips or events.find(_ANY_KEY) < 0:
             return events
-        for key in (_PROMPT_KEY, _KEY):
+        for key in (PROMPT_IDS_KEY, IDS_KEY):
             parts: list[bytes] = []
             start, at = 0, events.find(key)
             while at >= 0 and len(parts) < _MAX_STRIPPED and (end := events.find(b"]", at)) >= 0:
@@ -346,10 +354,3 @@ class SentTokens(TokenTap):
                 at = events.find(key, start)
             events = b"".join([*parts, events[start:]])
         return events
-
-
-def _is_empty(events: bytes) -> bool:
-    """Whether an event shows nothing of the answer: its token is a part of something."""
-    if events.find(_EMPTY[0]) >= 0 or events.find(_EMPTY[1]) >= 0:
-        return True
-    return events.find(_EMPTY[2]) >= 0 and all(events.find(part) < 0 for part in _PARTS)

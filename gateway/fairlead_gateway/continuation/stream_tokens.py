@@ -183,8 +183,10 @@ class StreamTokens(ContinuedStream):
         name, stub = _STUB[self._kind]
         body, start, end = request.body, request.messages_start, request.messages_end
         if end:
-            text = memoryview(request.client_body)[start - 1 : end + 1]
-            at = body.find(text)
+            text = request.client_body[start - 1 : end + 1]
+            at = len(body) - len(request.client_body) + start - 1  # unless a member behind it was changed
+            if not body.startswith(text, at):
+                at = body.find(text)
             body = body[:at] + stub + body[at + len(text) :]
         else:
             body = set_members(body, {name: stub})

@@ -7,6 +7,7 @@
 - `usage_scanner.pyx`: the token counts in a response
 - `block_hashes.pyx`: the hashes of a prompt's blocks
 - `token_ids.pyx`: the token ids in the events of a stream
+- `word_search.pyx`: several words in an event at once
 
 They exist only where the data plane is compiled (`scripts/compile.py`). Each is None elsewhere, and
 its caller runs the Python code. That code is the reference: results are equal, and what a scanner
@@ -29,6 +30,7 @@ Splice = Callable[[bytes, int, int, bytes], bytes]
 BlockHashes = Callable[[bytes, int, tuple[int, ...], int], tuple[int, ...]]
 ReadIds = Callable[[bytes, int, int], "array[int] | None"]
 TakeText = Callable[[bytes, bytes, bytes, bytes, "array[int]"], bytes | None]
+WordSearch = Callable[[bytes, tuple[bytes, ...]], int]
 
 
 class _Loops(NamedTuple):
@@ -42,6 +44,7 @@ class _Loops(NamedTuple):
     scan_named_usage: UsageScan | None = None
     take_text: TakeText | None = None
     read_ids: ReadIds | None = None
+    find_words: WordSearch | None = None
 
 
 def _load() -> _Loops:
@@ -55,10 +58,12 @@ def _load() -> _Loops:
         from fairlead_gateway.native.conversation_scanner import user_message_end
         from fairlead_gateway.native.token_ids import read_ids, take_text
         from fairlead_gateway.native.usage_scanner import scan_named_usage, scan_usage
+        from fairlead_gateway.native.word_search import find_words
     except ImportError:
         return _Loops()
     scans = scan_messages, scan_responses, scan_named_usage
-    return _Loops(scan_chat, scan_usage, block_hashes, user_message_end, splice, *scans, take_text, read_ids)
+    streams = take_text, read_ids, find_words
+    return _Loops(scan_chat, scan_usage, block_hashes, user_message_end, splice, *scans, *streams)
 
 
 _LOADED: Final = _load()
@@ -72,3 +77,4 @@ SCAN_RESPONSES: Final = _LOADED.scan_responses
 SCAN_NAMED_USAGE: Final = _LOADED.scan_named_usage
 TAKE_TEXT: Final = _LOADED.take_text
 READ_IDS: Final = _LOADED.read_ids
+FIND_WORDS: Final = _LOADED.find_words

@@ -110,7 +110,7 @@ cdef inline Text _read_ids(Text at, uint32_t *found, Py_ssize_t max_ids, Py_ssiz
 
     It ends at the NUL byte behind each `bytes` object.
     """
-    cdef uint32_t value
+    cdef uint32_t value, digit
     cdef Py_ssize_t number = 0
     cdef Text first
     if at[0] != c"[":
@@ -118,10 +118,13 @@ cdef inline Text _read_ids(Text at, uint32_t *found, Py_ssize_t max_ids, Py_ssiz
     while number < max_ids:
         at += 1
         first, value = at, 0
-        while c"0" <= at[0] <= c"9" and at - first < MAX_ID_DIGITS:
-            value = value * 10 + at[0] - c"0"
+        while True:
+            digit = <uint32_t>at[0] - c"0"  # wraps for what is below
+            if digit > 9:
+                break
+            value = value * 10 + digit
             at += 1
-        if at == first or (first[0] == c"0" and at - first > 1):
+        if at == first or at - first > MAX_ID_DIGITS or (first[0] == c"0" and at - first > 1):
             return NULL
         found[number] = value
         number += 1

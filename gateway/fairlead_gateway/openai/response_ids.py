@@ -27,6 +27,7 @@ _TAG_CHARACTERS: Final = 2 * (_INSTANCE_BYTES + _CODE_BYTES)
 _MAX_INSTANCES: Final = 4_096
 _MAX_PLACES: Final = 16_384
 """Limit: places in one read where a name or an id is replaced by a longer one."""
+_SINGLE_QUOTE: Final = ord("'")
 _TAG: Final = re.compile(r"[0-9a-f]+")
 _OWN_ID: Final = re.compile(rb'"(?:id|response_id)": ?"(resp_[A-Za-z0-9_-]{1,128})"')
 _VALID: Final = re.compile(r"[A-Za-z0-9_-]{1,256}")
@@ -128,8 +129,9 @@ class ResponseIdRewriter:
         if not self._is_named:
             self._add_own(data)
         for engine_id, client_id in self._pairs:
-            for form in (b'"%b"', b"'%b'"):
-                data = data.replace(form % engine_id, form % client_id, _MAX_PLACES)
+            data = data.replace(b'"%b"' % engine_id, b'"%b"' % client_id, _MAX_PLACES)
+            if _SINGLE_QUOTE in data:
+                data = data.replace(b"'%b'" % engine_id, b"'%b'" % client_id, _MAX_PLACES)
         return data
 
     def rewrite_events(self, events: list[bytes]) -> list[bytes]:

@@ -45,6 +45,8 @@ _MODEL_QUERY: Final = b"model="
 """Names the model of a path that `engine.allowedPaths` opens."""
 _WITHOUT_BACKGROUND: Final = kinds_with(lambda facts: facts.ignores_background)
 _STORE_KEY: Final = b'"store"'
+_STORE_WORDS: Final = (_STORE_KEY, b"\\u00")
+"""The key, and the start of an escape that may be a part of it."""
 _NO_STORE: Final = _STORE_KEY + b":false"
 _STORED_HINT: Final = "use GET or DELETE, or POST with /cancel"
 
@@ -272,8 +274,10 @@ def _leave_nothing_behind(request: ModelRequest, allowed: frozenset[str]) -> Non
             raise
     if request.runs_on or "store" in allowed:
         return
-    body = request.body
-    if body.find(_STORE_KEY) < 0 and body.find(b"\\u00") < 0:
+    body, start, end = request.body, 0, 0
+    if body is request.client_body:  # the prompt needs no search, which would cost more than all else here
+        start, end = request.messages_start, request.messages_end
+    if all(body.find(word, end) < 0 and body.find(word, 0, start) < 0 for word in _STORE_WORDS):
         request.body, request.is_unstored = prepend_text(body, _NO_STORE), True
     elif bytes(MEMBERS_DECODER.decode(body).get("store", b"")) != b"false":
         request.body, request.is_unstored = set_members(body, {"store": b"false"}), True

@@ -75,6 +75,7 @@ _NO_SNIFFING: Final = "x-content-type-options: nosniff\r\n"
 """The header of answers whose type is the engine's, or missing."""
 _NOT_STORED: Final = "x-fairlead-stored: false\r\n"
 _DECISION: Final = "x-fairlead-decision: "
+_JSON: Final = JSON_TYPE.encode()
 _JSON_OR_EVENTS: Final = re.compile(rb"json|text/event-stream", re.IGNORECASE)
 
 
@@ -502,4 +503,6 @@ def _served_name_rewriter(context: RequestContext, engine_response: EngineRespon
 
 def _has_text(engine_response: EngineResponse) -> bool:
     content_type = engine_response.headers.get(b"content-type", b"")
-    return engine_response.is_stream or _JSON_OR_EVENTS.search(content_type) is not None
+    if engine_response.is_stream or content_type == _JSON:
+        return True
+    return _JSON_OR_EVENTS.search(content_type) is not None

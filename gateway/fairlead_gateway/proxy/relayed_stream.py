@@ -67,9 +67,9 @@ class GapRecorder(StreamObserver):
         self._stream = stream
         self._silence = silence
 
-    def on_gap(self, seconds: float) -> None:
+    def on_gap(self, seconds: float, now: float) -> None:
         """Records the seconds between two chunks."""
-        self._telemetry.record_inter_token(self._model_key, self._attempt.instance_id, seconds)
+        self._telemetry.record_inter_token(self._model_key, self._attempt.instance_id, seconds, now)
 
     def check_silence(self, silent_seconds: float) -> float:
         """Returns after how many more seconds to ask again; 0 if the stream is to leave."""

@@ -147,7 +147,7 @@ class CopiedRequest:
 class _Unobserved(StreamObserver):
     """The observer of a stream whose gaps are not recorded."""
 
-    def on_gap(self, seconds: float) -> None:
+    def on_gap(self, seconds: float, now: float) -> None:
         """Does nothing."""
 
 

@@ -249,12 +249,12 @@ class MetricsRecorder:
         series.observe_first_token(seconds)
         self._instance_counters(series, instance_id).observe_first_token(seconds, limit_seconds)
 
-    def record_inter_token(self, model_key: str, instance_id: str, seconds: float) -> None:
+    def record_inter_token(self, model_key: str, instance_id: str, seconds: float, now: float = _NOT_READ) -> None:
         """Counts one further chunk of a stream, `seconds` after the one before. The most frequent
         call.
         """
         series = self.models.get(model_key) or self._model_counters(model_key)
-        second = int(self._now())
+        second = int(self._now() if now < 0.0 else now)
         if second != series.current_second:
             series.start_second(second)
         series.observe_gap(seconds)

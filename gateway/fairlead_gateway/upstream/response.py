@@ -55,7 +55,7 @@ class StreamObserver:
         self.reports_end = False
 
     @abstractmethod
-    def on_gap(self, seconds: float) -> None:
+    def on_gap(self, seconds: float, now: float) -> None:
         """Called with the seconds between two chunks of a stream."""
 
     def check_silence(self, silent_seconds: float) -> float:
@@ -276,7 +276,7 @@ class EngineResponse(ResponseSink):
         elif self._response is not None:
             events = self._filter_events(chunks)
             if events and self._observer is not None and self.last_at is not None:
-                self._observer.on_gap(now - self.last_at)
+                self._observer.on_gap(now - self.last_at, now)
                 self.last_at = now
             self._send_events(events)
         else:

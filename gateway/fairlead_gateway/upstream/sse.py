@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from fairlead_gateway.upstream.event_words import ERROR, FINISH, USAGE, words_of
 from fairlead_gateway.upstream.response_schemas import (
     EVENT_DECODER,
     LONG_EVENT_DECODER,
@@ -36,6 +37,7 @@ from fairlead_gateway.upstream.usage import (
 COMMENT: Final = b":\n\n"
 """In place of an event that is held."""
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r")
+_EMPTY_LINE: Final = b"\n\n"
 _LONGEST_END: Final = 4
 _ANY_EVENT: Final = re.compile(rb".*?(?:\n\n|\n\r\n|\r\r)[\r\n]*", re.DOTALL)
 _LINE_ENDS: Final = b"\r\n"
@@ -179,17 +181,12 @@ class SseScanner:
         """Returns the events with a part of the answer in a chunk that may pass unread; 0 if it may
         not.
         """
+        if not chunk.startswith(b"data: ") or words_of(chunk) & (USAGE | ERROR | FINISH):
+            return 0
+        if chunk.startswith(b"data: {") and _is_one_event(chunk):
+            return 1
         # `find` and not `in`, which first tries to read the bytes as a number
-        may_pass = (
-            chunk.find(b'"usage"') < 0
-            and chunk.find(b'"error"') < 0
-            and chunk.find(b'"finish_reason":"') < 0
-            and chunk.find(b'"finish_reason": "') < 0
-            and chunk.find(b"[DONE]") < 0
-            and chunk.find(_NAME) < 0
-            and chunk.startswith(b"data: ")
-        )
-        return 1 if may_pass else 0
+        return 1 if chunk.find(_END) < 0 and chunk.find(_NAME) < 0 else 0
 
     def _is_like_earlier(self, chunk: bytes) -> bool:
         """Returns whether the chunk is an event that was searched, with another text.
@@ -208,13 +205,13 @@ class SseScanner:
 
     def _remember_frame(self, chunk: bytes) -> None:
         """Remembers the bytes around the text of an event in which nothing was found."""
-        if len(chunk) > _MAX_TEMPLATE_BYTES:
+        if len(chunk) > _MAX_TEMPLATE_BYTES or not _is_one_event(chunk):
             return
         for start in _TEXT_STARTS:
             at = chunk.find(start)
             head = at + len(start)
             end = chunk.find(b'"', head) if at >= 0 else -1
-            if end >= 0 and chunk.find(b"\n\n") == len(chunk) - 2:
+            if end >= 0:
                 self._head, self._tail = chunk[:head], chunk[end:]
                 self._head_bytes, self._tail_bytes = head, len(chunk) - end
                 if self.tokens is not None:
@@ -324,7 +321,7 @@ class SseScanner:
 
     def _read_event(self, event: bytes, passed: list[bytes]) -> None:
         """Reads an event, and adds to `passed` what may pass now."""
-        if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and _CARRIAGE_RETURN not in event:
+        if event.startswith(b"data:") and _is_one_event(event) and _CARRIAGE_RETURN not in event:
             data: bytes | None = event[5:].strip()
         else:
             data = event_data(event)
@@ -386,13 +383,14 @@ class SseScanner:
                 if self._held and len(self._held) + len(data) <= _LONG_EVENT_BYTES:
                     self._held = _with_members(self._held, data)
                 return False
-        if has_failed_finish(data):
+        has_finish = _FINISH.search(data) is not None
+        if has_finish and has_failed_finish(data):
             self.is_aborted = True
             return False
         if not fields.choices:
             self.has_opening = True
             return True
-        if _FINISH.search(data) is not None:
+        if has_finish:
             self._finished_choices += (
                 1 if self._choices == 1 else sum([1 for _ in islice(_FINISH.finditer(data), self._choices)])
             )
@@ -420,9 +418,22 @@ def filter_first_chunks(scanner: SseScanner, chunks: list[bytes]) -> list[bytes]
 
 def _split_events(events: bytes) -> list[bytes]:
     """Splits events, each with its empty lines."""
-    if _CARRIAGE_RETURN in events or events.find(b"\n\n\n") >= 0:
+    if _CARRIAGE_RETURN in events:
+        return _ANY_EVENT.findall(events)
+    if _is_one_event(events):
+        return [events]
+    if events.find(b"\n\n\n") >= 0:
         return _ANY_EVENT.findall(events)
     return [part + b"\n\n" for part in events.split(b"\n\n") if part]
+
+
+def _is_one_event(events: bytes) -> bool:
+    """Whether there is one line with its end, without any other feed."""
+    return (
+        len(events) > len(_EMPTY_LINE)
+        and events.endswith(_EMPTY_LINE)
+        and _LINE_FEED not in events[: -len(_EMPTY_LINE)]
+    )
 
 
 def _decode_event(data: bytes) -> StreamEvent | None:
