@@ -180,6 +180,7 @@ def combine_texts(
                 if _kind_of(node) == "ModelDeployment":
                     deployments.append((file, node))
                 else:
+                    # It may be the AcceleratorClass that a pool names.
                     complete &= bool(found)
     problems += _duplicate_names(documents)
     problems += _template_problems(documents, fatal=True)

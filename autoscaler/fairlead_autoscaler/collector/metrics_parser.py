@@ -125,6 +125,7 @@ def parse_page(text: str, models: Iterable[str], speed: float = 1.0) -> GatewayP
                 for table, into in ((_COUNTERS, counters), (_ENGINE_COUNTERS, engine_counters), (_GAUGES, gauges)):
                     if name in table:
                         times = speed if table[name] in _SECONDS else 1.0
+                        # A value out of range is missing; the rest of the page still counts.
                         if not 0.0 <= sample.value <= (_MAX_GAUGE if table is _GAUGES else _MAX_VALUE):
                             continue
                         into[(table[name], model, *_label_values(sample.labels))] = sample.value * times

@@ -118,6 +118,7 @@ class SleepController:
                 if mark is None or uid_of(pod) not in chosen:
                     continue
                 self._last_rounds[uid_of(pod)] = self._round
+                # No decision would wake an instance once its pool is released.
                 if mark.phase is SleepPhase.ASLEEP and (key, labels_of(pod).get(POOL_LABEL, "")) in released:
                     step = self._try_write_mark(pod, SleepMark(mark.level, SleepPhase.WAKING))
                 else:

@@ -60,6 +60,7 @@ def solve_milp(
     columns = _Columns(len(candidates), len(shapes) * max(1, slices))
     highs = highspy.Highs()
     highs.setOptionValue("output_flag", False)
+    # One thread and a fixed seed: the same rates give the same mix.
     highs.setOptionValue("threads", 1)
     highs.setOptionValue("random_seed", 0)
     highs.setOptionValue("mip_rel_gap", 1e-6)

@@ -109,6 +109,7 @@ def solve_mix(
     if solved.replicas is not None and solved.shares is not None:
         is_optimal = solved.status == "optimal"
         costs = [_hourly_cost(replicas, candidates, chosen) for replicas in (solved.replicas, greedy.replicas)]
+        # When its time is over, the solver may have found nothing as cheap as the greedy mix.
         if is_optimal or greedy.unserved > 0.0 or costs[0] <= costs[1]:
             explanation = "the cheapest there is" if is_optimal else "the best that was found in time"
             rule = "milp" if is_optimal else "milp-limit"

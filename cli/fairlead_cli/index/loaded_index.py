@@ -139,6 +139,7 @@ class LoadedIndex:
                     elif blocks.pop(block_hash, None) is not None:
                         self._block_count -= 1
             elif isinstance(change, CompletenessChanged):
+                # The store that instances share is no instance: nothing reports it complete.
                 if blocks is not self.shared:
                     self._completeness[instance] = change.complete, change.reason, change.since
             else:

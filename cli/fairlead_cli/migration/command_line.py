@@ -283,6 +283,7 @@ def read_flags(arguments: Sequence[str], engine_type: str, image: str = "") -> E
             read.dropped[flag.name] = _DROPPED[flag.name]
         elif flag.name not in names or not _apply(read, names[flag.name], flag):
             problem = flag_problem(engine, flag.name, flag.value) if is_checked_image(engine, image) else ""
+            # Some systems write switches with a value; engines have a pair of flags instead.
             if problem and flag.value is not None and flag.value.lower() in ("true", "false"):
                 read.kept.append(flag.name if flag.value.lower() == "true" else f"--no-{flag.name.removeprefix('--')}")
             elif problem:

@@ -313,6 +313,7 @@ def _read_volumes(pod: FieldReader, container: FieldReader, pool: PoolDraft) -> 
             memory.append(kept)
     pool.container |= {"volumeMounts": mounts} if mounts else {}
     pool.pod |= {"volumes": volumes} if volumes else {}
+    # Before the volume of shared memory is added: a foreign volume of that name must make way.
     rename_taken(pool, pod)
     if memory:
         pool.pod["volumes"] = [*volumes, *memory]

@@ -90,8 +90,10 @@ def replace_keys(text: str, tenant: str, entries: Sequence[Entry], *, file: str,
             raise _unchangeable(file, "spec.keys", "write the list of keys out, without an anchor")
         edits = _edit_block(keys, entries) if _is_block(keys.node) else [_rewrite_list(keys, entries)]
     changed = text
+    # From the end, so that the places of earlier edits stay right.
     for edit in sorted(edits, key=lambda edit: edit.begin, reverse=True):
         changed = changed[: edit.begin] + edit.text + changed[edit.end :]
+    # Text was edited, to keep comments. What it means now must be what was asked for.
     after = [node.to_python() for node in parse_documents(changed, file=file, limits=limits)]
     expected = [_with_keys(value, entries) if value is old else value for value in before]
     if [_in_order(value) for value in after] != [_in_order(value) for value in expected]:

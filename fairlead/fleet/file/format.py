@@ -409,6 +409,7 @@ def _check_adapters(content: FileFleet, add: _Add) -> None:
                 add(path, f"clients cannot reach the adapter by {format_value(name)}: {why}", "use another name")
             elif name in owners:
                 add(path, f"{owners[name]} has the name {format_value(name)}", "use another name")
+            # Names are of the first who has them, so each later one is a problem.
             owners.setdefault(name, f"an adapter of the model {model.namespace}/{model.name}")
 
 

@@ -149,6 +149,7 @@ class InstanceBlocks:
             self._counts["unknown_events"] += batch.unknown
             self._counts["refused_events"] += batch.refused
         tick, events = tick_of(now), batch.events
+        # Time pays for scans: an engine that causes more loses its blocks, and delays no other.
         allowed = int(max(0.0, now - self._scanned_until) * _SCANNED_ROWS_A_SECOND)
         self._scanned_rows, self._scanned_until = max(0, self._scanned_rows - allowed), now
         for event in events:
@@ -530,6 +531,7 @@ class SharedStore(InstanceBlocks):
     def expire(self, now: float, out: list[Change]) -> bool:
         """Removes blocks that have expired. Returns whether more remain: one call takes some ms."""
         blocks, left = self.blocks, _ROWS_PER_EXPIRY
+        # Blocks that came with a snapshot are not in `_written` yet.
         for row in self._restored[:left]:
             if blocks.counts[row]:
                 self._written.setdefault(blocks.ticks[row], array("Q")).append(blocks.block_hashes[row])

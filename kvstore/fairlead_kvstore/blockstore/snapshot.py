@@ -71,6 +71,7 @@ def table_steps(snapshot: InstanceSnapshot, data: RowParts, wall: float) -> Gene
             if part_data is None:
                 raise SnapshotError(f"part {letter}{part} of the table is missing", reason="missing")
             for name, column in zip(names, _columns(part_data, names), strict=True):
+                # Ticks count the monotonic time of the process that wrote the snapshot.
                 if shift and name == "ticks":
                     column = array(column.typecode, [min(max(0, tick + shift), _MAX_TICK) for tick in column])
                 if name == "adapters" and max(column, default=0) > adapters:

@@ -247,6 +247,7 @@ class Indexer:
             if self._models is None or key in self._models:
                 for instance in instances:
                     if not instance.leaves_cluster:  # an API that others run publishes no events
+                        # If two models list an instance, it belongs to the first.
                         wanted.setdefault(instance.id, (key, instance))
         for name, member in list(self._members.items()):
             if name not in wanted:

@@ -128,6 +128,7 @@ def make_plan(
                     )
                 )
             continue
+        # A workload that goes to zero ends its instances, so it waits as a removed one does.
         if key in keys - emptied:
             continue
         reason = _reason_to_keep(child, wanted, live, PruneGuard() if key in emptied else guard)

@@ -53,6 +53,7 @@ def missing_fields(live: Any, wanted: Any) -> frozenset[FieldPath]:
 
 def _collect_missing(live: Any, wanted: Any, above: FieldPath, missing: list[FieldPath]) -> None:
     if type(wanted) is list:
+        # Elements are matched by a field that each of them has; other lists are not compared.
         key = next(
             (key for key in _LIST_KEYS if all(type(element) is dict and key in element for element in wanted)), None
         )

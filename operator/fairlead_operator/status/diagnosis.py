@@ -130,6 +130,7 @@ def diagnose(
     more = f" (and {first.pods - 1} more like it)" if first.pods > 1 else ""
     advice = first.advice or advice_for(first.reason)
     if first.reason is Reason.INSUFFICIENT_CAPACITY and not first.advice:
+        # In a rollout, outdated instances hold the capacity that new ones wait for.
         rolls_out = 0 < len(updated) < len(pods)
         advice = _advice_for_groups(pods) or (_ADVICE_IN_ROLLOUT if rolls_out else advice)
     return Failure(first.reason, f"{first.message}{more}", first.pods, advice)

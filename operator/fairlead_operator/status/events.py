@@ -31,6 +31,7 @@ def events_of_writes(applied: Iterable[ApplyStep], pruned: Iterable[Manifest]) -
             events.append(_normal("Corrected", "Apply", f"Set {name} right again: {step.reason}"))
         elif annotation(step.manifest, MODEL_REVISION_ANNOTATION) != annotation(step.live, MODEL_REVISION_ANNOTATION):
             events.append(_normal("RolloutStarted", "Apply", f"Applied a change to {name}; its instances follow"))
+        # A rollout that also changes the number is reported as a rollout alone.
         elif (numbers := _replica_change(step.live, step.manifest)) is not None:
             events.append(_normal("Scaled", "Scale", f"Scaled {name} from {numbers[0]} to {numbers[1]} instances"))
     for child in pruned:

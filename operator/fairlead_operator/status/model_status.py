@@ -159,6 +159,7 @@ def _by_type(conditions: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 def _ready_condition(inputs: StatusInputs, has_served: bool) -> ConditionValue:
     pools = inputs.pools
+    # External pools have no desired number: one ready pod is enough.
     short = [pool for pool in pools if pool.ready < pool.desired or (pool.is_external and not pool.ready)]
     if not short and pools:
         if any(pool.desired for pool in pools):
@@ -172,6 +173,7 @@ def _ready_condition(inputs: StatusInputs, has_served: bool) -> ConditionValue:
         return _not_ready(inputs.failure.reason, f"{shortfall}: {inputs.failure.message}")
     roles = {pool.role for pool in pools if pool.desired}
     missing_roles = roles - {pool.role for pool in pools if pool.ready}
+    # Requests are answered as long as each role has an instance.
     if pools and not missing_roles and not any(pool.is_external for pool in short):
         return _not_ready(Reason.DEGRADED, shortfall)
     if any(pool.is_external for pool in short):
@@ -192,6 +194,7 @@ def _reconciling_condition(inputs: StatusInputs, has_served: bool) -> ConditionV
 
 
 def _progress(inputs: StatusInputs, has_served: bool) -> tuple[Reason, str] | None:
+    # In the order of a change: create, hold back, replace, scale, drain.
     pools = [pool for pool in inputs.pools if not pool.is_external]
     if missing := [pool.name for pool in pools if not pool.exists_in_cluster]:
         return Reason.CREATING, f"pool {', '.join(missing)} is being made"

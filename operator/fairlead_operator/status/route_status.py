@@ -49,6 +49,7 @@ def route_status(
 def _target_names(spec: Any) -> Iterator[str]:
     if not isinstance(spec, dict):
         return
+    # An invalid spec can have a value of any type in any field.
     overrides = spec.get("overrides")
     for rule in (spec, *(overrides if isinstance(overrides, list) else ())):
         targets = rule.get("targets") if isinstance(rule, dict) else None

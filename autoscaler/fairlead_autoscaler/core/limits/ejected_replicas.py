@@ -76,6 +76,7 @@ def order_replacements(
         if tick.settings.freeze:
             replacing = memory.replacing
         elif tick.forbids_scale_down:
+            # Fewer replacements would be a scale-down.
             replacing = max(replacing, memory.replacing)
         if left is not None:
             left = max(0, left - replacing)

@@ -75,6 +75,7 @@ def apply_shared_limit(
     by_role = {share.role: share for share in shares}
     prefill, decode = by_role.get(Role.PREFILL), by_role.get(Role.DECODE)
     others = sum([count for role, count in planned.items() if role not in (Role.PREFILL, Role.DECODE)])
+    # Each of the two roles needs a replica, so with fewer than two all roles shrink alike.
     if prefill is None or decode is None or most - others < 2:
         counts = {role: count * most // total for role, count in planned.items()}
         reason = f"all pools together need {total}, the limit is {most}"

@@ -167,6 +167,7 @@ def recurring_burst_level(
     recent = [value for value, closed in zip(values, history.past, strict=True) if now - closed.at <= within_seconds]
     if history.burstiness > MIN_CLUMPING:
         return _burst_level(recent, settings)
+    # Any level will do: that it comes back says that bursts do, not how high they are.
     for peak in sorted({value for value in values if value > 0.0}, reverse=True):
         bursts, first, last, is_above = 0, 0.0, 0.0, False
         for value, closed in zip(values, history.past, strict=True):

@@ -228,6 +228,7 @@ def _value(name: str, value: Any, scrub: Scrubber) -> Any:
         return list(_arguments(name, value, scrub))
     if name == "httpHeaders":
         return REDACTED_PLACEHOLDER
+    # The last words of a container may quote a request.
     if name == "terminated" and isinstance(value, dict):
         return {
             key: REDACTED_PLACEHOLDER if key == "message" else _value(key, item, scrub) for key, item in value.items()

@@ -134,6 +134,7 @@ def advise(
     ready, starting = states.count(READY_STATE), states.count("Starting")
     missing = max(0, (expected_instances or 0) - len(states))
     window = stats.window
+    # Without a ready engine, nothing else is worth saying.
     if not ready:
         if starting:
             return Advice(

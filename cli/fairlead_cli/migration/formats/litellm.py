@@ -117,6 +117,7 @@ def read_fallbacks(sections: Sequence[FieldReader]) -> list[FallbackList]:
                     reader.note(setting, f"{name or setting}: not a list of the names of models", Outcome.DROPPED)
                     continue
                 found.append(FallbackList(None if name == _EVERY else name, kinds, tuple(names), reader, setting))
+    # A stable sort: lists of one model keep the order of their sections.
     return sorted(found, key=lambda one: one.name is None)
 
 
