@@ -8,5 +8,6 @@ In reading order:
 - `reader`: ZMQ connections to engines
 - `redis`: the connection to Redis, and its keys
 - `index`: the index in Redis, its writer and its readers
+- `fleet_reader`: `FleetReader`, which reads the engines of a fleet, in indexers and in gateways
 - `indexer`: the process that reads a fleet's events and writes the index
 """

@@ -26,9 +26,9 @@ from fairlead.runtime.clock import SystemClock
 from fairlead_bench.index.event_streams import MODEL, marker_hash
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.fleet_reader import FleetReader
 from fairlead_kvstore.index.format import secret_fingerprint
 from fairlead_kvstore.index.recovery import RecoveredIndex, recover_index
-from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.processes import memory_bytes
@@ -61,21 +61,21 @@ async def main() -> None:
     before = memory_bytes(os.getpid())
     store = BlockStore()
     runtime = ReaderRuntime(asyncio.get_running_loop(), clock, random.random, Limits())
-    indexer = Indexer(store, NoSink(), _no_answer, runtime, leased=True)
-    indexer.update_fleet(_read_fleet(Path(sys.argv[2])))
+    reader = FleetReader(store, NoSink(), _no_answer, runtime, leased=True)
+    reader.update_fleet(_read_fleet(Path(sys.argv[2])))
     begun, cpu, now = time.perf_counter(), time.process_time(), clock.now()
     found = await recover_index(link, MODEL, clock.wall() - now, fingerprint=secret_fingerprint(b""))
-    indexer.start_model(MODEL, found or RecoveredIndex())
+    reader.start_model(MODEL, found or RecoveredIndex())
     restored = {"restored": store.block_count, "restored_seconds": time.perf_counter() - begun}
     await wait_until(
-        lambda: all(status.connected and not status.replaying for status in indexer.instance_statuses().values())
+        lambda: all(status.connected and not status.replaying for status in reader.instance_statuses().values())
     )
     first = {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "before": before}
     print(json.dumps(first | restored | _state(store, marks)), flush=True)
     loop = asyncio.get_running_loop()
     while await loop.run_in_executor(None, sys.stdin.readline):
         print(json.dumps(_state(store, marks)), flush=True)
-    await indexer.close()
+    await reader.close()
     await link.stop()
 
 

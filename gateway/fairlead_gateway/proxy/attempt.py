@@ -481,7 +481,9 @@ class Attempt:
         return tokens if tokens is None or self._sent_tokens is None else max(0, tokens - self._sent_tokens)
 
     def _clear_suspicion(self, now: float) -> None:
-        """Clears the body of suspicion; hashes it only if it may be suspect."""
+        """Clears the body of suspicion, unless a prefill instance crashed on it. Hashes it only if
+        it may be suspect.
+        """
         context, guard = self.context, self._parts.poison_guard
         record = context.handoff_record
         if record is not None and record.is_suspicious:

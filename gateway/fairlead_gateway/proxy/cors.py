@@ -71,7 +71,7 @@ class Cors:
             self._check_page(head, origin, is_allowed)
         head.is_checked = True
 
-    def answer_preflight(self, head: RequestHead, response: ResponseWriter) -> bool:
+    def try_answer_preflight(self, head: RequestHead, response: ResponseWriter) -> bool:
         """Answers the question of a browser before a page's request; returns False for others.
 
         Raises ForeignPage as `check` does. No key is needed: a browser sends none with it.

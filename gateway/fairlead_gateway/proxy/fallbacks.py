@@ -141,7 +141,7 @@ class Fallbacks:
             return
         following = self._choose_next(decision, kind, context.http_request.caller, context, now)
         if following is not None:
-            raise _refused(following)
+            raise _refusal_with_next(following)
 
     def _choose_next(
         self, decision: RouteDecision, kind: str, caller: Caller | None, context: RequestContext | None, now: float
@@ -270,7 +270,7 @@ def _failure_kind(context: RequestContext, error: GatewayError, now: float) -> s
     return None
 
 
-def _refused(following: RouteDecision) -> BadRequest:
+def _refusal_with_next(following: RouteDecision) -> BadRequest:
     """Returns the error of a request that its route gives to another model."""
     error = BadRequest("the engine has refused the request", code="engine_refused")
     error.next_route = following

@@ -285,7 +285,7 @@ class Gateway(RequestLifecycle):
             http_request.client_address = response.client_address()
         head = http_request.head
         try:
-            if head.method == "OPTIONS" and self.cors.answer_preflight(head, response):
+            if head.method == "OPTIONS" and self.cors.try_answer_preflight(head, response):
                 return
             caller = http_request.caller = self.check_headers(head)
             if caller is not None:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # loaded only when an engine reports KV events
     from fairlead_gateway.kv_index.supervisor.event_reader import EventReader
     from fairlead_gateway.kv_index.supervisor.link_store import LinkStore
     from fairlead_gateway.tenants.supervisor.access_service import AccessService
-    from fairlead_kvstore.indexer.indexer import ChangeSink
+    from fairlead_kvstore.fleet_reader import ChangeSink
 
 _log = logging.getLogger("fairlead.gateway")
 _WARNINGS_SECONDS = 0.2

@@ -18,9 +18,9 @@ from redis.exceptions import ResponseError
 from fairlead.errors import first_line
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock
+from fairlead_kvstore.fleet_reader import FleetReader
 from fairlead_kvstore.index.writer import INDEX_FLUSH_SECONDS, IndexWriter
 from fairlead_kvstore.index.writer_state import INDEX_STREAM_BYTES
-from fairlead_kvstore.indexer.indexer import Indexer
 from fairlead_kvstore.redis.link import RedisLink
 
 INDEX_MEMORY_BYTES_PER_BLOCK: Final = 128
@@ -54,14 +54,14 @@ class RedisMemoryBound:
     def __init__(
         self,
         link: RedisLink,
-        indexer: Indexer,
+        reader: FleetReader,
         writer: IndexWriter,
         clock: Clock,
         led_models: Callable[[], int],
         limits: Limits,
     ) -> None:
         self._link = link
-        self._indexer = indexer
+        self._reader = reader
         self._writer = writer
         self._clock = clock
         self._led_models = led_models
@@ -91,12 +91,12 @@ class RedisMemoryBound:
             shared = self.max_memory // INDEX_MEMORY_STREAM_FRACTION
             stream_bytes = min(stream_bytes, shared // max(1, self._led_models()))
         self._writer.max_stream_bytes = stream_bytes
-        store = self._indexer.store
+        store = self._reader.store
         if blocks != store.max_blocks:
             _LOG.info("this indexer keeps at most %d blocks", blocks)
         while store.block_count > blocks:  # in steps that the writer can follow
             store.set_max_blocks(max(blocks, store.block_count - _BLOCKS_PER_STEP), self._clock.now())
-            self._indexer.offer_evictions()
+            self._reader.offer_evictions()
             await asyncio.sleep(INDEX_FLUSH_SECONDS)
         store.set_max_blocks(blocks, self._clock.now())
 
@@ -104,7 +104,7 @@ class RedisMemoryBound:
         """Returns texts that say why there is no bound, or that it is too low."""
         if self.problem:
             return [f"Redis does not tell its maxmemory, which bounds the index otherwise: {self.problem}"]
-        store = self._indexer.store
+        store = self._reader.store
         full = store.full_at is not None and self._clock.now() - store.full_at < _FULL_SECONDS
         if full and self.max_memory and store.max_blocks < self._limits.kv_blocks:
             return [

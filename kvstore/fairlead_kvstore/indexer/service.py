@@ -25,9 +25,9 @@ from fairlead.runtime.tasks import cancel_and_wait, first_failure, run_despite_d
 from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.instance_blocks import InstanceBlocks
 from fairlead_kvstore.blockstore.store import BlockStore
+from fairlead_kvstore.fleet_reader import COUNTERS, EngineMember, FleetReader
 from fairlead_kvstore.index.format import secret_fingerprint
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.indexer.indexer import COUNTERS, EngineMember, Indexer
 from fairlead_kvstore.indexer.redis_memory import RedisMemoryBound
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
@@ -132,7 +132,7 @@ class IndexerService(Collector):
         self._lag = LoopLag(_LAG_SECONDS, _LAG_KEPT)
         self._link = RedisLink(redis, clock, limits=limits, name=f"fairlead-indexer-{holder}")
         self._credentials = EngineCredentials(environ, clock.now)
-        self.indexer = Indexer(
+        self.fleet_reader = FleetReader(
             BlockStore(secret=secret, limits=limits),
             self,
             HttpEngineQuery(self._credentials),
@@ -141,15 +141,15 @@ class IndexerService(Collector):
         )
         self._writer = IndexWriter(
             self._link,
-            self.indexer,
+            self.fleet_reader,
             clock,
             holder=holder,
-            instance_statuses=self.indexer.instance_statuses,
+            instance_statuses=self.fleet_reader.instance_statuses,
             fingerprint=secret_fingerprint(secret),
             limits=limits,
         )
         self._memory = RedisMemoryBound(
-            self._link, self.indexer, self._writer, clock, lambda: len(self._led_models()), limits
+            self._link, self.fleet_reader, self._writer, clock, lambda: len(self._led_models()), limits
         )
 
     def offer(self, model_key: str, changes: Sequence[Change], batches: int = 1) -> None:
@@ -182,7 +182,7 @@ class IndexerService(Collector):
                 await cancel_and_wait(stopped)
                 await cancel_and_wait(following)
                 await cancel_and_wait(bounding)
-                await self.indexer.close()
+                await self.fleet_reader.close()
                 await self._writer.stop()
                 await self._link.stop()
                 self._lag.stop()
@@ -205,14 +205,14 @@ class IndexerService(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yields every family of metrics."""
-        yield from _counters(self.indexer.store.counts)
-        yield from _gauges(self.indexer.members())
+        yield from _counters(self.fleet_reader.store.counts)
+        yield from _gauges(self.fleet_reader.members())
         led, models = self._led_models(), () if self._fleet is None else self._fleet.models
         leads = [(key, float(key in led)) for key in sorted(models)]
         yield _family(GaugeMetricFamily, "leads", "1 if this process writes the model's index", leads)
         text = "times that changes were dropped, since too many waited for Redis; the index is then written again"
         yield _family(CounterMetricFamily, "overflows", text, sorted(self._writer.overflows().items()))
-        store, loop_lag = self.indexer.store, self._lag.quantile(_LAG_SHARE)
+        store, loop_lag = self.fleet_reader.store, self._lag.quantile(_LAG_SHARE)
         for name, description, value in (
             ("redis_connected", "1 while Redis answers", float(self._is_connected())),
             ("table_bytes", "memory of the block tables in bytes", store.bytes),
@@ -241,5 +241,5 @@ class IndexerService(Collector):
         async for fleet in self._source.watch():
             self._fleet = fleet
             self._credentials.update_fleet(fleet)
-            self.indexer.update_fleet(fleet)
+            self.fleet_reader.update_fleet(fleet)
             self._writer.set_models(fleet.models)

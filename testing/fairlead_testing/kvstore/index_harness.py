@@ -21,11 +21,11 @@ from fairlead_kvstore.blockstore.storage_tiers import StorageTier, is_shared_sto
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.stream_sequencer import EventSequencer
 from fairlead_kvstore.events.types import StreamOutcome, StreamPosition
+from fairlead_kvstore.fleet_reader import ChangeSink
 from fairlead_kvstore.index import redis_keys
 from fairlead_kvstore.index.format import secret_fingerprint
 from fairlead_kvstore.index.recovery import InstanceCheckpoint, RecoveredIndex
 from fairlead_kvstore.index.writer import IndexWriter
-from fairlead_kvstore.indexer.indexer import ChangeSink
 from fairlead_kvstore.reader.event_application import apply_outcomes
 from fairlead_kvstore.redis.link import RedisLink
 from fairlead_testing.kvstore.block_store import instance_state

@@ -24,7 +24,7 @@ from fairlead_kvstore.blockstore.changes import Change
 from fairlead_kvstore.blockstore.storage_tiers import StorageTier
 from fairlead_kvstore.blockstore.store import BlockStore
 from fairlead_kvstore.events.types import EventFrame
-from fairlead_kvstore.indexer.indexer import Indexer
+from fairlead_kvstore.fleet_reader import FleetReader
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
 from fairlead_testing.kvstore.block_store import InstanceState, cached_depths, instance_state
 from fairlead_testing.kvstore.prefix_cache_engine import PrefixCacheEngine
@@ -80,7 +80,7 @@ class IndexerHarness:
         self.instances: dict[str, Instance] = {}
         self.sink = CollectingSink()
         self.store = BlockStore(limits=limits)
-        self.indexer = Indexer(
+        self.indexer = FleetReader(
             self.store,
             self.sink,
             self._query,

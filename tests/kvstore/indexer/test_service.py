@@ -176,4 +176,4 @@ async def test_redis_that_is_too_slow_for_a_model_is_shown_in_status_and_metrics
         if sample.name == "fairlead_indexer_overflows_total"
     }
     assert counts == {MODEL: 1.0}
-    await service.indexer.close()
+    await service.fleet_reader.close()

@@ -16,9 +16,9 @@ from fairlead.errors import BadInput
 from fairlead.fleet.model import Fleet
 from fairlead.runtime.tasks import KeyedTasks
 from fairlead_kvstore.blockstore.store import BlockStore, ModelBlocks
+from fairlead_kvstore.fleet_reader import ChangeSink, FleetReader
 from fairlead_kvstore.index.format import secret_fingerprint
 from fairlead_kvstore.index.recovery import RecoveredIndex, recover_index
-from fairlead_kvstore.indexer.indexer import ChangeSink, Indexer
 from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 from fairlead_kvstore.reader.reader_context import ReaderRuntime
 
@@ -56,7 +56,7 @@ class EventReader:
         self._fingerprint = secret_fingerprint(secret)
         self._credentials = EngineCredentials(environ, runtime.clock.now)
         self._store = BlockStore(secret=secret, limits=runtime.limits)
-        self._indexer = Indexer(self._store, sink, HttpEngineQuery(self._credentials), runtime, leased=True)
+        self._reader = FleetReader(self._store, sink, HttpEngineQuery(self._credentials), runtime, leased=True)
         self._models: set[str] = set()
         self._starts = KeyedTasks()
         self._free = asyncio.Semaphore(_MAX_CONCURRENT_RECOVERIES)
@@ -65,11 +65,11 @@ class EventReader:
     def update_fleet(self, fleet: Fleet, indexed_models: Sequence[str]) -> None:
         """Reads the engines of these models from now on, in a moment."""
         self._credentials.update_fleet(fleet)
-        self._indexer.update_fleet(fleet)
+        self._reader.update_fleet(fleet)
         for key in self._models - set(indexed_models):
             self._models.discard(key)
             self.other_secret.discard(key)
-            self._indexer.stop_model(key)
+            self._reader.stop_model(key)
         for key in indexed_models:
             if key not in self._models:
                 self._models.add(key)
@@ -80,7 +80,7 @@ class EventReader:
 
     def warnings(self) -> list[str]:
         """Returns a text that names engines whose KV events are configured and do not arrive."""
-        found = self._indexer.instance_statuses()
+        found = self._reader.instance_statuses()
         silent = [(name, status.trouble) for name, status in found.items() if status.trouble and status.events]
         if not silent:
             return []
@@ -89,12 +89,12 @@ class EventReader:
 
     async def close(self) -> None:
         await self._starts.cancel()
-        await self._indexer.close()
+        await self._reader.close()
 
     async def _start_model(self, key: str) -> None:
         recovered = await self._recover(key)
         if key in self._models:
-            self._indexer.start_model(key, recovered)
+            self._reader.start_model(key, recovered)
             if recovered.instances:
                 self._on_restored(key)
 

@@ -50,7 +50,7 @@ from fairlead_kvstore.reader.engine_info_client import HttpEngineQuery
 if TYPE_CHECKING:  # imported for the first indexed model
     from fairlead_gateway.kv_index.supervisor.event_reader import EventReader
     from fairlead_gateway.kv_index.supervisor.link_store import LinkStore
-    from fairlead_kvstore.indexer.indexer import ChangeSink
+    from fairlead_kvstore.fleet_reader import ChangeSink
 
 TOKENIZE_RESPONSE_SECONDS: Final = 5.0
 """Limit: an engine's response with a prompt's tokens."""

@@ -1,6 +1,6 @@
-"""The indexer: follows a fleet, reads its engines' KV events, and passes the changes to a sink.
+"""The reader of a fleet: reads the KV events of its engines, and passes the changes to a sink.
 
-It runs in a separate process (``service.py``, with Redis behind the sink) and inside each gateway.
+It runs in indexers (``indexer/service.py``, with Redis behind the sink) and inside each gateway.
 It is single-threaded and does not wait. An event is applied and offered in the iteration of the
 loop that reads it, large batches in slices. ``reader/fair_scheduler.py`` bounds the reads of one
 engine. Only HTTP queries for an engine's endpoints are tasks.
@@ -79,10 +79,10 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(slots=True)
 class EngineMember:
-    """One instance that an indexer reads. Times are monotonic seconds.
+    """One instance that is read. Times are monotonic seconds.
 
     subscription: None until the endpoint of its events is known.
-    position: an earlier indexer's stream position, until the subscription takes it.
+    position: the stream position of an indexer that has read it, until the subscription takes it.
     """
 
     model_key: str
@@ -134,8 +134,8 @@ class ChangeSink(Protocol):
         """
 
 
-class Indexer:
-    """The indexer of a fleet. Create it on the loop that runs it, and call ``close`` at the end.
+class FleetReader:
+    """The reader of a fleet. Create it on the loop that runs it, and call ``close`` at the end.
 
     leased: reads a model only from ``start_model`` to ``stop_model``; otherwise reads all models.
     """
