@@ -185,10 +185,13 @@ class SentTokens(TokenTap):
     def take_text(self, event: bytes) -> bytes | None:
         head, middle, tail = self._frame
         is_open = self.prompt_tokens > 0 and not self._expected and not self._is_in_call
-        if TAKE_TEXT is None or not head or not is_open or not self._strips or self.problem or self._held:
+        if not head or not is_open or not self._strips or self.problem or self._held:
+            return None
+        take_text = TAKE_TEXT  # compiled code looks up a name of another module each time
+        if take_text is None:
             return None
         before = len(self.ids)
-        taken = TAKE_TEXT(event, head, middle, tail, self.ids)
+        taken = take_text(event, head, middle, tail, self.ids)
         if taken is None:
             return None
         self.last, self.last_at, self.shown = taken, before, len(self.ids)

@@ -10,7 +10,7 @@ import heapq
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, Protocol
 
@@ -209,7 +209,7 @@ class ResponseWriter:
             framing, self._chunked, self.accepts_comments = "transfer-encoding: chunked\r\n", True, True
         self._transport.write(self._build_head(status, framing, header_text))
 
-    def write_chunks(self, chunks: Sequence[bytes], *, final: bool = False) -> None:
+    def write_chunks(self, chunks: list[bytes], *, final: bool = False) -> None:
         """Sends each item as one chunk, or as plain bytes if the response has no chunks.
 
         final: ends the response.

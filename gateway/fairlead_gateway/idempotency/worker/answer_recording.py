@@ -4,7 +4,7 @@ The request is served with a `RecordedResponse` in place of a connection. Each c
 `ClientReader`, which sends the answer from its beginning, as fast as that client reads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from fairlead_gateway.http.listener import HttpRequest, ResponseTransport, ResponseWriter
@@ -60,7 +60,7 @@ class RecordedResponse(ResponseWriter):
         self.accepts_comments = length is None
         self._answer.head = AnswerHead(status, header_text, self.request_id, length=length)
 
-    def write_chunks(self, chunks: Sequence[bytes], *, final: bool = False) -> None:
+    def write_chunks(self, chunks: list[bytes], *, final: bool = False) -> None:
         """Records chunks, and passes them on to the clients."""
         if self.finished:
             return
