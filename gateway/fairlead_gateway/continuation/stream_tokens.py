@@ -129,11 +129,9 @@ def body_with_tokens(request: ModelRequest, body: bytes) -> tuple[bytes, bool]:
 
 def needs_replay(request: ModelRequest) -> bool:
     """Whether a stream whose tokens are asked for can go on by a replay only."""
-    if request.decoded_fields is None and request.parameters is None:
-        # A scanned chat, whose only such fields are penalties.
-        body, end = request.client_body, request.messages_end
-        if body.find(_PENALTY, end) < 0 and body.find(_PENALTY, 0, request.messages_start) < 0:
-            return False
+    is_scanned = request.decoded_fields is None and request.parameters is None
+    if is_scanned and request.around_prompt().find(_PENALTY) < 0:
+        return False  # the only such fields of a scanned chat are penalties
     fields = request.fields
     if not isinstance(fields, GenerationFields):
         return False
@@ -142,16 +140,11 @@ def needs_replay(request: ModelRequest) -> bool:
 
 
 def _may_have_names(request: ModelRequest, fields: GenerationFields) -> bool:
-    """Whether a body may have fields that are known by their names only.
-
-    Why: to search the prompt for them would cost every stream more than its other checks.
-    """
+    """Whether a body may have fields that are known by their names only."""
     if fields.is_listed and request.dialect is CHAT:
         return False
-    body, start, end = request.client_body, request.messages_start, request.messages_end
-    return not end or any(
-        body.find(name, end) >= 0 or body.find(name, 0, start) >= 0 for names, _ in REFUSED_NAMES for name in names
-    )
+    around = request.around_prompt()
+    return not request.messages_end or any(around.find(name) >= 0 for names, _ in REFUSED_NAMES for name in names)
 
 
 def body_with_seed(request: ModelRequest, body: bytes, request_id: str) -> bytes:

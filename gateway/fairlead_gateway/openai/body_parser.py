@@ -301,6 +301,13 @@ class ModelRequest:
         self.body = rewrite_members(self.body, lambda name, value: theirs if name == "stream_options" else value)
         self.strip_usage = False
 
+    def around_prompt(self) -> bytes:
+        """Returns the client's body without its prompt, so that a search takes as long for any.
+
+        Where it is unknown where the prompt lies, that is the whole body.
+        """
+        return self.client_body[: self.messages_start] + self.client_body[self.messages_end :]
+
     def messages(self) -> bytes:
         """Returns the JSON text of a chat's messages; empty for other requests."""
         if self.messages_end:

@@ -274,10 +274,9 @@ def _leave_nothing_behind(request: ModelRequest, allowed: frozenset[str]) -> Non
             raise
     if request.runs_on or "store" in allowed:
         return
-    body, start, end = request.body, 0, 0
-    if body is request.client_body:  # the prompt needs no search, which would cost more than all else here
-        start, end = request.messages_start, request.messages_end
-    if all(body.find(word, end) < 0 and body.find(word, 0, start) < 0 for word in _STORE_WORDS):
+    body = request.body
+    searched = request.around_prompt() if body is request.client_body else body
+    if all(searched.find(word) < 0 for word in _STORE_WORDS):
         request.body, request.is_unstored = prepend_text(body, _NO_STORE), True
     elif bytes(MEMBERS_DECODER.decode(body).get("store", b"")) != b"false":
         request.body, request.is_unstored = set_members(body, {"store": b"false"}), True
