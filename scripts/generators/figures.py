@@ -111,12 +111,15 @@ def _streams(results: Path) -> dict[str, str]:
     sent = checks["bytes of a token on the way from the engine"]
     greedy = next(check for name, check in checks.items() if name.startswith("200 greedy transcripts"))
     sampled = checks["sampled streams, what follows the cut"]
+    databases = parts["tiers"]["checks"]["questions to databases"]["with prices by no sharing"]
     counted = _rows(results, "stream-instructions")
     never, on = "resume: Never", "ids asked for ÷ resume: Never"
     return {
         "chunk-on": f"{counted[f'instructions of a chunk of a stream, {on}']['ratio']:.2f}",
         "chunk-off": f"{counted[f'instructions per chunk of a stream, {never}']['ratio']:.3f}",
         "stream-on": f"{counted[f'instructions of a streamed request of 4 chunks, {on}']['ratio']:.2f}",
+        "databases-throughput": f"{databases['tokens_per_second']:.2f}",
+        "databases-seconds": f"{databases['mean_seconds']:.2f}",
         "event-bytes": f"{sent['chat_bytes_per_event']:.0f}",
         "id-bytes": f"{sent['chat_bytes_per_event_with_ids'] - sent['chat_bytes_per_event']:.1f}",
         "prompt-id-bytes": f"{sent['chat_bytes_per_prompt_token']:.1f}",
