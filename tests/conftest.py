@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Generator, Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +27,7 @@ from fairlead_testing.pytest_hooks.processor_time import ProcessorTime
 
 if TYPE_CHECKING:
     from fairlead_testing.redis.valkey import Valkey
+    from fairlead_testing.redis.valkey_cluster import ValkeyGroup
 
 _EXAMPLES = os.environ.get("FAIRLEAD_EXAMPLES")
 
@@ -140,3 +142,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Valkey"]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator["ValkeyGroup"]:
+    """A master and its replica, watched by sentinels."""
+    from fairlead_testing.redis.valkey_cluster import sentinel_pair
+
+    with sentinel_pair(tmp_path) as group:
+        yield group
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator["ValkeyGroup"]:
+    """A cluster of three masters, each with a replica."""
+    from fairlead_testing.redis.valkey_cluster import valkey_cluster
+
+    with valkey_cluster(tmp_path) as group:
+        yield group

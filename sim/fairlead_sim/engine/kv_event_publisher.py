@@ -54,8 +54,8 @@ class EventBatch(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     data_parallel_rank: int | None = None
 
 
-class BlockStored(msgspec.Struct, tag_field="type", tag=True, omit_defaults=True, gc=False):
-    """A run of stored blocks, as a map.
+class _StoredBlocks(msgspec.Struct, omit_defaults=True, gc=False):
+    """The fields that both forms of stored blocks have.
 
     extra_keys: what else went into each block's hash; None for tokens only.
     """
@@ -68,6 +68,11 @@ class BlockStored(msgspec.Struct, tag_field="type", tag=True, omit_defaults=True
     medium: str | None
     lora_name: str | None
     extra_keys: ExtraKeys | None = None
+
+
+class BlockStored(_StoredBlocks, tag_field="type", tag=True):
+    """A run of stored blocks, as a map."""
+
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
     session_id: str | None = None
@@ -85,17 +90,8 @@ class AllBlocksCleared(msgspec.Struct, tag_field="type", tag=True, gc=False):
     """The emptied cache, as a map."""
 
 
-class BlockStoredArray(msgspec.Struct, array_like=True, tag="BlockStored", omit_defaults=True, gc=False):
+class BlockStoredArray(_StoredBlocks, array_like=True, tag="BlockStored"):
     """A run of stored blocks, as an array."""
-
-    block_hashes: Sequence[int]
-    parent_block_hash: int | None
-    token_ids: Sequence[int]
-    block_size: int
-    lora_id: int | None
-    medium: str | None
-    lora_name: str | None
-    extra_keys: ExtraKeys | None = None
 
 
 class BlockRemovedArray(msgspec.Struct, array_like=True, tag="BlockRemoved", omit_defaults=True, gc=False):

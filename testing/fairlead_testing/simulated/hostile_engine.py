@@ -435,18 +435,32 @@ class _Connection:
             await self.changed.wait()
 
 
-class HostileEngine:
+class _Engine:
+    """An engine with its ends of all connections, `links`, and the tasks that serve them."""
+
+    def __init__(self) -> None:
+        self.links: list[LinkSocket] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for link in self.links:
+            link.close()
+
+
+class HostileEngine(_Engine):
     """An engine in action.
 
-    links: its ends of all connections.
     first_number: of its connections, in its tags.
     """
 
     def __init__(self, script: EngineScript, first_number: int = 1) -> None:
+        super().__init__()
         self.script = script
         self.first_number = first_number
-        self.links: list[LinkSocket] = []
-        self.tasks: list[asyncio.Task[None]] = []
         self._attempts = 0
 
     async def accept(self, link: LinkSocket) -> None:
@@ -462,14 +476,6 @@ class HostileEngine:
         self.links.append(link)
         reading = loop.create_task(self._read(link, state), name="peer")
         self.tasks += [reading, loop.create_task(self._write(link, state, reading, number), name="peer")]
-
-    async def close(self) -> None:
-        """Ends all connections."""
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        for link in self.links:
-            link.close()
 
     async def _read(self, link: LinkSocket, state: _Connection) -> None:
         loop, script = asyncio.get_running_loop(), self.script
@@ -540,24 +546,12 @@ def plain_body(nonce: str, size: int) -> bytes:
     return f'{{"object":"chat.completion","choices":[{{"index":0,"message":"{text}"}}]}}'.encode()
 
 
-class GoodEngine:
+class GoodEngine(_Engine):
     """An engine without defects."""
-
-    def __init__(self) -> None:
-        self.tasks: list[asyncio.Task[None]] = []
-        self.links: list[LinkSocket] = []
 
     async def accept(self, link: LinkSocket) -> None:
         self.links.append(link)
         self.tasks.append(asyncio.get_running_loop().create_task(self._serve(link), name="peer"))
-
-    async def close(self) -> None:
-        """Ends all connections."""
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        for link in self.links:
-            link.close()
 
     async def _serve(self, link: LinkSocket) -> None:
         loop, state, answered = asyncio.get_running_loop(), _Connection(), 0
