@@ -10,7 +10,7 @@ from fairlead.engines.containers.base import env_value
 
 LMCACHE_FOLDER: Final = "/var/lib/fairlead/lmcache"
 _VOLUME: Final = "lmcache"
-_GB: Final = 10**9
+_GIB: Final = 2**30
 
 
 def bytes_per_engine(offload: Offload, shape: Parallelism) -> int:
@@ -27,20 +27,30 @@ def bytes_per_rank(size: str, shape: Parallelism) -> int:
 
 
 def lmcache_env(offload: Offload, shape: Parallelism) -> tuple[dict[str, Any], ...]:
-    """Returns LMCache's environment variables. LMCache counts in GB (10^9) per worker process."""
+    """Returns LMCache's environment variables.
+
+    LMCache counts in GiB per worker process, whatever its documentation calls them.
+
+    Source: `local_cpu_backend.py` and `local_disk_backend.py` of LMCache (`* 1024**3`).
+    """
     env = [
         env_value("PYTHONHASHSEED", "0"),  # scheduler and workers must compute the same hashes
         env_value("LMCACHE_LOCAL_CPU", "True"),
-        env_value("LMCACHE_MAX_LOCAL_CPU_SIZE", f"{bytes_per_rank(offload.memory, shape) / _GB:.2f}"),
+        env_value("LMCACHE_MAX_LOCAL_CPU_SIZE", _format_gib(bytes_per_rank(offload.memory, shape))),
     ]
     if offload.disk is not None:
         env += [
             env_value("LMCACHE_LOCAL_DISK", f"file://{LMCACHE_FOLDER}/"),
-            env_value("LMCACHE_MAX_LOCAL_DISK_SIZE", f"{bytes_per_rank(offload.disk, shape) / _GB:.2f}"),
+            env_value("LMCACHE_MAX_LOCAL_DISK_SIZE", _format_gib(bytes_per_rank(offload.disk, shape))),
         ]
     if offload.store is not None:
         env += [env_value("LMCACHE_REMOTE_URL", offload.store), env_value("LMCACHE_REMOTE_SERDE", "naive")]
     return tuple(env)
+
+
+def _format_gib(size: int) -> str:
+    """Returns a size in GiB, rounded down: the pod has no more."""
+    return f"{size * 100 // _GIB / 100:.2f}"
 
 
 @dataclass(frozen=True, slots=True)

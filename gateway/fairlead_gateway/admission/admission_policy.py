@@ -625,15 +625,17 @@ class AdmissionPolicy:
     # --- requests that are released
 
     def release_next(self, engines: Sequence[EngineLoad], now: float) -> Admitted | None:
-        """Removes and returns the next queued request if an instance has room for it, else None.
+        """Removes and returns the next queued request that an instance has room for, else None.
 
-        The caller dispatches the request before the next call.
+        A request without room is passed over for those of other callers, `MAX_PASSED_OVER` times at
+        most, unless its caller may hold the memory. The caller of this function dispatches the
+        request before the next call.
         """
         if not self._requests or not engines:
             return None
         ordered = self.is_order_relevant()
         if ordered and not any(engine.has_room(long=False) for engine in engines):
-            return None
+            return None  # to order the queue would be for nothing
         passed_over: list[Hashable] = []
         while len(passed_over) <= MAX_PASSED_OVER:
             candidate, reserved = self._next_candidate(engines, now, passed_over)
@@ -643,7 +645,11 @@ class AdmissionPolicy:
             if len(full) < len(engines):
                 return self._take(candidate, frozenset(full) if full else NO_INSTANCES, now)
             caller = candidate.request.tenant
-            if reserved is not None or not self._bounds.has_several_callers or self.memory_hold.may_hold(caller, now):
+            if (
+                reserved is not None
+                or not self._bounds.has_several_callers
+                or self.memory_hold.hold_if_allowed(caller, now)
+            ):
                 return None
             passed_over.append(caller)
         return None

@@ -337,7 +337,7 @@ class KvCapacityPlanner:
         """
         if request.id in self._sequences:
             self.on_finish(request.id)
-        if generated:
+        if generated:  # a stream that goes on, which has one answer
             rest = self._remaining_of_each(request, prompt_tokens, length_class, generated, now)
         else:
             rest = self._remaining_of_candidate(request, prompt_tokens, length_class, now)
@@ -436,6 +436,7 @@ class KvCapacityPlanner:
     def _remaining_of_candidate(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float
     ) -> float:
+        """Returns the tokens to come of all answers of a request that has not begun."""
         self._forecast_candidate(request, prompt_tokens, length_class, now)
         return request.sequences * self._candidate_tokens
 
@@ -481,6 +482,7 @@ class KvCapacityPlanner:
     def _remaining_of_each(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, generated: int, now: float
     ) -> float:
+        """Returns the tokens to come of one answer that has `generated` of them."""
         forecast = self.forecast.expected_remaining(length_class, prompt_tokens, generated, now)
         remaining = max(1.0, DEFAULT_OUTPUT_TOKENS - generated) if forecast is None else forecast
         return remaining if not request.max_tokens else max(0.0, min(remaining, request.max_tokens - generated))
@@ -502,8 +504,10 @@ class MemoryHold:
     def __init__(self) -> None:
         self._started_at: dict[Hashable, float] = {}
 
-    def may_hold(self, caller: Hashable, now: float) -> bool:
-        """Whether a request of the caller holds back the others now; begins a hold if it may."""
+    def hold_if_allowed(self, caller: Hashable, now: float) -> bool:
+        """Begins or continues a hold of the caller, whose request holds back the others meanwhile.
+        Returns False while it may not.
+        """
         started_at = self._started_at.get(caller)
         if started_at is not None and now - started_at < HOLD_SECONDS + PAUSE_SECONDS:
             return now - started_at < HOLD_SECONDS

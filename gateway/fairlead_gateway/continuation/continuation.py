@@ -373,7 +373,7 @@ class Continuation:
         if cause not in _FREE_CAUSES and not is_free and not self._retry_budget.take(context.caller, now):
             return None
         try:
-            excluded = self._excluded_instances(broken, tried)
+            excluded = self._exclude_instances(broken, tried)
             decision = self._routers.choose(key, context.route_request, now, excluded)
         except NoReadyInstance:
             return None
@@ -416,8 +416,10 @@ class Continuation:
             stream.moves,
         )
 
-    def _excluded_instances(self, broken: Attempt, tried: frozenset[str]) -> frozenset[str]:
-        """Returns the instances that may not resume the stream."""
+    def _exclude_instances(self, broken: Attempt, tried: frozenset[str]) -> frozenset[str]:
+        """Places the request's adapter again, if it has one. Returns the instances that may not
+        resume the stream.
+        """
         context, excluded = broken.context, tried
         loader, adapter = self._parts.adapter_loader, context.request.adapter
         if loader is None or adapter is None:

@@ -60,7 +60,7 @@ class StreamReplay(StreamTokens):
 
     def __init__(self, request: ModelRequest, tokens: SentTokens, request_id: str, memory: TokenMemory) -> None:
         super().__init__(request, tokens)
-        tokens.keep_body(b"")  # the whole one is kept
+        tokens.keep_body(b"")  # the body is kept here instead, with its prompt
         body, self._strips = body_with_tokens(request, request.body)
         self._request_body = body_with_seed(request, body, request_id)
         self._memory = memory
@@ -142,7 +142,7 @@ class StreamReplay(StreamTokens):
         return spliced
 
     def note(self, events: list[bytes]) -> None:
-        """Notes events of the first engine, which the client gets."""
+        """Adds the texts of the first engine's events to what the client has."""
         for _, fields in split_events(events):
             if fields is not None:
                 self._note(fields)

@@ -528,7 +528,7 @@ class Listener:
             self.count_caller_bytes(caller, change)
 
     def must_refuse(self, buffered: int, unparsed: int, caller: CallerKey = ANONYMOUS) -> bool:
-        """Returns whether the incomplete request of a connection is refused now.
+        """Returns whether the request of a connection is refused now.
 
         buffered: bytes of a request with a parsed head; 0 without one.
         unparsed: bytes that no parsed head covers.
@@ -551,9 +551,9 @@ class Listener:
 
         length: above `COUNTED_BYTES`.
 
-        Why: a request that arrives at once is never incomplete.
+        Why: incomplete requests are checked as they arrive, and one that comes whole never is one.
         """
-        if self.must_refuse(length, 0, caller):
+        if self.must_refuse(length, unparsed=0, caller=caller):
             raise bodies_error()
 
     def date(self) -> str:

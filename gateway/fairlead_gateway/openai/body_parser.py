@@ -379,9 +379,9 @@ def parse_body(
 def parse_scanned(scan: ChatScan, kind: type[CommonFields], body: bytes, bounds: ScanBounds) -> ModelRequest | None:
     """Parses a body as `kind` with a scanner; returns None if it must be parsed in another way.
 
-    The scanner accepts fields only that are listed as safe. None but the context changes the
-    prompt. It bounds the depth of the messages, and the other fields are texts, numbers and the
-    like.
+    The scanner accepts only fields that are listed as safe. Of these, only the context changes the
+    prompt. The scanner bounds the depth of the messages, and the other fields are texts, numbers
+    and the like.
     """
     if len(body) > bounds.max_bytes:
         return None

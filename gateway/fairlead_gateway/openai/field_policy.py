@@ -621,8 +621,9 @@ class _ArgumentCheck:
 def _check_token_ids(members: Members, policy: RequestPolicy) -> None:
     """Raises FieldRefused for token ids that an engine would use without a check.
 
-    Source: PyTorch asserts on the device when an index is out of range, and the process ends.
+    Why: PyTorch asserts on the device when an index is out of range, and the process ends.
     SGLang 0.5.23 checks neither prompts nor `stop_token_ids`; vLLM checks both since August 2026.
+    Versions are not known here, so `stop_token_ids` are refused for all engines.
     """
     if members.keys() >= UNCHECKED_STOP_FIELDS and "stop_token_ids" not in policy.allowed_fields:
         is_used = bytes(members["stop_token_ids"]) not in _NO_STOP_TOKENS

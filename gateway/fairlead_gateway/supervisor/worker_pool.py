@@ -452,9 +452,10 @@ class WorkerPool:
         return [(worker, reply) for worker, reply in zip(workers, replies, strict=True) if reply is not None]
 
     async def collect_counters(self, *, windows: bool) -> dict[str, ModelSnapshot]:
-        """Returns the counters of all workers, added up.
+        """Returns the counters of all workers, added up, and keeps what each one answers.
 
-        Workers that have ended or do not answer count with their last known values.
+        Workers that have ended or do not answer count with their last known values. Of those that
+        have ended, instances that are gone count no longer.
 
         windows: include the counts of the last minute.
         """
@@ -478,7 +479,7 @@ class WorkerPool:
         totals: dict[str, ModelSnapshot] = {}
         for key in dict.fromkeys(key for models in processes for key in models):
             totals |= sum_snapshots([{key: models[key]} for models in processes if key in models])
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # other tasks run between models
         return totals
 
     def non_model_counters(self) -> dict[str, int]:

@@ -218,7 +218,7 @@ class CounterSet:
     def last_minute(self, now: float) -> tuple[list[int], list[float]]:
         """Returns what was added in the last minute (60 to 61 seconds)."""
         oldest = int(now) - WINDOW_SECONDS
-        for second, ints, sums in self._history:
+        for second, ints, sums in self._history:  # the properties include what is pending
             if second >= oldest:
                 return (
                     [new - old for new, old in zip(self.ints, ints, strict=True)],

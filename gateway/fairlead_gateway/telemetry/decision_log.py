@@ -373,7 +373,8 @@ class DecisionLog:
         return len(self._entries)
 
     def append(self, record: DecisionRecord, outcome: RequestOutcome) -> None:
-        """Adds a decision. Those of a retry, or after a failed hand-off, join their request.
+        """Adds a decision. Those of a retry, or after a failed hand-off, join their request. A new
+        request with a known id replaces that one.
 
         outcome: of the request; its entry, unless the decision joins one.
         """
@@ -382,6 +383,7 @@ class DecisionLog:
         requests, name = self._entries, record.request_id
         known = requests.get(name)
         if known is not None:
+            # The same hand-off is that of the same request, which is sent without it now.
             if record.attempt > 1 or (record.handoff is not None and known.latest.handoff is record.handoff):
                 known.records.append(record)
                 return

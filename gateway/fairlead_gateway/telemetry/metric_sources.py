@@ -106,7 +106,9 @@ class Metric:
         return f"# HELP {self.name} {self.help}\n# TYPE {self.name} {self.kind}\n{''.join(lines)}"
 
     def _template(self) -> tuple[int, str]:
-        """Returns the number of label values of a row, and the text of a row.
+        """Returns the number of label values of a row, and the format string of a row.
+
+        Its fields are these values, then the value of each line.
 
         `target_model_name` has the value of the label before it.
         """

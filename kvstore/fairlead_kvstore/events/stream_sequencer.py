@@ -91,7 +91,7 @@ def parse_replay_frame(parts: Sequence[bytes]) -> EventFrame | None:
     MalformedEvents for anything else.
     """
     inner = parts[1:] if parts and not parts[0] else parts
-    rest = inner[1:] if len(inner) == 3 else inner
+    rest = inner[1:] if len(inner) == 3 else inner  # without the topic, which older engines leave out
     if len(rest) != 2 or len(rest[0]) != _NUMBER_BYTES:
         hint = "request the replay with [empty, number] from a DEALER socket"
         raise MalformedEvents(f"a message of {len(parts)} frames is not part of a replay", reason="frame", hint=hint)

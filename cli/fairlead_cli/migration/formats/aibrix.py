@@ -80,6 +80,10 @@ def _join_models(drafts: Sequence[ModelDraft], options: MigrationOptions) -> lis
 
 
 def _join_pools(first: ModelDraft, other: ModelDraft, name: str) -> None:
+    """Adds the pool of `other` to `first`, the model `name`.
+
+    Equal selectors are one pool; if its hints at an accelerator differ, that is unknown.
+    """
     if len(first.pools) == 1:
         first.pools[0].name = first.name
         first.pools[0].selector = _all_labels(first)

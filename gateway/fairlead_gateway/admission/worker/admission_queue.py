@@ -586,7 +586,7 @@ def _next(
             return None
         if admission is None or endpoint is None or admission.can_start(queued.context, endpoint.load, now):
             return queued
-        if admission.policy.memory_hold.may_hold(queued.caller, now):
+        if admission.policy.memory_hold.hold_if_allowed(queued.caller, now):
             return None
         passed_over.append(queued.caller)
     return None

@@ -143,7 +143,7 @@ class DriftDetector:
         if self.quarantined_until is None or now < self.quarantined_until:
             return False
         self.quarantined_until, self.reason = None, ""
-        self.overcredit = self.undercredit = DRIFT_LIMIT / 2
+        self.overcredit = self.undercredit = DRIFT_LIMIT / 2  # half the drift quarantines it again
         return True
 
     def reset(self) -> None:

@@ -155,6 +155,9 @@ class TokenFetcher:
         return f"{text}; {self.warning}" if self.warning else text
 
     async def _fetch(self, sample: PromptSample, row: Dispatch, instance: Instance) -> None:
+        """Learns links from the tokens that the sample brings, else from its own ids, else from its
+        engine.
+        """
         name = (
             f"{adapter_prefix(instance.engine, instance.model)}{sample.adapter}"
             if sample.adapter

@@ -222,7 +222,7 @@ class QuotaService:
             self._task = asyncio.create_task(run_despite_defects(self._run, _log, "the limits of tenants"))
 
     def warnings(self) -> list[str]:
-        """Returns texts about limits that cannot be counted."""
+        """Returns texts about limits that cannot be counted, read or saved."""
         found = closed_limits(self.ledgers)
         if self._store.problem is not None:
             found.append(f"limits of tenants cannot be read: {self._store.problem}")

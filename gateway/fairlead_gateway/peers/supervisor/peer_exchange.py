@@ -92,6 +92,7 @@ a report beyond is passed over.
 PEERS_LOAD_ROWS: Final = 50_000
 """Limit: the same of all other gateways: some 0.2 s of the supervisor."""
 
+_MAX_NAME_BYTES: Final = 512
 _OTHER_SENDERS = b""
 """The sender that stands for all beyond ``peers``; no gateway has an empty name."""
 _PRUNE_SECONDS = 1.0
@@ -588,7 +589,7 @@ class PeerExchange:
             if name is None or name == self._gateway_field:
                 continue
             batch = decode_batch(fields.get(DATA_FIELD, b""))
-            if batch is None or len(name) > 512:
+            if batch is None or len(name) > _MAX_NAME_BYTES:
                 self.stats.undecodable += 1
                 continue
             self._rotation.on_activity(model, now)

@@ -135,5 +135,6 @@ class EjectionProber:
             fields["cache_salt"] = self._salt
         body = _encode(fields)
         prefix = request_prefix("POST", _PATH, instance.url, self._hop_id)
+        # The prefix ends with the name of the length.
         rank = f"x-data-parallel-rank: {instance.dp_rank}\r\n" if instance.dp_rank is not None else ""
         return [f"{prefix.text}{len(body)}\r\n{rank}\r\n".encode("latin-1") + body]
