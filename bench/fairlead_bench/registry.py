@@ -67,7 +67,6 @@ BENCHMARKS: Mapping[str, tuple[BenchmarkPart, ...]] = {
     "sharing": (
         BenchmarkPart("sharing", "sharing.simulated_gateways", 10, trace_option="--trace"),
         BenchmarkPart("gateways", "sharing.gateway_processes", 10),
-        BenchmarkPart("knowledge", "sharing.knowledge", 120, SIMULATOR, in_all=False),
         BenchmarkPart("knowledge-processes", "sharing.knowledge_processes", 40, PROCESSES, in_all=False),
     ),
     "agents": (BenchmarkPart("agents", "agents.benchmark", 8, PROCESSES),),

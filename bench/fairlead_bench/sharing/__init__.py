@@ -2,7 +2,6 @@
 
 simulated_gateways: in the fleet simulator
 gateway_processes: as processes, over HTTP and Redis
-knowledge: the worth of knowing engines' caches, in the fleet simulator (``knowledge_scenarios``)
-knowledge_processes: the same with real gateways
+knowledge_processes: the worth of knowing engines' caches, as processes (``knowledge_scenarios``)
 worker_scaling: workers of one gateway, each kept busy
 """

@@ -1,4 +1,4 @@
-"""The worth of the KV index with real gateways before simulated engines: a sample of ``knowledge``.
+"""The worth of the KV index with real gateways before simulated engines.
 
     python -m fairlead_bench knowledge-processes [--scenarios A,B] [--seeds 5]
                                                  [--out out/bench/knowledge-processes.json]
@@ -13,18 +13,22 @@ request is left out as a warm-up. Recomputed tokens are those that an endless ca
 would have held; see ``endless_cached_tokens``. Processor time is that of all processes of all
 gateways, from the first request to the last answer, and so includes their work between requests.
 
-Each row is a ratio to the arm without the index, paired by seed, as in ``knowledge``. Times are
-real, so a busy machine disturbs them. Pictures are not measured, since simulated engines take none.
+Each row is a ratio to the arm without the index, paired by seed. Its interval is Student's t at 95
+% over the seeds. Times are real, so a busy machine disturbs them. Pictures are not measured, since
+simulated engines take none.
 """
 
 import asyncio
+import math
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from itertools import count
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Final
 
 from fairlead.engine_profile import builtin_profile
@@ -42,7 +46,6 @@ from fairlead_bench.sharing.gateway_processes import (
     drive,
     sessions,
 )
-from fairlead_bench.sharing.knowledge import Knowledge, judge
 from fairlead_bench.sharing.knowledge_scenarios import PROCESS_SCENARIOS, SEEDS, ProcessScenario
 from fairlead_sim.engine.tokenizer import Tokenizer
 from fairlead_testing.gateway.gateway_process import GatewayProcess, gateway_process
@@ -51,14 +54,24 @@ from fairlead_testing.gateway.running_gateway import with_profile
 from fairlead_testing.http.raw_client import request
 
 _NAME = "knowledge-processes"
-_LINKS: Final = {Knowledge.NONE: "off", Knowledge.INDEX: "engine"}
-"""FAIRLEAD_LINKS of each arm."""
-
+_STUDENT_T: Final = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""The 97.5 % quantile by the number of seeds."""
 _MIN_RECOMPUTED_SHARE: Final = 0.01
 """The share of the prompt tokens that counts as recomputed if fewer are.
 
 Why: an undisturbed gateway recomputes 0 to 0.3 %, and a ratio of two such numbers is noise.
 """
+
+
+class Knowledge(StrEnum):
+    """The knowledge of the caches that a gateway has besides its own records."""
+
+    NONE = "no index"
+    INDEX = "index"
+
+
+_LINKS: Final = {Knowledge.NONE: "off", Knowledge.INDEX: "engine"}
+"""FAIRLEAD_LINKS of each arm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +93,24 @@ class KnowledgeRun:
     cpu_seconds: float
     linked_blocks: int
     quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A ratio of two arms, as the mean of logarithms over seeds, with its interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """The ratio in one word: ``wins`` if it is less by a tenth, ``loses`` if it is more by a
+        hundredth, else ``neutral``. Both count beyond the interval only.
+        """
+        if self.ratio <= 0.9 and self.high < 1.0:
+            return "wins"
+        return "loses" if self.low > 1.01 else "neutral"
 
 
 def scenario_sessions(scenario: ProcessScenario, sessions_count: int, seed: int) -> list[list[Body]]:
@@ -190,6 +221,21 @@ def _cache_resets(engines: Sequence[str], answers: int) -> Callable[[], Awaitabl
 
 def _cpu_seconds(gateways: Sequence[GatewayProcess]) -> float:
     return sum(tree_usage(gateway.process.pid).cpu_seconds for gateway in gateways)
+
+
+def compare(ratios: Sequence[float]) -> Comparison:
+    """Returns the mean ratio and its interval; one ratio per seed."""
+    logs = [math.log(ratio) for ratio in ratios]
+    middle = fmean(logs)
+    half = _STUDENT_T[len(logs)] * stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
+    return Comparison(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+
+
+def judge(metric: str, ratios: Sequence[float]) -> tuple[ResultRow, dict[str, object]]:
+    """Returns the row of a mean ratio, and its verdict; one ratio per seed."""
+    comparison = compare(ratios)
+    verdict = {"row": metric, **asdict(comparison), "verdict": comparison.verdict}
+    return NO_GOALS.value(metric, "ratio", comparison.ratio), verdict
 
 
 _MEASURES: Final[Mapping[str, Callable[[KnowledgeRun], float]]] = {

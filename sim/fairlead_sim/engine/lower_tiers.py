@@ -12,9 +12,7 @@ bytes.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-
-from fairlead.engine_profile import EngineProfile
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +31,6 @@ class TierOptions:
     @property
     def is_shared(self) -> bool:
         return self.name == "remote"
-
-
-def with_load_prices(profile: EngineProfile, tiers: Sequence[TierOptions]) -> EngineProfile:
-    """Returns a profile that states the time of loads from this slower memory."""
-    seconds = {tier.name: tier.token_seconds for tier in tiers}
-    return replace(
-        profile,
-        cpu_token_seconds=seconds.get("cpu", 0.0),
-        disk_token_seconds=seconds.get("disk", 0.0),
-        store_token_seconds=seconds.get("remote", 0.0),
-    )
 
 
 class LowerTier:

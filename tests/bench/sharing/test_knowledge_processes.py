@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from fairlead_bench.sharing.gateway_processes import SETTINGS
-from fairlead_bench.sharing.knowledge import Knowledge
 from fairlead_bench.sharing.knowledge_processes import (
+    Knowledge,
     KnowledgeRun,
+    compare,
     endless_cached_tokens,
     measure,
     rows,
@@ -80,3 +81,17 @@ async def test_all_causes_together_fail_no_request(tmp_path: Path) -> None:
     assert run.recomputed_tokens > 0
     assert run.cpu_seconds > 0.0
     assert run.linked_blocks > 0
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ([0.8, 0.82, 0.79, 0.81, 0.8], "wins"),
+        ([0.5, 1.4, 0.6, 1.3, 0.7], "neutral"),
+        ([0.95, 0.96, 0.95, 0.94, 0.95], "neutral"),
+        ([1.0, 1.01, 1.02, 1.0, 1.01], "neutral"),
+        ([1.05, 1.06, 1.05, 1.04, 1.05], "loses"),
+    ],
+)
+def test_a_verdict_needs_its_interval(ratios: list[float], verdict: str) -> None:
+    assert compare(ratios).verdict == verdict
