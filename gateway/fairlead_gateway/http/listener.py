@@ -497,8 +497,7 @@ class Listener:
         """Raises Overloaded if a caller has more connections than its share."""
         if self._caller_connections.get(caller, 0) > self._caller_connections_share * self.max_connections:
             hint = "send requests over fewer connections, or try again later"
-            headers = (("retry-after", "1"),)
-            raise Overloaded("this caller has too many connections", hint=hint, headers=headers)
+            raise Overloaded("this caller has too many connections", hint=hint, retry_after=1)
 
     def count_caller_bytes(self, caller: CallerKey, change: int) -> None:
         """Counts bytes of a request over `COUNTED_BYTES` that were added or, below 0, dropped."""
@@ -583,7 +582,7 @@ def _number(connection: OpenConnection) -> int:
 
 def bodies_error() -> Overloaded:
     hint = "try again later, or send a shorter body"
-    return Overloaded("too many large bodies at once", hint=hint, headers=(("retry-after", "1"),))
+    return Overloaded("too many large bodies at once", hint=hint, retry_after=1)
 
 
 def max_connections(limits: Limits, max_open_files: int | None, instances: int) -> int:
