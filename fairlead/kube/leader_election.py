@@ -21,7 +21,7 @@ from fairlead.kube.client import KubeApi
 from fairlead.kube.errors import Conflict, NotFound
 from fairlead.kube.resources import LEASES, Manifest, format_micro_time, metadata_of
 from fairlead.runtime.clock import Pacing
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import end_with_first
 
 _FIELD_MANAGER = "fairlead"
 
@@ -208,16 +208,11 @@ class LeaderElector:
 
         Why: an API server that does not respond must not prolong the leadership.
         """
-        attempt, timer = asyncio.ensure_future(self._attempt()), asyncio.ensure_future(self._pause(seconds))
-        try:
-            await asyncio.wait({attempt, timer}, return_when=asyncio.FIRST_COMPLETED)
-            if attempt.done():
-                attempt.result()
-            else:
-                self.reason = f"the API server did not answer within {seconds:.1f} s"
-        finally:
-            await cancel_and_wait(attempt)
-            await cancel_and_wait(timer)
+        attempt = asyncio.ensure_future(self._attempt())
+        if attempt in await end_with_first(attempt, self._pause(seconds)):
+            attempt.result()
+        else:
+            self.reason = f"the API server did not answer within {seconds:.1f} s"
 
     async def _attempt(self) -> None:
         """Makes one attempt to take or renew the lease: reads it, decides, and writes it.

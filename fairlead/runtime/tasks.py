@@ -9,7 +9,7 @@ _RECANCEL_SECONDS = 0.05
 _DEFECT_PAUSE_SECONDS = 1.0
 
 
-async def cancel_and_wait(task: asyncio.Task[Any] | None) -> None:
+async def cancel_and_wait(task: asyncio.Future[Any] | None) -> None:
     """Cancels `task` and returns when it has ended, whatever its result.
 
     Why it cancels repeatedly: in Python 3.11, `asyncio.wait_for` drops a cancellation if the
@@ -23,6 +23,20 @@ async def cancel_and_wait(task: asyncio.Task[Any] | None) -> None:
         await asyncio.wait({task}, timeout=_RECANCEL_SECONDS)
     if not task.cancelled():
         task.exception()  # retrieved, so that the loop does not warn about it
+
+
+async def end_with_first(*work: Awaitable[Any]) -> set[asyncio.Future[Any]]:
+    """Runs `work` side by side until the first ends, and returns the tasks that ended.
+
+    All others are cancelled, one after the other, and have ended then.
+    """
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(part) for part in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            await cancel_and_wait(task)
+    return done
 
 
 async def run_despite_defects(work: Callable[[], Awaitable[None]], log: logging.Logger, name: str) -> None:

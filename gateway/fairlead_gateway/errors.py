@@ -55,6 +55,7 @@ class GatewayError(FairleadError):
     route: how a route chose the model, if the error came before the request had one.
     next_route: the same with a further fallback, which takes the request instead of the error.
     path: of the request, if its head was refused; empty if the request has an accepted one.
+    retry_after: seconds after which to send the request again.
     """
 
     status = 500
@@ -69,10 +70,11 @@ class GatewayError(FairleadError):
         code: str | None = None,
         hint: str | None = None,
         headers: Sequence[tuple[str, str]] = (),
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.param = param
-        self.headers = tuple(headers)
+        self.headers = tuple(headers) if retry_after is None else (*headers, ("retry-after", str(retry_after)))
         self.route: RouteDecision | None = None
         self.next_route: RouteDecision | None = None
         self.path = ""
@@ -274,7 +276,8 @@ class QuarantinedRequest(BadRequest):
         super().__init__(
             "two engines broke off on this request; it is not given to another one",
             hint="change the request, or give its id to the operator of the gateway",
-            headers=(NO_RETRY, ("retry-after", f"{max(1, round(seconds))}")),
+            headers=(NO_RETRY,),
+            retry_after=max(1, round(seconds)),
         )
 
 
@@ -312,7 +315,7 @@ class TooManyLargeBodies(GatewayError):
         super().__init__(
             "too many large bodies of this caller at once",
             hint="send fewer at a time, or shorter ones",
-            headers=(("retry-after", "1"),),
+            retry_after=1,
         )
 
 
@@ -375,7 +378,7 @@ class ApiKeysUnavailable(GatewayError):
         super().__init__(
             "this gateway cannot read its API keys",
             hint="tell the operator of the gateway; its management port names the cause",
-            headers=(("retry-after", "5"),),
+            retry_after=5,
         )
 
 
@@ -389,7 +392,7 @@ class KeyOwnerUnavailable(GatewayError):
         super().__init__(
             "the worker that owns this Idempotency-Key does not answer",
             hint="send the request again with the same key",
-            headers=(("retry-after", "1"),),
+            retry_after=1,
         )
 
 
@@ -403,7 +406,7 @@ class GatewayDraining(GatewayError):
         super().__init__(
             "this gateway stops, and the time for requests in flight is over",
             hint="send the request again; another gateway takes it",
-            headers=(("retry-after", "1"),),
+            retry_after=1,
         )
 
 
@@ -426,7 +429,7 @@ class EngineLimited(Overloaded):
     code = "engine_refused"
 
     def __init__(self, engine_body: bytes, retry_after: int) -> None:
-        super().__init__("the engine limits requests", headers=(("retry-after", str(retry_after)),))
+        super().__init__("the engine limits requests", retry_after=retry_after)
         self._engine_body = engine_body
 
     def body(self, request_id: str) -> bytes:

@@ -248,7 +248,7 @@ class RoleRouters:
         return NoReadyInstance(
             f"no instance of the model is ready ({counts or 'it has none'})",
             hint="try again in a moment",
-            headers=(("retry-after", str(self._startup_times.retry_after(self.fleet, key, now))),),
+            retry_after=self._startup_times.retry_after(self.fleet, key, now),
         )
 
     def drain_seconds(self, key: str) -> int:

@@ -16,7 +16,7 @@ from fairlead.kube.resources import Manifest
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.runtime.aiohttp_server import serve
 from fairlead.runtime.clock import Clock, Pacing
-from fairlead.runtime.tasks import cancel_and_wait, run_despite_defects
+from fairlead.runtime.tasks import end_with_first, run_despite_defects
 from fairlead_operator import action_audit, health, http_server
 from fairlead_operator.canary.judge import Judgement
 from fairlead_operator.canary.observer import CanaryObserver
@@ -153,27 +153,20 @@ class Manager:
     async def _lead(self) -> None:
         """Does the leader's work until it fails, the cluster is restored, or it is cancelled."""
         await self._watcher.discover()
-        watching = asyncio.ensure_future(self._watcher.run())
-        recording = asyncio.ensure_future(self._recorder.run())
-        watching_models = asyncio.ensure_future(self._kopf.run())
-        reconciling = asyncio.ensure_future(self._process_queue())
-        restarting = asyncio.ensure_future(self._follow_gateways(self._restarter))
-        observing = asyncio.ensure_future(self._follow_gateways(self._canaries))
-        restored = asyncio.ensure_future(self._watcher.wait_restored())
-        parts = {watching, recording, watching_models, reconciling, restarting, observing, restored}
         try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            done = await end_with_first(  # and ends them in this order: first what writes
+                self._process_queue(),
+                self._follow_gateways(self._restarter),
+                self._follow_gateways(self._canaries),
+                self._watcher.wait_restored(),
+                self._recorder.run(),
+                self._watcher.run(),
+                self._kopf.run(),
+            )
             for task in done:
                 task.result()
         finally:
-            await cancel_and_wait(reconciling)
-            await cancel_and_wait(restarting)  # no writes after this
-            await cancel_and_wait(observing)
-            await cancel_and_wait(restored)
-            await cancel_and_wait(recording)
             await self._recorder.flush()
-            await cancel_and_wait(watching)
-            await cancel_and_wait(watching_models)
 
     async def _process_queue(self) -> None:
         """Waits until everything is listed, then reconciles models until it is cancelled.

@@ -5,7 +5,6 @@ the Lease writes. A replica that loses it goes on observing, and waits for the L
 server is unavailable nothing is decided, and engines and gateways continue as they are.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from fairlead.kube.resources import Manifest
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.limits import Limits
 from fairlead.runtime.clock import Clock, Pacing
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import end_with_first
 from fairlead_autoscaler.kubernetes.scale_writer import ScaleWriter
 from fairlead_autoscaler.kubernetes.sleep_controller import SleepController
 from fairlead_autoscaler.kubernetes.status_writer import StatusWriter
@@ -118,9 +117,8 @@ class Manager:
         """Runs until `stop`. Raises OSError if the port is in use, and the error of a part that
         fails.
         """
-        parts = [
-            asyncio.ensure_future(part)
-            for part in (
+        try:
+            done = await end_with_first(
                 self._process.run(),
                 self._sleep_controller.run(),
                 self._status_writer.run(),
@@ -128,14 +126,9 @@ class Manager:
                 self._target.run(),
                 self._hold_leadership(),
             )
-        ]
-        try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in parts:
-                await cancel_and_wait(task)
             await self._recorder.flush()
             await self._election.release()
             await self._api.close()

@@ -153,6 +153,27 @@ class CatalogEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.vllm if engine == "vllm" else self.sglang
 
 
+class ModelFamily(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Models with facts in common, as a file of the catalogue has them.
+
+    shared: fields of each of its entries, which have the rest themselves.
+    """
+
+    models: list[dict[str, Any]]
+    shared: dict[str, Any] = {}
+
+    def entries(self) -> list[CatalogEntry]:
+        return msgspec.convert([self._complete(model) for model in self.models], list[CatalogEntry])
+
+    def _complete(self, model: dict[str, Any]) -> dict[str, Any]:
+        """Returns all fields of an entry: its own, then those of its family."""
+        complete = self.shared | model
+        for field in self.shared.keys() & model.keys():
+            own, shared = model[field], self.shared[field]
+            complete[field] = [*own, *shared] if isinstance(own, list) else {**shared, **own}
+        return complete
+
+
 def read_entries() -> dict[str, CatalogEntry]:
     """Returns all entries by name, in the order of their families' files."""
     folder = files("fairlead_cli.catalog") / "models"
@@ -160,7 +181,8 @@ def read_entries() -> dict[str, CatalogEntry]:
     for path in sorted(folder.iterdir(), key=lambda found: found.name):
         if path.name.endswith(".yaml"):
             content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=SAFE_LOADER)
-            entries += msgspec.convert(content, list[CatalogEntry])
+            for family in msgspec.convert(content, list[ModelFamily]):
+                entries += family.entries()
     return {entry.name: entry for entry in entries}
 
 

@@ -15,7 +15,7 @@ from fairlead.kube.events.aggregator import EventAggregator, EventWrite, write_c
 from fairlead.kube.events.event import EventKey, EventType, object_reference
 from fairlead.kube.resources import EVENTS, Manifest
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import end_with_first
 
 FLUSH_SECONDS = 5.0
 
@@ -69,13 +69,8 @@ class EventRecorder:
 
     async def flush(self) -> None:
         """Writes the remaining events at the end of a process, for at most five seconds."""
-        timer = asyncio.ensure_future(self._pause(FLUSH_SECONDS))
-        writing = asyncio.ensure_future(self._write_all(self._aggregator.pending_writes()))
-        try:
-            await asyncio.wait({timer, writing}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await cancel_and_wait(writing)
-            await cancel_and_wait(timer)
+        writing = self._write_all(self._aggregator.pending_writes())
+        await end_with_first(writing, self._pause(FLUSH_SECONDS))
 
     async def _write_all(self, writes: list[EventWrite]) -> None:
         for write in writes:
@@ -83,15 +78,10 @@ class EventRecorder:
 
     async def _wait_for_work(self, seconds: float | None) -> None:
         """Waits for a new event or for `seconds`."""
-        if seconds is not None and seconds <= 0:
-            return
-        wakeup = asyncio.ensure_future(self._wakeup.wait())
-        timer = None if seconds is None else asyncio.ensure_future(self._pause(seconds))
-        try:
-            await asyncio.wait({wakeup} if timer is None else {wakeup, timer}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await cancel_and_wait(wakeup)
-            await cancel_and_wait(timer)
+        if seconds is None:
+            await self._wakeup.wait()
+        elif seconds > 0:
+            await end_with_first(self._wakeup.wait(), self._pause(seconds))
 
     async def _write(self, write: EventWrite) -> None:
         count = write_count(write)

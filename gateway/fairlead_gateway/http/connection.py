@@ -172,7 +172,7 @@ class ClientConnection(ResponseTransport):
             self._state = _LINGERING
             reset_transport(self._transport)
         elif excess > 0:
-            self._reject(Overloaded("too many connections", hint="try again later", headers=(("retry-after", "1"),)))
+            self._reject(Overloaded("too many connections", hint="try again later", retry_after=1))
         else:
             self._idle_timer.restart(self._listener.idle_seconds)
 
@@ -544,7 +544,7 @@ class _ConnectionTimer(IdleTimer):
 
 def _unfinished_error() -> Overloaded:
     hint = "try again later, or send a shorter body"
-    return Overloaded("too many unfinished requests at once", hint=hint, headers=(("retry-after", "1"),))
+    return Overloaded("too many unfinished requests at once", hint=hint, retry_after=1)
 
 
 def _discard(data: bytes) -> None:

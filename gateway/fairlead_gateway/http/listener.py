@@ -19,7 +19,7 @@ from fairlead.runtime.clock import Clock
 from fairlead_gateway.caller_key import ANONYMOUS, Caller, CallerKey
 from fairlead_gateway.errors import GatewayError, Overloaded
 from fairlead_gateway.http.request_parser import RequestHead, SharedTemplates
-from fairlead_gateway.http.send_rate import SendRateMonitor
+from fairlead_gateway.http.send_rate import SendingConnection, SendRateMonitor
 from fairlead_gateway.http.timers import PacedCalls, TimerQueue
 
 INSTANCE_DESCRIPTORS: Final = 8
@@ -351,14 +351,12 @@ class RequestHandler(Protocol):
         """Sends `error` as the response to bytes that never became a request."""
 
 
-class OpenConnection(Protocol):
+class OpenConnection(SendingConnection, Protocol):
     """A connection as the listener sees it.
 
-    caller: of its last request; anonymous before the first.
     number: set by the listener; grows with each connection.
     """
 
-    caller: CallerKey
     number: int
 
     @property
@@ -377,17 +375,6 @@ class OpenConnection(Protocol):
 
     def close(self) -> None:
         """Closes the connection."""
-
-    def unsent_bytes(self) -> int:
-        """Returns the bytes that wait in this process for the client to read."""
-
-    def acknowledged_bytes(self) -> int | None:
-        """Returns the bytes that the client has received; None if the system does not report
-        them.
-        """
-
-    def reset(self) -> None:
-        """Closes the connection at once and drops what is unsent."""
 
 
 class RequestIds:
@@ -510,8 +497,7 @@ class Listener:
         """Raises Overloaded if a caller has more connections than its share."""
         if self._caller_connections.get(caller, 0) > self._caller_connections_share * self.max_connections:
             hint = "send requests over fewer connections, or try again later"
-            headers = (("retry-after", "1"),)
-            raise Overloaded("this caller has too many connections", hint=hint, headers=headers)
+            raise Overloaded("this caller has too many connections", hint=hint, retry_after=1)
 
     def count_caller_bytes(self, caller: CallerKey, change: int) -> None:
         """Counts bytes of a request over `COUNTED_BYTES` that were added or, below 0, dropped."""
@@ -596,7 +582,7 @@ def _number(connection: OpenConnection) -> int:
 
 def bodies_error() -> Overloaded:
     hint = "try again later, or send a shorter body"
-    return Overloaded("too many large bodies at once", hint=hint, headers=(("retry-after", "1"),))
+    return Overloaded("too many large bodies at once", hint=hint, retry_after=1)
 
 
 def max_connections(limits: Limits, max_open_files: int | None, instances: int) -> int:

@@ -46,7 +46,7 @@ _MAX_UNSENT_SHARE: Final = 0.75  # kept when connections are reset, so that it i
 class SendingConnection(Protocol):
     """A connection as the monitor sees it.
 
-    caller: of its last request.
+    caller: of its last request; anonymous before the first.
     """
 
     caller: CallerKey

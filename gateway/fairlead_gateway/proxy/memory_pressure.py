@@ -37,7 +37,6 @@ MEMORY_HIGH_SHARE: Final = 0.9
 """Limit: of the memory limit; above it, bodies over 64 KiB get 503 with Retry-After."""
 
 LARGE_BODY_BYTES = 64 * 1024
-_RETRY_AFTER = (("retry-after", "1"),)
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)(B|KiB|MiB|GiB|K|M|G|k|KB|MB|GB)?")
 _UNITS = {None: 1, "B": 1, "K": 1 << 10, "k": 1 << 10, "KiB": 1 << 10, "KB": 1_000, "M": 1 << 20, "MiB": 1 << 20, "MB": 10**6,
           "G": 1 << 30, "GiB": 1 << 30, "GB": 10**9}  # fmt: skip
@@ -114,7 +113,7 @@ class MemoryPressure:
         if self.max_body_bytes is not None and length > self.max_body_bytes:
             refused = "large bodies" if self.max_body_bytes else "all bodies"
             hint = "try again later, or send a shorter body" if self.max_body_bytes else "try again later"
-            raise Overloaded(f"memory is short: {refused} are refused for a moment", hint=hint, headers=_RETRY_AFTER)
+            raise Overloaded(f"memory is short: {refused} are refused for a moment", hint=hint, retry_after=1)
 
     def warnings(self) -> list[str]:
         """Returns a text about the bodies that are refused now; empty if none are."""

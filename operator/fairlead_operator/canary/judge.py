@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from enum import StrEnum
 from math import exp, log, sqrt
+from operator import add, sub
 from typing import Final
 
 _EFFECT_VARIANCE: Final = 1.0
@@ -97,30 +98,10 @@ class RevisionSums:
         return is_within and self.log_tokens <= _MAX_LOG_TOKENS * self.answers + _ROUNDING
 
     def __add__(self, other: "RevisionSums") -> "RevisionSums":
-        return RevisionSums(
-            self.attempts + other.attempts,
-            self.errors + other.errors,
-            self.first_tokens + other.first_tokens,
-            self.ttft_seconds + other.ttft_seconds,
-            self.gaps + other.gaps,
-            self.gap_seconds + other.gap_seconds,
-            self.answers + other.answers,
-            self.log_tokens + other.log_tokens,
-            self.computed_tokens + other.computed_tokens,
-        )
+        return RevisionSums(*map(add, astuple(self), astuple(other)))
 
     def __sub__(self, earlier: "RevisionSums") -> "RevisionSums":
-        return RevisionSums(
-            self.attempts - earlier.attempts,
-            self.errors - earlier.errors,
-            self.first_tokens - earlier.first_tokens,
-            self.ttft_seconds - earlier.ttft_seconds,
-            self.gaps - earlier.gaps,
-            self.gap_seconds - earlier.gap_seconds,
-            self.answers - earlier.answers,
-            self.log_tokens - earlier.log_tokens,
-            self.computed_tokens - earlier.computed_tokens,
-        )
+        return RevisionSums(*map(sub, astuple(self), astuple(earlier)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 
 from fairlead.runtime.clock import Clock
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import end_with_first
 
 BASE_DELAY_SECONDS = 0.05
 MAX_DELAY_SECONDS = 60.0
@@ -230,10 +230,7 @@ class WorkQueue:
         """Waits for a change or a due key."""
         self._wakeup.clear()
         due_at = self.keys.next_due_at()
-        wakeup = asyncio.ensure_future(self._wakeup.wait())
-        timer = None if due_at is None else asyncio.ensure_future(self._pause(max(0.0, due_at - self._clock.now())))
-        try:
-            await asyncio.wait({wakeup} if timer is None else {wakeup, timer}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await cancel_and_wait(wakeup)
-            await cancel_and_wait(timer)
+        if due_at is None:
+            await self._wakeup.wait()
+        else:
+            await end_with_first(self._wakeup.wait(), self._pause(max(0.0, due_at - self._clock.now())))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fairlead.kube.leader_election import LeaderElector
-from fairlead.runtime.tasks import cancel_and_wait
+from fairlead.runtime.tasks import end_with_first
 
 LEASE_NAME = "fairlead-operator"
 
@@ -25,32 +25,25 @@ async def run_while_leading(
     Returns the reason of the end, and raises the errors of `work`. The lease is given back only
     after `work` has ended.
     """
-    stop = asyncio.ensure_future(stopped.wait())
     acquiring = asyncio.ensure_future(election.acquire())
     try:
-        await asyncio.wait({stop, acquiring}, return_when=asyncio.FIRST_COMPLETED)
-        if stop.done():
+        await end_with_first(acquiring, stopped.wait())
+        if stopped.is_set():
             return "stop requested"
         acquiring.result()
         log("leading: " + election.reason)
-        return await _run_until_lost(election, stop, work)
+        return await _run_until_lost(election, stopped, work)
     finally:
-        await cancel_and_wait(acquiring)
-        await cancel_and_wait(stop)
         await election.release()
 
 
 async def _run_until_lost(
-    election: LeaderElector, stop: "asyncio.Task[Any]", work: Callable[[], Coroutine[Any, Any, None]]
+    election: LeaderElector, stopped: asyncio.Event, work: Callable[[], Coroutine[Any, Any, None]]
 ) -> str:
     holding = asyncio.ensure_future(election.hold())
     working = asyncio.ensure_future(work())
-    try:
-        await asyncio.wait({stop, holding, working}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-            return "the work ended"
-        return f"the lease is lost: {holding.result()}" if holding.done() else "stop requested"
-    finally:
-        await cancel_and_wait(working)
-        await cancel_and_wait(holding)
+    done = await end_with_first(working, holding, stopped.wait())
+    if working in done:
+        working.result()
+        return "the work ended"
+    return f"the lease is lost: {holding.result()}" if holding in done else "stop requested"

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from fairlead.errors import FairleadError
 from fairlead.runtime.clock import Clock
+from fairlead.runtime.tasks import end_with_first
 from fairlead_cli.local.processes.child_process import ChildProcess, ProcessCommand
 from fairlead_cli.local.processes.reaper import Reaper
 
@@ -161,15 +162,7 @@ class ManagedProcess:
         return self._clock.now() - since
 
     async def _wait_unless_stopping(self, pause: Awaitable[None]) -> None:
-        first_of: set[asyncio.Future[Any]] = {
-            asyncio.ensure_future(pause),
-            asyncio.ensure_future(self._stopping.wait()),
-        }
-        _, pending = await asyncio.wait(first_of, return_when=asyncio.FIRST_COMPLETED)
-        for future in pending:
-            future.cancel()
-        if pending:
-            await asyncio.wait(pending)
+        await end_with_first(pause, self._stopping.wait())
 
     def _set_phase(self, phase: ProcessPhase) -> None:
         self.phase = phase

@@ -551,7 +551,7 @@ class LateBindingQueue:
         return RequestShed(
             f"{seconds:.0f} s of work wait at the instance, more than requests of this tier wait for",
             hint="try again later",
-            headers=(("retry-after", str(self._routers.drain_seconds(key))),),
+            retry_after=self._routers.drain_seconds(key),
         )
 
     def _expired_error(self, key: str, seconds: float, *, is_shed: bool) -> GatewayError:
@@ -559,7 +559,7 @@ class LateBindingQueue:
         return kind(
             f"the request waited for {seconds:.1f} s, and its instance had no room for it",
             hint="try again later",
-            headers=(("retry-after", str(self._routers.drain_seconds(key))),),
+            retry_after=self._routers.drain_seconds(key),
         )
 
     def _full_error(self, key: str, caller: CallerKey) -> Overloaded:
@@ -568,7 +568,7 @@ class LateBindingQueue:
             f"{bounds.requests} requests wait for an instance already, {bounds.requests_of(caller)} of them of this "
             "caller, which has most",
             hint="try again later",
-            headers=(("retry-after", str(self._routers.drain_seconds(key))),),
+            retry_after=self._routers.drain_seconds(key),
         )
 
 

@@ -445,7 +445,7 @@ class ModelAdmission:
     def _refusal_error(self, verdict: AdmissionVerdict) -> GatewayError:
         seconds = retry_after_seconds(verdict.retry_after or 1.0)
         error_class = RequestShed if verdict.is_shed else Overloaded
-        return error_class(verdict.reason, hint="try again later", headers=(("retry-after", str(seconds)),))
+        return error_class(verdict.reason, hint="try again later", retry_after=seconds)
 
 
 def end_wait(ended: "asyncio.Future[bool]", result: bool, error: GatewayError | None) -> None:

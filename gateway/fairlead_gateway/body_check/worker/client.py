@@ -66,9 +66,7 @@ class BodyChecker:
         try:
             reply = self._child.exchange(query, BodyReply, body)
         except (OSError, EOFError, msgspec.MsgspecError):
-            raise Overloaded(
-                "the body could not be checked", hint="try again", headers=(("retry-after", "1"),)
-            ) from None
+            raise Overloaded("the body could not be checked", hint="try again", retry_after=1) from None
         if reply.problem is not None:
             raise _bad_request(reply.problem)
         return reply

@@ -110,7 +110,7 @@ def limit_contended(leased: LeasedLimit, tenant: Tenant) -> GatewayError:
     return LimitReached(
         f"too many requests wait for what is left of the limit of {describe_limit(leased.limit, tenant.name)}",
         hint="send fewer requests at the same time",
-        headers=(("retry-after", str(_RETURNED_RETRY_SECONDS)),),
+        retry_after=_RETURNED_RETRY_SECONDS,
     )
 
 

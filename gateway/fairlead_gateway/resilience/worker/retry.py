@@ -245,15 +245,13 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
         )
     if failures[-1].is_of_adapter:
         return AdapterNotLoaded(
-            f"no engine could load the adapter ({attempts})",
-            hint="try again later",
-            headers=(("retry-after", str(retry_after_seconds)),),
+            f"no engine could load the adapter ({attempts})", hint="try again later", retry_after=retry_after_seconds
         )
     if failures[-1].is_local:
         return Overloaded(
             f"the gateway could not connect to an engine ({attempts})",
             hint="try again later",
-            headers=(("retry-after", str(retry_after_seconds)),),
+            retry_after=retry_after_seconds,
         )
     refusal = failures[-1].refusal
     if refusal is not None:
@@ -262,11 +260,11 @@ def to_client_error(failures: list[AttemptFailure], retry_after_seconds: int = 1
         return Overloaded(
             f"all engines that were tried are full ({attempts})",
             hint="try again later",
-            headers=(("retry-after", str(failures[-1].retry_after or retry_after_seconds)),),
+            retry_after=failures[-1].retry_after or retry_after_seconds,
         )
     if failures[-1].cause == "timeout":
         return EngineTimeout(f"the engine did not answer in time ({attempts})")
-    return EngineFailed(f"no engine answered ({attempts})", hint="try again", headers=(("retry-after", "1"),))
+    return EngineFailed(f"no engine answered ({attempts})", hint="try again", retry_after=1)
 
 
 class StartupTimes:
