@@ -32,7 +32,8 @@ def serving(here: Kubectl, installed: HelmRelease, manifest: dict[str, Any]) -> 
 @contextmanager
 def devices(kubectl: Kubectl, count: int) -> Iterator[None]:
     """So many GPUs on a node, as a device plugin would tell of them."""
-    node = kubectl.get("nodes")["items"][0]["metadata"]["name"]
+    open_to_pods = [node for node in kubectl.get("nodes")["items"] if not node["spec"].get("taints")]
+    node = open_to_pods[0]["metadata"]["name"]
     paths = [f"/status/{where}/{GPU.replace('/', '~1')}" for where in ("capacity", "allocatable")]
 
     def patch(steps: list[dict[str, str]]) -> None:

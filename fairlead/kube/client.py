@@ -221,16 +221,13 @@ class KubeApi:
         seconds: float,
         *,
         query: Mapping[str, str] | None = None,
-        host: str | None = None,
     ) -> RawResponse:
-        """Sends a GET to any path, such as logs or a pod's proxy, and returns the response.
+        """Sends a GET to any path, such as logs, and returns the response.
 
         There are no retries. A longer body is cut after `max_bytes`. Raises Unreachable after
         `seconds`, or if the connection breaks.
-
-        host: Host header for proxied requests.
         """
-        request = HttpRequest("GET", path, tuple((query or {}).items()), host=host)
+        request = HttpRequest("GET", path, tuple((query or {}).items()))
         try:
             reply = await self._send_authenticated(request, seconds, max_bytes, max_bytes)
         except OSError as error:

@@ -6,6 +6,6 @@ support-bundle``).
 
 `installation` reaches gateways, autoscalers and Redis for the verbs that talk to them.
 
-Shared: `pod_http` (queries pods through the API server's proxy), `object_fields` (fields of
+Shared: `pod_http` (queries pods over forwarded ports), `object_fields` (fields of
 objects, and values that could not be read, with the reason).
 """

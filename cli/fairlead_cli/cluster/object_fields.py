@@ -119,12 +119,23 @@ def restart_count(pod: Manifest) -> int:
     return sum(int(container.get("restartCount") or 0) for container in status_of(pod).get("containerStatuses") or [])
 
 
+def is_on_lost_node(pod: Manifest) -> bool:
+    """Whether the control plane hears nothing from a pod's node.
+
+    It then sets `Ready` to False, and leaves what the node said last: the containers were ready.
+    """
+    has_gates = bool(spec_of(pod).get("readinessGates"))
+    return not is_ready(pod) and is_condition_true(pod, "ContainersReady") and not has_gates
+
+
 def waiting_reason(pod: Manifest) -> str:
     """Returns why a pod is not ready, in the cluster's words; empty for a ready pod."""
     if is_deleting(pod):
         return "it is being deleted"
     if is_ready(pod):
         return ""
+    if is_on_lost_node(pod):
+        return f"its node {spec_of(pod).get('nodeName')} is not ready"
     unscheduled = condition_of(pod, "PodScheduled")
     if unscheduled is not None and unscheduled.get("status") == "False":
         return f"{unscheduled.get('reason', 'Unschedulable')}: {shorten(str(unscheduled.get('message', '')))}"

@@ -1,20 +1,24 @@
-"""HTTP queries to the management ports of our pods, through the API server's proxy.
+"""HTTP queries to the management ports of our pods, which are forwarded to this machine.
 
-The API server connects to the pod and keeps the user's credentials, so only pages without a token
-are readable: readiness and metrics. A NetworkPolicy may keep the API server out; then the reason is
-reported.
+Only pages without a token are read: readiness and metrics.
+
+Why forwarded: the API server's own proxy needs a network path to the pod, which a NetworkPolicy
+cuts. A forwarded connection ends on the pod's loopback interface.
 """
 
+import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
+import aiohttp
 import msgspec
 
-from fairlead.errors import FairleadError
+from fairlead.errors import BadInput, FairleadError
 from fairlead.kube.client import KubeApi, RawResponse
-from fairlead.kube.resources import PODS, Manifest, metadata_of, name_of
+from fairlead.kube.resources import Manifest, metadata_of, name_of
+from fairlead_cli.cluster.access.port_forward import ForwardedPorts, PodPort
 from fairlead_cli.cluster.object_fields import MissingValue
 
 _LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)")
@@ -22,11 +26,8 @@ _LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]++|\\.)*+)"')
 _ESCAPED = re.compile(r"\\(.)")
 
 TIMEOUT_SECONDS: Final = 8.0
+"""Limit: of a page of a pod, with the connection to it."""
 MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
-
-_NETWORK_POLICY_HINT: Final = "; a NetworkPolicy may keep the API server out"
-_PRIVATE_HOST: Final = "gateway.localhost"
-"""A host name that management ports accept, for pods that reject the API server's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,84 +114,84 @@ def pod_port(pod: Manifest, name: str, default: int) -> int:
 
 async def query_gateway(api: KubeApi, pod: Manifest) -> PodReport:
     """Returns readiness and metrics of a gateway's pod."""
-    port = pod_port(pod, "manage", GATEWAY_PORT)
-    readiness: Readiness | MissingValue
-    answer = await get_page(api, pod, port, "/readyz")
-    if isinstance(answer, MissingValue):
-        readiness = answer
-    else:
-        try:
-            readiness = msgspec.json.decode(answer.body, type=Readiness)
-        except msgspec.DecodeError:
-            readiness = MissingValue(f"/readyz answers {answer.status} with something else than readiness")
-    return PodReport(name_of(pod), _space(pod), readiness, await _metrics(api, pod, port, answer))
+    return await _query(api, pod, pod_port(pod, "manage", GATEWAY_PORT), _gateway_readiness)
 
 
 async def query_component(api: KubeApi, pod: Manifest) -> PodReport:
     """Returns readiness and metrics of the pod of an operator, an indexer or an autoscaler, whose
     readiness is plain text.
     """
-    port = pod_port(pod, "http", HTTP_PORT)
-    answer = await get_page(api, pod, port, "/readyz")
-    readiness: Readiness | MissingValue
-    if isinstance(answer, MissingValue):
-        readiness = answer
-    else:
-        readiness = Readiness(answer.status == 200, [answer.body.decode("utf-8", "replace").strip()])
-    return PodReport(name_of(pod), _space(pod), readiness, await _metrics(api, pod, port, answer))
+    return await _query(api, pod, pod_port(pod, "http", HTTP_PORT), _component_readiness)
 
 
-async def _metrics(
-    api: KubeApi, pod: Manifest, port: int, before: RawResponse | MissingValue
-) -> MetricsPage | MissingValue:
-    if isinstance(before, MissingValue):  # no second timeout for a pod that is not reached
-        return before
-    answer = await get_page(api, pod, port, "/metrics")
-    if isinstance(answer, MissingValue):
-        return answer
+def _gateway_readiness(answer: RawResponse) -> Readiness | MissingValue:
+    try:
+        return msgspec.json.decode(answer.body, type=Readiness)
+    except msgspec.DecodeError:
+        return MissingValue(f"/readyz answers {answer.status} with something else than readiness")
+
+
+def _component_readiness(answer: RawResponse) -> Readiness:
+    return Readiness(answer.status == 200, [answer.body.decode("utf-8", "replace").strip()])
+
+
+async def _query(
+    api: KubeApi, pod: Manifest, port: int, read: Callable[[RawResponse], Readiness | MissingValue]
+) -> PodReport:
+    readiness, metrics = await get_pages(api, pod, port, ("/readyz", "/metrics"))
+    return PodReport(
+        name_of(pod),
+        _space(pod),
+        readiness if isinstance(readiness, MissingValue) else read(readiness),
+        metrics if isinstance(metrics, MissingValue) else _read_metrics(metrics),
+    )
+
+
+def _read_metrics(answer: RawResponse) -> MetricsPage | MissingValue:
     if answer.status != 200 or answer.truncated:
         return MissingValue("/metrics is too long" if answer.truncated else f"/metrics answers {answer.status}")
     return parse_metrics(answer.body.decode("utf-8", "replace"))
 
 
-async def get_page(api: KubeApi, pod: Manifest, port: int, path: str) -> RawResponse | MissingValue:
-    """Returns a pod's answer to GET with any status, or a MissingValue when the API server does not
-    reach the pod.
+async def get_pages(
+    api: KubeApi, pod: Manifest, port: int, paths: Sequence[str]
+) -> Sequence[RawResponse | MissingValue]:
+    """Returns a pod's answers to GET with any status. After a page that did not come, none of the
+    others is asked for: they would take as long to say the same.
     """
     if not (pod.get("status") or {}).get("podIP"):
-        return MissingValue(f"pod {name_of(pod)} has no address yet")
-    path_of_pod = f"{PODS.path(_space(pod), name_of(pod))}:{port}/proxy{path}"
+        return [MissingValue(f"pod {name_of(pod)} has no address yet")] * len(paths)
+    errors: list[FairleadError] = []
+    ports = ForwardedPorts(api.config, errors.append)
+    pages: list[RawResponse | MissingValue] = []
     try:
-        answer = await api.get_raw(path_of_pod, MAX_PAGE_BYTES, TIMEOUT_SECONDS)
-        if (
-            answer.status == 403 and _api_server_error(answer) is None
-        ):  # the pod's guard against foreign host names, not the API server
-            answer = await api.get_raw(path_of_pod, MAX_PAGE_BYTES, TIMEOUT_SECONDS, host=_PRIVATE_HOST)
-    except FairleadError as error:
-        if isinstance(error.__cause__, TimeoutError):
-            return MissingValue(f"pod {name_of(pod)} says nothing for {TIMEOUT_SECONDS:.0f} s{_NETWORK_POLICY_HINT}")
-        return MissingValue(f"the API server does not answer: {error.message}")
-    error_ = _api_server_error(answer)
-    if error_ is None:
-        return answer
-    message = " ".join(str(error_.get("message", "")).split())
-    if answer.status == 403:
-        return MissingValue(f"you may not get pods/proxy in {_space(pod)}", is_forbidden=True)
-    hint = _NETWORK_POLICY_HINT if "timeout" in message or "deadline" in message else ""
-    return MissingValue(f"the API server does not reach pod {name_of(pod)}: {message or answer.status}{hint}")
+        async with aiohttp.ClientSession() as session:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                local = await ports.open(PodPort(_space(pod), name_of(pod), port))
+            for path in paths:
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    pages.append(await _get(session, f"http://127.0.0.1:{local}{path}"))
+    except TimeoutError:
+        problem = MissingValue(f"pod {name_of(pod)} says nothing for {TIMEOUT_SECONDS:.0f} s")
+        pages += [problem] * (len(paths) - len(pages))
+    except (FairleadError, aiohttp.ClientError, OSError) as error:
+        cause = next(iter(errors), error)
+        words = cause.message if isinstance(cause, FairleadError) else str(cause) or type(cause).__name__
+        problem = MissingValue(words, is_forbidden=isinstance(cause, BadInput))
+        pages += [problem] * (len(paths) - len(pages))
+    finally:
+        await ports.close()
+    return pages
 
 
-def _api_server_error(answer: RawResponse) -> dict[str, Any] | None:
-    """Returns the API server's own error; None when the pod itself answered."""
-    if answer.status < 400:
-        return None
-    try:
-        answer_body = msgspec.json.decode(answer.body)
-    except msgspec.DecodeError:
-        # It words a refused connection in plain text.
-        text = answer.body[:400].decode("utf-8", "replace").strip()
-        return {"message": text} if text.startswith(("error trying to reach service", "address not allowed")) else None
-    return answer_body if isinstance(answer_body, dict) and answer_body.get("kind") == "Status" else None
+async def _get(session: aiohttp.ClientSession, url: str) -> RawResponse:
+    async with session.get(url) as answer:
+        body = b""
+        async for piece in answer.content.iter_any():
+            body += piece
+            if len(body) > MAX_PAGE_BYTES:
+                return RawResponse(answer.status, body[:MAX_PAGE_BYTES], truncated=True)
+        return RawResponse(answer.status, body)
 
 
 def _space(pod: Manifest) -> str:

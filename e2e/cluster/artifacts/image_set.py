@@ -55,6 +55,7 @@ def lws() -> OciImage:
 
 def write(folder: Path, tag: str | None = None) -> list[Path]:
     """Writes an archive per image to ``folder``, for those who load images by themselves (kind).
+    Our own have ``tag``, or the version.
 
     Each of our own images gets a bill of materials (``.cdx.json``) and a provenance statement
     (``.provenance.json``) in the same folder. Returns the archives.
@@ -62,7 +63,7 @@ def write(folder: Path, tag: str | None = None) -> list[Path]:
     build("kind")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    for image in [*write_set(tag), lws()]:
+    for image in [*write_set(tag or __version__), lws()]:
         target = folder / f"{image.name.removeprefix(f'{PREFIX}/').replace(':', '-')}.tar"
         write_archive(target, [image])
         made.append(target)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.kube.cluster_access.kubectl import Kubectl, temporary_namespace
-from e2e.kube.workloads.helm_release import HelmRelease, external_engines, management_tokens, token_issuers
+from e2e.kube.workloads.helm_release import TEAM_LABEL, HelmRelease, external_engines, management_tokens, token_issuers
 from e2e.resource_locks import INSTALLATION_LOCK, file_lock
 
 
@@ -27,6 +27,7 @@ def configured(kubectl: Kubectl, outside: Kubectl, tmp_path_factory: pytest.Temp
             "externalEngines": external_engines(outside, release, tmp_path_factory.mktemp("api")),
             "audit": management_tokens(release),
             "auth": token_issuers(kubectl),
+            "networkPolicies": {"metricsFrom": [{"namespaceSelector": {"matchLabels": TEAM_LABEL}}]},
         }
         with release.settings(**settings):
             yield release

@@ -9,7 +9,14 @@ import pytest
 
 from e2e.kube.cluster_access.kubectl import Kubectl, eventually, run_fairlead
 from e2e.kube.workloads.client_pods import ClientPod, record_result
-from e2e.kube.workloads.helm_release import AUDIENCE, GATEWAY, MANAGEMENT_TOKEN, HelmRelease, service_account_issuer
+from e2e.kube.workloads.helm_release import (
+    AUDIENCE,
+    GATEWAY,
+    MANAGEMENT_TOKEN,
+    TEAM_LABEL,
+    HelmRelease,
+    service_account_issuer,
+)
 from e2e.kube.workloads.manifests import model, paced_engine, resource
 from fairlead_testing.reports import ReportLine
 
@@ -159,6 +166,7 @@ def _check_audit(fairlead: Callable[..., str], name: str) -> None:
 
 @pytest.mark.lane("changes", position=76)
 def test_a_team_reads_with_its_management_token(here: Kubectl, configured: HelmRelease) -> None:
+    here.run("label", "namespace", here.namespace, *(f"{name}={value}" for name, value in TEAM_LABEL.items()))
     client = ClientPod(here, configured).start()
     url = f"http://{GATEWAY}-manage.{configured.here.namespace}.svc:8081"
     for token, path, status in (

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from e2e.kube.cluster_access.kubectl import Kubectl, Manifest, eventually
 from e2e.kube.workloads.manifests import config_map, deployment, pod_spec, service
@@ -31,6 +31,8 @@ NAMESPACE = "fairlead"
 GATEWAY = "fairlead-gateway"
 OPERATOR = "fairlead-operator"
 KINDS = ("modeldeployments", "acceleratorclasses", "modeltenants", "modelroutes", "modeladapters")
+TEAM_LABEL: Final = {"fairlead-e2e/team": "acme"}
+"""The label of namespaces from which a team reaches the management ports."""
 VALUES: dict[str, Any] = {
     # A node of two processors has everything on it: what is asked for is what is used there.
     "gateway": {"resources": {"requests": {"cpu": "100m", "memory": "128Mi"}}},

@@ -50,7 +50,6 @@ class HttpRequest:
 
     path: escaped.
     repeatable: the request is idempotent.
-    host: value of the Host header, if it is not the server.
     """
 
     method: str
@@ -59,7 +58,6 @@ class HttpRequest:
     body: bytes | None = None
     content: str = "application/json"
     repeatable: bool = True
-    host: str | None = None
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -176,9 +174,8 @@ class HttpTransport:
             if request.body is None
             else f"Content-Type: {request.content}\r\nContent-Length: {len(request.body)}\r\n"
         )
-        host = request.host or self._authority
         line = f"{request.method} {self._path}{request.target} HTTP/1.1"
-        return f"{line}\r\nHost: {host}\r\n{self._header_cache[1]}{sized}\r\n".encode()
+        return f"{line}\r\nHost: {self._authority}\r\n{self._header_cache[1]}{sized}\r\n".encode()
 
     def _take_idle(self, context: ssl.SSLContext | bool) -> "_Connection | None":
         """Returns the most recently used connection that is still usable; None if there is none."""

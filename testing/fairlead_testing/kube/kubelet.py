@@ -1,6 +1,7 @@
 """The part of a kubelet that forwards ports, for API servers without nodes.
 
-The API server connects to it over TLS as to a real one, and relays the WebSocket of the client.
+The API server connects to it over TLS as to a real one, and relays the WebSocket of the client. A
+client may take it for an API server, too, that does nothing else.
 """
 
 import asyncio
@@ -69,6 +70,7 @@ class Kubelet:
     async def _start(self) -> None:
         app = web.Application()
         app.router.add_get("/portForward/{namespace}/{pod}", self._forward)
+        app.router.add_get("/api/v1/namespaces/{namespace}/pods/{pod}/portforward", self._forward)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
@@ -92,7 +94,7 @@ class Kubelet:
             await asyncio.sleep(0)
 
     async def _forward(self, request: web.Request) -> web.WebSocketResponse:
-        pod, port = request.match_info["pod"], int(request.query["port"])
+        pod, port = request.match_info["pod"], int(request.query.get("port") or request.query["ports"])
         self.forwarded.append((pod, port))
         if request.transport is not None:  # the server forgets it when it begins to close it
             self._transports.append(request.transport)

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,11 @@ from fairlead.kube.resources import (
     Manifest,
     Resource,
     format_micro_time,
+    name_of,
     uid_of,
 )
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.cluster import pod_http
 from fairlead_cli.cluster.checks.check import CheckOutcome, CheckResult
 from fairlead_cli.cluster.checks.runner import SEEDED_FAULTS, run_checks
 from fairlead_cli.cluster.facts import ClusterFacts
@@ -61,16 +63,19 @@ WELL = {
 
 
 class Api(KubeApi):
-    """The real one, but for what pods answer behind its proxy."""
-
     def __init__(self, server: ApiServer) -> None:
         super().__init__(server.config(), SystemClock(), lambda: 0.5)
 
-    async def get_raw(self, path: str, *arguments: Any, **more: Any) -> RawResponse:
-        if "/proxy/" not in path:
-            return await super().get_raw(path, *arguments, **more)
-        component = next(name for name in WELL if f"-{name}-" in path)
-        return RawResponse(200, WELL[component][path.endswith("/metrics")].encode())
+
+@pytest.fixture(autouse=True)
+def pods_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers for pods, which run nowhere."""
+
+    async def get_pages(api: KubeApi, pod: Manifest, port: int, paths: Sequence[str]) -> list[RawResponse]:
+        component = next(name for name in WELL if f"-{name}-" in name_of(pod))
+        return [RawResponse(200, page.encode()) for page in WELL[component]]
+
+    monkeypatch.setattr(pod_http, "get_pages", get_pages)
 
 
 def of(resource: Resource, namespace: str | None, name: str, **more: Any) -> Manifest:

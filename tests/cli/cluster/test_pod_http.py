@@ -1,6 +1,4 @@
-"""Queries to pods through the API server's proxy; a refusal of the pod is not a refusal of the
-proxy.
-"""
+"""Queries to pods over forwarded ports."""
 
 import asyncio
 import gc
@@ -15,6 +13,7 @@ import pytest
 from fairlead.kube.client import KubeApi
 from fairlead.kube.transport.kubeconfig import ClusterConfig
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.cluster import pod_http
 from fairlead_cli.cluster.access.connection import CLI_LIMITS
 from fairlead_cli.cluster.object_fields import MissingValue
 from fairlead_cli.cluster.pod_http import MetricsPage, PodReport, Readiness, pod_port, query_component, query_gateway
@@ -22,7 +21,6 @@ from fairlead_testing.collected_errors import collected_errors
 from fairlead_testing.http.scripted_servers import CannedResponse, CannedServer
 from fairlead_testing.kube.kubelet import Kubelet
 
-AT = "/api/v1/namespaces/fairlead/pods/g:8081/proxy"
 POD: dict[str, Any] = {
     "metadata": {"name": "g", "namespace": "fairlead"},
     "spec": {
@@ -36,95 +34,104 @@ def answer_of(status: int, body: Any) -> CannedResponse:
     return CannedResponse([body if isinstance(body, bytes) else json.dumps(body).encode()], status)
 
 
-def refusal(code: int, message: str) -> CannedResponse:
-    return answer_of(code, {"kind": "Status", "code": code, "message": message})
-
-
 def pod_reported(
-    answers: dict[str, CannedResponse], pod: dict[str, Any] = POD, ask: Any = query_gateway
-) -> tuple[PodReport, CannedServer]:
-    async def main(server: CannedServer) -> PodReport:
-        access = ClusterConfig(server=server.url, source="a test")
+    folder: Path, answers: dict[str, CannedResponse] | None, pod: dict[str, Any] = POD, ask: Any = query_gateway
+) -> tuple[PodReport, list[tuple[str, int]]]:
+    """Returns the report, and the ports that were forwarded. answers: None if nothing listens."""
+
+    async def main(url: str) -> PodReport:
+        access = ClusterConfig(server=url, source="a test", verify_tls=False)
         async with KubeApi(access, SystemClock(), lambda: 0.5, limits=CLI_LIMITS) as api:
             report: PodReport = await ask(api, pod)
             return report
 
-    with CannedServer(answers) as server:
-        return asyncio.run(main(server)), server
+    with CannedServer(answers or {}) as server:
+        port = int(server.url.rpartition(":")[2])
+        targets = {} if answers is None else {("g", 8080): port, ("g", 8081): port}
+        with Kubelet(folder, targets) as kubelet:
+            return asyncio.run(main(f"https://127.0.0.1:{kubelet.port}")), kubelet.forwarded
 
 
-def test_readiness_and_metrics() -> None:
-    report, _ = pod_reported(
-        {f"{AT}/readyz": answer_of(200, {"ready": True, "notes": ["x"]}), f"{AT}/metrics": answer_of(200, b"a 1\n")}
-    )
+def test_readiness_and_metrics(tmp_path: Path) -> None:
+    pages = {"/readyz": answer_of(200, {"ready": True, "notes": ["x"]}), "/metrics": answer_of(200, b"a 1\n")}
+    report, forwarded = pod_reported(tmp_path, pages)
     assert report.readiness == Readiness(True, ["x"])
     assert isinstance(report.metrics, MetricsPage)
     assert report.metrics.value("a") == 1.0
+    assert set(forwarded) == {("g", 8081)}
 
 
-def test_pod_that_is_not_ready_reports_its_notes() -> None:
-    report, _ = pod_reported(
-        {
-            f"{AT}/readyz": answer_of(503, {"ready": False, "notes": ["no fleet has been read yet"]}),
-            f"{AT}/metrics": answer_of(200, b""),
-        }
-    )
+def test_pod_that_is_not_ready_reports_its_notes(tmp_path: Path) -> None:
+    notes = {"ready": False, "notes": ["no fleet has been read yet"]}
+    report, _ = pod_reported(tmp_path, {"/readyz": answer_of(503, notes), "/metrics": answer_of(200, b"")})
     assert report.readiness == Readiness(False, ["no fleet has been read yet"])
 
 
-def test_operator_readiness_is_plain_text() -> None:
-    where = AT.replace("8081", "8080")
-    report, _ = pod_reported(
-        {
-            f"{where}/readyz": answer_of(503, b"not everything has been listed yet\n"),
-            f"{where}/metrics": answer_of(200, b""),
-        },
-        ask=query_component,
-    )
+def test_operator_readiness_is_plain_text(tmp_path: Path) -> None:
+    pages = {"/readyz": answer_of(503, b"not everything has been listed yet\n"), "/metrics": answer_of(200, b"")}
+    report, forwarded = pod_reported(tmp_path, pages, ask=query_component)
     assert report.readiness == Readiness(False, ["not everything has been listed yet"])
+    assert set(forwarded) == {("g", 8080)}
+
+
+def test_page_of_another_program_is_no_readiness(tmp_path: Path) -> None:
+    report, _ = pod_reported(tmp_path, {"/readyz": answer_of(403, {"error": {"message": "who are you?"}})})
+    assert report.readiness == MissingValue("/readyz answers 403 with something else than readiness")
+    assert report.metrics == MissingValue("/metrics answers 404")
+
+
+def test_long_page_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pod_http, "MAX_PAGE_BYTES", 40)
+    pages = {"/readyz": answer_of(200, {"ready": True, "notes": []}), "/metrics": answer_of(200, b"a 1\n" * 20)}
+    report, _ = pod_reported(tmp_path, pages)
+    assert report == PodReport("g", "fairlead", Readiness(True, []), MissingValue("/metrics is too long"))
+
+
+def test_pod_that_does_not_listen_is_no_pod_without_answers(tmp_path: Path) -> None:
+    report, forwarded = pod_reported(tmp_path, None)
+    assert report.readiness == MissingValue("port 8081 of pod fairlead/g: nothing listens on port 8081 of g")
+    assert report.metrics == report.readiness
+    assert set(forwarded) == {("g", 8081)}
 
 
 @pytest.mark.parametrize(
-    ("answer", "why", "forbidden"),
+    ("status", "why", "forbidden"),
     [
-        (refusal(403, "pods g is forbidden"), "you may not get pods/proxy in fairlead", True),
-        (
-            refusal(503, "error trying to reach service: dial tcp 10.0.0.1:8081: i/o timeout"),
-            "a NetworkPolicy may keep",
-            False,
-        ),
-        (
-            answer_of(503, b"error trying to reach service: dial tcp: connect: connection refused"),
-            "connection refused",
-            False,
-        ),
-        (refusal(404, 'pods "g" not found'), 'pods "g" not found', False),
+        (403, "you may not forward ports of pods in fairlead", True),
+        (404, "the API server does not forward port 8081 of pod fairlead/g: it does not exist", False),
+        (502, "the API server does not forward port 8081 of pod fairlead/g: status 502", False),
     ],
 )
-def test_unreachable_pod_has_a_reason_and_one_attempt(answer: CannedResponse, why: str, forbidden: bool) -> None:
-    report, server = pod_reported({f"{AT}/readyz": answer})
-    assert isinstance(report.readiness, MissingValue)
-    assert why in report.readiness.reason
-    assert report.readiness.is_forbidden is forbidden
-    assert report.metrics == report.readiness
+def test_refusal_of_the_api_server_is_a_reason(status: int, why: str, forbidden: bool) -> None:
+    async def main(server: CannedServer) -> PodReport:
+        access = ClusterConfig(server=server.url, source="a test")
+        async with KubeApi(access, SystemClock(), lambda: 0.5, limits=CLI_LIMITS) as api:
+            return await query_gateway(api, POD)
+
+    path = "/api/v1/namespaces/fairlead/pods/g/portforward"
+    with CannedServer({path: answer_of(status, {"kind": "Status", "code": status})}) as server:
+        report = asyncio.run(main(server))
+    assert report.readiness == report.metrics == MissingValue(why, is_forbidden=forbidden)
     assert len(server.requests) == 1
 
 
-def test_host_check_of_a_pod_is_retried_with_a_known_host() -> None:
-    report, server = pod_reported(
-        {f"{AT}/readyz": answer_of(403, {"error": {"message": "this host name is not served here"}})}
-    )
-    assert [request.headers.get("Host") for request in server.requests[:2]] == [
-        server.url.removeprefix("http://"),
-        "gateway.localhost",
-    ]
-    assert report.readiness == MissingValue("/readyz answers 403 with something else than readiness")
+def test_node_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pod_http, "TIMEOUT_SECONDS", 0.05)
+
+    async def main() -> PodReport:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            access = ClusterConfig(server=f"http://127.0.0.1:{silent.getsockname()[1]}", source="a test")
+            async with KubeApi(access, SystemClock(), lambda: 0.5, limits=CLI_LIMITS) as api:
+                return await query_gateway(api, POD)
+
+    report = asyncio.run(main())
+    assert report.readiness == report.metrics == MissingValue("pod g says nothing for 0 s")
 
 
-def test_pod_without_an_address_is_not_queried() -> None:
-    report, server = pod_reported({}, {**POD, "status": {}})
-    assert report.readiness == MissingValue("pod g has no address yet")
-    assert server.requests == []
+def test_pod_without_an_address_is_not_queried(tmp_path: Path) -> None:
+    report, forwarded = pod_reported(tmp_path, {}, {**POD, "status": {}})
+    assert report.readiness == report.metrics == MissingValue("pod g has no address yet")
+    assert forwarded == []
 
 
 def test_ports_are_found_by_name() -> None:

@@ -189,7 +189,7 @@ def permissions_to_check(namespace: str, *, before_install: bool) -> list[Permis
         *_permissions((kube.DISRUPTION_BUDGETS, kube.NETWORK_POLICIES), ["list"], namespace),
         *_permissions([kube.SECRETS], ["get"], namespace),
         *_permissions([kube.LEASES], ["get"], namespace, name=LEASE_NAME),
-        *_permissions([kube.PODS], ["get"], namespace, "/proxy"),
+        *_permissions([kube.PODS], ["get", "create"], namespace, "/portforward"),
         Permission("authorization.k8s.io", "subjectaccessreviews", "create"),
     ]
 

@@ -15,7 +15,7 @@ import contextlib
 import socket as socketlib
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -56,67 +56,53 @@ class PodPort:
         return f"port {self.port} of pod {self.namespace}/{self.pod}"
 
 
-class PortForwarder:
-    """A forwarder of pod ports to the loopback interface. Use as a context manager.
+class ForwardedPorts:
+    """Ports of pods on the loopback interface, forwarded by the running event loop until `close`.
 
-    It runs in a thread of its own, so that callers may block or have an event loop.
+    on_error: takes an error of a connection that was forwarded.
     """
 
-    def __init__(self, access: ClusterConfig) -> None:
+    def __init__(self, access: ClusterConfig, on_error: Callable[[FairleadError], None]) -> None:
         self._access = access
+        self._on_error = on_error
         self._credentials = ClusterCredentials(access, SystemClock(), KUBE_TOKEN_SECONDS)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="port-forward", daemon=True)
         self._session: aiohttp.ClientSession | None = None
         self._servers: list[asyncio.Server] = []
+        self._relays: set[asyncio.Task[Any]] = set()
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._call(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_CLOSE_SECONDS)
-        self._loop.close()
-
-    def open(self, target: PodPort) -> int:
+    async def open(self, target: PodPort) -> int:
         """Forwards a local port to a pod's port, and returns the local port.
 
         Raises BadInput without the right to forward ports, ClusterUnreachable when the pod cannot
         be reached.
         """
-        return self._call(self._open(target))
-
-    def _call(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    async def _open(self, target: PodPort) -> int:
         first = [await self._connect(target)]  # a refusal is an error now, not at the first request
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._relays.add(task)
             try:
                 await _relay(reader, writer, first.pop() if first else await self._connect(target), target)
             except FairleadError as error:
-                print(terminal_text(f"fairlead: {error}"), file=sys.stderr)
+                self._on_error(error)
             except asyncio.CancelledError:
-                pass  # _close cancels it; Python 3.11 reports a cancelled handler as an exception
+                pass  # close cancels it; Python 3.11 reports a cancelled handler as an exception
             finally:
+                self._relays.discard(task)
                 writer.close()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
         for server in self._servers:
             server.close()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
+        relays = list(self._relays)
+        for task in relays:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*relays, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
         for _ in range(_TURNS_TO_CLOSE):
@@ -144,6 +130,40 @@ class PortForwarder:
                 f"the API server {self._access.server} does not forward {target}: {error or type(error).__name__}",
                 hint="is the cluster up, and reachable from here?",
             ) from None
+
+
+class PortForwarder:
+    """A forwarder of pod ports with a thread of its own, so that callers may block or have an event
+    loop. Use as a context manager.
+    """
+
+    def __init__(self, access: ClusterConfig) -> None:
+        self._ports = ForwardedPorts(access, _print_error)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="port-forward", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call(self._ports.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CLOSE_SECONDS)
+        self._loop.close()
+
+    def open(self, target: PodPort) -> int:
+        """Forwards a local port to a pod's port; see `ForwardedPorts.open`."""
+        return self._call(self._ports.open(target))
+
+    def _call(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _print_error(error: FairleadError) -> None:
+    print(terminal_text(f"fairlead: {error}"), file=sys.stderr)
 
 
 def _refusal(target: PodPort, status: int) -> FairleadError:

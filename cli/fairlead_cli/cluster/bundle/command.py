@@ -396,11 +396,11 @@ async def _pod_pages(api: KubeApi, pod: Manifest, scrub: Scrubber) -> list[Bundl
     port_name = ("manage", pod_http.GATEWAY_PORT) if component == GATEWAY else ("http", pod_http.HTTP_PORT)
     port = pod_http.pod_port(pod, *port_name)
     parts: list[BundlePart] = []
-    for page in ("/readyz", "/metrics"):
-        answer = await pod_http.get_page(api, pod, port, page)
+    pages = ("/readyz", "/metrics")
+    for page, answer in zip(pages, await pod_http.get_pages(api, pod, port, pages), strict=True):
         path = f"control-plane/{namespace_name(pod)}/{name_of(pod)}{page}.txt"
         if isinstance(answer, MissingValue):
-            return [*parts, BundlePart(path, answer)]  # the next page would wait as long for the same
+            return [*parts, BundlePart(path, answer)]
         parts.append(BundlePart(path, scrub.scrub_text(answer.body.decode("utf-8", "replace")).encode()))
     return parts
 

@@ -56,8 +56,8 @@ CHECKS: Final = (
         platform.check_read_permissions,
         "you may read what the checks look at",
         "What you may not read cannot be judged; those checks say so instead of passing.",
-        "Ask for `get` and `list` on what is named. `pods/proxy` is the way to what gateways and operators say "
-        "of themselves.",
+        "Ask for `get` and `list` on what is named. `get` and `create` on `pods/portforward` are the way to "
+        "what gateways and operators say of themselves.",
         stage=CheckStage.BOTH,
     ),
     _in_permissions(

@@ -31,6 +31,7 @@ from fairlead_cli.cluster.object_fields import (
     MissingValue,
     condition_of,
     conditions_of,
+    is_on_lost_node,
     label_of,
     restart_count,
     shorten,
@@ -397,7 +398,7 @@ def _state(pod: Manifest) -> str:
     if str(status_of(pod).get("phase")) in ("Failed", "Succeeded"):
         return str(status_of(pod)["phase"])
     if not is_ready(pod):
-        return "Starting"
+        return "NodeNotReady" if is_on_lost_node(pod) else "Starting"
     if label_of(pod, ENDPOINT_LABEL) != "true":
         return "Worker"
     mark = parse_sleep_mark(annotations_of(pod))

@@ -3,7 +3,7 @@
 import base64
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fairlead.kube.resources import (
     uid_of,
 )
 from fairlead.runtime.clock import SystemClock
+from fairlead_cli.cluster import pod_http
 from fairlead_cli.cluster.bundle.command import (
     BundleLimits,
     BundlePart,
@@ -85,15 +86,25 @@ def test_archive_is_private_and_written_atomically(tmp_path: Path) -> None:
 
 
 class Api(KubeApi):
-    """The real one, but for logs and what pods answer, which hold canaries too."""
+    """The real one, but for logs, which hold canaries too."""
 
     async def get_raw(self, path: str, *arguments: Any, **more: Any) -> RawResponse:
         content = (
             f'ok\nkey {SECRET}\n{{"messages": [{{"content": "{PROMPT}"}}]}}\nprompt: "{PROMPT}"\nredis://:{SECRET}@h\n'
         )
-        if path.endswith("/log") or "/proxy/" in path:
-            return RawResponse(200, (content if path.endswith("/log") else f"note {SECRET}\n").encode())
+        if path.endswith("/log"):
+            return RawResponse(200, content.encode())
         return await super().get_raw(path, *arguments, **more)
+
+
+@pytest.fixture(autouse=True)
+def pods_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers for pods, which run nowhere, with canaries."""
+
+    async def get_pages(api: KubeApi, pod: Manifest, port: int, paths: Sequence[str]) -> list[RawResponse]:
+        return [RawResponse(200, f"note {SECRET}\n".encode()) for _ in paths]
+
+    monkeypatch.setattr(pod_http, "get_pages", get_pages)
 
 
 @pytest.fixture(scope="module")

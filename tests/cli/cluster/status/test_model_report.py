@@ -167,6 +167,17 @@ def facts(model: Manifest, *pods: Manifest, page: str = WELL, gateways: Any = No
     return ModelFacts(model, list(pods), [], reports, NOW)
 
 
+def test_pod_on_a_lost_node_is_not_starting(builders: Build) -> None:
+    """As the node controller leaves it: `Ready` is False, and what the kubelet said last stays."""
+    lost = tiny_pod("Starting")
+    lost["status"]["conditions"].append({"type": "ContainersReady", "status": "True"})
+    (instance,) = build_report(facts(builders["model"](), lost)).instances()
+    assert (instance.state, instance.why) == ("NodeNotReady", "its node n1 is not ready")
+    gated = {**lost, "spec": {"nodeName": "n1", "readinessGates": [{"conditionType": "example.com/warm"}]}}
+    (instance,) = build_report(facts(builders["model"](), gated)).instances()
+    assert instance.state == "Starting"
+
+
 def without_node(**condition: str) -> Manifest:
     manifest = tiny_pod("Starting")
     unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", **condition}
