@@ -106,6 +106,9 @@ e2e-gpu: compile ## run against vLLM on this machine's GPUs; writes bench/result
 bench: env ## run the benchmarks, or NAME=… alone (ARGS=… are its arguments; `bench-NAME` is the same); they write out/bench/*.json
 	@$(BENCH) $(if $(NAME),$(NAME) $(ARGS))
 
+records: env ## list the records of bench/results that are older than the code that they measure
+	@$(RUN) scripts/records.py $(NAME) || true
+
 bench-%: env
 	@$(BENCH) $* $(ARGS)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from scripts.records import note_on_old
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "source/"
 LINK = re.compile(r"(!?\[(?:[^\]]|\n)*?\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
@@ -98,4 +100,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    return rewrite_links(FIGURE.sub("", GENERATED.sub("", markdown)), page.file.src_uri)[0]
+    text = FIGURE.sub("", GENERATED.sub("", markdown))
+    return rewrite_links(text, page.file.src_uri)[0] + note_on_old(text)
