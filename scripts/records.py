@@ -39,7 +39,6 @@ class RecordAge:
 
 
 def measured_code(root: Path = ROOT) -> Mapping[str, Sequence[str]]:
-    """Returns the folders of the code that each record measures, by the record's file name."""
     found: Mapping[str, Sequence[str]] = yaml.safe_load((root / "bench" / "records.yaml").read_text())
     return found
 

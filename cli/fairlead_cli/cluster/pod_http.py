@@ -113,7 +113,6 @@ def pod_port(pod: Manifest, name: str, default: int) -> int:
 
 
 async def query_gateway(api: KubeApi, pod: Manifest) -> PodReport:
-    """Returns readiness and metrics of a gateway's pod."""
     return await _query(api, pod, pod_port(pod, "manage", GATEWAY_PORT), _gateway_readiness)
 
 

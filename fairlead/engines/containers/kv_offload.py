@@ -49,8 +49,7 @@ def lmcache_env(offload: Offload, shape: Parallelism) -> tuple[dict[str, Any], .
 
 
 def _format_gib(size: int) -> str:
-    """Returns a size in GiB, rounded down: the pod has no more."""
-    return f"{size * 100 // _GIB / 100:.2f}"
+    return f"{size * 100 // _GIB / 100:.2f}"  # rounded down: the pod has no more
 
 
 @dataclass(frozen=True, slots=True)

@@ -436,9 +436,8 @@ class KvCapacityPlanner:
     def _remaining_of_candidate(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float
     ) -> float:
-        """Returns the tokens to come of all answers of a request that has not begun."""
         self._forecast_candidate(request, prompt_tokens, length_class, now)
-        return request.sequences * self._candidate_tokens
+        return request.sequences * self._candidate_tokens  # of all its answers
 
     def _forecast_candidate(
         self, request: RouteRequest, prompt_tokens: float, length_class: Hashable, now: float

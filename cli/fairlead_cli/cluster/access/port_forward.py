@@ -155,7 +155,6 @@ class PortForwarder:
         self._loop.close()
 
     def open(self, target: PodPort) -> int:
-        """Forwards a local port to a pod's port; see `ForwardedPorts.open`."""
         return self._call(self._ports.open(target))
 
     def _call(self, work: Coroutine[Any, Any, _Result]) -> _Result:
