@@ -1,6 +1,5 @@
 """The management API answers from memory, in the shapes that its OpenAPI promises."""
 
-import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -17,29 +16,20 @@ from fairlead.routes.model import FailureKind, Fallback, Route, RouteRule, Route
 from fairlead.runtime.clock import ManualClock
 from fairlead_autoscaler.collector import metrics_parser
 from fairlead_gateway.routes.target_choice import RouteDecision
-from fairlead_gateway.supervisor.management import GatewayView, create_management_app
+from fairlead_gateway.supervisor.management import GatewayView
 from fairlead_gateway.telemetry.decision_log import DecisionRecord
 from fairlead_operator.canary.observer import GatewayStats
 from fairlead_operator.hung_engines.gateway_reports import InstanceReport, parse_fleet
 from fairlead_testing.gateway.decision_view import append_decision
+from fairlead_testing.gateway.management_client import management_answer
 
 
 def _get(view: GatewayView, path: str, **headers: str) -> httpx.Response:
-    async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(app=create_management_app(view))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.get(path, headers=headers)
-
-    return asyncio.run(get())
+    return management_answer(view, path, headers=headers)
 
 
 def _preview(view: GatewayView, query: str) -> httpx.Response:
-    async def post() -> httpx.Response:
-        transport = httpx.ASGITransport(app=create_management_app(view))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.post(f"/api/route{query}", json={"model": "chat/assistant"})
-
-    return asyncio.run(post())
+    return management_answer(view, f"/api/route{query}", method="POST", json={"model": "chat/assistant"})
 
 
 def _json(view: GatewayView, path: str) -> Any:

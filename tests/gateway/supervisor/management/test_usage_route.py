@@ -1,7 +1,5 @@
 """`/api/usage` answers by the rights of the token."""
 
-import asyncio
-import hmac
 from typing import Any
 
 import httpx
@@ -9,11 +7,9 @@ import httpx
 from fairlead.usage.ledger_reader import LedgerContent
 from fairlead.usage.record import UsageTotals
 from fairlead.usage.replica_log import ReplicaSpan, ReplicaView
-from fairlead_gateway.supervisor.management import create_management_app
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
-from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
+from fairlead_testing.gateway.management_client import management_answer, scoped_tokens
 
-PEPPER = b"pepper"
 SCOPES = {
     "acme": AccessScope("acme", frozenset({"acme"}), frozenset({Permission.READ})),
     "blind": AccessScope("blind", None, frozenset({Permission.AUDIT})),
@@ -27,15 +23,7 @@ def content(first_day: str, last_day: str) -> LedgerContent:
 
 def get(view: Any, token: str, query: str) -> httpx.Response:
     view.usage_ledger = content
-    tokens = ManageTokens("full", PEPPER)
-    tokens.replace({hmac.digest(PEPPER, name.encode(), "sha256"): scope for name, scope in SCOPES.items()})
-
-    async def main() -> httpx.Response:
-        transport = httpx.ASGITransport(app=create_management_app(view, tokens=tokens))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.get(f"/api/usage?{query}", headers={"authorization": f"Bearer {token}"})
-
-    return asyncio.run(main())
+    return management_answer(view, f"/api/usage?{query}", token=token, app={"tokens": scoped_tokens("full", SCOPES)})
 
 
 def tenants(response: httpx.Response) -> list[str]:

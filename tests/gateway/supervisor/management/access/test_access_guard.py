@@ -1,25 +1,21 @@
 """The access rules of the management port: closed to web pages of other sites, and read-only."""
 
-import asyncio
 from typing import Any
 
 import httpx
 import pytest
 
-from fairlead_gateway.supervisor.management import create_management_app
 from fairlead_gateway.supervisor.management.access.access_guard import AccessGuard
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
+from fairlead_testing.gateway.management_client import management_answer
 
 
 def _get(
     view: Any, path: str, *, method: str = "GET", token: str | None = None, hosts: tuple[str, ...] = (), **headers: str
 ) -> httpx.Response:
-    async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(app=create_management_app(view, tokens=ManageTokens(token), hosts=hosts))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9000") as client:
-            return await client.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
-
-    return asyncio.run(get())
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    app = {"tokens": ManageTokens(token), "hosts": hosts}
+    return management_answer(view, f"http://127.0.0.1:9000{path}", app=app, method=method, headers=named)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +84,10 @@ def test_with_a_token_the_api_asks_for_it_and_health_does_not(made_up: Any) -> N
 def test_without_a_token_the_api_answers_this_machine_only_and_health_everyone(
     made_up: Any, peer: str, status: int
 ) -> None:
-    async def get(path: str) -> int:
-        transport = httpx.ASGITransport(app=create_management_app(made_up), client=(peer, 40_000))
-        async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.1:9000") as client:
-            return (await client.get(path)).status_code
+    def get(path: str) -> int:
+        return management_answer(made_up, f"http://10.0.0.1:9000{path}", peer=peer).status_code
 
-    assert asyncio.run(get("/api/fleet")) == status
-    assert asyncio.run(get("/readyz")) == 200
-    assert asyncio.run(get("/metrics")) == 200
+    assert (get("/api/fleet"), get("/readyz"), get("/metrics")) == (status, 200, 200)
 
 
 async def test_two_host_headers_are_refused() -> None:

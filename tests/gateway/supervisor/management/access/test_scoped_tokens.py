@@ -1,7 +1,5 @@
 """Scoped management tokens: each sees the data of its tenants, by its permissions, and no more."""
 
-import asyncio
-import hmac
 from typing import Any
 
 import httpx
@@ -9,9 +7,9 @@ import pytest
 
 from fairlead.audit import Action, AuditEvent
 from fairlead.tenants.model import ApiKey, Tenant
-from fairlead_gateway.supervisor.management import create_management_app
 from fairlead_gateway.supervisor.management.access.access_scope import AccessScope, Permission
 from fairlead_gateway.supervisor.management.access.manage_tokens import ManageTokens
+from fairlead_testing.gateway.management_client import management_answer, scoped_tokens
 
 PEPPER = b"pepper"
 READ, AUDIT, FLEET, PREVIEW = Permission
@@ -25,9 +23,7 @@ SCOPES = {
 
 
 def _tokens() -> ManageTokens:
-    tokens = ManageTokens("t-installation", PEPPER)
-    tokens.replace({hmac.digest(PEPPER, name.encode(), "sha256"): scope for name, scope in SCOPES.items()})
-    return tokens
+    return scoped_tokens("t-installation", SCOPES)
 
 
 def _get(view: Any, path: str, token: str | None, *, seen: list[Any] | None = None) -> httpx.Response:
@@ -35,12 +31,7 @@ def _get(view: Any, path: str, token: str | None, *, seen: list[Any] | None = No
         if seen is not None:
             seen.append(request)
 
-    async def get() -> httpx.Response:
-        app = create_management_app(view, tokens=_tokens(), on_access=on_access)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
-            return await client.get(path, headers={} if token is None else {"authorization": f"Bearer {token}"})
-
-    return asyncio.run(get())
+    return management_answer(view, path, token=token, app={"tokens": _tokens(), "on_access": on_access})
 
 
 @pytest.fixture
@@ -200,34 +191,23 @@ def test_each_request_is_reported_with_the_name_of_its_token_and_its_route(share
 
 
 def test_without_any_token_this_machine_sees_everything(shared: Any) -> None:
-    async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(app=create_management_app(shared))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.get("/api/decisions")
-
-    assert len(_ids(asyncio.run(get()))) == 3
+    assert len(_ids(management_answer(shared, "/api/decisions"))) == 3
 
 
 def test_a_file_of_tokens_closes_the_port_to_this_machine_too(made_up: Any) -> None:
-    async def get() -> httpx.Response:
-        app = create_management_app(made_up, tokens=ManageTokens(None, PEPPER))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
-            return await client.get("/api/decisions")
-
-    assert asyncio.run(get()).status_code == 401
+    assert management_answer(made_up, "/api/decisions", app={"tokens": ManageTokens(None, PEPPER)}).status_code == 401
 
 
 def test_a_token_of_some_tenants_previews_their_requests_only(shared: Any) -> None:
-    async def preview(query: str, token: str) -> httpx.Response:
-        app = create_management_app(shared, tokens=_tokens())
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
-            head = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-            return await client.post(f"/api/route{query}", content=b"{}", headers=head)
+    def statuses(token: str) -> list[int]:
+        paths = [f"/api/route{query}" for query in ("?tenant=acme", "?tenant=beta", "")]
+        answers = [
+            management_answer(shared, path, token=token, method="POST", json={}, app={"tokens": _tokens()})
+            for path in paths
+        ]
+        return [answer.status_code for answer in answers]
 
-    async def statuses(token: str) -> list[int]:
-        return [(await preview(query, token)).status_code for query in ("?tenant=acme", "?tenant=beta", "")]
-
-    assert asyncio.run(statuses("t-preview")) == [200, 403, 403]
+    assert statuses("t-preview") == [200, 403, 403]
     assert shared.previewed == ["acme"]
-    assert asyncio.run(statuses("t-installation")) == [200, 200, 200]
+    assert statuses("t-installation") == [200, 200, 200]
     assert shared.previewed[1:] == ["acme", "beta", None]
