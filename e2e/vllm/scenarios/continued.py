@@ -41,6 +41,7 @@ from e2e.vllm.client import openai_client
 from e2e.vllm.engine.cutting_proxy import AFTER_USAGE, CutPlan, CuttingProxy
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, GatewayProcess, fetch
 from e2e.vllm.report import Numbers, VllmReport, require
+from fairlead_gateway.continuation.continued_stream import PROGRESS_TOKENS
 from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 
@@ -191,11 +192,11 @@ def prompts(draw: Random, count: int) -> list[str]:
     return [" ".join(draw.sample(words, draw.randint(5, 60))) for _ in range(count)]
 
 
-def transcripts(draw: Random, count: int) -> list[StreamRequest]:
+def transcripts(draw: Random, count: int, least: int = SHORTEST) -> list[StreamRequest]:
     """Chats, completions, and chats with a tool that the model may call, by turns."""
     found = []
     for number, prompt in enumerate(prompts(draw, count)):
-        tokens, more = draw.randint(SHORTEST, LONGEST), {"ignore_eos": number % 2 == 0}
+        tokens, more = draw.randint(least, least + LONGEST - SHORTEST), {"ignore_eos": number % 2 == 0}
         if number % 3 == 0:
             found.append(chat(prompt, tokens, **more))
         elif number % 3 == 1:
@@ -375,14 +376,16 @@ class Continued:
             asks = transcripts(draw, TRANSCRIPTS)
             greedy = f"{TRANSCRIPTS} greedy transcripts, {CUT_EVERYWHERE} of them cut behind every token"
             await check(greedy, lambda: _everywhere(fleet, asks, OTHER_CUTS))
-            await check("two cuts in one stream", lambda: self._cut_twice(fleet, asks[:TWO_CUTS], draw))
+            await check("two cuts in one stream", lambda: self._cut_twice(fleet, draw))
             await check("cut behind the usage", lambda: self._cut_behind_usage(fleet, asks[:USAGE_CUTS]))
             await check("parts of characters", lambda: self._cut_bytes(fleet, engine, draw))
             await check("calls that must be made", lambda: self._cut_calls(fleet, draw))
             await check("log probabilities and token ids", lambda: self._cut_details(fleet, draw))
 
-    async def _cut_twice(self, fleet: CutFleet, asks: Sequence[StreamRequest], draw: Random) -> Numbers:
-        places = [(draw.randint(1, SHORTEST // 2), draw.randint(1, SHORTEST // 2 - 1)) for _ in asks]
+    async def _cut_twice(self, fleet: CutFleet, draw: Random) -> Numbers:
+        """Cuts behind enough tokens of each engine: sooner, the request would be suspect."""
+        asks = transcripts(draw, TWO_CUTS, least=3 * PROGRESS_TOKENS)
+        places = [tuple(PROGRESS_TOKENS + draw.randint(1, SHORTEST // 3) for _ in range(2)) for _ in asks]
         return await _cut_each(fleet, asks, places)
 
     async def _cut_behind_usage(self, fleet: CutFleet, asks: Sequence[StreamRequest]) -> Numbers:
