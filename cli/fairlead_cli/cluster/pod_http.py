@@ -171,26 +171,24 @@ async def get_pages(
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     pages.append(await _get(session, f"http://127.0.0.1:{local}{path}"))
     except TimeoutError:
-        problem = MissingValue(f"pod {name_of(pod)} says nothing for {TIMEOUT_SECONDS:.0f} s")
-        pages += [problem] * (len(paths) - len(pages))
+        pages.append(MissingValue(f"pod {name_of(pod)} says nothing for {TIMEOUT_SECONDS:.0f} s"))
     except (FairleadError, aiohttp.ClientError, OSError) as error:
         cause = next(iter(errors), error)
         words = cause.message if isinstance(cause, FairleadError) else str(cause) or type(cause).__name__
-        problem = MissingValue(words, is_forbidden=isinstance(cause, BadInput))
-        pages += [problem] * (len(paths) - len(pages))
+        pages.append(MissingValue(words, is_forbidden=isinstance(cause, BadInput)))
     finally:
         await ports.close()
-    return pages
+    return pages + pages[-1:] * (len(paths) - len(pages))
 
 
 async def _get(session: aiohttp.ClientSession, url: str) -> RawResponse:
     async with session.get(url) as answer:
-        body = b""
+        body = bytearray()
         async for piece in answer.content.iter_any():
             body += piece
             if len(body) > MAX_PAGE_BYTES:
-                return RawResponse(answer.status, body[:MAX_PAGE_BYTES], truncated=True)
-        return RawResponse(answer.status, body)
+                return RawResponse(answer.status, bytes(body[:MAX_PAGE_BYTES]), truncated=True)
+        return RawResponse(answer.status, bytes(body))
 
 
 def _space(pod: Manifest) -> str:
