@@ -118,17 +118,28 @@ priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{/* Spreads replicas over nodes and zones if possible. Takes a list: root, component. */}}
+{{/* Spreads replicas over nodes and zones if possible. Takes a list: root, component. The scheduler ignores all spread
+constraints on nodes that lack the label of any, so that zones, which many clusters do not have, are an affinity. */}}
 {{- define "fairlead.spread" -}}
 topologySpreadConstraints:
-  {{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
   - maxSkew: 1
-    topologyKey: {{ $key }}
+    topologyKey: kubernetes.io/hostname
     whenUnsatisfiable: ScheduleAnyway
+    matchLabelKeys: [pod-template-hash] # pods that a rollout replaces do not count
     labelSelector:
       matchLabels:
-        {{- include "fairlead.selector" $ | nindent 8 }}
-  {{- end }}
+        {{- include "fairlead.selector" . | nindent 8 }}
+{{- if not (index (first .).Values (last .)).affinity }}
+affinity:
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 50
+        podAffinityTerm:
+          topologyKey: topology.kubernetes.io/zone
+          labelSelector:
+            matchLabels:
+              {{- include "fairlead.selector" . | nindent 14 }}
+{{- end }}
 {{- end -}}
 
 {{/* The name of the Secret with keys.yaml and pepper. */}}
