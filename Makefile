@@ -26,6 +26,10 @@ ALL_NEW := $(if $(SECOND_TRY),--cache-clear) # pytest would keep failures of ear
 LOAD ?=
 # `make e2e EXTENDED=1`: commands of all pages, wheel, make targets, a canary in prompts, a release from a registry, dashboards.
 EXTENDED ?=
+# `make e2e PROVIDER=kind`: the cluster's tests on kind (docker, else podman), in place of a cluster of our own.
+PROVIDER ?=
+export FAIRLEAD_E2E_PROVIDER := $(PROVIDER)
+E2E_TESTS := $(if $(PROVIDER),e2e/kube,e2e)
 # Level of `make cluster-up`: full, or api for the API alone.
 LEVEL ?= full
 # `make e2e-gpu ENGINES=sim`: simulated engines in place of a GPU. MODEL: folder or hub name of a real model.
@@ -78,14 +82,14 @@ lint-rest:
 	@$(RUN) scripts/check_prose.py
 
 e2e: env ## run Fairlead as its users do, locally and on a Kubernetes cluster; LOAD=1: under load; EXTENDED=1: pages, wheel, release, dashboards
-	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build >/dev/null
+	@[ -n "$$KUBECONFIG" ] || $(RUN) e2e/cluster build $(if $(PROVIDER),--level $(PROVIDER)) >/dev/null
 ifdef LOAD
 	@FAIRLEAD_E2E=full $(RUN) -m pytest e2e/kube -q -m load
 else ifdef EXTENDED
-	@$(RUN) -m pytest e2e -m extended
+	@$(RUN) -m pytest $(E2E_TESTS) -m extended
 else
-	@$(RUN) -m pytest e2e $(ALL_NEW) --processes 4 -m "not alone and not extended"$(AGAIN)
-	@$(RUN) -m pytest e2e $(ALL_NEW) -m alone$(AGAIN)  # these load the machine, or would take its load for slow engines
+	@$(RUN) -m pytest $(E2E_TESTS) $(ALL_NEW) --processes 4 -m "not alone and not extended"$(AGAIN)
+	@$(RUN) -m pytest $(E2E_TESTS) $(ALL_NEW) -m alone$(AGAIN)  # these load the machine, or would take its load for slow engines
 endif
 
 cluster-up: env ## start a Kubernetes on this machine (the first time it is compiled) and print the line that selects it in a shell
@@ -125,6 +129,7 @@ nightly: compile ## run property tests with 5,000 examples, simulations in full,
 	@$(RUN) scripts/nightly_fleet.py --jobs $(JOBS)
 	@$(RUN) e2e/gpu/run.py --engines sim
 	@$(MAKE) e2e EXTENDED=1
+	@$(MAKE) e2e PROVIDER=kind
 
 generate: env ## write CRDs, chart files and reference pages from the types
 	@$(RUN) scripts/generate.py

@@ -10,7 +10,6 @@ import uuid
 import pytest
 
 from e2e.cluster import levels
-from e2e.cluster.artifacts import pinned_versions
 from e2e.cluster.run_record import RunRecord
 from e2e.parallel_lanes import lane, lane_position
 from fairlead_testing.pytest_hooks import forked_processes
@@ -39,6 +38,6 @@ def session(request: pytest.FixtureRequest) -> str:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """The cluster goes with the session that brought it up, once all processes have ended."""
-    run = pinned_versions.cache_folder() / "cluster"
+    run = levels.run_of_tests()
     if RunRecord(run).get("session") == session.config.stash[SESSION]:
         levels.down(run)

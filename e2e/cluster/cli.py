@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "--level",
         choices=tuple(pinned_versions.LEVELS),
         default="full",
-        help="api: the API alone; full: pods run; kind: the same in docker",
+        help="api: the API alone; full: pods run; kind: three nodes, by docker or podman",
     )
     run = argparse.ArgumentParser(add_help=False)
     place = pinned_versions.cache_folder() / "cluster"

@@ -16,14 +16,33 @@ from fairlead_testing.processes import unused_port
 from scripts.release.images.layers import OciImage, build_lock
 
 MAX_PATH_LENGTH = 60
+PROVIDER = "FAIRLEAD_E2E_PROVIDER"
+"""The variable that has tests run on kind, by this word; without it, they run on level *full*."""
+
+
+def level_of_tests() -> str:
+    """Returns the level of the cluster that tests bring up.
+
+    Raises ClusterError where its variable says another word than ``kind``.
+    """
+    provider = os.environ.get(PROVIDER, "")
+    if provider not in ("", "kind"):
+        raise ClusterError(f"there is no provider {provider!r}: kind, or nothing for a cluster of our own")
+    return provider or "full"
+
+
+def run_of_tests() -> Path:
+    return pinned_versions.cache_folder() / ("kind-cluster" if level_of_tests() == "kind" else "cluster")
 
 
 def prepare(level: str) -> tuple[Path, list[OciImage]]:
     """All that takes long, before anything runs: packages, programs, layers. The programs' folder,
     and the images to give."""
     if level == "full":
-        pinned_versions.install()
+        pinned_versions.install(pinned_versions.DEBIAN)
     binaries = build(level)
+    if level == "kind":
+        kind_cluster.prepare()
     given = [image_set.pause()] if level == "full" else []
     return binaries, given if level == "api" else [*given, image_set.lws(), *image_set.write_set()]
 
@@ -50,8 +69,6 @@ def _up(level: str, run: Path) -> RunningCluster:
         raise ClusterError(f"{run} is neither empty nor a cluster's; `down` removes the folder, so it must be its own")
     if level == "full":
         _check_machine(run)
-    elif level == "kind":
-        kind_cluster.check()
     binaries, given = prepare(level)
     cluster = RunningCluster(run, binaries)
     with progress_step(f"level {level} is up, in all"):
@@ -67,6 +84,11 @@ def _up(level: str, run: Path) -> RunningCluster:
                 ControlPlane(record, binaries, LOOPBACK, unused_port(), whole=False).start()
         record.update(up=True)
     return cluster
+
+
+def is_up(run: Path) -> bool:
+    record = RunRecord(run)
+    return bool(record.get("up") and (record.get("level") == "kind" or record.pids()))
 
 
 def load_images(run: Path, tag: str | None) -> None:
@@ -86,8 +108,7 @@ def equip_kind(context: str, kubeconfig: str, run: Path) -> RunningCluster:
 
     context: `kind-NAME`. kubeconfig: of this context alone, with all that it refers to.
     """
-    kind_cluster.check()
-    binaries, given = prepare("kind")
+    binaries, given = build("kind"), [image_set.lws(), *image_set.write_set()]
     run.mkdir(parents=True, exist_ok=True)
     cluster = RunningCluster(run, binaries)
     cluster.kubeconfig.touch(mode=0o600)

@@ -1,7 +1,7 @@
 """A cluster for the tests of this folder: the one that KUBECONFIG names if it is made for tests,
 else one of our own.
 
-The tests see nothing but KUBECONFIG, so they run on kind as well (``e2e/kind.yaml``,
+The tests see nothing but KUBECONFIG, so they run on kind as well (``make e2e PROVIDER=kind``,
 docs/contributing/cluster-from-source.md). A user's own cluster of kind's is given our images and
 LeaderWorkerSet. A cluster of our own that was up before stays up, and gets the images of now.
 Without either, the tests fail: skipped silently they would prove nothing.
@@ -17,6 +17,7 @@ import pytest
 
 from e2e.cluster import levels
 from e2e.cluster.artifacts import pinned_versions
+from e2e.cluster.nodes import kind_cluster
 from e2e.cluster.nodes.node import NODES
 from e2e.cluster.run_record import RunningCluster, RunRecord
 from e2e.kube.cluster_access.kubectl import ApiReader, Kubectl, temporary_namespace
@@ -69,10 +70,10 @@ def _kind_environ(session: str, context: str) -> Mapping[str, str]:
 def _own_cluster(session: str) -> RunningCluster:
     """The cluster of this machine, with the images of now. Who brings it up writes down for which
     session, which takes it down."""
-    run = pinned_versions.cache_folder() / "cluster"
-    before = bool(RunRecord(run).get("up") and RunRecord(run).pids())
+    run = levels.run_of_tests()
+    before = levels.is_up(run)
     try:
-        cluster: RunningCluster = levels.up("full", run)
+        cluster: RunningCluster = levels.up(levels.level_of_tests(), run)
     except BaseException:
         if not before:
             levels.down(run)
@@ -117,11 +118,16 @@ def here(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
 
 @pytest.fixture
 def second_node(kubectl: Kubectl) -> Iterator[str]:
-    """The name of a node that a cluster of level full has for this test alone. Only pods that
-    tolerate its taint run there."""
+    """The name of a node that this test has for itself: no pod comes there that does not tolerate
+    its taint. Level full adds one, on kind it is the second worker."""
     run = Path(kubectl.environ["KUBECONFIG"]).parent
-    if RunRecord(run).get("level") != "full":
-        pytest.skip("nodes are added to clusters of level full alone")
+    level = RunRecord(run).get("level")
+    if level == "kind":
+        with kind_cluster.reserved_node(RunningCluster(run, Path(RunRecord(run).get("binaries")))) as node:
+            yield node
+        return
+    if level != "full":
+        pytest.skip("nodes are taken from the tests' own clusters alone")
     try:
         levels.add_node(run)
         yield NODES[1]

@@ -3,9 +3,9 @@
 The versions are in the ``go.mod`` of each module, and every byte is in its ``go.sum``. This module
 lists what to build. Kubernetes 1.36 is the last line for Debian 12's containerd 1.6 and Go 1.26.
 
-LeaderWorkerSet has a module of its own: it does not compile together with client-go 0.36.
-Prometheus and the registry have one each, since they are for tests and no part of a cluster. All
-else shares one module, so that no dependency is compiled twice.
+LeaderWorkerSet has a module of its own: it does not compile together with client-go 0.36. So has
+kind's provisioner of volumes. Prometheus and the registry have one each, since they are for tests
+and no part of a cluster. Programs of kind's nodes share one module, and all others another.
 
 Debian packages of level *full*: container runtime, network plugins, and the few commands that
 are called.
@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,11 +39,18 @@ HELM = "v4.2.4"
 LWS = "v0.8.0"
 PROMETHEUS = "v0.313.0"
 REGISTRY = "v3.1.2"
+KIND = "v0.33.0"
+CONTAINERD = "v2.3.4"
+CRICTL = "v1.36.0"
+LOCAL_PATH = "v0.0.30"
 NEEDS_GO = (1, 21)
 """An older Go does not fetch the one that go.mod asks for."""
 
 PAUSE_SOURCE = "pause.c"
 LWS_CHART = "lws-chart"
+KIND_FILES = "kind-files"
+"""The folder of kind's own files for its nodes."""
+VOLUMES_MANIFEST = "local-path.yaml"
 
 DEBIAN = (
     "containerd",
@@ -56,10 +64,25 @@ DEBIAN = (
     "libc6-dev",
 )
 """Debian packages of level *full*."""
+DEBIAN_OF_KIND = (
+    "podman",
+    "runc",
+    "netavark",
+    "aardvark-dns",
+    "mmdebstrap",
+    "iptables",
+    "nftables",
+    "gcc",
+    "libc6-dev",
+)
+"""Debian packages of level *kind* where there is no docker engine."""
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
 _PACKAGE = "prometheus"
+
+_CONTAINERD = "github.com/containerd/containerd/v2"
+_NETWORK_PLUGINS = "github.com/containernetworking/plugins/plugins"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +112,37 @@ NODE = (
     Program("lws", "sigs.k8s.io/lws/cmd", module="lws", brings=(LWS_CHART, "sigs.k8s.io/lws", "charts/lws")),
 )
 """Further programs of level *full*."""
-LEVELS = {"api": API, "full": (*API, *NODE), "kind": (API[2], *NODE[-2:])}
-"""Level → its programs; ``kind`` brings everything but the clients and LeaderWorkerSet along."""
+
+
+def _kind_node(name: str, package: str, link: str = "", brings: tuple[str, str, str] | None = None) -> Program:
+    return Program(name, package, "kind_node", link, brings)
+
+
+KIND_PROGRAM = _kind_node("kind", "sigs.k8s.io/kind", brings=(KIND_FILES, "sigs.k8s.io/kind", "images/base/files"))
+LEVELS = {"api": API, "full": (*API, *NODE), "kind": (API[2], *NODE[-2:], KIND_PROGRAM)}
+"""Level → its programs. ``KIND_NODE`` has those inside of kind's nodes, for podman."""
+KIND_NODE = (
+    *(API[0], API[1], API[2], *NODE[:4]),
+    _kind_node("kubeadm", "k8s.io/kubernetes/cmd/kubeadm"),
+    _kind_node("coredns", "./coredns"),
+    *(
+        _kind_node(name, f"{_CONTAINERD}/cmd/{name}", f"-X {_CONTAINERD}/version.Version={CONTAINERD}")
+        for name in ("containerd", "ctr", "containerd-shim-runc-v2")
+    ),
+    *(
+        _kind_node(place.rpartition("/")[2], f"{_NETWORK_PLUGINS}/{place}")
+        for place in ("ipam/host-local", "main/loopback", "main/ptp", "meta/portmap")
+    ),
+    _kind_node("crictl", "sigs.k8s.io/cri-tools/cmd/crictl", f"-X sigs.k8s.io/cri-tools/pkg/version.Version={CRICTL}"),
+    Program(
+        "local-path-provisioner",
+        "github.com/rancher/local-path-provisioner",
+        "storage",
+        f"-X main.VERSION={LOCAL_PATH}",
+        (VOLUMES_MANIFEST, "github.com/rancher/local-path-provisioner", "deploy/local-path-storage.yaml"),
+    ),
+)
+"""Programs of a node image of kind's."""
 
 PROMTOOL = Program("promtool", "github.com/prometheus/prometheus/cmd/promtool", module="prometheus")
 """For tests of alert rules."""
@@ -101,16 +153,23 @@ METRICS = Program("metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-serv
 
 
 def tags(module: str) -> tuple[str, ...]:
-    """Returns the build tags of a module: promtool needs none of the clouds in which Prometheus can
-    find targets."""
-    return ("-tags", "remove_all_sd") if module == "prometheus" else ()
+    """Returns the build tags of a module.
+
+    promtool needs none of the clouds in which Prometheus can find targets, and containerd one file
+    system.
+    """
+    chosen = {
+        "prometheus": "remove_all_sd",
+        "kind_node": "no_aufs,no_zfs,no_btrfs,no_devmapper,netgo,osusergo",
+    }
+    return ("-tags", chosen[module]) if module in chosen else ()
 
 
 def linker_flags(program: Program) -> str:
     """Small, and with the versions that Kubernetes' own release build stamps: server and kubelet
     report them."""
-    if program.module != "kubernetes":
-        return "-s -w"
+    if program.module not in ("kubernetes", "kind_node"):
+        return f"-s -w {program.link}".rstrip()
     major, minor, _ = KUBERNETES.removeprefix("v").split(".")
     version = "k8s.io/component-base/version"
     stamps = {
@@ -135,7 +194,7 @@ def digest(module: str) -> str:
         if path.is_file():
             seen.update(f"{path.relative_to(HERE)}\n".encode() + path.read_bytes())
     seen.update("".join(tags(module)).encode())
-    for program in LEVELS["full"]:
+    for program in dict.fromkeys((*LEVELS["full"], *LEVELS["kind"], *KIND_NODE)):
         if program.module == module:
             seen.update(f"{program}{linker_flags(program)}\n".encode())
     return seen.hexdigest()[:12]
@@ -147,14 +206,21 @@ def cache_folder() -> Path:
 
 def binaries(module: str = "kubernetes") -> Path:
     """The folder of a module's programs."""
-    versions = {"kubernetes": KUBERNETES, "lws": LWS, "prometheus": PROMETHEUS, "registry": REGISTRY}
+    versions = {
+        "kubernetes": KUBERNETES,
+        "lws": LWS,
+        "prometheus": PROMETHEUS,
+        "registry": REGISTRY,
+        "kind_node": KIND,
+        "storage": LOCAL_PATH,
+    }
     name = f"{'k8s' if module == 'kubernetes' else module}-{versions[module]}"
     return cache_folder() / f"{name}-{digest(module)}"
 
 
-def install() -> None:
-    """Install what is missing; nothing that comes with it is started."""
-    missing = [name for name in DEBIAN if not _installed(name)]
+def install(packages: Sequence[str]) -> None:
+    """Install what is missing of these; nothing that comes with it is started."""
+    missing = [name for name in packages if not _installed(name)]
     if not missing:
         return
     if os.geteuid() != 0:
@@ -181,14 +247,14 @@ def install() -> None:
 def _installed(name: str) -> bool:
     if sys.platform != "linux":
         raise ClusterError(
-            "level full needs Linux; elsewhere kind does the same in docker, see docs/contributing/cluster-from-source.md"
+            "clusters of our own need Linux; elsewhere kind does the same in docker, see docs/contributing/cluster-from-source.md"
         )
     asked = ["dpkg-query", "-W", "-f", "${db:Status-Status}", name]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise ClusterError(
-            "level full takes its container runtime from Debian's packages, and this is no Debian"
+            "without docker, the container runtime is taken from Debian's packages, and this is no Debian"
         ) from None
     return done.stdout == "installed"
 

@@ -1,47 +1,57 @@
-"""The same cluster where there is docker: kind's node instead of ours, with the same images and
-LeaderWorkerSet on it. It is made here, or is the user's own."""
+"""The same cluster by kind: three nodes in containers, with the same images and LeaderWorkerSet on
+them. It is made here, or is the user's own.
 
-import shutil
+With docker, kind's own node image and network are taken. Without, podman runs an image of ours, and
+the network is ours too.
+"""
+
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 from e2e.cluster import addons
-from e2e.cluster.artifacts import pinned_versions
+from e2e.cluster.artifacts import node_image, pinned_versions
+from e2e.cluster.artifacts.go_builds import path_of
+from e2e.cluster.nodes import kind_network
+from e2e.cluster.nodes.container_engine import NETWORK, ContainerEngine, find_engine
+from e2e.cluster.nodes.node import SECOND_TAINT
 from e2e.cluster.run_record import ClusterError, RunningCluster, progress_step
 from scripts.release.images.layers import OciImage, write_archive
 
 NAME = "fairlead-e2e"
+CONTROL_PLANE = f"{NAME}-control-plane"
+WORKERS = (f"{NAME}-worker", f"{NAME}-worker2")
 CONFIG = pinned_versions.ROOT / "e2e" / "kind.yaml"
+_CGROUPS = Path("/sys/fs/cgroup/cgroup.controllers")
+"""A file that only control groups of version 2 have."""
 
 
-def check() -> None:
-    """Raises ClusterError where there is no kind."""
-    if shutil.which("kind") is None:
-        raise ClusterError(
-            "level kind needs the kind command and docker; without them, level full does the same on Linux"
-        )
+def prepare() -> None:
+    """Makes the node image where docker does not bring one."""
+    engine = find_engine()
+    if engine.makes_images:
+        node_image.build(engine.environ())
 
 
 def start(cluster: RunningCluster, given: Sequence[OciImage]) -> None:
-    """A cluster of kind's that has these images. kind and docker are the user's own."""
-    if shutil.which("kind") is None:
-        raise ClusterError(
-            "level kind needs the kind command and docker; without them, level full does the same on Linux"
-        )
+    """A cluster of kind's that has these images."""
+    engine = find_engine()
+    config = cluster.run / "kind.yaml"
+    config.write_text(yaml.safe_dump(_config(engine)))
+    words = ["--name", NAME, "--config", str(config), "--kubeconfig", str(cluster.kubeconfig)]
+    if engine.makes_images:
+        words += ["--image", node_image.build(engine.environ())]
+    else:
+        words += ["--wait", "180s"]
     with progress_step("kind create cluster"):
-        _kind(
-            "create",
-            "cluster",
-            "--name",
-            NAME,
-            "--config",
-            str(CONFIG),
-            "--kubeconfig",
-            str(cluster.kubeconfig),
-            "--wait",
-            "180s",
-        )
+        _kind(engine, "create", "cluster", *words)
+    if engine.makes_images:
+        with progress_step("network, until all nodes are Ready"):
+            kind_network.install(cluster, engine)
     with progress_step("images"):
         load_images(cluster.run, given)
     with progress_step("LeaderWorkerSet"):
@@ -58,18 +68,71 @@ def equip(cluster: RunningCluster, name: str, given: Sequence[OciImage]) -> None
 
 
 def load_images(run: Path, given: Sequence[OciImage], name: str = NAME) -> None:
-    """Give its node these images."""
+    """Give its nodes these images."""
     archive = run / "images.tar"
     write_archive(archive, given)
-    _kind("load", "image-archive", str(archive), "--name", name)
+    _kind(find_engine(), "load", "image-archive", str(archive), "--name", name)
     archive.unlink()
 
 
+def stop_node(node: str) -> None:
+    """Switches a node off, with all that runs on it."""
+    find_engine().run("stop", "--time", "0", node)
+
+
+def start_node(cluster: RunningCluster, node: str) -> None:
+    """Switches it on again, and the other nodes' routes to it."""
+    engine = find_engine()
+    engine.run("start", node)
+    end = time.monotonic() + kind_network.READY_SECONDS
+    while True:
+        try:
+            cluster.command("kubectl", "wait", "--for=condition=Ready", f"node/{node}", "--timeout=5s")
+            break
+        except ClusterError:  # the API server is not there yet, where the node is its own
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+    if engine.makes_images:
+        kind_network.connect(cluster, engine)
+
+
+@contextmanager
+def reserved_node(cluster: RunningCluster) -> Iterator[str]:
+    """A worker to which meanwhile no pod comes that does not tolerate the taint of second nodes.
+    It takes pods again afterwards, also where it was drained."""
+    node = WORKERS[1]
+    cluster.command("kubectl", "taint", "node", node, f"{SECOND_TAINT}=:NoSchedule")
+    try:
+        yield node
+    finally:
+        cluster.command("kubectl", "taint", "node", node, f"{SECOND_TAINT}-")
+        cluster.command("kubectl", "uncordon", node)
+
+
 def stop() -> None:
-    _kind("delete", "cluster", "--name", NAME)
+    engine = find_engine()
+    _kind(engine, "delete", "cluster", "--name", NAME)
+    if engine.makes_images and not engine.run("ps", "--all", "--quiet", "--filter", f"network={NETWORK}").strip():
+        engine.run("network", "rm", "--force", NETWORK)
 
 
-def _kind(*words: str) -> None:
-    done = subprocess.run(["kind", *words], capture_output=True, text=True, check=False)
+def _config(engine: ContainerEngine) -> dict[str, object]:
+    config: dict[str, object] = yaml.safe_load(CONFIG.read_text())
+    if engine.makes_images:
+        config["networking"] = {"disableDefaultCNI": True, "kubeProxyMode": "nftables"}
+    if not _CGROUPS.exists():
+        kubelet = {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "failCgroupV1": False,
+        }
+        config["kubeadmConfigPatches"] = [yaml.safe_dump(kubelet)]
+    return config
+
+
+def _kind(engine: ContainerEngine, *words: str) -> None:
+    program = str(path_of(pinned_versions.KIND_PROGRAM))
+    done = subprocess.run([program, *words], env=engine.environ(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ClusterError(f"kind {' '.join(words[:2])} failed:\n{done.stderr[-2_000:]}")

@@ -120,9 +120,11 @@ class ClientPod:
         self.key = release.key()
         self.name = "client"
 
-    def start(self) -> Self:
-        """Make it, and wait until it runs."""
+    def start(self, node: str | None = None) -> Self:
+        """Make it, on one node if it is named, and wait until it runs."""
         spec = pod_spec("gateway", command=("python3", "-c", "import signal; signal.pause()"), files=self.name)
+        if node is not None:
+            spec["nodeName"] = node
         self.here.apply(config_map(self.name, streams__py=STREAMS.read_text()), pod(self.name, spec))
         self.here.wait("condition=Ready", f"pod/{self.name}")
         return self
