@@ -26,6 +26,15 @@ def test_no_stream_was_lost_while_everything_moved() -> None:
     assert report["parts"]["first_token"]["seconds"]["apply_to_first_token"] <= 30.0
 
 
+def test_no_stream_broke_when_nodes_and_the_control_plane_of_kind_failed() -> None:
+    report = json.loads((RESULTS / "e2e-kind.json").read_text())
+    assert report["holds"]
+    assert len(report["parts"]) == 4
+    for name, part in report["parts"].items():
+        assert part["outcomes"] == {"complete": part["streams"]}, name
+        assert part["streams"] >= 40, name
+
+
 def test_fifty_streams_left_each_engine_of_a_drained_node_and_none_broke() -> None:
     report = json.loads((RESULTS / "rollouts.json").read_text())
     drained = report["parts"]["streams of a drained node"]
