@@ -1,18 +1,11 @@
 """Runs Fairlead with real engines on this machine's GPUs, and writes the report.
 
-    python e2e/gpu/run.py [--engines vllm|sim] [--model PATH] [--only fleet,kill]
+    python e2e/gpu/run.py [--engines vllm|sim] [--model PATH] [--only fleet,kill] [--list]
 
-The parts, in this order:
-
-- ``fleet``: four engines behind gateway, index and autoscaler. Step costs, the routing presets on
-  the bundled trace, and the index compared with the engines' own words.
-- ``kill``: an engine gets SIGKILL under streams, and another takes its place.
-- ``sleep`` and ``adapter``: that engine sleeps and wakes, and loads a LoRA adapter.
-- ``handoff``: prefill and decode on two engines, by NIXL.
-- ``curves``: seconds of prompts and decode steps of one large engine alone, and the profile that
-  fits them, compared with the built-in ones.
-- ``simulator``: the fleet simulator on the measured costs, and the built-in profiles
-  compared with them. It needs no engine, only the files of ``fleet`` and ``curves`` in ``--out``.
+``--list`` prints the parts in their order, the most telling first, with their seconds on an H100.
+All that need it take at most ``--seconds``: a part that does not fit into what is left is not begun,
+and named at the end. The part ``simulator`` needs no engine, only the files of ``fleet`` and
+``curves`` in ``--out``.
 
 It is opt-in, and no test run collects it. vLLM must be installed (``--vllm`` says how it is
 called). Models have random weights unless ``--model`` names a real one. With ``--engines sim``,
@@ -29,7 +22,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -54,16 +47,47 @@ from e2e.gpu.step_costs import (  # noqa: E402
 )
 from e2e.vllm.report import Numbers, VllmReport, require  # noqa: E402
 
-FLEET_PARTS: Final = ("fleet", "kill", "sleep", "adapter")
-PARTS: Final = (*FLEET_PARTS, "handoff", "curves", "simulator")
+START_SECONDS: Final = 83
+"""Start of the fleet of engines, for the parts that share it."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPart:
+    """A part of a run.
+
+    seconds: on an H100; measured, starts of engines of its own included.
+    """
+
+    name: str
+    seconds: int
+    shows: str
+    needs_fleet: bool = False
+
+
+PARTS: Final = (
+    GpuPart("fleet", 194, "step costs, three routing presets on a trace, and the index beside the engines", True),
+    GpuPart("kill", 73, "SIGKILL of an engine under streams, and another in its place", True),
+    GpuPart("sleep", 9, "that engine sleeps and wakes", True),
+    GpuPart("adapter", 10, "that engine loads a LoRA adapter", True),
+    GpuPart("handoff", 36, "prefill and decode on two engines, by NIXL"),
+    GpuPart("curves", 75, "prompts and decode steps of one large engine, and built-in profiles beside them"),
+    GpuPart("simulator", 0, "the fleet simulator on the measured costs"),
+)
+_NAMES: Final = tuple(part.name for part in PARTS)
+BUDGET_SECONDS: Final = START_SECONDS + sum(part.seconds for part in PARTS)
 ENGINES: Final = 4
-_CURVE_SECONDS: Final = 150.0
 _LOG_BYTES: Final = 200_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the parts and returns the exit code."""
     options = _parse(arguments)
+    if options.list:
+        print(f"{'start':<10} {START_SECONDS:>4} s  four engines, for parts marked *")
+        for part in PARTS:
+            print(f"{part.name:<10} {part.seconds:>4} s{'*' if part.needs_fleet else ' '} {part.shows}")
+        print(f"in all {BUDGET_SECONDS} s, of which --seconds {options.seconds:g} may be taken")
+        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that engines end with us
     accelerators = [] if options.engines == "sim" else list_accelerators()
     needs_engines = any(part != "simulator" for part in options.only)
@@ -97,7 +121,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--engines", choices=("vllm", "sim"), default="vllm")
     parser.add_argument("--model", help="folder or hub name of a real model; default: random weights")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
+    parser.add_argument("--only", default=",".join(_NAMES), help="parts, with commas between them")
+    parser.add_argument("--list", action="store_true", help="print the parts and their seconds, and run nothing")
+    parser.add_argument(
+        "--seconds", type=float, default=BUDGET_SECONDS, help="begin no part that would end later (%(default)s)"
+    )
     parser.add_argument("--vllm", default="vllm", metavar="COMMAND", help="how vLLM is called")
     parser.add_argument("--vllm-args", default="", metavar="OPTIONS", help="further options of all its engines")
     parser.add_argument(
@@ -119,8 +147,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.began = time.monotonic()
     options.only = [part for part in options.only.split(",") if part]
-    if unknown := [part for part in options.only if part not in PARTS]:
-        parser.error(f"--only: unknown parts {', '.join(unknown)}; known: {', '.join(PARTS)}")
+    if unknown := [part for part in options.only if part not in _NAMES]:
+        parser.error(f"--only: unknown parts {', '.join(unknown)}; known: {', '.join(_NAMES)}")
     late = [part for part in ("sleep", "adapter") if part in options.only and "kill" not in options.only]
     if late:
         parser.error(f"--only: {', '.join(late)} needs kill, whose second engine it uses")
@@ -133,14 +161,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 async def _run_parts(settings: EngineSettings, report: VllmReport, options: argparse.Namespace, folder: Path) -> None:
-    if any(part in FLEET_PARTS for part in options.only):
+    if any(part.name in options.only for part in PARTS if part.needs_fleet):
         await _run_fleet(settings, report, options, folder)
-    if "handoff" in options.only:
-        await _run_part("handoff", report, options.report, PrefillDecode(settings, report, folder).run)
-    if "curves" in options.only:
-        await _run_part("curves", report, options.report, lambda: _measure_curves(settings, report, options, folder))
-    if "simulator" in options.only:
-        await _run_part("simulator", report, options.report, SimulatedFleet(report, options.out).run)
+    parts = {
+        "handoff": PrefillDecode(settings, report, folder).run,
+        "curves": lambda: _measure_curves(settings, report, options, folder),
+        "simulator": SimulatedFleet(report, options.out).run,
+    }
+    for name, run in parts.items():
+        await _run_part(name, report, options, run)
+
+
+def _seconds_left(options: argparse.Namespace) -> float:
+    return float(options.began + options.seconds - time.monotonic())
 
 
 async def _run_fleet(settings: EngineSettings, report: VllmReport, options: argparse.Namespace, folder: Path) -> None:
@@ -174,19 +207,29 @@ async def _run_fleet(settings: EngineSettings, report: VllmReport, options: argp
             "adapter": faults.adapter,
         }
         for part, run in parts.items():
-            if part in options.only:
-                await _run_part(part, report, options.report, run)
+            await _run_part(part, report, options, run)
 
 
-async def _run_part(part: str, report: VllmReport, path: Path, run: Callable[[], Awaitable[None]]) -> None:
-    """Runs a part and writes the report; a part that cannot even begin does not hide the others."""
-    report.begin(part)
+async def _run_part(
+    name: str, report: VllmReport, options: argparse.Namespace, run: Callable[[], Awaitable[None]]
+) -> None:
+    """Runs a part that was chosen and fits into the time, and writes the report.
+
+    A part that cannot even begin does not hide the others.
+    """
+    if name not in options.only:
+        return
+    left, needed = _seconds_left(options), PARTS[_NAMES.index(name)].seconds
+    if options.engines != "sim" and left < needed:
+        print(f"not run: {name} takes {needed} s, and {max(0.0, left):.0f} s are left", flush=True)
+        return
+    report.begin(name)
     try:
         await run()
     except Exception as error:  # noqa: BLE001
         report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
     report.end()
-    report.write(path)
+    report.write(options.report)
 
 
 async def _measure_curves(
@@ -202,7 +245,7 @@ async def _measure_curves(
         with EngineGroup(alone, folder, count=1, shape="8b", step_tokens=CURVE_STEP_TOKENS) as group:
             seconds = await asyncio.to_thread(group.start_all)
             costs = await measure_step_costs(
-                group, grid, seconds=_CURVE_SECONDS, on_row=lambda row: print(row, flush=True)
+                group, grid, seconds=max(30.0, _seconds_left(options)), on_row=lambda row: print(row, flush=True)
             )
             version = await asyncio.to_thread(group.version)
         numbers: Numbers = {"version": version, "start_seconds": seconds, **costs.to_json()}
