@@ -25,6 +25,7 @@ from pathlib import Path
 from e2e.cluster import levels
 from e2e.cluster.artifacts import chart_tools, image_set, pinned_versions
 from e2e.cluster.artifacts.go_builds import GoMissing, assets, is_built
+from e2e.cluster.nodes import kind_cluster
 from e2e.cluster.run_record import print_progress
 from fairlead import __version__
 from scripts.release.release_run import ReleaseError
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "sbom":
                 print(*image_set.write_bills(Path(options.out)), sep="\n")
             case "build":
+                if options.level == "kind":
+                    kind_cluster.prepare()
                 print(levels.prepare(options.level)[0])
             case "assets":
                 if assets() == pinned_versions.binaries() and not is_built("api"):

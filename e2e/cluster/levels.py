@@ -41,8 +41,6 @@ def prepare(level: str) -> tuple[Path, list[OciImage]]:
     if level == "full":
         pinned_versions.install(pinned_versions.DEBIAN)
     binaries = build(level)
-    if level == "kind":
-        kind_cluster.prepare()
     given = [image_set.pause()] if level == "full" else []
     return binaries, given if level == "api" else [*given, image_set.lws(), *image_set.write_set()]
 
@@ -108,7 +106,7 @@ def equip_kind(context: str, kubeconfig: str, run: Path) -> RunningCluster:
 
     context: `kind-NAME`. kubeconfig: of this context alone, with all that it refers to.
     """
-    binaries, given = build("kind"), [image_set.lws(), *image_set.write_set()]
+    binaries, given = prepare("kind")
     run.mkdir(parents=True, exist_ok=True)
     cluster = RunningCluster(run, binaries)
     cluster.kubeconfig.touch(mode=0o600)

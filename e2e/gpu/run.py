@@ -47,6 +47,8 @@ from e2e.gpu.step_costs import (  # noqa: E402
 )
 from e2e.vllm.report import Numbers, VllmReport, require  # noqa: E402
 
+ENGINES: Final = 4
+_LOG_BYTES: Final = 200_000
 START_SECONDS: Final = 83
 """Start of the fleet of engines, for the parts that share it."""
 
@@ -75,8 +77,6 @@ PARTS: Final = (
 )
 _NAMES: Final = tuple(part.name for part in PARTS)
 BUDGET_SECONDS: Final = START_SECONDS + sum(part.seconds for part in PARTS)
-ENGINES: Final = 4
-_LOG_BYTES: Final = 200_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -170,7 +170,6 @@ def _streams(client: ClientPod, here: Kubectl) -> Iterator[StreamSession]:
 
 
 def _pass_seconds(streams: StreamSession, seconds: int) -> None:
-    """Returns after so many more seconds of streams."""
     wanted = len(streams.seconds) + seconds
     _until(streams, lambda: len(streams.seconds) >= wanted)
 

@@ -69,8 +69,14 @@ def _changed_sources(work: Path) -> Path:
     package = sources / "pkg" / "networkpolicy"
     shutil.copy(pinned_versions.HERE / "policies" / "xt_queue.go", package)
     controller = package / "controller.go"
-    changed, places = _QUEUE.subn(_OURS, controller.read_text())
+    controller.write_text(with_our_queue(controller.read_text()))
+    return sources
+
+
+def with_our_queue(source: str) -> str:
+    """Returns the program's controller with our queue. Raises ClusterError where it has none like
+    the one that we replace."""
+    changed, places = _QUEUE.subn(_OURS, source)
     if places == 0:
         raise ClusterError(f"{_MODULE} {VERSION} makes its queue in another way")
-    controller.write_text(changed)
-    return sources
+    return changed

@@ -40,7 +40,6 @@ class ContainerEngine:
         return done.stdout
 
     def shell(self, node: str, script: str, given: str) -> None:
-        """Runs a script of lines on a node; ``given`` is its standard input."""
         self.run("exec", "--interactive", node, "sh", "-c", script, given=given)
 
     def address(self, node: str) -> str:

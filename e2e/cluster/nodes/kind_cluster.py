@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -41,7 +42,7 @@ def start(cluster: RunningCluster, given: Sequence[OciImage]) -> None:
     """A cluster of kind's that has these images."""
     engine = find_engine()
     config = cluster.run / "kind.yaml"
-    config.write_text(yaml.safe_dump(_config(engine)))
+    config.write_text(yaml.safe_dump(cluster_config(engine, has_new_cgroups=_CGROUPS.exists())))
     words = ["--name", NAME, "--config", str(config), "--kubeconfig", str(cluster.kubeconfig)]
     if engine.makes_images:
         words += ["--image", node_image.build(engine.environ())]
@@ -76,7 +77,6 @@ def load_images(run: Path, given: Sequence[OciImage], name: str = NAME) -> None:
 
 
 def stop_node(node: str) -> None:
-    """Switches a node off, with all that runs on it."""
     find_engine().run("stop", "--time", "0", node)
 
 
@@ -117,11 +117,15 @@ def stop() -> None:
         engine.run("network", "rm", "--force", NETWORK)
 
 
-def _config(engine: ContainerEngine) -> dict[str, object]:
-    config: dict[str, object] = yaml.safe_load(CONFIG.read_text())
+def cluster_config(engine: ContainerEngine, *, has_new_cgroups: bool) -> dict[str, Any]:
+    """Returns kind's configuration of a cluster.
+
+    has_new_cgroups: whether the machine has control groups of version 2.
+    """
+    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     if engine.makes_images:
         config["networking"] = {"disableDefaultCNI": True, "kubeProxyMode": "nftables"}
-    if not _CGROUPS.exists():
+    if not has_new_cgroups:
         kubelet = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
