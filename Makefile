@@ -89,7 +89,7 @@ else ifdef EXTENDED
 	@$(RUN) -m pytest $(E2E_TESTS) -m extended
 else
 	@$(RUN) -m pytest $(E2E_TESTS) $(ALL_NEW) --processes 4 -m "not alone and not extended"$(AGAIN)
-	@$(RUN) -m pytest $(E2E_TESTS) $(ALL_NEW) -m alone$(AGAIN)  # these load the machine, or would take its load for slow engines
+	@$(if $(PROVIDER),true,$(RUN) -m pytest e2e $(ALL_NEW) -m alone$(AGAIN))  # these load the machine, or would take its load for slow engines
 endif
 
 cluster-up: env ## start a Kubernetes on this machine (the first time it is compiled) and print the line that selects it in a shell
