@@ -25,8 +25,8 @@ is marked as assumed.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
 
 MAX_RUN_PROMPTS: Final = 6
 """The most prompts in a run; a cut blurs one chunk among so many prompts."""
@@ -90,6 +90,20 @@ class ComputedWork:
         return work
 
 
+class PrecedingStep(NamedTuple):
+    """The step before a prompt's first one, in which the prompts ahead of it ended.
+
+    gap_seconds: from the dispatch of the prompt to the end of the step.
+    computed, attention: work of the prompts ahead in the step.
+    sequences: number of sequences that decoded in it.
+    """
+
+    gap_seconds: float
+    computed: float
+    attention: float
+    sequences: int
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """A span of an engine's time and its work.
@@ -99,6 +113,7 @@ class Observation:
     steps: output tokens of an answer without the first; None for a run of prompts.
     is_cache_assumed: the engine did not report its cached tokens.
     began_mid_step: a decode step ran at the start and had to end first.
+    preceding: the steps before the first ones of prompts that were dispatched before those ended.
     peak_tokens: most tokens at one time, those of queued requests included.
     peak_sequences: most sequences at one time, queued ones included.
     """
@@ -110,6 +125,7 @@ class Observation:
     steps: float | None = None
     is_cache_assumed: bool = False
     began_mid_step: bool = False
+    preceding: tuple[PrecedingStep, ...] = ()
     peak_tokens: float = 0.0
     peak_sequences: float = 0.0
 
@@ -132,6 +148,7 @@ class _TrackedPrompt:
     steps_before: float = 0.0
     is_unseen: bool = False  # its first token was not seen
     is_blurred: bool = False  # it overlapped with a peer's prompt
+    is_mid_step: bool = False  # others decoded at the dispatch
 
     def work(self) -> ComputedWork:
         """Returns the work that it takes by what is known of its cached tokens."""
@@ -153,6 +170,8 @@ class _PrefillRun:
     began_mid_step: bool = False
     peak_tokens: float = 0.0
     peak_sequences: int = 0
+    # for `PrecedingStep`: the gap, the prompts ahead, and the number of sequences
+    preceding: list[tuple[float, tuple[_TrackedPrompt, ...], int]] = field(default_factory=list)
     is_blurred: bool = False  # it overlapped with work that is not measured
     unreported: int = 0  # prompts whose cached tokens are not reported yet
 
@@ -181,6 +200,8 @@ class EngineObserver:
         self._area = self._token_area = 0.0
         self._total_work = ComputedWork()
         self._run: _PrefillRun | None = None
+        self._last_step_prompts: tuple[_TrackedPrompt, ...] = ()  # whose first tokens came last
+        self._last_step_sequences = 0
         self._last_first_token_at = float("-inf")
 
     def on_dispatch(
@@ -201,6 +222,7 @@ class EngineObserver:
         size = max(1.0, tokens)
         known = min(max(0.0, cached), size)
         prompt = self._inflight[request] = _TrackedPrompt(now, size, known, loaded or NOTHING_LOADED, known)
+        prompt.is_mid_step = self._decoding > 0
         self._prefilling[request] = prompt
         self._prefilling_tokens += prompt.tokens
 
@@ -234,10 +256,13 @@ class EngineObserver:
                 run = self._run = _PrefillRun(start, now, self._area, self._token_area, [])
                 run.area -= self._decoding * max(0.0, now - start)  # so that decoding since `start` counts
                 run.token_area -= self._resident_tokens() * max(0.0, now - start)
-                run.began_mid_step = self._decoding > 0 and prompt.dispatched_at > self._last_first_token_at
+                run.began_mid_step = prompt.is_mid_step and prompt.dispatched_at > self._last_first_token_at
             run.prompts.append(prompt)
+            gap = self._last_first_token_at - prompt.dispatched_at
+            if gap > 0.0:
+                run.preceding.append((gap, self._last_step_prompts, self._last_step_sequences))
         run.is_blurred = run.is_blurred or passed or run.start < self._busy_until
-        steps = self._prefill_steps(prompt)
+        steps = self._prefill_steps(prompt, is_same_step)
         run.steps += steps
         run.end, run.area_end, run.token_area_end = now, self._area, self._token_area
         run.unreported += 1
@@ -249,6 +274,9 @@ class EngineObserver:
         run.peak_tokens = max(run.peak_tokens, self._resident_tokens() + self._prefilling_tokens)
         run.peak_sequences = max(run.peak_sequences, self._decoding + len(self._prefilling))
         self._last_first_token_at = now
+        self._last_step_prompts = (*self._last_step_prompts, prompt) if is_same_step else (prompt,)
+        if not is_same_step:
+            self._last_step_sequences = self._decoding
         self._begin_decoding(request, prompt)
 
     def on_finish(
@@ -287,7 +315,7 @@ class EngineObserver:
         run = prompt.run
         self.on_abandoned(request, now)
         if run is not None and not run.unreported:
-            observation = _run_observation(run)
+            observation = _run_observation(run, self._step_budget)
             if observation is not None:
                 observations.append(observation)
         return observations
@@ -297,6 +325,8 @@ class EngineObserver:
         prompt = self._inflight.pop(request, None)
         if prompt is None:
             return
+        # Otherwise a later run that has this prompt in `preceding` keeps all runs before it.
+        run, prompt.run = prompt.run, None
         self._advance(now)
         if prompt.first_token_at is None:
             del self._prefilling[request]
@@ -305,7 +335,6 @@ class EngineObserver:
         self._decoding -= 1
         self._decoding_prompt_tokens -= prompt.tokens
         self._steps_before_sum -= prompt.steps_before
-        run = prompt.run
         if run is not None:
             run.unreported -= 1
             if not run.unreported and run is self._run:
@@ -347,13 +376,14 @@ class EngineObserver:
         prompt.steps_before = self._steps_done
         self._steps_before_sum += self._steps_done
 
-    def _prefill_steps(self, prompt: _TrackedPrompt) -> float:
+    def _prefill_steps(self, prompt: _TrackedPrompt, is_same_step: bool) -> float:
         """Returns the number of further steps of a prefill.
 
         It begins with the budget that the previous step had left, if the prompt was there by then.
+        It was not if it would have ended in that step.
         """
         rest = max(1.0, prompt.tokens - prompt.cached)
-        if prompt.dispatched_at < self._last_first_token_at:
+        if is_same_step or (prompt.dispatched_at < self._last_first_token_at and rest > self._step_budget_left):
             used = min(rest, self._step_budget_left)
             self._step_budget_left -= used
             rest -= used
@@ -394,7 +424,13 @@ class EngineObserver:
         self._token_area += passed * (before + self._resident_tokens()) / 2
 
 
-def _run_observation(run: _PrefillRun) -> Observation | None:
+def _last_chunk(prompt: _TrackedPrompt, budget: float) -> tuple[float, float]:
+    """Returns the tokens of a prompt's last step, and their pairs in attention."""
+    tokens = (prompt.work().computed - 1.0) % budget + 1.0
+    return tokens, tokens * (prompt.tokens - tokens / 2)
+
+
+def _run_observation(run: _PrefillRun, step_budget: float) -> Observation | None:
     """Returns the run as one observation; None if it cannot be measured."""
     seconds = run.end - run.start
     if seconds <= 0.0 or run.is_blurred:
@@ -403,6 +439,11 @@ def _run_observation(run: _PrefillRun) -> Observation | None:
     for prompt in run.prompts:
         work.add(prompt.work())
     work.steps = run.steps
+    preceding = []
+    for gap, prompts, sequences in run.preceding:
+        chunks = [_last_chunk(prompt, step_budget) for prompt in prompts]
+        computed, attention = sum([tokens for tokens, _ in chunks]), sum([pairs for _, pairs in chunks])
+        preceding.append(PrecedingStep(gap, computed, attention, sequences))
     return Observation(
         seconds,
         work,
@@ -410,6 +451,7 @@ def _run_observation(run: _PrefillRun) -> Observation | None:
         (run.token_area_end - run.token_area) / seconds,
         is_cache_assumed=not all(prompt.cache_reported for prompt in run.prompts),
         began_mid_step=run.began_mid_step,
+        preceding=tuple(preceding),
         peak_tokens=run.peak_tokens,
         peak_sequences=run.peak_sequences,
     )

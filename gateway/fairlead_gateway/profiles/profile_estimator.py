@@ -39,7 +39,9 @@ relative to the predicted seconds.
    last solution, worth `PULL_WEIGHT` equations, determines them.
 5. A step of prefill costs max(w, p·tokens). An equation counts a step as bound by weights or by
    tokens with the coefficients of that moment. The choice settles as they do.
-6. No factor moves by more than `MAX_FACTOR_STEP` at a time, nor above `MAX_FACTOR`. An engine that
+6. Prompts wait for steps that run or are planned (`waited_steps`). Which engines plan ahead shows
+   in the errors of two regressions (`EngineRegression`).
+7. No factor moves by more than `MAX_FACTOR_STEP` at a time, nor above `MAX_FACTOR`. An engine that
    seems to answer in no time has a wrong clock. A computed token always costs something, even
    where the attention of long prompts explains all of it.
 
@@ -71,6 +73,8 @@ MAX_FACTOR: Final = 64.0
 MAX_FACTOR_STEP: Final = 2.0
 SATURATED_SHARE: Final = 0.8
 MIN_FACTOR: Final = 0.02
+MIN_ERROR_RATIO: Final = 0.9
+"""The errors of two regressions that are closer say nothing."""
 MIN_OBSERVATIONS: Final = 30.0
 """With fewer spans, the prior stands."""
 
@@ -109,17 +113,21 @@ _PROBE_TOKENS: Final = 1_000.0
 
 @dataclass(slots=True)
 class ProfileRegression:
-    """The regression of one kind of engine: a model on an accelerator.
+    """The regression of one kind of engine, under an assumption of how it plans steps.
 
+    steps_ahead: the steps that the engine plans before the present one ends.
     factors: multiply the coefficients of `prior`.
     observations: the sum of the weights that still count.
     error: mean relative error of predictions before they were learned from; None before the first.
+    wait_error: that of runs whose prompts may have waited for a step.
     """
 
     prior: EngineProfile
+    steps_ahead: float = 1.0
     factors: list[float] = field(default_factory=list)
     observations: float = 0.0
     error: float | None = None
+    wait_error: float | None = None
     at: float | None = None
     _products: list[list[float]] = field(default_factory=lambda: [[0.0] * len(_FIELDS) for _ in _FIELDS])
     _targets: list[float] = field(default_factory=lambda: [0.0] * len(_FIELDS))
@@ -148,7 +156,9 @@ class ProfileRegression:
         elapsed = 0.0 if self.at is None else max(0.0, now - self.at)
         decay = 0.5 ** (elapsed / HALF_LIFE_SECONDS + 1.0 / HALF_LIFE_OBSERVATIONS)
         self.at = now if self.at is None else max(self.at, now)
-        self.error = error if self.error is None else self.error + 0.05 * (min(error, 4.0) - self.error)
+        self.error = _smoothed(self.error, error)
+        if observation.began_mid_step or observation.preceding:
+            self.wait_error = _smoothed(self.wait_error, error)
         self.observations = self.observations * decay + weight
         products, targets = self._products, self._targets
         for one, value in enumerate(row):
@@ -213,8 +223,7 @@ class ProfileRegression:
         bound = self._scales[_W] * factors[_W] / token if token > 0.0 else 0.0
         if observation.steps is None:
             computing = max(1.0, work.steps)
-            # steps that only decode: on average, half of the step that runs already
-            reading = 0.5 if observation.began_mid_step else 0.0
+            reading = waited_steps(observation, self.profile(), self.steps_ahead)
         else:
             computing = min(max(1.0, observation.steps), work.steps)
             reading = max(1.0, observation.steps) - computing
@@ -242,6 +251,74 @@ class ProfileRegression:
             work.store,
         )
         return [amount * scale / observation.seconds for amount, scale in zip(amounts, self._scales, strict=True)]
+
+
+def waited_steps(observation: Observation, profile: EngineProfile, steps_ahead: float) -> float:
+    """Returns for how many steps that only decode the prompts of a run waited.
+
+    steps_ahead: the steps that the engine plans before the present one ends, 0 or 1.
+
+    A prompt that arrives during a step waits for its end: half a step, on average. If the next step
+    was already planned, the prompt is not in it and waits for it, too. Such a step does not exist
+    if the prompt came before the step began, or if the engine had no other work.
+
+    - A run that began mid-step waits at its start.
+    - A later prompt of a run was dispatched before the prompt ahead of it ended. It waits if it
+      came during the last step of that prompt. The profile says how long that step was.
+
+    Source: vLLM's asynchronous scheduling (`step_with_batch_queue` in `vllm/v1/engine/core.py`);
+    SGLang's overlap scheduler does the same. On an H100, first tokens of vLLM came 35 to 60 ms
+    later than without the second wait, whatever the prompt (`bench/notes/where-the-gpu-stands.md`).
+    Why it counts: a regression without it takes the wait for slow prefill, and is up to 80 % off.
+    """
+    waited = 0.5 + steps_ahead if observation.began_mid_step else 0.0
+    for step in observation.preceding:
+        seconds = profile.step_time(
+            computed=int(step.computed) + step.sequences,
+            sequences=step.sequences + 1,
+            resident=int(observation.resident),
+            attention=step.attention,
+        )
+        if step.gap_seconds < seconds:
+            waited += steps_ahead
+    return waited
+
+
+class EngineRegression:
+    """The regression of one kind of engine: a model on an accelerator.
+
+    It has a `ProfileRegression` for engines that plan a step ahead, and one for those that do not.
+    The one whose predictions of prompts that waited are better holds.
+
+    Why two: engines do not report it, and some have a switch (vLLM's `--async-scheduling`). A
+    factor on the wait, fitted with the coefficients, was tried. Equations from before the
+    coefficients settled kept it wrong for minutes where the prior was ten times too fast.
+    """
+
+    def __init__(self, prior: EngineProfile) -> None:
+        self.best = ProfileRegression(prior)
+        self._other = ProfileRegression(prior, steps_ahead=0.0)
+
+    def add(self, observation: Observation, now: float) -> None:
+        """Adds a span; `now` is in monotonic seconds."""
+        self.best.add(observation, now)
+        self._other.add(observation, now)
+
+    def solve(self) -> EngineProfile:
+        """Solves both regressions and returns the better profile.
+
+        To be called every few seconds.
+        """
+        self.best.solve()
+        self._other.solve()
+        error, other_error = self.best.wait_error, self._other.wait_error
+        if error is not None and other_error is not None and other_error < MIN_ERROR_RATIO * error:
+            self.best, self._other = self._other, self.best
+        return self.best.profile()
+
+
+def _smoothed(mean: float | None, error: float) -> float:
+    return error if mean is None else mean + 0.05 * (min(error, 4.0) - mean)
 
 
 class LearnedProfile(NamedTuple):
@@ -275,7 +352,7 @@ class ProfileEstimator:
 
     def __init__(self, *, max_events: int = TIMING_ROWS_PENDING, max_inflight: int = TIMING_INFLIGHT) -> None:
         self._max_events, self._max_inflight = max_events, max_inflight
-        self._regressions: dict[str, ProfileRegression] = {}
+        self._regressions: dict[str, EngineRegression] = {}
         self._engines: dict[str, _EngineState] = {}
         self._kinds: Counter[str] = Counter()
         self._typical_slowdown: dict[str, float] = {}  # of a kind's median instance
@@ -306,8 +383,8 @@ class ProfileEstimator:
             kind = f"{instance.namespace}/{instance.model}/{instance.pool}"
             prior = instance.profile or builtin_profile("h100-llama8b")
             regression = self._regressions.get(kind)
-            if regression is None or regression.prior != prior:
-                self._regressions[kind] = ProfileRegression(prior)
+            if regression is None or regression.best.prior != prior:
+                self._regressions[kind] = EngineRegression(prior)
             if name not in self._engines:
                 self._engines[name] = _EngineState(kind, EngineObserver(prior.step_tokens))
         self._kinds = Counter(engine.kind for engine in self._engines.values())
@@ -326,7 +403,7 @@ class ProfileEstimator:
         engine = self._engines.get(instance)
         if engine is not None:
             engine.observer.on_peer_dispatch(
-                now, self._regressions[engine.kind].profile().prefill_time(tokens) * self._slowdown(engine)
+                now, self._regressions[engine.kind].best.profile().prefill_time(tokens) * self._slowdown(engine)
             )
 
     def update(self, now: float) -> Mapping[str, EngineProfile]:
@@ -359,7 +436,7 @@ class ProfileEstimator:
         engine = self._engines.get(instance)
         if engine is None:
             return None
-        regression = self._regressions[engine.kind]
+        regression = self._regressions[engine.kind].best
         slowdown = self._slowdown(engine)
         return LearnedProfile(
             regression.profile().sped_up(1.0 / slowdown), regression.observations, regression.error, slowdown
@@ -401,8 +478,8 @@ class ProfileEstimator:
     def _add_observation(self, engine: _EngineState, observation: Observation, now: float) -> None:
         """Updates the instance's slowdown, and its kind's profile with the slowdown removed."""
         regression = self._regressions[engine.kind]
-        share = regression.predicted_share(observation)
-        if share is not None and regression.observations >= MIN_OBSERVATIONS and share > 0.0:
+        share = regression.best.predicted_share(observation)
+        if share is not None and regression.best.observations >= MIN_OBSERVATIONS and share > 0.0:
             slowdown = min(MAX_SLOWDOWN, max(1.0 / MAX_SLOWDOWN, 1.0 / share))
             engine.slowdown += SLOWDOWN_SMOOTHING * (slowdown - engine.slowdown)
             engine.measured += 1

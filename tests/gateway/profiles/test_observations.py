@@ -159,3 +159,30 @@ def test_a_response_that_is_not_measured_takes_its_run_with_it_and_leaves_later_
     watch.on_first_token("later", 5.5)
     (span,) = ended(watch, "later", 6.0)
     assert (span.seconds, span.sequences) == (0.5, 0.0)
+
+
+def test_a_prompt_that_came_before_the_one_ahead_ended_names_that_step() -> None:
+    watch = EngineObserver(2_000)
+    watch.on_dispatch("decoding", 0.0, 100, 0)
+    watch.on_first_token("decoding", 0.1)
+    watch.on_dispatch("ahead", 1.0, 5_000, 0)
+    watch.on_dispatch("behind", 1.4, 600, 0)
+    watch.on_first_token("ahead", 1.5)
+    watch.on_first_token("behind", 1.6)
+    assert ended(watch, "ahead", 2.0, cached=500) == []
+    (span,) = ended(watch, "behind", 2.0)
+    (step,) = span.preceding
+    assert math.isclose(step.gap_seconds, 0.1)
+    assert step[1:] == (500.0, 500.0 * (5_000.0 - 250.0), 1)  # the rest of 4,500 tokens, of which a step takes 2,000
+    assert span.work.steps == 4.0
+
+
+def test_a_prompt_that_would_have_fitted_into_the_step_before_takes_one_of_its_own() -> None:
+    watch = EngineObserver(2_000)
+    for name, at in (("first", 0.0), ("second", 0.1)):
+        watch.on_dispatch(name, at, 500, 0)
+    watch.on_first_token("first", 0.2)
+    watch.on_first_token("second", 0.3)
+    ended(watch, "first", 1.0)
+    (span,) = ended(watch, "second", 1.0)
+    assert span.work.steps == 2.0

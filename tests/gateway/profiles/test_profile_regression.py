@@ -9,8 +9,13 @@ from dataclasses import replace
 import pytest
 
 from fairlead.engine_profile import EngineProfile, builtin_profile
-from fairlead_gateway.profiles.observations import ComputedWork, EngineObserver, Observation
-from fairlead_gateway.profiles.profile_estimator import MIN_OBSERVATIONS, ProfileRegression
+from fairlead_gateway.profiles.observations import ComputedWork, EngineObserver, Observation, PrecedingStep
+from fairlead_gateway.profiles.profile_estimator import (
+    MIN_OBSERVATIONS,
+    EngineRegression,
+    ProfileRegression,
+    waited_steps,
+)
 from fairlead_sim.engine.block_pool import KvEvent
 from fairlead_sim.engine.lower_tiers import TierOptions
 from fairlead_sim.engine.scheduler import EngineSequence
@@ -48,7 +53,7 @@ class Watching:
     """
 
     def __init__(self, prior: EngineProfile, *, engines: int, until: float) -> None:
-        self.fit = ProfileRegression(prior)
+        self.fit = EngineRegression(prior)
         self._watches = [EngineObserver(prior.step_tokens) for _ in range(engines)]
         self._where: dict[str, int] = {}
         self._until = until
@@ -110,7 +115,7 @@ def learned(true: EngineProfile, prior: EngineProfile, *, load: float, seconds: 
     course = FleetSimulation(watching, FleetOptions([f"e{index}" for index in range(4)], true, BLOCK_TOKENS))
     course.run(chat(4 * load / request, seconds, seed=1))
     watching.fit.solve()
-    return watching.fit
+    return watching.fit.best
 
 
 H100 = builtin_profile("h100-llama8b")
@@ -263,3 +268,40 @@ def test_nonsense_is_not_learned() -> None:
     fit.add(replace(span(1.0, 1_000.0), peak_tokens=H100.kv_tokens), 0.0)
     assert fit.observations == 0.0
     assert fit.error is None
+
+
+@pytest.mark.parametrize(
+    ("began_mid_step", "share_of_step", "ahead", "waited"),
+    [
+        (False, None, 1.0, 0.0),  # the engine was idle
+        (True, None, 0.0, 0.5),
+        (True, None, 1.0, 1.5),
+        (False, 0.9, 1.0, 1.0),  # it came during the step before
+        (False, 1.1, 1.0, 0.0),  # it came before that step began
+        (False, 0.9, 0.0, 0.0),
+    ],
+)
+def test_a_prompt_waits_for_the_present_step_and_for_one_that_is_planned(
+    began_mid_step: bool, share_of_step: float | None, ahead: float, waited: float
+) -> None:
+    seconds = H100.step_time(computed=1_003, sequences=4, resident=5_000, attention=500_000.0)
+    preceding = () if share_of_step is None else (PrecedingStep(share_of_step * seconds, 1_000.0, 500_000.0, 3),)
+    run = Observation(1.0, ComputedWork(), 3.0, 5_000.0, began_mid_step=began_mid_step, preceding=preceding)
+    assert waited_steps(run, H100, ahead) == waited
+
+
+@pytest.mark.parametrize("ahead", [0.0, 1.0])
+def test_whether_an_engine_plans_ahead_shows_in_its_first_tokens(ahead: float) -> None:
+    fit = EngineRegression(H100)
+    step = H100.step_time(computed=4, sequences=4, resident=4_000)
+    for number in range(400):
+        tokens = 200.0 + 400.0 * (number % 20)
+        run = replace(span(1.0, tokens), sequences=4.0, resident=4_000.0, began_mid_step=number % 3 > 0)
+        waited = waited_steps(run, H100, ahead)
+        prefill = H100.step_time(computed=int(tokens) + 4, sequences=5, resident=4_000, attention=run.work.attention)
+        fit.add(replace(run, seconds=prefill + waited * step), float(number))
+        fit.add(Observation(100 * step, ComputedWork(), 4.0, 4_000.0, steps=100.0), float(number))
+        if number % 20 == 19:
+            fit.solve()
+    assert fit.best.steps_ahead == ahead
+    assert worst_prefill(fit.best.profile(), H100) <= 0.05
