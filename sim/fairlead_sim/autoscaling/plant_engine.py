@@ -18,10 +18,10 @@ Between two changes of the batch all sequences do the same, so sums have a close
   that quadratic.
 - Steps that compute prompts are taken one by one, about three per prompt.
 
-Prompts, token budget, order of admission and reserved memory are those of the token-level engine
-with an empty cache. Both give the same times of first and last tokens, up to the last digits of the
-floats; tests compare them request by request. Prefix caches, preemption (impossible with all output
-reserved) and priorities are left out.
+Prompts, token budget, order of admission, steps planned ahead and reserved memory are those of the
+token-level engine with an empty cache. Both give the same times of first and last tokens, up to the
+last digits of the floats; tests compare them request by request. Prefix caches, preemption
+(impossible with all output reserved) and priorities are left out.
 """
 
 from abc import ABC, abstractmethod
@@ -222,22 +222,28 @@ class AggregatedEngine(PlantEngine):
         self._max_batch = max(1, min(profile.max_sequences, profile.step_tokens))
         self._ends: list[int] = []  # heap of (step number << 24 | request)
         self._queue: deque[int] = deque()
+        self._late: list[int] = []  # arrived in the present step, after the next was planned
+        self._is_stepping = False
         self._queued_tokens = 0
         self._partial_prompt = _NO_REQUEST  # the prompt that exceeded the last step's budget
         self._partial_prompt_left = 0
 
     def add(self, request: int, now: float) -> None:
-        if not self._batch and self._partial_prompt < 0 and not self._queue:
+        if not self._batch and self._partial_prompt < 0 and not self._queue and not self._late:
             self.next_step_at = max(self.next_step_at, now)
         self.on_routed(request)
-        self._queue.append(request)
+        if self._is_stepping:
+            self._late.append(request)
+        else:
+            self._queue.append(request)
         self._queued_tokens += self.requests.prompt[request]
 
     def advance(self, until: float) -> None:
         while self.next_step_at < until:
-            if (self._partial_prompt >= 0 or self._queue) and self._prompt_step():
+            if (self._partial_prompt >= 0 or self._queue or self._late) and self._prompt_step():
                 continue
             if not self._batch:
+                self._is_stepping = False
                 return
             self._decode(until)
 
@@ -250,8 +256,9 @@ class AggregatedEngine(PlantEngine):
         requests = [code & _REQUEST_MASK for code in self._ends]
         if self._partial_prompt >= 0:
             requests.append(self._partial_prompt)
-        requests.extend(self._queue)
+        requests += [*self._queue, *self._late]
         self._queue.clear()
+        self._late.clear()
         self._ends = []
         self._queued_tokens = self._batch = self._resident = self._partial_prompt_left = 0
         self.backlog_seconds = self.inflight_tokens = 0.0
@@ -263,7 +270,7 @@ class AggregatedEngine(PlantEngine):
         return self._batch + (self._partial_prompt >= 0)
 
     def waiting(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._late)
 
     def kv_share(self) -> float:
         computed = (
@@ -279,10 +286,14 @@ class AggregatedEngine(PlantEngine):
 
     def uncomputed_tokens(self) -> int:
         if self.role is Role.DECODE:  # most prompts come with their KV
-            queued_tokens = sum([self.prompt_tokens_to_compute(request) for request in self._queue])
+            queued_tokens = sum([self.prompt_tokens_to_compute(request) for request in (*self._queue, *self._late)])
         else:
             queued_tokens = self._queued_tokens
         return queued_tokens + self._partial_prompt_left
+
+    def _enqueue_late(self) -> None:
+        self._queue.extend(self._late)
+        self._late.clear()
 
     def _drop_head(self) -> None:
         """Drops the head of the queue, whose client gave up."""
@@ -294,7 +305,8 @@ class AggregatedEngine(PlantEngine):
     def _prompt_step(self) -> bool:
         """Takes one step that computes prompts. Returns False if no prompt can be admitted."""
         book, profile, queue = self.requests, self.profile, self._queue
-        budget = profile.step_tokens - self._batch
+        batch = self._batch
+        budget = profile.step_tokens - batch
         computed, chunks, attention = 0, 0, 0.0
         joined: list[int] = []
         request = self._partial_prompt
@@ -315,13 +327,16 @@ class AggregatedEngine(PlantEngine):
                 if not self._partial_prompt_left:
                     joined.append(request)
                     self._partial_prompt = _NO_REQUEST
+        self.drop_abandoned(self.next_step_at)
+        if self._late and not (batch or chunks or queue):
+            self._enqueue_late()
         while budget > 0 and queue:
             request = queue[0]
             if book.has_given_up(request, self.next_step_at):
                 self._drop_head()
                 continue
             need = self.blocks_needed(request)
-            if self._batch + len(joined) >= self._max_batch or need > self._free_blocks:
+            if batch + len(joined) >= self._max_batch or need > self._free_blocks:
                 break
             queue.popleft()
             self._queued_tokens -= book.prompt[request]
@@ -339,7 +354,6 @@ class AggregatedEngine(PlantEngine):
         if not chunks:
             return False
         # profile.step, inlined: a call with keywords costs as much as the rest of the step.
-        batch = self._batch
         seconds = self.slowdown * (
             profile.step_seconds
             + max(profile.weights_seconds, profile.prefill_token_seconds * (batch + computed))
@@ -378,13 +392,17 @@ class AggregatedEngine(PlantEngine):
         rise = self.slowdown * profile.resident_token_seconds * batch
         steps = (self._ends[0] >> _REQUEST_BITS) - self._steps
         gap = until - self.next_step_at
-        if steps > 1 and (steps - 1) * (first + rise * (steps - 2) / 2) >= gap:
+        if self._late:
+            steps = 1
+        elif steps > 1 and (steps - 1) * (first + rise * (steps - 2) / 2) >= gap:
             steps = max(1, min(steps, _steps_until(gap, first, rise)))
         self._end_steps(steps, steps * (first + rise * (steps - 1) / 2))
 
     def _end_steps(self, steps: int, seconds: float) -> None:
         """Advances the decode batch by this many steps, which take ``seconds`` in all."""
         batch = self._batch
+        self._is_stepping = True
+        self._enqueue_late()
         self._steps += steps
         self.next_step_at += seconds
         if not batch:

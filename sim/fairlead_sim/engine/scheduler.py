@@ -13,6 +13,10 @@ calls again. One step:
    are not computed, but at least one token always is.
 3. A prompt that is complete in this step yields its first token in it.
 
+A step is planned while the one before it runs. So a sequence that arrives during a step joins the
+queue only when the next step is planned, unless the engine has no other work.
+Source: vLLM's asynchronous scheduling (``step_with_batch_queue`` in ``vllm/v1/engine/core.py``).
+
 Runs of steps that only decode need not be taken one by one. ``steady_steps`` returns their number,
 ``predict_step_ends`` their end times, equal to those of ``step`` to the last bit, and ``advance``
 takes them at once.
@@ -81,6 +85,8 @@ class EngineCore:
         # A heap; aborted sequences stay until they surface.
         self._queue: list[tuple[tuple[float, float, int], EngineSequence]] = []
         self._waiting = 0
+        self._late: dict[str, EngineSequence] = {}  # arrived in the present step, after the next was planned
+        self._is_stepping = False
         self._loading: list[EngineSequence] = []
         self._prefilling: list[EngineSequence] = []
         self._decoding: list[EngineSequence] = []
@@ -144,7 +150,10 @@ class EngineCore:
         )
         sequence.chain = list(sequence.keys[: sequence.prompt_tokens // self.block_tokens])
         self._sequences[sequence.id] = sequence
-        self._enqueue(sequence)
+        if self._is_stepping:
+            self._late[sequence.id] = sequence
+        else:
+            self._enqueue(sequence)
 
     def abort(self, sequence_id: str) -> bool:
         return self._end_early(sequence_id, SequenceState.ABORTED, "abort")
@@ -184,7 +193,7 @@ class EngineCore:
         """Returns the present gauges and counters."""
         return EngineStats(
             running=self._running_count(),
-            waiting=self._waiting,
+            waiting=self._waiting + len(self._late),
             kv_usage=self.pool.referenced / self.pool.blocks,
             blocks=self.pool.blocks,
             resident_blocks=self.pool.resident,
@@ -201,11 +210,15 @@ class EngineCore:
 
     def step(self, now: float) -> EngineStep | None:
         """Plans the step that begins at ``now``; None if there is nothing to do, or on pause."""
+        self._is_stepping = False
         if self._paused or not self._sequences:
+            self._enqueue_late()
             return None
         step = EngineStep()
         if self._loading:
             self._end_loads(now)
+        if self._late and not (self._decoding or self._prefilling or self._waiting):
+            self._enqueue_late()
         if self._block_full:
             self._allocate_for_decoding(step)
         prefilled: list[EngineSequence] = []
@@ -217,6 +230,7 @@ class EngineCore:
         if self._loading and not decoding and not step.prefilled:
             step.seconds = min([sequence.loaded_at for sequence in self._loading]) - now
         else:
+            self._is_stepping = True
             step.seconds = profile.step_time(
                 computed=len(decoding) + step.prefilled,
                 sequences=len(decoding) + chunks,
@@ -240,12 +254,13 @@ class EngineCore:
             self._complete_prefill(prefilled, step, now + step.seconds)
         self._generated_total += len(step.tokens)
         self._steps_total += 1
+        self._enqueue_late()
         step.events = self.pool.drain_events()
         return step
 
     def steady_steps(self) -> int:
         """Returns how many steps from now on only decode; often 0."""
-        is_mixed = self._waiting or self._prefilling or self._loading or self._block_full
+        is_mixed = self._waiting or self._late or self._prefilling or self._loading or self._block_full
         if self._paused or is_mixed or not self._decoding:
             return 0
         return min([sequence.steps_to_block_end for sequence in self._decoding]) - 1
@@ -555,6 +570,11 @@ class EngineCore:
         heapq.heappush(self._queue, (sequence.rank, sequence))
         self._waiting += 1
 
+    def _enqueue_late(self) -> None:
+        for sequence in self._late.values():
+            self._enqueue(sequence)
+        self._late.clear()
+
     def _queue_head(self) -> EngineSequence:
         """Returns the first waiting sequence. There must be one."""
         while self._queue[0][1].state is not SequenceState.WAITING:
@@ -567,7 +587,7 @@ class EngineCore:
             return False
         if sequence.state is _RUNNING:
             self._remove_running(sequence)
-        else:
+        elif self._late.pop(sequence_id, None) is None:
             self._waiting -= 1
         sequence.state = state
         sequence.finish_reason = reason

@@ -242,7 +242,7 @@ def test_more_replicas_keep_more_of_the_same_conversations() -> None:
 
 def test_a_shared_prefix_costs_less_than_none() -> None:
     minutes = shortened(6, 3)
-    case = scenario(chat(5.0, minutes), initial=4, seconds=60.0 * minutes)
+    case = scenario(chat(6.0, minutes), initial=4, seconds=60.0 * minutes)
     cold = outcome_of(case)
     warm = outcome_of(case, options=FleetPlantOptions(ConversationOptions(cached_share=0.45, pause_seconds=5.0)))
     assert warm.attainment > cold.attainment

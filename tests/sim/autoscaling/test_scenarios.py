@@ -352,7 +352,7 @@ def test_a_preset_and_a_setting_make_another_controller(capsys: pytest.CaptureFi
 
 
 def test_the_fleet_is_another_plant_and_shows_what_was_cached(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--replicas", "4"]) == command.main(["--replicas", "4", "--fleet"]) == 0
+    assert command.main(["--replicas", "6"]) == command.main(["--replicas", "6", "--fleet"]) == 0
     aggregated, fleet, cached = capsys.readouterr().out.splitlines()
     assert aggregated.rpartition("  ")[0] != fleet.rpartition("  ")[0]
     assert 5.0 < float(cached.split()[1]) < 30.0

@@ -184,9 +184,55 @@ def test_decoding_goes_first_and_prompts_share_what_is_left_of_the_budget() -> N
     deliver(core.step(0.0) or EngineStep())
     core.add(prompt("b", 150, start=1_000))
     core.add(prompt("c", 60, start=2_000))
-    steps = [core.step(1.0), core.step(2.0), core.step(3.0)]
+    steps = [core.step(float(number)) for number in range(1, 5)]
     schedule = [(step.prefilled, [item.id for item in step.tokens]) for step in steps if step]
-    assert schedule == [(99, ["a"]), (99, ["a", "b"]), (12, ["a", "b", "c"])]
+    assert schedule == [(0, ["a"]), (99, ["a"]), (99, ["a", "b"]), (12, ["a", "b", "c"])]
+
+
+def first_token_steps(core: EngineCore, steps: int) -> list[list[str]]:
+    found = [core.step(float(number)) for number in range(steps)]
+    return [[] if step is None else [sequence.id for sequence in step.first_tokens] for step in found]
+
+
+def test_a_prompt_that_arrives_during_a_step_is_not_in_the_one_that_is_planned() -> None:
+    core = engine()
+    core.add(prompt("a", 50, 50))
+    core.add(prompt("other", 50, 50, start=500))
+    assert first_token_steps(core, 1) == [["a", "other"]]
+    core.add(prompt("b", 50, start=1_000))
+    assert (core.stats.waiting, core.steady_steps()) == (1, 0)
+    assert first_token_steps(core, 2) == [[], ["b"]]
+
+
+def test_an_engine_without_other_work_takes_the_prompt_at_once() -> None:
+    core = engine()
+    core.add(prompt("a", 50, 1))
+    assert first_token_steps(core, 1) == [["a"]]
+    core.add(prompt("b", 50, start=1_000))  # during the last step of "a"
+    assert first_token_steps(core, 1) == [["b"]]
+
+
+def test_a_late_prompt_of_high_priority_does_not_hold_up_the_one_before_it() -> None:
+    core = EngineCore(replace(PROFILE, kv_tokens=512 * BLOCK), block_tokens=BLOCK, scheduling="priority")
+    core.add(prompt("running", 2_048, 50))
+    core.add(prompt("low", 2_000, 50, start=3_000, priority=1))
+    assert first_token_steps(core, 1) == [["running"]]
+    core.add(prompt("high", 1_000, start=6_000, priority=-1))
+    assert first_token_steps(core, 2) == [["low"], ["high"]]
+
+
+def test_late_prompts_can_be_aborted_and_wait_no_step_more_after_a_pause() -> None:
+    core = engine()
+    core.add(prompt("a", 50, 50))
+    core.step(0.0)
+    core.add(prompt("gone", 50, start=1_000))
+    core.add(prompt("b", 50, start=2_000))
+    assert core.abort("gone")
+    assert core.stats.waiting == 1
+    core.pause()
+    assert core.step(1.0) is None
+    core.resume()
+    assert first_token_steps(core, 1) == [["b"]]
 
 
 def test_a_step_takes_what_the_profile_says() -> None:

@@ -105,7 +105,7 @@ def test_stale_loads_do_not_divert_short_requests_from_their_caches() -> None:
     shared, apart = mean(3, SharingOptions(), 4), mean(3, NO_SHARING, 4)
     assert shared > apart - 0.03  # who hears nothing of others keeps to the homes, which serves such traffic best
     assert shared > mean(3, SharingOptions(loads=False), 4) - 0.03
-    assert mean(3, SharingOptions(raw_loads=True), 4) < apart - 0.05, "this is no case to tell the difference by"
+    assert mean(3, SharingOptions(raw_loads=True), 4) < apart - 0.03, "this is no case to tell the difference by"
 
 
 def test_three_gateways_that_share_find_what_one_finds() -> None:
@@ -142,7 +142,7 @@ def test_evicted_blocks_are_not_expected_in_the_cache() -> None:
             max(0.0, front.believed_cached_tokens(request) - there) for request, there in zip(lasts, truth, strict=True)
         )
     assert believed[False] > 20_000 * len(seeds)
-    assert believed[True] < 0.35 * believed[False], believed
+    assert believed[True] < 0.45 * believed[False], believed
 
 
 def test_sessions_that_stay_at_a_gateway_need_less_sharing() -> None:
