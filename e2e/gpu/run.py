@@ -3,9 +3,9 @@
     python e2e/gpu/run.py [--engines vllm|sim] [--model PATH] [--only fleet,kill] [--list]
 
 ``--list`` prints the parts in their order, the most telling first, with their seconds on an H100.
-All that need it take at most ``--seconds``: a part that does not fit into what is left is not begun,
-and named at the end. The part ``simulator`` needs no engine, only the files of ``fleet`` and
-``curves`` in ``--out``.
+All of them together take at most ``--seconds``. A part that does not fit into the rest of it is
+not begun. The part ``simulator`` needs no engine, only the files of ``fleet`` and ``curves`` in
+``--out``.
 
 It is opt-in, and no test run collects it. vLLM must be installed (``--vllm`` says how it is
 called). Models have random weights unless ``--model`` names a real one. With ``--engines sim``,
@@ -67,12 +67,14 @@ class GpuPart:
 
 
 PARTS: Final = (
-    GpuPart("fleet", 194, "step costs, three routing presets on a trace, and the index beside the engines", True),
+    GpuPart(
+        "fleet", 194, "step costs, three routing presets on a trace, and the index compared with the engines", True
+    ),
     GpuPart("kill", 73, "SIGKILL of an engine under streams, and another in its place", True),
     GpuPart("sleep", 9, "that engine sleeps and wakes", True),
     GpuPart("adapter", 10, "that engine loads a LoRA adapter", True),
     GpuPart("handoff", 36, "prefill and decode on two engines, by NIXL"),
-    GpuPart("curves", 75, "prompts and decode steps of one large engine, and built-in profiles beside them"),
+    GpuPart("curves", 75, "prompts and decode steps of one large engine, and built-in profiles compared with them"),
     GpuPart("simulator", 0, "the fleet simulator on the measured costs"),
 )
 _NAMES: Final = tuple(part.name for part in PARTS)

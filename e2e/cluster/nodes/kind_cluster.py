@@ -112,6 +112,8 @@ def reserved_node(cluster: RunningCluster) -> Iterator[str]:
 
 def stop() -> None:
     engine = find_engine()
+    if nodes := engine.run("ps", "--quiet", "--filter", f"label=io.x-k8s.kind.cluster={NAME}").split():
+        engine.run("stop", "--time", "0", *nodes)  # kind would wait for each
     _kind(engine, "delete", "cluster", "--name", NAME)
     if engine.makes_images and not engine.run("ps", "--all", "--quiet", "--filter", f"network={NETWORK}").strip():
         engine.run("network", "rm", "--force", NETWORK)
