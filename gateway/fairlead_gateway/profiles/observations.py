@@ -425,7 +425,6 @@ class EngineObserver:
 
 
 def _last_chunk(prompt: _TrackedPrompt, budget: float) -> tuple[float, float]:
-    """Returns the tokens of a prompt's last step, and their pairs in attention."""
     tokens = (prompt.work().computed - 1.0) % budget + 1.0
     return tokens, tokens * (prompt.tokens - tokens / 2)
 

@@ -15,7 +15,7 @@ calls again. One step:
 
 A step is planned while the one before it runs. So a sequence that arrives during a step joins the
 queue only when the next step is planned, unless the engine has no other work.
-Source: vLLM's asynchronous scheduling (``step_with_batch_queue`` in ``vllm/v1/engine/core.py``).
+Source: ``step_with_batch_queue`` of vLLM's engine core, 0.32 (asynchronous scheduling).
 
 Runs of steps that only decode need not be taken one by one. ``steady_steps`` returns their number,
 ``predict_step_ends`` their end times, equal to those of ``step`` to the last bit, and ``advance``
