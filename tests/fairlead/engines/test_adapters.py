@@ -60,6 +60,24 @@ sglang:generation_tokens_total{is_streaming="true",model_name="a"} 70.0
     assert (second.running, second.waiting, second.kv_usage, second.prompt_tokens_total) == (1.0, None, 0.1, None)
 
 
+def test_sglang_tokens_are_those_of_steps_once_a_release_counts_them() -> None:
+    """The totals of an SGLang 0.5.23 stand still until a request ends."""
+    page = b"""sglang:prompt_tokens_total{is_streaming="true",model_name="a"} 900.0
+sglang:generation_tokens_total{is_streaming="true",model_name="a"} 70.0
+sglang:realtime_tokens_total{dp_rank="0",mode="prefill_compute",model_name="a"} 500.0
+sglang:realtime_tokens_total{dp_rank="0",mode="prefill_cache",model_name="a"} 450.0
+sglang:realtime_tokens_total{dp_rank="0",mode="decode",model_name="a"} 80.0
+sglang:realtime_tokens_total{dp_rank="1",mode="decode",model_name="a"} 5.0
+"""
+    adapter = engine_adapter("sglang")
+    signals = adapter.parse_signals(page)
+    assert (signals.prompt_tokens_total, signals.generation_tokens_total) == (950.0, 85.0)
+    assert signals.prefix_queries_total == 900.0
+    ranks = adapter.parse_rank_signals(page, (0, 1, 2))
+    assert {rank: found.generation_tokens_total for rank, found in ranks.items()} == {0: 80.0, 1: 5.0, 2: None}
+    assert ranks[1] == adapter.parse_signals(page, 1)
+
+
 def test_llama_cpp_signals_count_cached_prompt_tokens_as_other_engines_do() -> None:
     page = b"""# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed, excluding cached tokens
 # TYPE llamacpp:prompt_tokens_total counter
