@@ -65,6 +65,7 @@ from fairlead_gateway.upstream.usage import (
     hide_accounts,
     parse_in_band_error,
     read_usage,
+    refusal_status,
     scanned_usage,
     usage_of_named,
 )
@@ -565,7 +566,7 @@ def _response_error(context: RequestContext, engine_response: EngineResponse) ->
     if _refuses_own_token(context, status):
         return _OWN_TOKEN_REFUSED
     if status >= 400:
-        return InBandError(status, "")
+        return InBandError(refusal_status(status, engine_response.buffered_body), "")
     if request.stream or not (status in _ANSWERED or (request.is_passthrough and 200 < status < 300)):
         return InBandError(502, "not what was asked for", GARBAGE)
     return None

@@ -72,6 +72,9 @@ _USAGE_OBJECT: Final = re.compile(
 )
 _DEAD_ENGINE: Final = "EngineCore encountered an issue"
 """The text of a dead vLLM. In streams, releases 0.8 to 0.11 give it the code 400."""
+_FULL_ENGINE: Final = ("The request queue is full.", "The request is aborted by a higher priority request.")
+"""The texts of a full SGLang, which means 503. For responses it gives them no code, or the status 400."""
+_FULL_PREFIX: Final = "503: "
 GARBAGE: Final = "garbage"
 """The cause of a response that cannot be read, as docs/reference/errors.md lists it."""
 EMPTY: Final = "empty"
@@ -316,6 +319,8 @@ def parse_in_band_error(raw: bytes, status: int) -> InBandError:
     except _DECODE_ERRORS:
         return InBandError(status, "")
     message = _text(decoded, _MAX_DEPTH)
+    if message in _FULL_ENGINE:
+        return InBandError(503, message)
     if not isinstance(decoded, dict):
         return InBandError(status, message)
     fields = _error_fields(decoded)
@@ -327,6 +332,14 @@ def parse_in_band_error(raw: bytes, status: int) -> InBandError:
     else:
         status = next((_STATUSES[name] for name in (kind, code) if isinstance(name, str) and name in _STATUSES), status)
     return InBandError(status, message)
+
+
+def refusal_status(status: int, body: bytes) -> int:
+    """Returns the status that an engine means with an error status: 503 if it is full."""
+    if status != 400 or _FULL_PREFIX.encode() not in body:
+        return status
+    message = engine_words(body).message
+    return 503 if message.startswith(_FULL_PREFIX) and message[len(_FULL_PREFIX) :] in _FULL_ENGINE else status
 
 
 def _error_fields(decoded: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.simulated
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = GOOD | {"stream": True}
 FULL = {"error": {"message": "The engine is currently busy", "type": "Service Unavailable", "param": None, "code": 503}}
+FULL_SGLANG = {"error": {"message": "503: The request queue is full.", "type": "invalid_request_error", "code": 400}}
 DEAD = {"error": {"message": "EngineCore encountered an issue", "type": "InternalServerError", "code": 500}}
 ABORTED = {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "abort"}]}
 BAD_VALUE = {"error": {"message": "prompt too long", "type": "BadRequestError", "param": "input", "code": 400}}
@@ -63,6 +64,7 @@ status_502 = responds(b"<html>bad gateway</html>", "502 Bad Gateway", "text/html
 
 
 status_503 = responds(FULL, "503 Service Unavailable")
+full_with_400 = responds(FULL_SGLANG, "400 Bad Request")
 redirect = responds(b"", "307 Temporary Redirect", more="location: http://evil/\r\n")
 
 
@@ -103,6 +105,7 @@ PLAIN_FAULTS: list[Script] = [
     status_500,
     status_502,
     status_503,
+    full_with_400,
     redirect,
     garbage,
     endless_head,
@@ -181,6 +184,7 @@ async def test_an_engine_that_refuses_connections_is_passed_over() -> None:
         (garbage, GOOD, 502, "engine_failed"),
         (not_json, GOOD, 502, "engine_failed"),
         (status_503, GOOD, 503, "overloaded"),
+        (full_with_400, GOOD, 503, "overloaded"),
         (status_503, STREAM, 503, "overloaded"),
         (full_in_the_stream, STREAM, 503, "overloaded"),
         (dead_in_the_stream, STREAM, 502, "engine_failed"),

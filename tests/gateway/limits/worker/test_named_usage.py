@@ -331,6 +331,11 @@ def test_events_pass_as_they_are_however_they_are_cut(path: str, size: int) -> N
             429,
         ),
         (b'data: {"type":"response.failed","response":{"status":"failed"}}\n\n', 500),
+        (
+            b'data: {"type":"response.failed","response":{"error":{"code":"server_error",'
+            b'"message":"The request queue is full."}}}\n\n',
+            503,
+        ),
         (b'event: response.x.delta\ndata: {"type":"response.x.delta","delta":"event: error"}\n\n', None),
         (b'event: ping\ndata: {"type":"ping","error":{"type":"error"}}\n\n', None),
     ],
