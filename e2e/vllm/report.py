@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fairlead_testing.reports import commit
 
@@ -26,6 +26,13 @@ class CheckFailed(AssertionError):
 def require(holds: object, why: str, numbers: Numbers | None = None) -> None:
     if not holds:
         raise CheckFailed(why, numbers)
+
+
+class Scenario(Protocol):
+    """A part of a run."""
+
+    async def run(self) -> None:
+        """Runs all of its checks."""
 
 
 @dataclass(slots=True)
@@ -79,6 +86,15 @@ class VllmReport:
     def begin(self, part: str) -> None:
         when = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
         self.parts[part] = ReportPart(when, commit(ROOT, mark="+"), self.note)
+
+    async def run_part(self, part: str, scenario: Callable[[], "Scenario"]) -> None:
+        """Runs all checks of a part. An error that none of them has caught is a check."""
+        self.begin(part)
+        try:
+            await scenario().run()
+        except Exception as error:  # noqa: BLE001
+            self.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
+        self.end()
 
     def end(self) -> None:
         next(reversed(self.parts.values())).is_over = True

@@ -36,14 +36,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
 from e2e.cluster.artifacts import pinned_versions
 from e2e.vllm.engine.engine_processes import EngineStage, mooncake, nixl
 from e2e.vllm.engine.installation import Installation, install
 from e2e.vllm.pods import engine_code, pod_environment
 from e2e.vllm.pods.pod_scenarios import PodsHandoff, PodsHung, PodsLifecycle, PodStage, pod_stage
-from e2e.vllm.report import VllmReport
+from e2e.vllm.report import Scenario, VllmReport
 from e2e.vllm.scenarios import cache_timing, client_sdks, continued, continued_dialects, replayed, tiers
 from e2e.vllm.scenarios.adapters import Adapters
 from e2e.vllm.scenarios.api_surface import ApiSurface
@@ -57,7 +56,7 @@ from e2e.vllm.scenarios.prefill_handoff import HandoffScenario
 from e2e.vllm.scenarios.replayed import Replayed
 
 ROOT = Path(__file__).resolve().parents[2]
-Start = Callable[[EngineStage, VllmReport], "Scenario"]
+Start = Callable[[EngineStage, VllmReport], Scenario]
 PARTS: dict[str, Start] = {
     "surface": ApiSurface,
     **{part: partial(IndexScenarios, part=part) for part in INDEXES},
@@ -73,37 +72,21 @@ PARTS: dict[str, Start] = {
     replayed.NAME: Replayed,
 }
 """The parts whose engines are processes of this machine."""
-POD_PARTS: dict[str, Callable[[PodStage, VllmReport], "Scenario"]] = {
+POD_PARTS: dict[str, Callable[[PodStage, VllmReport], Scenario]] = {
     "pods-lifecycle": PodsLifecycle,
     "pods-hung": PodsHung,
     "pods-handoff": PodsHandoff,
 }
 
 
-class Scenario(Protocol):
-    """A part of a run."""
-
-    async def run(self) -> None:
-        """Runs all of its checks."""
-
-
 async def run(stage: EngineStage, report: VllmReport, parts: Sequence[str]) -> None:
     for part in parts:
-        await _run_part(part, lambda: PARTS[part](stage, report), report)  # noqa: B023 - called at once
+        await report.run_part(part, lambda: PARTS[part](stage, report))  # noqa: B023 - called at once
 
 
 async def run_in_pods(stage: PodStage, report: VllmReport, parts: Sequence[str]) -> None:
     for part in parts:
-        await _run_part(part, lambda: POD_PARTS[part](stage, report), report)  # noqa: B023 - called at once
-
-
-async def _run_part(part: str, scenario: Callable[[], Scenario], report: VllmReport) -> None:
-    report.begin(part)
-    try:
-        await scenario().run()
-    except Exception as error:  # noqa: BLE001
-        report.add("the whole part", {"holds": False, "why": f"{type(error).__name__}: {error}"[-2_000:]})
-    report.end()
+        await report.run_part(part, lambda: POD_PARTS[part](stage, report))  # noqa: B023 - called at once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,8 +165,8 @@ def _run_simulated() -> bool:
         TemporaryDirectory(prefix="fairlead-sdks-") as folder,
         EngineStage(Installation(Path(folder)), Path(folder)) as stage,
     ):
-        scenario = ClientSdks(stage, report, is_simulated=True)
-        asyncio.run(_run_part(client_sdks.NAME, lambda: scenario, report))
+        scenario = ClientSdks(stage, report, client_sdks.simulated_engine, "sim")
+        asyncio.run(report.run_part(client_sdks.NAME, lambda: scenario))
     _write(report, ROOT / "out" / "vllm-sdks.json")
     return report.all_passed
 
@@ -193,7 +176,7 @@ def _run_timing(installed: Installation, path: Path, seconds: float) -> bool:
     report = VllmReport(installed.versions())
     with _local_stage(installed, report) as stage:
         attack = CacheTiming(stage, report, path, seconds)
-        asyncio.run(_run_part(cache_timing.NAME, lambda: attack, report))
+        asyncio.run(report.run_part(cache_timing.NAME, lambda: attack))
     return report.all_passed
 
 

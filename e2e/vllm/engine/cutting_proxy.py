@@ -14,6 +14,7 @@ AFTER_USAGE = -1
 _NAME = re.compile(rb'"user": ?"([^"]+)"')
 _IDS = re.compile(rb'"token_ids":\[([^\]]+)\]')
 _NAMED = re.compile(rb"event: (?:content_block_delta|response\.(?:output|reasoning)_text\.delta)\n")
+_TEXT = re.compile(rb'"(?:content|text)":"[^"]')
 _USAGE = b'"usage":{"'
 _END = b"\n\n\r\n"
 _BYTES = 65_536
@@ -25,12 +26,14 @@ class CutPlan:
 
     Events of messages and responses count as one.
 
+    counts_texts: so do events with text, of an engine that sends no token ids.
     cuts: by the name of the request; one is taken for each engine that it reaches.
     made: those that were cut.
     """
 
     cuts: dict[str, list[int]] = field(default_factory=dict)
     made: int = 0
+    counts_texts: bool = False
 
     def next_cut(self, name: str) -> int | None:
         """Takes the next cut of a request; None if it has no more."""
@@ -84,7 +87,7 @@ class CuttingProxy:
         while data := await engine.read(_BYTES):
             if asked.name:
                 cut, asked.name = self._plan.next_cut(asked.name), ""
-                stream = None if cut is None else _Stream(cut)
+                stream = None if cut is None else _Stream(cut, counts_texts=self._plan.counts_texts)
             if stream is None:
                 client.write(data)
             else:
@@ -117,8 +120,9 @@ class _Requests:
 class _Stream:
     """The events of one stream until its cut."""
 
-    def __init__(self, cut: int) -> None:
+    def __init__(self, cut: int, *, counts_texts: bool) -> None:
         self._cut = cut
+        self._counts_texts = counts_texts
         self._tokens = 0
         self._partial = b""
         self.is_cut = False
@@ -131,7 +135,8 @@ class _Stream:
             event, self._partial = self._partial[:end], self._partial[end:]
             passed += event
             self._tokens += sum(ids.count(b",") + 1 for ids in _IDS.findall(event))
-            self._tokens += len(_NAMED.findall(event))
+            named = len(_NAMED.findall(event))
+            self._tokens += named or (self._counts_texts and len(_TEXT.findall(event)))
             is_there = _USAGE in event if self._cut == AFTER_USAGE else self._tokens >= self._cut
             self.is_cut = is_there and b"data: " in event
         return passed

@@ -29,7 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from e2e.vllm.engine.installation import HERE, Installation
 from fairlead_testing.processes import start_ready, unused_port
@@ -146,7 +146,7 @@ class EngineStage:
     engines: list[EngineProcess] = field(default_factory=list)
     gateways: list["GatewayProcess"] = field(default_factory=list)
 
-    def __enter__(self) -> "EngineStage":
+    def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -157,12 +157,12 @@ class EngineStage:
             engine.signal(signal.SIGCONT)
             engine.kill()
 
-    def with_model(self, name: str) -> "EngineStage":
+    def with_model(self, name: str) -> Self:
         """Returns a stage whose engines have another model; the caller makes it."""
-        other = Installation(self.folder / name)
+        other = type(self.installed)(self.folder / name)
         other.folder.mkdir()
         (other.folder / "engine").symlink_to(self.installed.folder / "engine")
-        return EngineStage(other, self.folder, self.engines, self.gateways)
+        return type(self)(other, self.folder, self.engines, self.gateways)
 
     def engine(
         self,
@@ -317,8 +317,10 @@ def stop_process(process: "subprocess.Popen[str]") -> None:
             process.wait()
 
 
-def fleet_of(model: str, engines: Sequence[tuple[EngineProcess, str]], transfer: str | None = None) -> dict[str, Any]:
-    instances = [{"id": engine.name, "url": engine.url, "role": role} for engine, role in engines]
+def fleet_of(
+    model: str, engines: Sequence[tuple[EngineProcess, str]], transfer: str | None = None, *, kind: str = "vllm"
+) -> dict[str, Any]:
+    instances = [{"id": engine.name, "url": engine.url, "role": role, "engine": kind} for engine, role in engines]
     return {"name": model, "instances": instances} | ({"kvTransfer": transfer} if transfer else {})
 
 

@@ -72,12 +72,13 @@ ENGINE_FLAGS = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING":
 @dataclass(frozen=True, slots=True)
 class EventSource:
     """One engine × rank: its HTTP side and where it publishes. The index finds the latter by
-    itself."""
+    itself, unless `fields` of the fleet file have it."""
 
     instance: str
     url: str
     events: str
     rank: int | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 class RedisIndex:
@@ -183,7 +184,7 @@ def completeness(mirror: LoadedIndex | None, instance: str) -> tuple[bool, str]:
 
 def _source_of(source: EventSource) -> Mapping[str, Any]:
     rank = {} if source.rank is None else {"dpRank": source.rank}
-    return {"id": source.instance, "url": source.url, **rank}
+    return {"id": source.instance, "url": source.url, **rank, **source.fields}
 
 
 @dataclass(frozen=True, slots=True)

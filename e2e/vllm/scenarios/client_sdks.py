@@ -10,7 +10,7 @@ import hmac
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from e2e.vllm.engine.engine_processes import EngineProcess, EngineStage, fleet_of, start_engine
@@ -52,15 +52,23 @@ def simulated_engine(stage: EngineStage) -> EngineProcess:
 class ClientSdks:
     """One engine, and one gateway before it whose tenants have budgets.
 
-    is_simulated: the engine is a simulated one. Its texts differ between tenants, so they are not
-        compared.
+    start: starts the engine.
+    kind: the type of the engine in the fleet file. Texts of a simulated one differ between tenants,
+        so they are not compared.
     """
 
-    def __init__(self, stage: EngineStage, report: VllmReport, *, is_simulated: bool = False) -> None:
+    def __init__(
+        self,
+        stage: EngineStage,
+        report: VllmReport,
+        start: Callable[[EngineStage], EngineProcess] = vllm_engine,
+        kind: str = "vllm",
+    ) -> None:
         self._stage = stage
         self._report = report
-        self._start = simulated_engine if is_simulated else vllm_engine
-        self._ignored = ("text", "helper") if is_simulated else ()
+        self._start = start
+        self._kind = kind
+        self._ignored = ("text", "helper") if kind == "sim" else ()
 
     async def run(self) -> None:
         """Runs all checks of both languages."""
@@ -89,7 +97,7 @@ class ClientSdks:
         keys = [f"{language}-{dialect}" for language in LANGUAGES for dialect in DIALECTS]
         documents = [_tenant("all", _KEY), *(_tenant(key, key, budget=budget) for key in keys)]
         tenants.write_text("---\n".join(json.dumps(document) + "\n" for document in documents))
-        fleet = fleet_of(MODEL, [(engine, "Serve")])
+        fleet = fleet_of(MODEL, [(engine, "Serve")], kind=self._kind)
         model = {**fleet, "price": _PRICE, "allowedFields": ["background", "store"]}
         pepper = {"FAIRLEAD_KEY_PEPPER": _PEPPER}
         return self._stage.gateway({"models": [model]}, "--tenants", str(tenants), environment=pepper).url

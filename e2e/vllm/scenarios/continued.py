@@ -116,6 +116,7 @@ class Said:
     finish: str | None = None
     usage: tuple[int, int, int] | None = None
     tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
     continued_at: list[int] = field(default_factory=list)
     error: str = ""
     instance: str = ""
@@ -163,6 +164,7 @@ def _add(said: Said, data: str) -> None:
         content = choice.get("text") or delta.get("content") or ""
         reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
         said.text += content
+        said.pieces += [content] if content else []
         said.reasoning += reasoning
         said.tokens += choice.get("token_ids") or []
         said.finish = choice.get("finish_reason") or said.finish
@@ -218,12 +220,12 @@ class CutFleet:
 
     @classmethod
     @asynccontextmanager
-    async def before(cls, stage: EngineStage, engine: str) -> AsyncIterator["CutFleet"]:
+    async def before(cls, stage: EngineStage, engine: str, kind: str = "vllm") -> AsyncIterator["CutFleet"]:
         """Runs proxies and a gateway until the block ends."""
-        plan = CutPlan()
+        plan = CutPlan(counts_texts=kind != "vllm")
         proxies = [CuttingProxy(engine, plan) for _ in range(_WAYS)]
         urls = [await proxy.start() for proxy in proxies]
-        instances = [{"id": f"way-{at}", "url": url, "role": "Serve"} for at, url in enumerate(urls)]
+        instances = [{"id": f"way-{at}", "url": url, "role": "Serve", "engine": kind} for at, url in enumerate(urls)]
         fleet = {"models": [{"name": MODEL, "instances": instances}]}
         gateway = await asyncio.to_thread(stage.gateway, fleet)
         try:

@@ -73,7 +73,9 @@ _USAGE_OBJECT: Final = re.compile(
 _DEAD_ENGINE: Final = "EngineCore encountered an issue"
 """The text of a dead vLLM. In streams, releases 0.8 to 0.11 give it the code 400."""
 _FULL_ENGINE: Final = ("The request queue is full.", "The request is aborted by a higher priority request.")
-"""The texts of a full SGLang, which means 503. For responses it gives them no code, or the status 400."""
+"""The texts of a full SGLang, which mean 503. For responses it sends them without a code, or with
+the status 400.
+"""
 _FULL_PREFIX: Final = "503: "
 GARBAGE: Final = "garbage"
 """The cause of a response that cannot be read, as docs/reference/errors.md lists it."""
