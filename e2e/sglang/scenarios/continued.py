@@ -24,12 +24,13 @@ from fairlead_testing.processes import unused_port
 from fairlead_testing.waiting import wait_until
 
 NAME, KILLS = "continued", "continued-kills"
-PROMPTS, CUTS, TOKENS = 20, 3, 24
+PROMPTS, CUTS, TOKENS = 12, 3, 24
 ROUNDS, KILLED_TOKENS = 4, 96
 KILLED_STREAMS = 2
 """Streams of each dialect in a round."""
 _CHAT, _COMPLETIONS, *NAMED_DIALECTS = DIALECTS
-_OPTIONS = ("--max-running-requests", "16")
+_OPTIONS = ("--max-running-requests", "16", "--dtype", "float32")
+"""Whole precision, so that a text is the same with other parts of its prompt in the cache."""
 _START_SECONDS = 120.0
 _TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 
@@ -63,16 +64,21 @@ async def _cut_all(fleet: CutFleet, engine: EngineProcess, asks: list[StreamRequ
             whole = await fleet.send(client, asked)
             require(whole.is_whole, f"a stream without a cut: {whole.error}")
             for cut in draw.sample(range(1, len(whole.pieces)), CUTS):
-                got, made = await fleet.send(client, asked, cut), fleet.plan.made
+                made = fleet.plan.made
+                got = await fleet.send(client, asked, cut)
+                if fleet.plan.made == made:  # the engine has put several tokens into one event
+                    counts["not_cut"] += 1
+                    continue
+                said = got.text, got.usage, got.is_whole
                 expected = await _expected(direct, asked, "".join(got.pieces[:cut]), cut)
                 counts["streams"] += 1
-                counts["cuts"] = made
-                counts["as_the_engine_goes_on"] += (got.text, got.usage, got.is_whole) == (*expected, True)
+                counts["as_the_engine_goes_on"] += said == (*expected, True)
                 counts["identical_to_the_stream_without_a_cut"] += got.text == whole.text
-                if (got.text, got.usage) != expected and len(first) < 3:
-                    first.append(f"at {cut}: {got.text!r} {got.usage} {got.error} and not {expected}"[:600])
+                if said != (*expected, True) and len(first) < 3:
+                    first.append(f"at {cut}: {said} {got.error} and not {expected}"[:600])
+    print(*first, sep="\n", end="\n" * bool(first), flush=True)
     numbers: Numbers = {**counts, "first": first}
-    require(counts["as_the_engine_goes_on"] == counts["streams"], "streams do not go on as they should", numbers)
+    require(counts["as_the_engine_goes_on"] == counts["streams"] > 0, "streams do not go on as they should", numbers)
     return numbers
 
 
