@@ -47,7 +47,7 @@ BENCH = $(RUN) -m fairlead_bench $(if $(TRACES),--trace $(TRACES)/conversation_t
 # Tests start hundreds of Python processes. Without its bytecode each would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up demo test test-tools lint lint-types lint-rest e2e e2e-vllm e2e-gpu cluster-up cluster-down bench soak nightly compile generate docs release publish lock lock-images licenses audit sbom clean env
+.PHONY: help up demo test test-tools lint lint-types lint-rest e2e e2e-vllm e2e-sglang e2e-gpu cluster-up cluster-down bench soak nightly compile generate docs release publish lock lock-images licenses audit sbom clean env
 
 help: ## print the targets
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ i = index($$0, ": "); printf "  %-14s %s\n", $$1, substr($$0, i + 2) }'
@@ -103,6 +103,9 @@ compile: env ## compile the data plane with mypyc, once for each state of the so
 
 e2e-vllm: compile ## run against vLLM on this machine's processors (6 GB the first time); writes bench/results/vllm.json
 	@$(RUN) e2e/vllm/run.py
+
+e2e-sglang: compile ## run against SGLang on this machine's processors (5 GB the first time); writes bench/results/sglang.json
+	@$(RUN) e2e/sglang/run.py
 
 e2e-gpu: compile ## run against vLLM on this machine's GPUs; writes bench/results/gpu.json. ENGINES=sim: simulated; MODEL=… real weights
 	@$(RUN) e2e/gpu/run.py $(if $(ENGINES),--engines $(ENGINES)) $(if $(MODEL),--model $(MODEL)) $(ARGS)

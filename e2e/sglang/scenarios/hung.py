@@ -70,10 +70,14 @@ class Hung:
                 body = {"model": MODEL, "messages": messages, "max_tokens": TOKENS, "temperature": 0}
                 prompt = TextPrompt(0, "chat", "/v1/chat/completions", body | {"ignore_eos": True}).as_stream()
                 answer = await send_prompt(client, prompt)
-                self._answers.append((time.monotonic(), answer.decision, answer))
+                instance = ""
+                if answer.decision.startswith("req-"):
+                    decision = await asyncio.to_thread(gateway.decision, answer.decision)
+                    instance = decision["choices"][-1]["instance"]
+                self._answers.append((time.monotonic(), instance, answer))
 
     def _of(self, engine: EngineProcess, since: float) -> int:
-        return sum(at > since and engine.name in decision for at, decision, _ in self._answers)
+        return sum(at > since and instance == engine.name for at, instance, _ in self._answers)
 
     async def _stop(self, engine: EngineProcess) -> Numbers:
         await wait_until(lambda: self._of(engine, 0.0) >= CLIENTS, _BACK_SECONDS)
