@@ -25,7 +25,7 @@ from fairlead_testing.waiting import wait_until
 
 NAME, KILLS = "continued", "continued-kills"
 PROMPTS, CUTS, TOKENS = 12, 3, 24
-ROUNDS, KILLED_TOKENS = 4, 96
+ROUNDS, KILLED_TOKENS = 2, 96
 KILLED_STREAMS = 2
 """Streams of each dialect in a round."""
 _CHAT, _COMPLETIONS, *NAMED_DIALECTS = DIALECTS
@@ -164,6 +164,8 @@ class ContinuedKills:
             await asyncio.gather(*tasks)
             for stream in streams:
                 ends[stream.path][f"{'killed' if stream in hit else 'other'}: {stream.end()}"] += 1
+            if number + 1 == ROUNDS:
+                break
             engines[killed] = self._start(killed)
             await asyncio.to_thread(engines[killed].await_health)
             await asyncio.to_thread(gateway.serve, fleet(*engines))

@@ -2,15 +2,20 @@
 
 Every name below it resolves, as a module or as an attribute, so SGLang starts. Every call raises
 NotImplementedError: on processors, SGLang uses the operations of torch, and calls none of them.
+
+With `UNPINNED` in the environment, tensors are never in pinned memory, which needs CUDA. SGLang's
+adapters ask for it on every machine.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+UNPINNED = "FAIRLEAD_UNPINNED"
 __path__ = []
 __version__ = "0.0.0"
 
@@ -54,4 +59,14 @@ def _missing(full_name: str, name: str) -> MissingKernel:
     return MissingKernel(full_name)
 
 
+def _never_pinned(create: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *values, pin_memory=False, **options: create(*values, **options)
+
+
 sys.meta_path.append(_KernelModules())
+if UNPINNED in os.environ:
+    import torch
+
+    for _name in ("empty", "ones", "tensor", "zeros"):
+        setattr(torch, _name, _never_pinned(getattr(torch, _name)))
+    torch.Tensor.pin_memory = lambda tensor, *_: tensor
