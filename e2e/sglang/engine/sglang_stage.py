@@ -14,6 +14,8 @@ from fairlead_testing.processes import unused_port
 
 KIND = "sglang"
 MODEL = "tiny"
+UNPINNED = "FAIRLEAD_UNPINNED"
+"""The variable without which SGLang cannot load adapters here; `stand_in` reads it."""
 MAX_TOKENS = 8_192
 """Limit: tokens in the KV cache of an engine."""
 _OPTIONS = (

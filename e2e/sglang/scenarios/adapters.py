@@ -10,7 +10,7 @@ from collections import Counter
 
 import httpx
 
-from e2e.sglang.engine.sglang_stage import MODEL, SglangStage, fleet
+from e2e.sglang.engine.sglang_stage import MODEL, UNPINNED, SglangStage, fleet
 from e2e.sglang.scenarios.api import body_of, read_stream, streamed_answer
 from e2e.vllm.client import openai_client
 from e2e.vllm.engine.engine_processes import EngineProcess, GatewayProcess
@@ -41,7 +41,7 @@ class Adapters:
         folders = [str(folder) for folder in self._sources.values()]
         command = [str(self._stage.installed.engine_python), str(_MAKER), str(self._stage.installed.model), *folders]
         await asyncio.to_thread(subprocess.run, command, check=True)
-        engine = self._stage.engine("adapters", *_OPTIONS)
+        engine = self._stage.engine("adapters", *_OPTIONS, environment={UNPINNED: "1"})
         try:
             await asyncio.to_thread(engine.await_health)
             if await self._report.check("each adapter answers in its own way", lambda: self._learn(engine)):

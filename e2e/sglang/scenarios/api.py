@@ -182,13 +182,18 @@ class Api:
         async with openai_client(engine.url) as direct, openai_client(gateway.url) as through:
             alone = await send_prompts(direct, crowd, at_once=CROWD)
             said = await send_prompts(through, crowd, at_once=CROWD)
+            bodies = [body_of("/v1/responses", f"{at} of a crowd", 48) | {"stream": at % 2 == 0} for at in range(CROWD)]
+            responses = await asyncio.gather(*(through.post("/v1/responses", json=body) for body in bodies))
         numbers: Numbers = {
             "asked": CROWD,
             "engine_alone": dict(Counter("whole" if one.ended else f"{one.status}" for one in alone)),
             "engine_says": next((one.error for one in alone if not one.ended), ""),
             "through_the_gateway": dict(Counter("whole" if one.ended else f"{one.status}" for one in said)),
+            "responses": dict(Counter(str(one.status_code) for one in responses)),
             "gateway_says": next((one.error for one in said if not one.ended), ""),
         }
+        failed = [one.text for one in responses if one.status_code not in (200, 503) or "response.failed" in one.text]
+        require(not failed, f"a response shows an overload as something else: {failed[:1]}", numbers)
         require(any(not one.ended for one in alone), "the engine was never full", numbers)
         require(
             all(one.ended or one.status in (429, 503) for one in said), "an overload shows as something else", numbers
