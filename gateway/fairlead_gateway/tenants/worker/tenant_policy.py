@@ -91,6 +91,11 @@ _COUNT: Final = re.compile(
 )
 """The last three are llama.cpp's: of `timings`, what was cached and what was computed."""
 _DETAILS: Final = re.compile(rb'("(?:cached_tokens_details|prompt_progress)"[ \t]{0,4}:[ \t]{0,4})\{[^{}]{0,256}\}')
+_USAGE: Final = re.compile(rb"\{[^{}]{0,300}\}")
+_PROMPT_PART: Final = re.compile(
+    rb'"(?:input_tokens|cache_read_input_tokens|cache_creation_input_tokens)"[ \t]{0,4}:[ \t]{0,4}([0-9]{1,15})'
+)
+_UNCACHED: Final = re.compile(rb'("input_tokens"[ \t]{0,4}:[ \t]{0,4})[0-9]{1,15}')
 _LONGEST: Final = 320
 """No field that is replaced is longer, in bytes."""
 _HIDDEN: Final = rb"\1null"
@@ -502,7 +507,18 @@ def hide_cached_tokens(data: bytes) -> bytes:
     """Returns a body or an event without numbers of cached tokens."""
     if data.find(b"cache") < 0 and data.find(b'"prompt_n"') < 0:
         return data
+    if data.find(b'"cache_read_input_tokens"') >= 0:
+        data = _USAGE.sub(_with_whole_prompt, data)
     return _DETAILS.sub(_HIDDEN, _COUNT.sub(_HIDDEN, data))
+
+
+def _with_whole_prompt(usage: re.Match[bytes]) -> bytes:
+    """Returns the counts of a message with all tokens of its prompt as `input_tokens`.
+
+    Why: these leave out the cached ones, so they would show how many were cached.
+    """
+    tokens = sum(map(int, _PROMPT_PART.findall(usage[0])))
+    return _UNCACHED.sub(rb"\g<1>%d" % tokens, usage[0])
 
 
 def shown_headers(fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
@@ -541,7 +557,7 @@ class CachedTokensFilter:
 def _complete_end(data: bytes) -> int:
     """Returns the end of the part in which no field is cut."""
     end = max(0, len(data) - _LONGEST)
-    for pattern in (_COUNT, _DETAILS):
+    for pattern in (_COUNT, _DETAILS, _USAGE):
         for match in pattern.finditer(data, max(0, end - _LONGEST)):
             if match.start() < end < match.end():
                 end = match.start()

@@ -21,14 +21,14 @@ BODY = json.dumps(
 ).encode()
 
 
-def test_counts_become_null_and_every_other_value_stays() -> None:
+def test_counts_become_null_a_prompt_is_counted_whole_and_other_values_stay() -> None:
     before, after = json.loads(BODY), json.loads(hide_cached_tokens(BODY))
     assert after["text"] == before["text"]
     assert after["usage"] == {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": None, "audio_tokens": 5}}
     assert after["anthropic"] == {
         "cache_read_input_tokens": None,
         "cache_creation_input_tokens": None,
-        "input_tokens": 2,
+        "input_tokens": 9,
     }
     assert after["sglext"] == {"cached_tokens_details": None}
 
