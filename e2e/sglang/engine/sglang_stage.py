@@ -74,5 +74,4 @@ def fleet(*engines: EngineProcess, **model: object) -> dict[str, Any]:
 
 
 def running(engine: EngineProcess) -> float:
-    """Returns the requests that the engine computes or has queued, by its metrics."""
     return engine.metric("sglang:num_running_reqs") + engine.metric("sglang:num_queue_reqs")

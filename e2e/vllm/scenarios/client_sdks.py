@@ -37,7 +37,9 @@ _IGNORED = {
         "unknown earlier id",
     ),
 }
-"""Values that are not compared, by kind of engine. SGLang takes every name of a model, and refuses unknown ids with 400."""
+"""Values that are not compared, by kind of engine. SGLang takes every name of a model, and refuses
+unknown ids with 400.
+"""
 _TIMEOUT_SECONDS = 1_200
 _ENGINE_OPTIONS = (
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
@@ -92,7 +94,7 @@ class ClientSdks:
             for language in LANGUAGES:
                 direct = await _lines(sdks, language, engine.url, "none")
                 through = await _lines(sdks, language, gateway, _KEY)
-                require(direct.keys() == through.keys(), "the program ended early", {"made": list(through)})
+                require(direct and direct.keys() == through.keys(), "the program ended early", {"made": list(through)})
                 for name, line in through.items():
                     self._report.add(f"{language}: {name}", compare(direct[name], line, self._ignored))
                 for dialect in DIALECTS:

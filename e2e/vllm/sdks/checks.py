@@ -38,7 +38,6 @@ CHAT: dict[str, Any] = {"model": MODEL, "messages": TURNS, "max_tokens": TOKENS,
 Said = dict[str, Any]
 
 DIALECTS = ("messages", "responses", "chat")
-CHECKS = [check for name, check in list(globals().items()) if name.startswith(tuple(f"{kind}_" for kind in DIALECTS))]
 
 
 def _message(found: Any) -> Said:
@@ -276,7 +275,8 @@ def main() -> None:
     if MODE:
         print(json.dumps({"name": f"budget: {MODE[1]}", "said": spend(MODE[1])}), flush=True)
         return
-    for check in CHECKS:
+    prefixes = tuple(f"{dialect}_" for dialect in DIALECTS)
+    for check in [found for name, found in globals().items() if name.startswith(prefixes)]:
         name = check.__name__.replace("_", " ")
         try:
             line: dict[str, Any] = {"name": name, "said": check()}
