@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def table_with(path: Path, label: str) -> list[dict[str, str]]:
     """Returns the rows of the table that has a row of this label; the label's column is empty."""
-    blocks = re.findall(r"(?:^\|.*\n)+", path.read_text(), re.MULTILINE)
+    blocks = re.findall(r"(?:^\|.*\n)+", re.sub(r"<!--.*?-->", "", path.read_text()), re.MULTILINE)
     text = next(block for block in blocks if f"\n| {label} |".lower() in block.lower())
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
     return [dict(zip(head, row, strict=True)) for row in rows]
