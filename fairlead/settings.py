@@ -28,6 +28,7 @@ TOOL_VARIABLES: Mapping[str, str] = MappingProxyType(
         "FAIRLEAD_TEST_LOOPS": "`real`: tests in simulated time run on real sockets and clocks; `make nightly` sets it",
         "FAIRLEAD_TEST_ORDER": "a seed: the tests run in this random order; `make nightly` sets it",
         "FAIRLEAD_E2E": "`full`: the tests on a cluster run under 20 streams a second; `make e2e LOAD=1` sets it",
+        "FAIRLEAD_E2E_PROVIDER": "`kind`: the tests on a cluster run on kind; `make e2e PROVIDER=kind` sets it",
         "FAIRLEAD_SOAK": "`full`: the soak does everything as often as the bar says; `make soak` sets it",
         "FAIRLEAD_SOAK_KILLS": "how many engines the soak kills",
         "FAIRLEAD_SOAK_MALFORMED": "how many malformed requests the soak sends",

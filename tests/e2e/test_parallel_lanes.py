@@ -10,7 +10,7 @@ import pytest
 from e2e.parallel_lanes import CHANGES, LANES, LOCAL, LaneMarker, lane, lane_position
 
 KUBE = Path(__file__).parents[2] / "e2e" / "kube"
-_ALONE = {"installation", "empty", "configured"}
+_ALONE = {"installation", "empty", "configured", "scraped", "pinned"}
 """Fixtures that have the installation alone."""
 
 
