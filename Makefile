@@ -133,6 +133,7 @@ nightly: compile ## run property tests with 5,000 examples, simulations in full,
 	@$(RUN) e2e/gpu/run.py --engines sim
 	@$(MAKE) e2e EXTENDED=1
 	@$(MAKE) e2e PROVIDER=kind
+	@$(MAKE) e2e-sglang
 
 generate: env ## write CRDs, chart files and reference pages from the types
 	@$(RUN) scripts/generate.py
