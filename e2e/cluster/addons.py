@@ -73,16 +73,9 @@ def install(cluster: RunningCluster) -> None:
 
 
 def _wait_for_webhook(cluster: RunningCluster) -> None:
-    """Waits until the API server reaches the webhook, which listens after its pod is ready."""
-    end = time.monotonic() + READY_SECONDS
-    while True:
-        try:
-            cluster.command("kubectl", "create", "--dry-run=server", "-f", "-", given=json.dumps(_PROBE))
-            return
-        except ClusterError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
+    # It listens after its pod is ready.
+    words = ("kubectl", "create", "--dry-run=server", "-f", "-")
+    cluster.command_eventually(*words, seconds=READY_SECONDS, given=json.dumps(_PROBE))
 
 
 def start(record: RunRecord, cluster: RunningCluster, plane: ControlPlane) -> None:

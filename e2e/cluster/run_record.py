@@ -160,6 +160,18 @@ class RunningCluster:
         """Run a command that talks to it. Raises ClusterError with what it complains of."""
         self.output(*words, given=given)
 
+    def command_eventually(self, *words: str, seconds: float, given: str | None = None) -> None:
+        """Runs a command until it succeeds. Raises ClusterError with its last complaint after so
+        long."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return self.command(*words, given=given)
+            except ClusterError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
     def output(self, *words: str, given: str | None = None) -> str:
         """Returns what such a command prints. Raises ClusterError with what it complains of."""
         done = subprocess.run(words, env=self.environ(), input=given, capture_output=True, text=True, check=False)

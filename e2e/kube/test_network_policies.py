@@ -16,7 +16,7 @@ from e2e.cluster.run_record import RunRecord
 from e2e.kube.cluster_access.kubectl import Kubectl, eventually, run_fairlead, temporary_namespace
 from e2e.kube.workloads.client_pods import ClientPod
 from e2e.kube.workloads.helm_release import TEAM_LABEL, HelmRelease
-from e2e.kube.workloads.manifests import model, paced_engine, pod, pod_spec
+from e2e.kube.workloads.manifests import model, paced_engine
 from e2e.kube.workloads.model_deployments import DeployedModel
 
 pytestmark = [pytest.mark.lane("changes", position=60)]
@@ -88,16 +88,13 @@ def test_pods_reach_the_ports_that_policies_allow_and_no_others(
     here: Kubectl, scraped: HelmRelease, monitoring: Kubectl
 ) -> None:
     here.apply(paced_engine(), model("guarded"), model("other"))
-    spec = pod_spec("gateway", command=("python3", "-c", "import signal; signal.pause()"))
-    monitoring.apply(pod("scraper", spec))
-    stranger = ClientPod(here, scraped).start()
-    monitoring.wait("condition=Ready", "pod/scraper")
+    stranger, scraper = ClientPod(here, scraped).start(), ClientPod(monitoring, scraped).start()
     engine, other = (_only_pod(DeployedModel(here, name)) for name in ("guarded", "other"))
     components = {name: next(iter(scraped.pods(name).values())) for name in ("gateway", "indexer", "operator")}
     components |= {name: next(iter(scraped.pods(name).values())) for name in ("autoscaler", "redis")}
     peers = {
         "a stranger": NetworkPeer(here, stranger.name),
-        "a scraper": NetworkPeer(monitoring, "scraper"),
+        "a scraper": NetworkPeer(monitoring, scraper.name),
         "an engine of the model": NetworkPeer(here, engine["metadata"]["name"]),
         "an engine of another model": NetworkPeer(here, other["metadata"]["name"]),
     }

@@ -64,11 +64,8 @@ def nodes(kubectl: Kubectl) -> KindNodes:
 def pinned(installation: HelmRelease, nodes: KindNodes) -> Iterator[HelmRelease]:
     """An installation whose gateways are on the first worker."""
     place = {"nodeSelector": {"kubernetes.io/hostname": nodes.workers[0]}}
-    before = set(installation.pods("gateway"))
-    installation.upgrade(gateway=place)
-    installation.wait_until_replaced("gateway", before)
-    yield installation
-    installation.upgrade()
+    with installation.settings(gateway=place):
+        yield installation
 
 
 @pytest.fixture

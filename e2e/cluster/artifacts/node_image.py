@@ -136,7 +136,7 @@ def _put_files(root: Path) -> None:
         "chroot", str(root), "systemctl", "enable", "kubelet.service", "containerd.service", "undo-mount-hacks.service"
     )
     _run("chroot", str(root), "systemctl", "mask", "systemd-binfmt.service")
-    programs = {program.name: path_of(program) for program in pinned_versions.KIND_NODE}
+    programs = _programs()
     for folder, names in _PLACES.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         for program in names:
@@ -149,6 +149,10 @@ def _put_files(root: Path) -> None:
     settings = root / "etc/containerd/config.toml"
     # Without CAP_SYS_RESOURCE, which machines in machines lack, no score may be lowered.
     settings.write_text(settings.read_text().replace("restrict_oom_score_adj = false", "restrict_oom_score_adj = true"))
+
+
+def _programs() -> dict[str, Path]:
+    return {program.name: path_of(program) for program in pinned_versions.KIND_NODE}
 
 
 def _runtime_spec(ctr: Path) -> dict[str, Any]:
@@ -183,7 +187,7 @@ def _volumes_manifest() -> str:
 
 def _images(root: Path, work: Path) -> list[OciImage]:
     """All images of a cluster's own pods, under the names that kubeadm and containerd look for."""
-    programs = {program.name: path_of(program) for program in pinned_versions.KIND_NODE}
+    programs = _programs()
     kubeadm = str(programs["kubeadm"])
     wanted = _run(kubeadm, "config", "images", "list", "--kubernetes-version", pinned_versions.KUBERNETES).split()
     settings = tomllib.loads((root / "etc/containerd/config.toml").read_text())
@@ -235,16 +239,16 @@ def _tree(work: Path, root: Path, name: str, *programs: str) -> Path:
 
 def _fill_store(root: Path, work: Path) -> None:
     """Gives the images to containerd's store below ``root``, by a containerd of this machine."""
-    programs = {program.name: str(path_of(program)) for program in pinned_versions.KIND_NODE}
+    programs = _programs()
     with _containerd(programs["containerd"], root, work) as address:
-        client = [programs["ctr"], "--address", address, "--namespace", "k8s.io"]
+        client = [str(programs["ctr"]), "--address", address, "--namespace", "k8s.io"]
         pinned = "--label=io.cri-containerd.pinned=pinned"
         _run(*client, "images", "import", pinned, "--all-platforms", "--no-unpack", str(work / "images.tar"))
     shutil.rmtree(root / "var/lib/containerd/tmpmounts", ignore_errors=True)
 
 
 @contextmanager
-def _containerd(program: str, root: Path, work: Path) -> Iterator[str]:
+def _containerd(program: Path, root: Path, work: Path) -> Iterator[str]:
     """Yields the address of a containerd without plugins of Kubernetes."""
     address = str(work / "containerd.sock")
     (work / "containerd.toml").write_text(

@@ -6,7 +6,6 @@ the network is ours too.
 """
 
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,15 +83,9 @@ def start_node(cluster: RunningCluster, node: str) -> None:
     """Switches it on again, and the other nodes' routes to it."""
     engine = find_engine()
     engine.run("start", node)
-    end = time.monotonic() + kind_network.READY_SECONDS
-    while True:
-        try:
-            cluster.command("kubectl", "wait", "--for=condition=Ready", f"node/{node}", "--timeout=5s")
-            break
-        except ClusterError:  # the API server is not there yet, where the node is its own
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
+    words = ("kubectl", "wait", "--for=condition=Ready", f"node/{node}", "--timeout=5s")
+    # The API server is not there at first, where the node is its own.
+    cluster.command_eventually(*words, seconds=kind_network.READY_SECONDS)
     if engine.makes_images:
         kind_network.connect(cluster, engine)
 

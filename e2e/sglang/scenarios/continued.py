@@ -8,14 +8,13 @@ must end with an error event that says so.
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping
 from random import Random
 from typing import Any
 
 import httpx
 
 from e2e.sglang.engine.sglang_stage import KIND, SglangStage, fleet
-from e2e.sglang.scenarios.api import DIALECTS, body_of, streamed_answer
+from e2e.sglang.scenarios.api import DIALECTS, body_of, read_stream, streamed_answer
 from e2e.vllm.client import openai_client
 from e2e.vllm.engine.engine_processes import EngineProcess
 from e2e.vllm.report import Numbers, VllmReport, require
@@ -110,19 +109,14 @@ async def _say_why(fleet: CutFleet) -> Numbers:
             *((f"greedy {path}", path, {}) for path in NAMED_DIALECTS),
         ]
         for name, path, more in asks:
-            body = body_of(path, "import os", TOKENS) | {"stream": True, "user": name, **more}
+            body = body_of(path, "import os", TOKENS) | {"user": name, **more}
             fleet.plan.cuts[name], made = [5], fleet.plan.made
-            events = await _events(client, path, body)
+            events = await read_stream(client, path, body)
             require(fleet.plan.made == made + 1, f"{name} was not cut", found)
             found[name] = json.dumps(next((event for event in events if "error" in event), None))
     reasons = {name: error[-400:] for name, error in found.items()}
     require(all("(engine)" in error for error in found.values()), "a stream ended without a reason", reasons)
     return {"streams": len(found), "reasons": reasons}
-
-
-async def _events(client: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    async with client.stream("POST", path, json=body) as answer:
-        return [json.loads(line[6:]) async for line in answer.aiter_lines() if line.startswith("data: {")]
 
 
 class ContinuedKills:
